@@ -1,0 +1,51 @@
+"""Admission of updates: what is refused before it touches a sum, and why.
+
+An update must have the names, dtypes and shapes of the model it was trained from, and only
+finite numbers. Applied to strategies that average arrays; others may answer with anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fabric.tensors import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    category: Literal["wrong_shape", "not_finite"]
+    reason: str
+
+
+def inspect(sent: Sequence[Tensor], returned: Sequence[Tensor]) -> Refusal | None:
+    """Why `returned` may not be averaged with updates to `sent`, or None."""
+    expected = {t.name: (t.dtype, t.shape) for t in sent}
+    got = {t.name: (t.dtype, t.shape) for t in returned}
+    if expected.keys() != got.keys():
+        odd = sorted(expected.keys() ^ got.keys())[0]
+        where = "is missing" if odd in expected else "was not asked for"
+        return Refusal("wrong_shape", f"tensor {odd!r} {where}")
+    for name, (dtype, shape) in expected.items():
+        if got[name][1] != shape:
+            return Refusal("wrong_shape", f"tensor {name!r} has shape {got[name][1]}, expected {shape}")
+        if got[name][0] != dtype:
+            return Refusal("wrong_shape", f"tensor {name!r} has dtype {got[name][0]}, expected {dtype}")
+    for tensor in returned:
+        if not is_finite(tensor):
+            return Refusal("not_finite", f"tensor {tensor.name!r} holds NaN or infinity")
+    return None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every element is finite, in one pass without a temporary of the tensor's size."""
+    array = tensor.numpy()
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(array, axis=None, dtype=np.float64)
+    # A float64 tensor may overflow its sum though every element is finite: look closely then.
+    return bool(np.isfinite(total)) or bool(np.isfinite(array).all())

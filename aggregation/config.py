@@ -1,0 +1,20 @@
+"""What a launcher hands to an aggregator process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric.events import RunSpec
+from fabric.wire import Strict
+
+
+class WorkerConfig(Strict):
+    """One run, one attempt. Read from a JSON file, so that nothing secret stands in a command line."""
+
+    run: str
+    attempt: int
+    spec: RunSpec
+    nats_url: str
+    tenant: str = "default"
+    work_dir: Path
+    regions: list[str]

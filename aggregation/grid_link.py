@@ -1,0 +1,241 @@
+"""The asynchronous half of the Grid: a loop in its own thread that moves messages and blobs.
+
+Owns the broker connection and what is outstanding; knows nothing of flwr. The Grid calls it
+from the ServerApp's threads through `call`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from aggregation.config import WorkerConfig
+from fabric.blobs import BlobRef
+from fabric.broker import Broker, Delivery, Received
+from fabric.errors import FedtideError, MalformedMessage, TransientError
+from fabric.events import Event, EventData
+from fabric.streams import HUB_DOMAIN
+from fabric.subjects import DOWN, HUB_REGION, UP, Subjects, last_token
+from fabric.tensors import Buffer, frame_size
+from fabric.transfer import Source, expires, put_blob, read_blob
+from fabric.wire import INLINE_BYTES, Arrays, Cancel, Reply, Task
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+ROUND_BLOB_TTL_S = 24 * 3600.0
+NODE_GRACE_S = 15.0
+"""How long an offline node's task is waited for before the round goes on without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as the coordinator describes it to a run."""
+
+    name: str
+    region: str
+    node_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A reply with its tensors, or the news that none will come."""
+
+    task: str
+    reply: Reply | None
+    frames: dict[str, Buffer] = field(default_factory=dict)
+    size_bytes: int = 0
+    lost: str = ""
+
+
+Inbox = queue.SimpleQueue[Arrived]
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """A task that was sent: who has it, and who waits for the answer."""
+
+    node: Node
+    inbox: Inbox
+
+
+class GridLink:
+    """Runs the broker loop in a thread; each outstanding task is answered once, into its own queue."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._subjects = Subjects(config.tenant)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
+        self._outstanding: dict[str, Outstanding] = {}
+        self._graces: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sequence = 0
+        self.late: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+
+    def open(self) -> None:
+        """Connect and start listening for replies.
+
+        Raises:
+            BrokerUnavailable: no server answered.
+        """
+        self._thread.start()
+        self.call(self._open())
+
+    async def _open(self) -> None:
+        self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
+        await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
+        self._tasks.append(self._loop.create_task(self._listen(), name="replies"))
+
+    def close(self) -> None:
+        self.call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._broker.close()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop from another thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def nodes(self) -> list[Node]:
+        """The run's nodes that are online now, as the coordinator selects them."""
+        answer = await self._broker.ask(
+            self._subjects.rpc("nodes"), json.dumps({"run": self._config.run}).encode(), timeout_s=10
+        )
+        return [Node(n["name"], n["region"], n["node_id"]) for n in json.loads(answer)]
+
+    async def upload(self, frame: list[Buffer], *, keep: bool = False) -> Arrays:
+        """Make a frame available to every node: inline when small, else as a blob."""
+        if frame_size(frame) <= INLINE_BYTES and not keep:
+            return Arrays(inline=b"".join(frame))
+        return Arrays(blob=await self.store(frame, keep=keep))
+
+    async def store(self, parts: Iterable[Buffer], *, keep: bool) -> BlobRef:
+        return await put_blob(
+            self._broker, self._subjects.blob, DOWN, parts, ttl_s=None if keep else ROUND_BLOB_TTL_S
+        )
+
+    async def fetch(self, ref: BlobRef) -> bytearray:
+        return await read_blob(Source(self._broker, DOWN), self._subjects.blob, ref)
+
+    async def send(self, task: Task, node: Node, inbox: Inbox) -> None:
+        """Hand a task to a node (stored: a node that is away finds it when it comes back)."""
+        self._outstanding[task.task] = Outstanding(node, inbox)
+        await self._broker.publish(
+            self._subjects.task(node.region, node.name, task.task),
+            task.model_dump_json().encode(),
+            message_id=task.task,
+            ttl_s=max(1.0, task.expires_at - time.time()),
+        )
+
+    async def give_up(self, tasks: Iterable[str]) -> None:
+        """Nobody waits for these tasks any more: tell their nodes."""
+        for task in tasks:
+            sent = self._outstanding.pop(task, None)
+            if sent is not None:
+                subject = self._subjects.task(sent.node.region, sent.node.name, task)
+                order = Cancel(task=task, run=self._config.run)
+                await self._broker.publish(subject, order.model_dump_json().encode(), ttl_s=3600)
+
+    async def report(self, *events: EventData) -> None:
+        """Tell the coordinator, durably; retried until the broker has it."""
+        source = f"aggregator/{self._config.run}"
+        for data in events:
+            self._sequence += 1
+            key = f"{self._config.run}.{self._config.attempt}.{self._sequence}"
+            event = Event.now(source, data, id=key)
+            subject = self._subjects.report(HUB_REGION, self._config.run, data.kind.replace(".", "-"))
+            await self._publish_until_stored(subject, event.model_dump_json().encode(), key)
+
+    async def _publish_until_stored(self, subject: str, data: bytes, key: str) -> None:
+        while True:
+            try:
+                await self._broker.publish(subject, data, message_id=key)
+                return
+            except TransientError:
+                await asyncio.sleep(0.5)
+
+    async def forget_updates(self) -> None:
+        """Delete the run's folded updates from the hub and the regions (they expire anyway)."""
+        for domain in [HUB_DOMAIN, *self._config.regions]:
+            await self._purge(UP, self._subjects.update_blobs(self._config.run), domain)
+
+    async def forget_consumer(self) -> None:
+        await self._broker.delete_consumer(UP, self._durable)
+
+    async def forget_blob(self, ref: BlobRef) -> None:
+        """Delete a round's model from the hub and every region's cache; a kept blob stays."""
+        if not await expires(self._broker, DOWN, self._subjects.blob(ref.digest)):
+            return
+        for domain in [HUB_DOMAIN, *self._config.regions]:
+            await self._purge(DOWN, f"{self._subjects.blob(ref.digest)}.>", domain)
+
+    async def _purge(self, stream: str, pattern: str, domain: str) -> None:
+        try:
+            await self._broker.purge(stream, pattern, domain=domain)
+        except FedtideError as exc:
+            log.info("grid.purge_left_to_expiry", extra={"domain": domain, "reason": str(exc)})
+
+    @property
+    def _durable(self) -> str:
+        return f"agg-{self._config.run}-{self._config.attempt}"
+
+    async def _listen(self) -> None:
+        async for delivery in self._broker.consume(UP, self._durable, self._subjects.replies(self._config.run)):
+            try:
+                await self._take(delivery)
+            except TransientError:
+                continue
+            except FedtideError as exc:
+                self._lost(last_token(delivery.subject), f"malformed: {exc}")
+            await delivery.ack()
+
+    async def _take(self, delivery: Delivery) -> None:
+        try:
+            reply = Reply.model_validate_json(delivery.data)
+        except ValidationError as exc:
+            raise MalformedMessage(f"reply does not decode: {exc.errors()[0]['msg']}") from exc
+        sent = self._outstanding.get(reply.task)
+        if sent is None:
+            self.late.put(reply)
+            return
+        node = sent.node
+        frames: dict[str, Buffer] = {}
+
+        def prefix(digest: str) -> str:
+            return self._subjects.update_blob(node.region, node.name, self._config.run, digest)
+
+        for ref in reply.message.blobs():
+            frames[ref.digest] = memoryview(await read_blob(Source(self._broker, UP), prefix, ref)).toreadonly()
+        if self._outstanding.pop(reply.task, None) is not None:
+            size = len(delivery.data) + sum(len(f) for f in frames.values())
+            sent.inbox.put(Arrived(reply.task, reply, frames, size))
+
+    async def _on_presence(self, message: Received) -> None:
+        name, online = last_token(message.subject), message.data == b"online"
+        waiting = [t for t, sent in self._outstanding.items() if sent.node.name == name]
+        for task in waiting:
+            if online and (timer := self._graces.pop(task, None)):
+                timer.cancel()
+            elif not online and task not in self._graces:
+                reason = f"node {name} went offline ({message.data.decode()}) and did not return in {NODE_GRACE_S:.0f} s"
+                self._graces[task] = self._loop.call_later(NODE_GRACE_S, self._lost, task, reason)
+
+    def _lost(self, task: str, reason: str) -> None:
+        self._graces.pop(task, None)
+        if sent := self._outstanding.pop(task, None):
+            sent.inbox.put(Arrived(task, None, lost=reason))

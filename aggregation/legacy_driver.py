@@ -1,0 +1,55 @@
+"""Apps of Flower's legacy API (`server_fn`, `Strategy.aggregate_fit`): their model and history.
+
+Such a run reports its rounds after the fact, and exports its model like any other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from flwr.app import Array, ArrayRecord
+from flwr.server.history import History
+
+from aggregation.config import WorkerConfig
+from aggregation.grid_link import GridLink
+from fabric import flower
+from fabric.events import RoundClosed
+
+
+class LegacyDriver:
+    """`arrays` is the final model (records named "0", "1", ...) once a legacy run ended."""
+
+    def __init__(self, config: WorkerConfig, link: GridLink) -> None:
+        self._config = config
+        self._link = link
+        self.arrays: ArrayRecord | None = None
+        self.metrics: dict[str, float] = {}
+
+    def install(self) -> None:
+        flower.watch_legacy_runs(self._config.spec.rounds, self._ended)
+
+    def _ended(self, history: History, arrays: list[Array]) -> None:
+        self.arrays = ArrayRecord({str(i): array for i, array in enumerate(arrays)})
+        run, attempt = self._config.run, self._config.attempt
+        for number, metrics in sorted(by_round(history).items()):
+            self.metrics = metrics
+            closed = RoundClosed(run=run, attempt=attempt, round=number, metrics=metrics, seconds=0.0)
+            self._link.call(self._link.report(closed))
+
+
+def by_round(history: History) -> dict[int, dict[str, float]]:
+    """A legacy history turned around: metrics by round, named as the round driver names them."""
+    rounds: dict[int, dict[str, float]] = defaultdict(dict)
+    for name, series in (("eval_loss", history.losses_distributed), ("loss", history.losses_centralized)):
+        for number, value in series:
+            rounds[number][name] = float(value)
+    for prefix, table in (
+        ("train_", history.metrics_distributed_fit),
+        ("eval_", history.metrics_distributed),
+        ("", history.metrics_centralized),
+    ):
+        for key, entries in table.items():
+            for number, scalar in entries:
+                if isinstance(scalar, int | float):
+                    rounds[number][f"{prefix}{key}"] = float(scalar)
+    return rounds

@@ -1,0 +1,123 @@
+"""The aggregator process: runs one Flower ServerApp to its end and reports what came of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.serverapp import ServerApp
+
+from aggregation.config import WorkerConfig
+from aggregation.grid_link import GridLink
+from aggregation.legacy_driver import LegacyDriver
+from aggregation.nats_grid import NatsGrid
+from aggregation.onnx_export import export
+from aggregation.round_driver import RoundDriver
+from fabric import flower
+from fabric.apps import AppDescription, describe, fuse, unpack
+from fabric.blobs import BlobRef
+from fabric.errors import ConfigError, FedtideError
+from fabric.events import AggregatorStarted, ModelProduced, RunCompleted, RunFailed
+from fabric.ids import flower_int
+from fabric.release import ReleaseManifest
+from fabric.tensors import encode
+
+log = logging.getLogger(__name__)
+
+
+def run(config: WorkerConfig) -> int:
+    """Run the app; every ending is reported, so the exit code is 0 unless the report was impossible."""
+    link = GridLink(config)
+    link.open()
+    try:
+        link.call(link.report(AggregatorStarted(run=config.run, attempt=config.attempt)))
+        try:
+            note = _run_app(config, link)
+        except FedtideError as exc:
+            link.call(link.report(_failed(config, str(exc))))
+        except Exception as exc:  # a ServerApp may raise anything
+            log.exception("run.app_raised")
+            link.call(link.report(_failed(config, f"the ServerApp raised {type(exc).__name__}: {exc}")))
+        else:
+            link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
+        link.call(link.forget_updates())
+        link.call(link.forget_consumer())
+    finally:
+        link.close()
+    return 0
+
+
+def _failed(config: WorkerConfig, reason: str) -> RunFailed:
+    return RunFailed(run=config.run, attempt=config.attempt, reason=reason[:4000])
+
+
+def _run_app(config: WorkerConfig, link: GridLink) -> str:
+    spec = config.spec
+    app_dir = config.work_dir / "app"
+    unpack(bytes(link.call(link.fetch(spec.app.bundle))), app_dir)
+    app = describe(app_dir)
+    run_config = fuse(app.config, spec.run_config)
+    run_id = flower_int(config.run)
+    flower.adopt_identity(run_id, flower.SUPERLINK_NODE_ID)
+    driver = RoundDriver(config, link, _base_arrays(config, link))
+    driver.install()
+    legacy = LegacyDriver(config, link)
+    legacy.install()
+    server_app = flower.load_component(app.serverapp, app_dir)
+    if not isinstance(server_app, ServerApp):
+        raise ConfigError(app.serverapp, "is not a flwr ServerApp")
+    context = flower.context_of(run_id, flower.SUPERLINK_NODE_ID, {}, run_config, RecordDict())
+    out_dir = config.work_dir / "out"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    os.chdir(out_dir)
+    server_app(grid=NatsGrid(config, link, run_config), context=context)
+    arrays = driver.arrays or legacy.arrays or _left_in(context)
+    return _publish(config, link, app, app_dir, arrays, context, driver.metrics or legacy.metrics)
+
+
+def _base_arrays(config: WorkerConfig, link: GridLink) -> ArrayRecord | None:
+    if config.spec.base is None:
+        return None
+    manifest = ReleaseManifest.model_validate_json(bytes(link.call(link.fetch(config.spec.base))))
+    return flower.record_of(memoryview(link.call(link.fetch(manifest.arrays))))
+
+
+def _left_in(context: Context) -> ArrayRecord | None:
+    """A custom main hands its model over as the array record `model` of its context's state."""
+    record = context.state.array_records.get("model")
+    return record if isinstance(record, ArrayRecord) else None
+
+
+def _publish(
+    config: WorkerConfig,
+    link: GridLink,
+    app: AppDescription,
+    app_dir: Path,
+    arrays: ArrayRecord | None,
+    context: Context,
+    metrics: dict[str, float],
+) -> str:
+    model = config.spec.model or app.model
+    if app.export is None or model is None:
+        return "no release: the app names no export hook"
+    if arrays is None or not arrays:
+        return "no release: the app left no global model"
+    exported = export(app, app_dir, arrays, context, config.work_dir)
+
+    def keep(parts: list[bytes | memoryview]) -> BlobRef:
+        return link.call(link.store(parts, keep=True))
+
+    produced = ModelProduced(
+        run=config.run,
+        model=model,
+        onnx=keep([exported.onnx]),
+        arrays=keep(encode(flower.tensors_of(arrays))),
+        smoke=keep(encode(exported.smoke)),
+        export=exported.export,
+        metrics={**metrics, "onnx_max_abs_diff": exported.max_abs_diff},
+        base=config.spec.base,
+    )
+    link.call(link.report(produced))
+    return ""

@@ -1,0 +1,63 @@
+"""`python -m coordinator CONFIG.json`: what `fedtide coordinator` and the embedded mode start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from coordinator.config import CoordinatorConfig
+from coordinator.service import serve
+from fabric import logs
+from fabric.errors import ConfigError, FedtideError
+
+log = logging.getLogger(__name__)
+
+
+def load(file: Path) -> CoordinatorConfig:
+    """Raises ConfigError naming the field that is wrong."""
+    try:
+        return CoordinatorConfig.model_validate_json(file.read_bytes())
+    except OSError as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}", first["msg"]) from exc
+
+
+async def _until_signalled(config: CoordinatorConfig) -> None:
+    task = asyncio.create_task(serve(config))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("coordinator.stopped")
+    except BaseExceptionGroup as group:
+        ours, others = group.split(FedtideError)
+        if others is not None or ours is None:
+            raise
+        first: BaseException = ours
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+
+
+def run(config: CoordinatorConfig) -> int:
+    """Serve until a signal; returns the exit code."""
+    logs.to_stderr()
+    try:
+        asyncio.run(_until_signalled(config))
+    except FedtideError as exc:
+        print(f"fedtide coordinator: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(load(Path(sys.argv[1]))))

@@ -1,0 +1,50 @@
+"""Puts the command line together; errors become one line that says what to do next."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from coordinator.cli import system_commands
+from coordinator.cli.fleet_commands import fleet_app
+from coordinator.cli.model_commands import infer, models_app
+from coordinator.cli.rollout_commands import rollouts_app
+from coordinator.cli.run_commands import rounds_app, runs_app
+from fabric.errors import FedtideError
+
+app = typer.Typer(
+    name="fedtide",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated learning from cloud to edge: Flower apps over NATS, ONNX at the edge.",
+)
+for command in (
+    system_commands.up,
+    system_commands.down,
+    system_commands.status,
+    system_commands.demo,
+    infer,
+    system_commands.agent,
+    system_commands.coordinator,
+):
+    app.command()(command)
+app.add_typer(fleet_app, name="fleet")
+app.add_typer(runs_app, name="run")
+app.add_typer(rounds_app, name="round")
+app.add_typer(models_app, name="model")
+app.add_typer(rollouts_app, name="rollout")
+
+
+def main() -> None:
+    try:
+        app(prog_name="fedtide")
+    except FedtideError as exc:
+        print(f"fedtide: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

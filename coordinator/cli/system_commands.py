@@ -1,0 +1,129 @@
+"""`fedtide up`, `down`, `status`, `coordinator`, `agent`, `demo`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.cli.client import SERVER, Client
+from coordinator.cli.output import Format, Output, show_one
+from coordinator.embedded.home import Home, UpState
+from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+
+UP_WITHIN_S = 180.0
+DOWN_WITHIN_S = 30.0
+
+
+class UpFailed(FedtideError):
+    """The supervisor ended before everything was up."""
+
+
+def up(
+    regions: Annotated[str, typer.Option(help="Made-up regions, one leaf server each")] = "eu-west,us-east,ap-south",
+    nodes_per_region: Annotated[int, typer.Option(min=1, help="Agents in each region")] = 2,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one")] = 0,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
+) -> None:
+    """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
+    home = Home.find()
+    home.logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "coordinator.embedded", "--regions", regions]
+    command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port)]
+    logfile = home.logs / "supervisor.log"
+    with logfile.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    try:
+        state = _until_up(home, process, logfile)
+        typer.echo(f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.api}; logs in {home.logs}")
+        if not detach:
+            typer.echo("Ctrl-C ends it.")
+            process.wait()
+    except KeyboardInterrupt:
+        typer.echo("going down ...")
+        process.terminate()
+        process.wait(DOWN_WITHIN_S)
+
+
+def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> UpState:
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline:
+        code = process.poll()
+        if code is not None:
+            lines = logfile.read_text(errors="replace").strip().splitlines() or ["no output"]
+            raise UpFailed(lines[-1].removeprefix("fedtide up: "), "" if code == ConfigError.exit_code else f"See {logfile}")
+        try:
+            state = home.state()
+            if state.pid == process.pid and _all_online(state):
+                return state
+        except (NotFound, TransientError):
+            pass
+        time.sleep(0.1)
+    process.terminate()
+    raise TransientError(f"not everything was up after {UP_WITHIN_S:.0f} s", f"See {home.logs}")
+
+
+def _all_online(state: UpState) -> bool:
+    online: int = Client(state.api).get("/v1/status")["nodes"]["online"]
+    return online >= len(state.nodes)
+
+
+def down() -> None:
+    """End the installation that is up in the present home."""
+    home = Home.find()
+    state = home.state()
+    os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_WITHIN_S
+    while Path(f"/proc/{state.pid}").exists() and _is_alive(state.pid):
+        if time.monotonic() > deadline:
+            raise TransientError(f"the supervisor (pid {state.pid}) does not end", "Kill it; its children follow")
+        time.sleep(0.05)
+    typer.echo("down")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def status(output: Output = Format.table) -> None:
+    """What is up, and what it is doing."""
+    view: dict[str, object] = {}
+    if SERVER not in os.environ:
+        view = Home.find().state().model_dump(include={"pid", "api", "hub_url"})
+    show_one({**view, **Client.find().get("/v1/status")}, output)
+
+
+def coordinator(
+    config: Annotated[Path, typer.Option("--config", help="JSON configuration, see docs/configuration.md")],
+) -> None:
+    """Run a coordinator in the foreground."""
+    from coordinator.__main__ import load, run
+
+    raise typer.Exit(run(load(config)))
+
+
+def agent(
+    config: Annotated[Path | None, typer.Option("--config", help="TOML or JSON file; FEDTIDE_* go over it")] = None,
+) -> None:
+    """Run the agent of one edge node in the foreground."""
+    command = [sys.executable, "-m", "edge_agent"] + (["--config", str(config)] if config else [])
+    os.execv(sys.executable, command)
+
+
+def demo(
+    regions: Annotated[str, typer.Option(help="Made-up regions")] = "eu-west,us-east,ap-south",
+    nodes_per_region: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """The whole main job on real data: train, release, roll out region by region, infer, compare."""
+    from coordinator.demo.story import tell
+
+    raise typer.Exit(tell(regions.split(","), nodes_per_region))

@@ -1,0 +1,63 @@
+"""What reducers ask the shell to do. Every command may be carried out twice without harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from fabric.blobs import BlobRef
+from fabric.events import ModelProduced, RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchAggregator:
+    run: str
+    attempt: int
+    spec: RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StopAggregator:
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRelease:
+    """Make a release of what a run produced; ends in `ReleasePublished`."""
+
+    produced: ModelProduced
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetDesired:
+    """Tell one node what to serve; the node acts on the highest counter only."""
+
+    node: str
+    model: str
+    counter: int
+    rollout: str
+    release: BlobRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetAlarm:
+    """Ends in `AlarmRang` at `due`, also across a restart of the coordinator."""
+
+    owner: Literal["rollout", "run"]
+    id: str
+    key: str
+    due: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncePresence:
+    """Tell running aggregators that a node came or went."""
+
+    node: str
+    state: str
+
+
+Command = LaunchAggregator | StopAggregator | PublishRelease | SetDesired | SetAlarm | AnnouncePresence
+Commands = tuple[Command, ...]

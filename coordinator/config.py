@@ -1,0 +1,21 @@
+"""The coordinator's configuration, from a file or the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from fabric.wire import Strict
+
+
+class CoordinatorConfig(Strict):
+    """Everything one coordinator process needs."""
+
+    nats_url: str
+    regions: list[str] = Field(description="Regions whose leaf servers take part")
+    tenant: str = "default"
+    data_dir: Path = Field(default=Path("fedtide-coordinator"), description="Logs and work files of local aggregators")
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")
+    endpoint_file: Path | None = Field(default=None, description="Where the API's address is written once it listens")

@@ -1,0 +1,1 @@
+"""Embedded mode: the whole system on one machine, as real processes under one supervisor."""

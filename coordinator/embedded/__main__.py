@@ -1,0 +1,46 @@
+"""`python -m coordinator.embedded`: the supervisor process that `fedtide up` starts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+
+from coordinator.embedded.home import Home
+from coordinator.embedded.plan import lay_out
+from coordinator.embedded.supervisor import Supervisor
+from fabric import logs
+from fabric.errors import FedtideError
+
+
+async def _until_signalled(supervisor: Supervisor) -> None:
+    task = asyncio.create_task(supervisor.run(asyncio.Event()))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--regions", required=True)
+    parser.add_argument("--nodes-per-region", type=int, required=True)
+    parser.add_argument("--port", type=int, default=0)
+    arguments = parser.parse_args()
+    logs.to_stderr()
+    home = Home.find()
+    try:
+        layout = lay_out(home, arguments.regions.split(","), arguments.nodes_per_region, arguments.port)
+        asyncio.run(_until_signalled(Supervisor(home, layout)))
+    except FedtideError as exc:
+        print(f"fedtide up: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

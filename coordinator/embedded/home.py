@@ -1,0 +1,66 @@
+"""The folder of one embedded installation, and what stands where in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fabric.errors import NotFound
+from fabric.wire import Strict
+
+ENVIRONMENT = "FEDTIDE_HOME"
+
+
+class UpState(Strict):
+    """What a running installation tells others; written once everything is up."""
+
+    pid: int
+    api: str
+    hub_url: str
+    regions: list[str]
+    nodes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    root: Path
+
+    @classmethod
+    def find(cls) -> Home:
+        """`$FEDTIDE_HOME`, or `.fedtide` in the current folder."""
+        return cls(Path(os.environ.get(ENVIRONMENT) or ".fedtide").resolve())
+
+    @property
+    def up_file(self) -> Path:
+        return self.root / "up.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "up.lock"
+
+    @property
+    def endpoint_file(self) -> Path:
+        return self.root / "coordinator" / "endpoint.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def state(self) -> UpState:
+        """The running installation.
+
+        Raises:
+            NotFound: nothing is up here (a state left by a killed supervisor does not count).
+        """
+        try:
+            state = UpState.model_validate_json(self.up_file.read_bytes())
+            command = Path(f"/proc/{state.pid}/cmdline").read_bytes()
+        except (OSError, ValidationError, json.JSONDecodeError):
+            command = b""
+        if b"coordinator.embedded" not in command:
+            raise NotFound(f"no fedtide is up in {self.root}", "Start one with `fedtide up`, or set FEDTIDE_HOME")
+        return state

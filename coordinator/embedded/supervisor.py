@@ -1,0 +1,213 @@
+"""The supervisor: starts the children of a layout, restarts what dies, and leaves nothing behind.
+
+Children die with the supervisor even when it is killed outright (the kernel sees to it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from coordinator.embedded.home import Home, UpState
+from coordinator.embedded.plan import Child, Layout
+from coordinator.launcher import die_with_parent
+from fabric.errors import ConfigError, FedtideError, TransientError
+
+log = logging.getLogger(__name__)
+
+READY_WITHIN_S = 120.0
+STOP_WITHIN_S = 5.0
+FIRST_BACKOFF_S = 0.2
+LAST_BACKOFF_S = 5.0
+GIVE_UP_AFTER = 8
+"""Deaths in a row, each within a few seconds of its start, after which the whole installation ends."""
+
+
+class ChildGaveUp(FedtideError):
+    """A child that cannot be kept running; its log says why."""
+
+
+class Supervisor:
+    """Keeps one installation running until it is cancelled."""
+
+    def __init__(self, home: Home, layout: Layout) -> None:
+        self._home = home
+        self._layout = layout
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Start everything, set `ready`, and watch until cancelled.
+
+        Raises:
+            ConfigError: another installation is up in this home.
+            ChildGaveUp: a child cannot be started.
+        """
+        with self._lock():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    await self._start_all(group)
+                    self._write_state()
+                    ready.set()
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from None
+            finally:
+                self._home.up_file.unlink(missing_ok=True)
+                await self._stop_all()
+
+    def _lock(self) -> _Lock:
+        return _Lock(self._home)
+
+    async def _start_all(self, group: asyncio.TaskGroup) -> None:
+        for child in self._layout.children:
+            started = asyncio.Event()
+            group.create_task(self._keep(child, started), name=child.name)
+            await started.wait()
+            if child.port is not None:
+                await _until_open(child.port)
+            if child.name == "coordinator":
+                await self._until_api()
+
+    async def _until_api(self) -> None:
+        async with asyncio.timeout(READY_WITHIN_S):
+            while not self._home.endpoint_file.exists():
+                await asyncio.sleep(0.05)
+
+    def _write_state(self) -> None:
+        state = UpState(
+            pid=os.getpid(),
+            api=json.loads(self._home.endpoint_file.read_text())["url"],
+            hub_url=self._layout.hub_url,
+            regions=list(self._layout.regions),
+            nodes=list(self._layout.nodes),
+        )
+        part = self._home.up_file.with_suffix(".part")
+        part.write_text(state.model_dump_json(indent=2))
+        part.replace(self._home.up_file)
+
+    async def _keep(self, child: Child, started: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        backoff, early_deaths = FIRST_BACKOFF_S, 0
+        while True:
+            began = loop.time()
+            process = await self._spawn(child)
+            started.set()
+            code = await process.wait()
+            log.warning("child.ended", extra={"child": child.name, "code": code})
+            if loop.time() - began > LAST_BACKOFF_S:
+                backoff, early_deaths = FIRST_BACKOFF_S, 0
+            early_deaths += 1
+            if code == ConfigError.exit_code or early_deaths >= GIVE_UP_AFTER:
+                raise ChildGaveUp(
+                    f"{child.name} ended with code {code}: {self._last_line(child)}", f"See {self._logfile(child)}"
+                )
+            await asyncio.sleep(backoff)
+            backoff = min(LAST_BACKOFF_S, backoff * 2)
+
+    async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
+        environment = {**os.environ, "FEDTIDE_LIFELINE_PID": str(os.getpid())}
+        with self._logfile(child).open("ab") as logfile:
+            process = await asyncio.create_subprocess_exec(
+                *child.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=logfile,
+                stderr=logfile,
+                env=environment,
+                preexec_fn=die_with_parent,
+            )
+        self._processes[child.name] = process
+        return process
+
+    def _logfile(self, child: Child) -> Path:
+        return self._home.logs / f"{child.name}.log"
+
+    def _last_line(self, child: Child) -> str:
+        lines = self._logfile(child).read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no output"
+
+    async def _stop_all(self) -> None:
+        self._stop_aggregators()
+        groups = [
+            [p for n, p in self._processes.items() if n.startswith("agent-")],
+            [p for n, p in self._processes.items() if n == "coordinator"],
+            [p for n, p in self._processes.items() if n == "hub" or n.startswith("leaf-")],
+        ]
+        for processes in groups:
+            await asyncio.gather(*(_stop(p) for p in processes))
+
+    def _stop_aggregators(self) -> None:
+        for note in (self._home.root / "coordinator" / "runs").glob("*/aggregator.pid"):
+            try:
+                os.kill(int(json.loads(note.read_text())["pid"]), signal.SIGKILL)
+            except (OSError, ValueError, KeyError) as exc:
+                log.debug("aggregator.gone", extra={"reason": str(exc)})
+
+
+class _Lock:
+    """One supervisor a home, also after a crash: the kernel drops the lock with its holder."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def __enter__(self) -> None:
+        self._home.root.mkdir(parents=True, exist_ok=True)
+        self._file = self._home.lock_file.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            self._file.close()
+            raise ConfigError(
+                str(self._home.root), "a fedtide is already up here", "`fedtide down` ends it; or set FEDTIDE_HOME"
+            ) from exc
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+async def _until_open(port: int) -> None:
+    try:
+        async with asyncio.timeout(READY_WITHIN_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except OSError:
+                    await asyncio.sleep(0.05)
+                    continue
+                writer.close()
+                return
+    except TimeoutError as exc:
+        raise TransientError(f"nothing listens on port {port} after {READY_WITHIN_S:.0f} s") from exc
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_WITHIN_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def running(home: Home, layout: Layout) -> AsyncIterator[None]:
+    """The installation, up for the time of the block."""
+    ready = asyncio.Event()
+    supervisor = asyncio.create_task(Supervisor(home, layout).run(ready))
+    waiting = asyncio.create_task(ready.wait())
+    try:
+        await asyncio.wait({supervisor, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if supervisor.done():
+            supervisor.result()
+        yield
+    finally:
+        waiting.cancel()
+        supervisor.cancel()
+        await asyncio.gather(supervisor, waiting, return_exceptions=True)

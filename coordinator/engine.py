@@ -1,0 +1,140 @@
+"""The loop around the reducers: decode, step, persist, run commands, acknowledge, in that order.
+
+One event at a time. Whatever a command brings about comes back as an event through `submit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from coordinator.commands import Commands
+from coordinator.event_log import EventLog
+from coordinator.world import World
+from fabric.broker import Broker
+from fabric.errors import InvalidTransition, MalformedMessage
+from fabric.events import Event, EventData, decode_event
+from fabric.subjects import UP, Subjects
+
+log = logging.getLogger(__name__)
+
+SOURCE = "coordinator"
+_REMEMBERED_IDS = 100_000
+_DURABLE = "coordinator"
+
+Execute = Callable[[Commands], None]
+
+
+class Engine:
+    """Owns the world. `execute` starts commands and returns at once."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, event_log: EventLog, execute: Execute) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._log = event_log
+        self._execute = execute
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None]]] = asyncio.Queue(maxsize=10_000)
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._watchers: set[asyncio.Event] = set()
+        self.world = World()
+        self.applied = 0
+        self.refused = 0
+
+    async def recover(self) -> None:
+        """Replay the log, then ask again for exactly what the state still wants."""
+        async for event in self._log.replay():
+            self.world.apply(event)
+            self._remember(event)
+        log.info("coordinator.recovered", extra={"events": self.applied})
+        for commands in self.world.owed():
+            self._execute(commands)
+
+    async def run(self) -> None:
+        """Apply events for ever.
+
+        Raises:
+            StaleWriter: another coordinator leads now.
+        """
+        while True:
+            event, done = await self._inbox.get()
+            try:
+                await self._handle(event)
+            except InvalidTransition as exc:
+                self.refused += 1
+                log.warning("event.refused", extra={"event": event.id, "reason": str(exc)})
+                if not done.cancelled():
+                    done.set_exception(exc)
+            else:
+                if not done.cancelled():
+                    done.set_result(None)
+
+    async def _handle(self, event: Event) -> None:
+        if event.id in self._seen:
+            return
+        commands = self.world.apply(event)
+        await self._log.append(event)
+        self._remember(event)
+        log.info("event.applied", extra={"kind": event.data.kind, "id": event.id})
+        self._execute(commands)
+        for watcher in self._watchers:
+            watcher.set()
+
+    def _remember(self, event: Event) -> None:
+        self.applied += 1
+        self._seen[event.id] = None
+        if len(self._seen) > _REMEMBERED_IDS:
+            self._seen.popitem(last=False)
+
+    async def submit(self, data: EventData, *, id: str | None = None) -> None:
+        """Record something that happened here; returns once it is in the log and acted upon.
+
+        Raises:
+            InvalidTransition: the state does not allow it.
+        """
+        await self._put(Event.now(SOURCE, data, id=id))
+
+    async def _put(self, event: Event) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._inbox.put((event, done))
+        await done
+
+    async def listen(self) -> None:
+        """Take in the reports of nodes and aggregators for ever; each is acknowledged once it is in the log."""
+        async for delivery in self._broker.consume(UP, _DURABLE, self._subjects.all_reports):
+            try:
+                await self._put(decode_event(delivery.data))
+            except (MalformedMessage, InvalidTransition) as exc:
+                log.warning("report.refused", extra={"subject": delivery.subject, "reason": str(exc)})
+            await delivery.ack()
+
+    @contextmanager
+    def watch(self) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Gives a function that returns after the next change of the world (changes coalesce)."""
+        flag = asyncio.Event()
+        self._watchers.add(flag)
+
+        async def changed() -> None:
+            await flag.wait()
+            flag.clear()
+
+        try:
+            yield changed
+        finally:
+            self._watchers.discard(flag)
+
+
+async def snapshots(engine: Engine, view: Callable[[], object], *, last: Callable[[], bool]) -> AsyncIterator[object]:
+    """`view()` now and after every change that alters it, until `last()` holds."""
+    with engine.watch() as changed:
+        shown: object = None
+        while True:
+            current, ended = view(), last()
+            if current != shown:
+                yield current
+                shown = current
+            if ended:
+                return
+            await changed()

@@ -1,0 +1,70 @@
+"""The event log in JetStream: one writer, fenced by the sequence it expects to follow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from fabric.broker import Broker, Received
+from fabric.errors import MalformedMessage, StaleWriter, TransientError
+from fabric.events import Event, decode_event
+from fabric.subjects import EVENTS, Subjects
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+
+
+class EventLog:
+    """Appends after what it has read: if anybody else appended meanwhile, `append` refuses."""
+
+    def __init__(self, broker: Broker, subjects: Subjects) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._last = 0
+
+    async def replay(self) -> AsyncIterator[Event]:
+        """Every event so far, oldest first; afterwards the log is ready for `append`."""
+        while batch := await self._broker.read_from(EVENTS, self._last + 1):
+            for message in batch:
+                self._last = message.sequence
+                yield self._decode(message)
+
+    async def append(self, event: Event) -> None:
+        """Store one event, however long the broker is away.
+
+        Raises:
+            StaleWriter: another coordinator has taken over; this one must stop.
+        """
+        kind, _, name = event.data.kind.partition(".")
+        subject = self._subjects.event(kind, name)
+        data = event.model_dump_json().encode()
+        while True:
+            try:
+                ack = await self._broker.publish(subject, data, message_id=event.id, expected_last=self._last)
+                self._last = max(self._last, ack.sequence)
+                return
+            except TransientError as exc:
+                log.warning("log.append_waits", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+            except StaleWriter:
+                if not await self._stored_already(event):
+                    raise
+
+    async def _stored_already(self, event: Event) -> bool:
+        # An append whose confirmation was lost meets its own event when it is tried again.
+        for message in await self._broker.read_from(EVENTS, self._last + 1, batch=1):
+            if self._decode(message).id == event.id:
+                self._last = message.sequence
+                return True
+        return False
+
+    @staticmethod
+    def _decode(message: Received) -> Event:
+        try:
+            return decode_event(message.data)
+        except MalformedMessage as exc:
+            raise MalformedMessage(
+                f"event {message.sequence} of the log: {exc.what}", "A newer fedtide may have written it: upgrade"
+            ) from exc

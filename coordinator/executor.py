@@ -1,0 +1,134 @@
+"""Carries out commands. Each may run twice; what it brings about comes back as an event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+from coordinator import runs
+from coordinator.commands import (
+    AnnouncePresence,
+    Command,
+    Commands,
+    LaunchAggregator,
+    PublishRelease,
+    SetAlarm,
+    SetDesired,
+    StopAggregator,
+)
+from coordinator.engine import Engine
+from coordinator.launcher import Launcher
+from fabric.broker import Broker
+from fabric.errors import InvalidTransition, TransientError
+from fabric.events import AggregatorExited, AlarmRang, ReleasePublished
+from fabric.release import Lineage, ReleaseManifest
+from fabric.subjects import DOWN, HUB_REGION, UP, Subjects
+from fabric.transfer import put_blob
+from fabric.wire import Desired
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+
+
+class Executor:
+    """`start` is given to the engine; the tasks it spawns belong to `group`."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, group: asyncio.TaskGroup) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._group = group
+        self._engine: Engine | None = None
+        self._launcher: Launcher | None = None
+
+    def connect(self, engine: Engine, launcher: Launcher) -> None:
+        """The engine calls us and we call it: this closes the circle before anything runs."""
+        self._engine = engine
+        self._launcher = launcher
+
+    def start(self, commands: Commands) -> None:
+        for command in commands:
+            self._group.create_task(self._until_done(command), name=type(command).__name__)
+
+    async def _until_done(self, command: Command) -> None:
+        while True:
+            try:
+                await self._do(command)
+                return
+            except TransientError as exc:
+                log.warning("command.waits", extra={"command": type(command).__name__, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+            except InvalidTransition as exc:
+                log.warning("command.outdated", extra={"command": type(command).__name__, "reason": str(exc)})
+                return
+
+    async def _do(self, command: Command) -> None:
+        assert self._engine is not None and self._launcher is not None
+        match command:
+            case LaunchAggregator():
+                await self._launcher.launch(command)
+            case StopAggregator(run=run):
+                await self._launcher.stop(run)
+            case PublishRelease():
+                await self._publish_release(command, self._engine)
+            case SetDesired():
+                await self._set_desired(command)
+            case SetAlarm(owner=owner, id=key, key=what, due=due):
+                await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
+                await self._engine.submit(AlarmRang(owner=owner, id=key, key=what), id=f"alarm.{owner}.{key}.{what}")
+            case AnnouncePresence(node=node, state=state):
+                await self._broker.tell(self._subjects.presence(node), state.encode())
+
+    async def _set_desired(self, command: SetDesired) -> None:
+        assert self._engine is not None
+        node = self._engine.world.node(command.node)
+        desired = Desired(
+            model=command.model, counter=command.counter, rollout=command.rollout, release=command.release
+        )
+        subject = self._subjects.desired(node.region, node.name, command.model)
+        key = f"{command.rollout}.{command.counter}.{node.name}"
+        await self._broker.publish(subject, desired.model_dump_json().encode(), message_id=key)
+
+    async def _publish_release(self, command: PublishRelease, engine: Engine) -> None:
+        produced = command.produced
+        run = engine.world.run(produced.run)
+        manifest = ReleaseManifest(
+            model=produced.model,
+            version=command.version,
+            onnx=produced.onnx,
+            arrays=produced.arrays,
+            smoke=produced.smoke,
+            export=produced.export,
+            metrics=produced.metrics,
+            lineage=Lineage(
+                app=run.facts.spec.app,
+                run=produced.run,
+                rounds=sum(number > 0 for number in run.rounds),
+                participants=len(runs.participants(run)),
+                updates=runs.accepted_updates(run),
+                base=produced.base,
+            ),
+        )
+        parts: list[bytes | memoryview] = [manifest.model_dump_json().encode()]
+        ref = await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None)
+        await engine.submit(ReleasePublished(release=ref, manifest=manifest), id=f"{produced.run}.released")
+
+    async def aggregator_exited(self, run: str, attempt: int, code: int, reason: str) -> None:
+        """A process is gone: an event, unless its own last report says how the run ended."""
+        assert self._engine is not None
+        if code == 0 or await self._reported_its_end(run, attempt):
+            return
+        data = AggregatorExited(run=run, attempt=attempt, code=code, reason=reason)
+        try:
+            await self._engine.submit(data, id=f"{run}.{attempt}.exited")
+        except InvalidTransition as exc:
+            log.info("aggregator.exit_ignored", extra={"run": run, "reason": str(exc)})
+
+    async def _reported_its_end(self, run: str, attempt: int) -> bool:
+        # The report may be stored and not yet read by us: look where it would be.
+        for kind in ("run-completed", "run-failed"):
+            last = await self._broker.last(UP, self._subjects.report(HUB_REGION, run, kind))
+            if last is not None and f'"attempt":{attempt}' in last.data.decode():
+                return True
+        return False

@@ -1,0 +1,65 @@
+"""The fleet: nodes, what they can do, and whether they are there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from coordinator.commands import AnnouncePresence, Commands
+from fabric.errors import InvalidTransition
+from fabric.events import Capabilities, NodeJoined, NodeOffline, NodeOnline
+
+NodeEvent = NodeJoined | NodeOnline | NodeOffline
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """`reason` says why it is offline; `since` is when `online` last changed."""
+
+    name: str
+    region: str
+    capabilities: Capabilities
+    online: bool
+    since: datetime
+    reason: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The node's labels; its region and name count as labels too."""
+        return {**self.capabilities.labels, "region": self.region, "node": self.name}
+
+
+def step(state: Node | None, event: NodeEvent, at: datetime) -> tuple[Node, Commands]:
+    """The node after `event`.
+
+    Raises:
+        InvalidTransition: presence of a node that never joined.
+    """
+    match event:
+        case NodeJoined(node=name, region=region, capabilities=capabilities):
+            return Node(name, region, capabilities, True, at), (AnnouncePresence(name, "online"),)
+        case NodeOnline(node=name):
+            if state is None:
+                raise InvalidTransition(f"node {name} came online without having joined")
+            return replace(state, online=True, since=at, reason=""), (AnnouncePresence(name, "online"),)
+        case NodeOffline(node=name, reason=reason):
+            if state is None:
+                raise InvalidTransition(f"node {name} went offline without having joined")
+            return replace(state, online=False, since=at, reason=reason), (AnnouncePresence(name, reason),)
+
+
+def select(nodes: Iterable[Node], selector: Mapping[str, str]) -> list[Node]:
+    """The online nodes that carry every label of `selector`, by partition and name: the same order each time."""
+    chosen = [n for n in nodes if n.online and matches(n, selector)]
+    return sorted(chosen, key=_partition_then_name)
+
+
+def matches(node: Node, selector: Mapping[str, str]) -> bool:
+    labels = node.labels
+    return all(labels.get(key) in value.split("|") for key, value in selector.items())
+
+
+def _partition_then_name(node: Node) -> tuple[int, str]:
+    partition = node.capabilities.node_config.get("partition-id")
+    return (partition if isinstance(partition, int) else 1 << 62, node.name)

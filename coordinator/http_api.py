@@ -1,0 +1,247 @@
+"""The HTTP API: what the CLI, the dashboard and other programs call. Everything is JSON.
+
+Streams (`/watch`) are newline-delimited JSON: one whole view a line, sent when it changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, Field, ValidationError
+
+from coordinator import rollouts, runs, views
+from coordinator.engine import Engine, snapshots
+from coordinator.planning import RolloutRequest, plan
+from coordinator.presence import Presence
+from fabric.apps import MAX_BUNDLE_BYTES
+from fabric.blobs import BlobRef
+from fabric.broker import Broker
+from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+from fabric.events import RolloutAbortRequested, RolloutStarted, RunCancelRequested, RunRequested, RunSpec
+from fabric.ids import check_token, new_id
+from fabric.subjects import DOWN, Subjects
+from fabric.transfer import Source, put_blob, read_blob
+from fabric.wire import AppRef, ConfigValues, Strict
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class RunRequest(Strict):
+    """`base` is `latest`, a version number, or None."""
+
+    app: AppRef
+    model: str | None = None
+    rounds: int | None = Field(default=None, ge=1)
+    run_config: ConfigValues = {}
+    selector: dict[str, str] = {}
+    base: str | None = None
+    round_timeout_s: float = Field(default=3600.0, gt=0)
+    by: str = "cli"
+
+
+class Api:
+    """Handlers over the engine's world."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, presence: Presence) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._engine = engine
+        self._presence = presence
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=[_errors_as_json])
+        app.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.get("/v1/nodes", self._nodes),
+                web.get("/v1/nodes/{node}", self._node),
+                web.put("/v1/bundles", self._put_bundle),
+                web.get("/v1/runs", self._runs),
+                web.post("/v1/runs", self._start_run),
+                web.get("/v1/runs/{run}", self._run),
+                web.get("/v1/runs/{run}/watch", self._watch_run),
+                web.post("/v1/runs/{run}/cancel", self._cancel_run),
+                web.get("/v1/models", self._models),
+                web.get("/v1/models/{model}", self._model),
+                web.get("/v1/models/{model}/versions/{version}/onnx", self._onnx),
+                web.get("/v1/rollouts", self._rollouts),
+                web.post("/v1/rollouts", self._start_rollout),
+                web.get("/v1/rollouts/{rollout}", self._rollout),
+                web.get("/v1/rollouts/{rollout}/watch", self._watch_rollout),
+                web.post("/v1/rollouts/{rollout}/abort", self._abort_rollout),
+            ]
+        )
+        return app
+
+    async def _status(self, _: web.Request) -> web.Response:
+        world = self._engine.world
+        online = [n for n in world.nodes.values() if n.online]
+        return web.json_response(
+            {
+                "events": self._engine.applied,
+                "refused_events": self._engine.refused,
+                "nodes": {"online": len(online), "known": len(world.nodes)},
+                "regions": sorted({n.region for n in world.nodes.values()}),
+                "runs": {"active": sum(isinstance(r, runs.Running) for r in world.runs.values()), "all": len(world.runs)},
+                "models": len(world.models),
+                "rollouts": len(world.rollouts),
+            }
+        )
+
+    def _node_view(self, name: str) -> views.View:
+        return views.node(self._engine.world.node(name), self._presence.telemetry.get(name, {}))
+
+    async def _nodes(self, _: web.Request) -> web.Response:
+        return web.json_response([self._node_view(n) for n in sorted(self._engine.world.nodes)])
+
+    async def _node(self, request: web.Request) -> web.Response:
+        return web.json_response(self._node_view(request.match_info["node"]))
+
+    async def _put_bundle(self, request: web.Request) -> web.Response:
+        parts: list[bytes | memoryview] = [await request.read()]
+        ref = await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None)
+        return web.json_response(ref.model_dump())
+
+    async def _runs(self, _: web.Request) -> web.Response:
+        return web.json_response([views.run(r) for r in self._engine.world.runs.values()])
+
+    async def _start_run(self, request: web.Request) -> web.Response:
+        asked = await _body(request, RunRequest)
+        self._check_selector(asked.selector)
+        if asked.model is not None:
+            check_token("model", asked.model)
+        spec = RunSpec(
+            app=asked.app,
+            model=asked.model,
+            rounds=asked.rounds,
+            run_config=asked.run_config,
+            selector=asked.selector,
+            base=self._base(asked),
+            round_timeout_s=asked.round_timeout_s,
+        )
+        key = new_id("run")
+        await self._engine.submit(RunRequested(run=key, spec=spec, by=asked.by), id=f"{key}.requested")
+        return web.json_response(views.run(self._engine.world.run(key)), status=201)
+
+    def _check_selector(self, selector: dict[str, str]) -> None:
+        for label in ("region", "node"):
+            wanted = selector.get(label)
+            known = {n.labels[label] for n in self._engine.world.nodes.values()}
+            for value in wanted.split("|") if wanted is not None else []:
+                if value not in known:
+                    raise NotFound(f"there is no {label} {value!r}", f"Known: {', '.join(sorted(known)) or 'none yet'}")
+
+    def _base(self, asked: RunRequest) -> BlobRef | None:
+        if asked.base is None:
+            return None
+        if asked.model is None:
+            raise ConfigError("base", "needs a model", "Name the model that the base release belongs to")
+        releases = self._engine.world.model(asked.model).releases
+        wanted = str(len(releases)) if asked.base == "latest" else asked.base
+        for release in releases:
+            if str(release.manifest.version) == wanted:
+                return release.ref
+        raise NotFound(f"model {asked.model!r} has no release {asked.base}", "See `fedtide model ls`")
+
+    async def _run(self, request: web.Request) -> web.Response:
+        return web.json_response(views.run(self._engine.world.run(request.match_info["run"])))
+
+    async def _watch_run(self, request: web.Request) -> web.StreamResponse:
+        key, world = request.match_info["run"], self._engine.world
+        world.run(key)
+        return await self._stream(
+            request, lambda: views.run(world.runs[key]), lambda: isinstance(world.runs[key], runs.Ended)
+        )
+
+    async def _cancel_run(self, request: web.Request) -> web.Response:
+        key = request.match_info["run"]
+        if isinstance(self._engine.world.run(key), runs.Running):
+            await self._engine.submit(RunCancelRequested(run=key))
+        return web.json_response(views.run(self._engine.world.run(key)))
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response([views.model(m) for _, m in sorted(self._engine.world.models.items())])
+
+    async def _model(self, request: web.Request) -> web.Response:
+        return web.json_response(views.model(self._engine.world.model(request.match_info["model"])))
+
+    async def _onnx(self, request: web.Request) -> web.Response:
+        model, wanted = self._engine.world.model(request.match_info["model"]), request.match_info["version"]
+        for release in model.releases:
+            if wanted in (str(release.manifest.version), "latest") and (wanted != "latest" or release is model.latest):
+                data = await read_blob(Source(self._broker, DOWN), self._subjects.blob, release.manifest.onnx)
+                return web.Response(body=bytes(data), content_type="application/octet-stream")
+        raise NotFound(f"model {model.name!r} has no release {wanted}", "See `fedtide model ls`")
+
+    def _rollout_view(self, key: str) -> views.View:
+        regions = {n.name: n.region for n in self._engine.world.nodes.values()}
+        return views.rollout(self._engine.world.rollout(key), regions)
+
+    async def _rollouts(self, _: web.Request) -> web.Response:
+        return web.json_response([self._rollout_view(key) for key in self._engine.world.rollouts])
+
+    async def _start_rollout(self, request: web.Request) -> web.Response:
+        asked = await _body(request, RolloutRequest)
+        world = self._engine.world
+        model = world.model(asked.model)
+        planned = plan(asked, model, world.nodes.values(), world.promoted(asked.model))
+        key = new_id("rollout")
+        await self._engine.submit(
+            RolloutStarted(rollout=key, plan=planned, counter=model.counter + 1), id=f"{key}.started"
+        )
+        return web.json_response(self._rollout_view(key), status=201)
+
+    async def _rollout(self, request: web.Request) -> web.Response:
+        return web.json_response(self._rollout_view(request.match_info["rollout"]))
+
+    async def _watch_rollout(self, request: web.Request) -> web.StreamResponse:
+        key, world = request.match_info["rollout"], self._engine.world
+        world.rollout(key)
+
+        def over() -> bool:
+            state = world.rollouts[key]
+            if isinstance(state, rollouts.RolledBack):
+                return all(not world.nodes[n].online or n in state.restored for n in state.nodes)
+            return not isinstance(state, rollouts.Rolling)
+
+        return await self._stream(request, lambda: self._rollout_view(key), over)
+
+    async def _abort_rollout(self, request: web.Request) -> web.Response:
+        key = request.match_info["rollout"]
+        self._engine.world.rollout(key)
+        await self._engine.submit(RolloutAbortRequested(rollout=key))
+        return web.json_response(self._rollout_view(key))
+
+    async def _stream(
+        self, request: web.Request, view: Callable[[], object], last: Callable[[], bool]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for snapshot in snapshots(self._engine, view, last=last):
+            await response.write(json.dumps(snapshot).encode() + b"\n")
+        await response.write_eof()
+        return response
+
+
+async def _body(request: web.Request, kind: type[M]) -> M:
+    try:
+        return kind.model_validate_json(await request.read())
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise ConfigError(".".join(map(str, first["loc"])) or "body", first["msg"]) from exc
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+        return response
+    except FedtideError as exc:
+        status = {NotFound: 404, ConfigError: 400}.get(type(exc), 503 if isinstance(exc, TransientError) else 409)
+        body = {"error": exc.what, "remedy": exc.remedy, "exit_code": exc.exit_code}
+        return web.json_response(body, status=status)
+    except web.HTTPException as exc:
+        return web.json_response({"error": exc.text or exc.reason, "remedy": "", "exit_code": 1}, status=exc.status)

@@ -1,0 +1,133 @@
+"""Starting aggregators: the interface, and the one that uses local processes."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from coordinator.commands import LaunchAggregator
+
+log = logging.getLogger(__name__)
+
+Exited = Callable[[str, int, int, str], Awaitable[None]]
+"""run, attempt, exit code, reason"""
+
+
+class Launcher(Protocol):
+    """Runs aggregators somewhere. `launch` of what runs already adopts it."""
+
+    async def launch(self, command: LaunchAggregator) -> None: ...
+    async def stop(self, run: str) -> None: ...
+
+
+class LocalLauncher:
+    """One subprocess a run. A note on disk lets a restarted coordinator find and adopt it."""
+
+    def __init__(self, root: Path, nats_url: str, tenant: str, regions: list[str], exited: Exited) -> None:
+        self._root = root
+        self._nats_url = nats_url
+        self._tenant = tenant
+        self._regions = regions
+        self._exited = exited
+        self._watched: dict[str, asyncio.Task[None]] = {}
+
+    async def launch(self, command: LaunchAggregator) -> None:
+        """Start the run's aggregator, or adopt the one of this attempt that is still there."""
+        folder = self._root / command.run
+        folder.mkdir(parents=True, exist_ok=True)
+        pid = self._alive(command.run, command.attempt)
+        process: asyncio.subprocess.Process | None = None
+        if pid is None:
+            process = await self._start(command, folder)
+            pid = process.pid
+        self._watched[command.run] = asyncio.create_task(self._watch(command, pid, process))
+
+    async def _start(self, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
+        config = {
+            "run": command.run,
+            "attempt": command.attempt,
+            "spec": command.spec.model_dump(mode="json"),
+            "nats_url": self._nats_url,
+            "tenant": self._tenant,
+            "work_dir": str(folder.resolve()),
+            "regions": self._regions,
+        }
+        file = folder / f"attempt-{command.attempt}.json"
+        file.write_text(json.dumps(config))
+        with (folder / "aggregator.log").open("ab") as logfile:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "aggregation", str(file), stdout=logfile, stderr=logfile, start_new_session=True
+            )
+        self._note(command.run).write_text(json.dumps({"pid": process.pid, "attempt": command.attempt}))
+        log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
+        return process
+
+    async def _watch(self, command: LaunchAggregator, pid: int, process: asyncio.subprocess.Process | None) -> None:
+        if process is not None:
+            code = await process.wait()
+        else:
+            await _until_gone(pid)
+            code = -1
+        self._note(command.run).unlink(missing_ok=True)
+        await self._exited(command.run, command.attempt, code, _last_line(self._root / command.run / "aggregator.log"))
+
+    async def stop(self, run: str) -> None:
+        """Ask the run's aggregator to end, if there is one."""
+        pid = self._alive(run, None)
+        if pid is not None:
+            os.kill(pid, signal.SIGTERM)
+
+    def _note(self, run: str) -> Path:
+        return self._root / run / "aggregator.pid"
+
+    def _alive(self, run: str, attempt: int | None) -> int | None:
+        try:
+            note = json.loads(self._note(run).read_text())
+            pid = int(note["pid"])
+            cmdline = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError, KeyError):
+            return None
+        ours = b"aggregation" in cmdline and f"/{run}/".encode() in cmdline
+        return pid if ours and attempt in (None, note["attempt"]) else None
+
+    async def close(self) -> None:
+        """Stop watching; the processes go on and are adopted by the next coordinator."""
+        for task in self._watched.values():
+            task.cancel()
+        await asyncio.gather(*self._watched.values(), return_exceptions=True)
+
+
+async def _until_gone(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    gone = loop.create_future()
+    loop.add_reader(handle, gone.set_result, None)
+    try:
+        await gone
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+
+
+def _last_line(file: Path) -> str:
+    try:
+        lines = file.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:500] if lines else ""
+
+
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel kills this process when the one that started it dies."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

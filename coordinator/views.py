@@ -1,0 +1,149 @@
+"""What people and programs see: aggregates as JSON-ready dictionaries. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from coordinator import fleet, registry, rollouts, rounds, runs
+
+View = dict[str, Any]
+
+
+def node(state: fleet.Node, telemetry: Mapping[str, Any]) -> View:
+    capabilities = state.capabilities
+    return {
+        "name": state.name,
+        "region": state.region,
+        "state": "online" if state.online else "offline",
+        "reason": state.reason,
+        "since": state.since.isoformat(timespec="seconds"),
+        "labels": capabilities.labels,
+        "cpus": capabilities.cpus,
+        "memory_bytes": capabilities.memory_bytes,
+        "disk_free_bytes": capabilities.disk_free_bytes,
+        "extras": capabilities.extras,
+        "samples": capabilities.samples,
+        "node_config": capabilities.node_config,
+        "inference_url": capabilities.inference_url,
+        "agent_version": capabilities.agent_version,
+        "rss_bytes": telemetry.get("rss_bytes"),
+        "trainer_rss_bytes": telemetry.get("trainer_rss_bytes"),
+        "busy": telemetry.get("busy"),
+        "serving": telemetry.get("serving", {}),
+        "inferences": telemetry.get("inferences"),
+    }
+
+
+def run(state: runs.Run) -> View:
+    facts = state.facts
+    view: View = {
+        "run": facts.run,
+        "app": facts.spec.app.name,
+        "model": facts.spec.model,
+        "state": _run_state(state),
+        "reason": state.reason,
+        "by": facts.by,
+        "attempt": state.attempt,
+        "requested_at": facts.requested_at.isoformat(timespec="seconds"),
+        "selector": facts.spec.selector,
+        "participants": sorted(runs.participants(state)),
+        "rounds": [_round(r) for _, r in sorted(state.rounds.items())],
+    }
+    if isinstance(state, runs.Ended):
+        view["seconds"] = round((state.ended_at - facts.requested_at).total_seconds(), 3)
+    return view
+
+
+def _run_state(state: runs.Run) -> str:
+    if isinstance(state, runs.Ended):
+        return state.outcome
+    return "running" if state.started else "starting"
+
+
+def _round(state: rounds.Round) -> View:
+    view: View = {
+        "round": state.number,
+        "state": type(state).__name__.lower(),
+        "phases": {name: _tally(t) for name, t in state.phases.items()},
+        "metrics": dict(state.metrics) if isinstance(state, rounds.Closed) else {},
+        "seconds": round(state.seconds, 3) if isinstance(state, rounds.Closed) else None,
+        "bytes_up": sum(t.bytes_up for t in state.phases.values()),
+        "bytes_down": sum(t.bytes_down for t in state.phases.values()),
+    }
+    return view
+
+
+def _tally(tally: rounds.Tally) -> View:
+    return {
+        "asked": len(tally.asked),
+        "received": sorted(tally.received),
+        "awaited": sorted(tally.awaited),
+        "refused": {n: {"category": r.category, "reason": r.reason} for n, r in sorted(tally.refused.items())},
+    }
+
+
+def model(state: registry.Model) -> View:
+    return {
+        "model": state.name,
+        "releases": [release(r) for r in state.releases],
+        "latest": state.latest.manifest.version if state.latest else None,
+    }
+
+
+def release(state: registry.Release) -> View:
+    manifest = state.manifest
+    return {
+        "version": manifest.version,
+        "digest": state.ref.digest,
+        "size_bytes": manifest.onnx.size_bytes,
+        "metrics": manifest.metrics,
+        "labels": manifest.export.labels,
+        "lineage": manifest.lineage.model_dump(mode="json"),
+    }
+
+
+def rollout(state: rollouts.Rollout, regions: Mapping[str, str]) -> View:
+    """`regions` maps node names to their regions."""
+    facts = state.facts
+    return {
+        "rollout": facts.rollout,
+        "model": facts.plan.model,
+        "version": facts.plan.version,
+        "release": facts.plan.release.digest,
+        "state": type(state).__name__.lower(),
+        "reason": _rollout_reason(state),
+        "started_at": facts.started_at.isoformat(timespec="seconds"),
+        "by": facts.by,
+        "regions": [_wave(state, index, regions) for index in range(len(facts.plan.waves))],
+    }
+
+
+def _rollout_reason(state: rollouts.Rollout) -> str:
+    match state:
+        case rollouts.Paused(reason=reason) | rollouts.RolledBack(reason=reason):
+            return reason
+        case rollouts.Superseded(by=by):
+            return f"superseded by {by}"
+        case rollouts.Rolling(wave=wave, stage=stage):
+            return f"wave {wave + 1} of {len(state.facts.plan.waves)}: {state.facts.plan.waves[wave].region}, {stage}"
+        case _:
+            return ""
+
+
+def _wave(state: rollouts.Rollout, index: int, regions: Mapping[str, str]) -> View:
+    wave = state.facts.plan.waves[index]
+    names = [*wave.canaries, *wave.nodes]
+    told = {n: state.nodes[n] for n in names if n in state.nodes}
+    seconds = getattr(state.at if isinstance(state, rollouts.Paused) else state, "wave_seconds", ())
+    return {
+        "region": wave.region,
+        "nodes": len(names),
+        "canaries": wave.canaries,
+        "phases": dict(Counter(s.phase for s in told.values())),
+        "confirmed": sum(s.phase == "confirmed" for s in told.values()),
+        "failed": sum(s.phase in rollouts.FAILED for s in told.values()),
+        "reasons": {n: s.reason for n, s in told.items() if s.reason},
+        "seconds": round(seconds[index], 3) if index < len(seconds) else None,
+    }

@@ -1,0 +1,117 @@
+"""The coordinator's whole state: a fold of the event log, routed to the reducers.
+
+The only mutable thing here is which aggregate stands under which id; aggregates themselves are
+immutable and change only through their reducers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from coordinator import fleet, registry, rollouts, runs
+from coordinator.commands import Commands
+from fabric.blobs import BlobRef
+from fabric.errors import NotFound
+from fabric.events import (
+    AlarmRang,
+    Event,
+    ModelProduced,
+    NodeJoined,
+    NodeOffline,
+    NodeOnline,
+    NodePhaseReported,
+    ReleasePublished,
+    RolloutAbortRequested,
+    RolloutStarted,
+)
+
+T = TypeVar("T")
+
+
+class World:
+    """Everything the log says. `apply` is deterministic: the same events give the same world."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, fleet.Node] = {}
+        self.runs: dict[str, runs.Run] = {}
+        self.models: dict[str, registry.Model] = {}
+        self.rollouts: dict[str, rollouts.Rollout] = {}
+
+    def apply(self, event: Event) -> Commands:
+        """Fold one event in.
+
+        Raises:
+            InvalidTransition: an event that the state does not allow; nothing has changed.
+        """
+        data, at = event.data, event.time
+        match data:
+            case NodeJoined() | NodeOnline() | NodeOffline():
+                node, commands = fleet.step(self.nodes.get(data.node), data, at)
+                self.nodes[data.node] = node
+                return commands
+            case ModelProduced(model=name):
+                return self._model(name, data)
+            case ReleasePublished(manifest=manifest):
+                return self._model(manifest.model, data)
+            case RolloutStarted(plan=plan):
+                commands = self._rollout(data.rollout, data, event)
+                self._supersede(plan.model, data.rollout)
+                return self._model(plan.model, data) + commands
+            case RolloutAbortRequested() | NodePhaseReported():
+                return self._rollout(data.rollout, data, event)
+            case AlarmRang(id=rollout):
+                return self._rollout(rollout, data, event)
+            case _:
+                run, commands = runs.step(self.runs.get(data.run), data, at)
+                self.runs[data.run] = run
+                return commands
+
+    def _model(self, name: str, data: registry.ModelEvent) -> Commands:
+        model, commands = registry.step(self.models.get(name, registry.Model(name)), data)
+        self.models[name] = model
+        return commands
+
+    def _rollout(self, key: str, data: rollouts.RolloutEvent, event: Event) -> Commands:
+        rollout, commands = rollouts.step(self.rollouts.get(key), data, event.time)
+        self.rollouts[key] = rollout
+        return commands
+
+    def _supersede(self, model: str, by: str) -> None:
+        for key, rollout in self.rollouts.items():
+            if key != by and rollout.facts.plan.model == model:
+                self.rollouts[key] = rollouts.supersede(rollout, by)
+
+    def owed(self) -> Iterator[Commands]:
+        """What the state as a whole still wants done, after a restart."""
+        for run in self.runs.values():
+            yield runs.owed(run)
+        for model in self.models.values():
+            yield registry.owed(model)
+        for rollout in self.rollouts.values():
+            yield rollouts.owed(rollout)
+
+    def run(self, key: str) -> runs.Run:
+        return _find(self.runs, key, "run")
+
+    def node(self, key: str) -> fleet.Node:
+        return _find(self.nodes, key, "node")
+
+    def model(self, key: str) -> registry.Model:
+        return _find(self.models, key, "model")
+
+    def rollout(self, key: str) -> rollouts.Rollout:
+        return _find(self.rollouts, key, "roll-out")
+
+    def promoted(self, model: str) -> BlobRef | None:
+        """The release of the newest roll-out of a model that completed."""
+        done = [r for r in self.rollouts.values() if isinstance(r, rollouts.Completed) and r.facts.plan.model == model]
+        return max(done, key=lambda r: r.facts.counter).facts.plan.release if done else None
+
+
+def _find(table: Mapping[str, T], key: str, what: str) -> T:
+    found = table.get(key)
+    if found is None:
+        near = ", ".join(sorted(table)[:8]) or "none yet"
+        raise NotFound(f"there is no {what} {key!r}", f"Known: {near}")
+    return found

@@ -1,0 +1,43 @@
+"""`python -m edge_agent [--config FILE]`, also reached as `fedtide agent`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from edge_agent.agent import Agent
+from edge_agent.config import AgentConfig, load
+from fabric import logs
+from fabric.errors import FedtideError
+
+
+async def _until_signalled(config: AgentConfig) -> None:
+    task = asyncio.create_task(Agent(config).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        logging.getLogger(__name__).info("agent.stopped")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fedtide agent", description="Run the agent of one edge node.")
+    parser.add_argument("--config", type=Path, help="TOML or JSON file; FEDTIDE_* variables go over it")
+    arguments = parser.parse_args(argv)
+    logs.to_stderr()
+    try:
+        asyncio.run(_until_signalled(load(arguments.config)))
+    except FedtideError as exc:
+        print(f"fedtide agent: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The agent of one node: puts the parts together and keeps them in step with the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from pydantic import TypeAdapter, ValidationError
+
+from edge_agent.activation import Activation
+from edge_agent.capabilities import collect, resident_bytes
+from edge_agent.config import AgentConfig
+from edge_agent.inference_server import InferenceServer
+from edge_agent.tasks import TaskLoop
+from fabric.broker import Broker, Received
+from fabric.errors import MalformedMessage, TransientError
+from fabric.events import Event, EventData, NodeJoined, NodePhase, NodePhaseReported
+from fabric.ids import new_id
+from fabric.subjects import DOWN, Subjects
+from fabric.wire import Desired, Order
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+_ORDER: TypeAdapter[Order] = TypeAdapter(Order)
+
+
+class Agent:
+    """One node. `run` works until it is cancelled, and then leaves nothing half written."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._subjects = Subjects(config.tenant)
+        self._server = InferenceServer(config)
+        self._boot = new_id("boot")
+
+    async def run(self) -> None:
+        """Serve, take part, report.
+
+        Raises:
+            ConfigError: the inference port is taken.
+            BrokerUnavailable: no broker within the first half minute and nothing to serve without it.
+        """
+        config = self._config
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        await self._server.start()
+        log.info("inference.listening", extra={"url": self._server.url})
+        self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", wait_s=float("inf"))
+        self._tasks = TaskLoop(config, broker)
+        self._activation = Activation(config, broker, self._server, self._report_phase)
+        self._activation.resume()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._activation.run(), name="activation")
+                group.create_task(self._tasks.run(), name="tasks")
+                group.create_task(self._tasks.send(), name="outbox")
+                group.create_task(self._take_part(), name="presence")
+        finally:
+            await self._server.stop()
+            await broker.tell(self._subjects.telemetry(config.region, config.node), b'{"bye": true}')
+            await broker.close()
+
+    async def _take_part(self) -> None:
+        region, node = self._config.region, self._config.node
+        await self._broker.subscribe(self._subjects.live_node(region, node), self._on_live)
+        self._broker.when_reconnected(self._catch_up)
+        await self._join()
+        await self._catch_up()
+        while True:
+            await self._heartbeat()
+            await asyncio.sleep(self._config.heartbeat_s)
+
+    async def _join(self) -> None:
+        joined = NodeJoined(
+            node=self._config.node,
+            region=self._config.region,
+            capabilities=collect(self._config, self._server.url),
+        )
+        await self._publish(joined, f"{self._config.node}.joined.{self._boot}")
+
+    async def _catch_up(self) -> None:
+        """Read what was published while nobody listened: the newest message of each subject."""
+        pattern = self._subjects.down_node(self._config.region, self._config.node)
+        while True:
+            try:
+                missed = await self._broker.last_of_each(DOWN, pattern)
+                break
+            except TransientError as exc:
+                log.info("agent.waits_for_region", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+        for message in missed:
+            await self._take(message)
+
+    async def _on_live(self, message: Received) -> None:
+        await self._take(message)
+
+    async def _take(self, message: Received) -> None:
+        kind = message.subject.split(".")[6]
+        try:
+            if kind == "task":
+                await self._tasks.order(_ORDER.validate_json(message.data))
+            elif kind == "desired":
+                await self._activation.want(Desired.model_validate_json(message.data))
+        except ValidationError as exc:
+            raise MalformedMessage(f"{message.subject}: {exc.errors()[0]['msg']}") from exc
+
+    async def _heartbeat(self) -> None:
+        trainer = self._tasks.trainer_pid
+        beat = {
+            "rss_bytes": resident_bytes(),
+            "trainer_rss_bytes": resident_bytes(trainer) if trainer is not None else 0,
+            "busy": self._tasks.busy,
+            "serving": self._server.serving(),
+            "inferences": self._server.served,
+            "heartbeat_s": self._config.heartbeat_s,
+        }
+        subject = self._subjects.telemetry(self._config.region, self._config.node)
+        try:
+            await self._broker.tell(subject, json.dumps(beat).encode())
+        except TransientError as exc:
+            log.info("agent.heartbeat_lost", extra={"reason": str(exc)})
+
+    async def _report_phase(self, desired: Desired, phase: NodePhase, reason: str) -> None:
+        log.info("release.%s", phase, extra={"rollout": desired.rollout, "reason": reason})
+        data = NodePhaseReported(
+            rollout=desired.rollout, node=self._config.node, counter=desired.counter, phase=phase, reason=reason
+        )
+        await self._publish(data, f"{self._config.node}.{desired.rollout}.{desired.counter}.{phase}.{self._boot}")
+
+    async def _publish(self, data: EventData, key: str) -> None:
+        """Report durably: the region's stream has it before this returns."""
+        event = Event.now(f"agent/{self._config.node}", data, id=key)
+        subject = self._subjects.report(self._config.region, self._config.node, data.kind.replace(".", "-"))
+        while True:
+            try:
+                await self._broker.publish(subject, event.model_dump_json().encode(), message_id=key)
+                return
+            except TransientError as exc:
+                log.info("agent.report_waits", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)

@@ -1,0 +1,47 @@
+"""What this node can do, read from the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from edge_agent.config import AgentConfig
+from fabric.events import Capabilities
+
+_TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
+
+
+def collect(config: AgentConfig, inference_url: str) -> Capabilities:
+    """Capabilities now. Extras are looked up, never imported."""
+    return Capabilities(
+        labels=config.labels,
+        cpus=os.cpu_count() or 1,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        disk_free_bytes=shutil.disk_usage(config.data_dir).free,
+        python=platform.python_version(),
+        extras=[name for name in _TRAINING_EXTRAS if find_spec(name) is not None],
+        samples=config.samples,
+        node_config=config.node_config,
+        inference_url=inference_url,
+        agent_version=_own_version(),
+    )
+
+
+def _own_version() -> str:
+    try:
+        return version("fedtide")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Resident memory of a process in bytes (0 if it is gone)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

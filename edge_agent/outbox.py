@@ -1,0 +1,101 @@
+"""The outbox: a finished answer is on disk before its task counts as done, and leaves when it can.
+
+One folder a task below `pending/`; an empty file below `done/` remembers what was sent, so a
+task that is delivered again after a restart is not trained twice.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fabric.errors import MalformedMessage
+from fabric.wire import Reply
+
+DONE_KEPT_S = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """One answer that waits to be sent; `blobs` maps digests to files."""
+
+    reply: Reply
+    blobs: dict[str, Path]
+
+
+class Outbox:
+    """Owns `root`; nothing else writes there except a trainer into the folder of its own task."""
+
+    def __init__(self, root: Path) -> None:
+        self._pending = root / "pending"
+        self._done = root / "done"
+        self._work = root / "work"
+        shutil.rmtree(self._work, ignore_errors=True)
+        for folder in (self._pending, self._done, self._work):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._forget_old()
+
+    def knows(self, task: str) -> bool:
+        """Whether the task was answered already (sent or waiting)."""
+        return (self._done / task).exists() or (self._pending / task).exists()
+
+    def open(self, task: str) -> Path:
+        """A fresh folder in which the answer to `task` is put together."""
+        folder = self._work / task
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+    def commit(self, reply: Reply) -> None:
+        """Make the answer durable: from here on it is sent, whatever dies in between."""
+        folder = self._work / reply.task
+        target = folder / "reply.json"
+        with target.open("wb") as file:
+            file.write(reply.model_dump_json().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        folder.rename(self._pending / reply.task)
+        _sync_folder(self._pending)
+
+    def waiting(self) -> list[str]:
+        """Tasks whose answers wait, oldest first."""
+        return [p.name for p in sorted(self._pending.iterdir(), key=lambda p: p.stat().st_mtime)]
+
+    def read(self, task: str) -> Pending:
+        """Raises MalformedMessage if the disk lost part of it."""
+        folder = self._pending / task
+        try:
+            reply = Reply.model_validate_json((folder / "reply.json").read_bytes())
+        except (OSError, ValidationError) as exc:
+            raise MalformedMessage(f"outbox entry {task} is damaged") from exc
+        return Pending(reply, {ref.digest: folder / ref.digest for ref in reply.message.blobs()})
+
+    def sent(self, task: str) -> None:
+        """The broker has it: keep only the memory that it was done."""
+        (self._done / task).touch()
+        shutil.rmtree(self._pending / task, ignore_errors=True)
+
+    def drop(self, task: str) -> None:
+        """Nobody wants this task any more."""
+        (self._done / task).touch()
+        shutil.rmtree(self._work / task, ignore_errors=True)
+        shutil.rmtree(self._pending / task, ignore_errors=True)
+
+    def _forget_old(self) -> None:
+        limit = time.time() - DONE_KEPT_S
+        for marker in self._done.iterdir():
+            if marker.stat().st_mtime < limit:
+                marker.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,194 @@
+"""The agent's task loop: orders in, one training task at a time, answers out through the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from edge_agent.config import AgentConfig
+from edge_agent.outbox import Outbox
+from edge_agent.trainer import Job, Trainer, TrainerCrashed
+from fabric.apps import unpack
+from fabric.blobs import BlobRef
+from fabric.broker import Broker
+from fabric.errors import CapabilityMissing, FedtideError, RemoteError, TransientError
+from fabric.ids import flower_int
+from fabric.streams import HUB_DOMAIN
+from fabric.subjects import DOWN, UP, Subjects
+from fabric.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
+from fabric.wire import Cancel, Reply, Task, WireError, WireMessage
+
+log = logging.getLogger(__name__)
+
+_LOAD_FAILED = 1
+_APP_CRASHED = 8
+UPDATE_TTL_S = 7 * 24 * 3600.0
+RETRY_S = 1.0
+
+
+class TaskLoop:
+    """Owns the trainer and the outbox of a node. `run` and `send` are to be run as two tasks."""
+
+    def __init__(self, config: AgentConfig, broker: Broker) -> None:
+        self._config = config
+        self._broker = broker
+        self._subjects = Subjects(config.tenant)
+        self._outbox = Outbox(config.data_dir / "outbox")
+        self._trainer = Trainer(config)
+        self._queue: asyncio.Queue[Task] = asyncio.Queue(maxsize=1024)
+        self._accepted: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._to_send: asyncio.Queue[str] = asyncio.Queue()
+        self._running: asyncio.Task[Reply] | None = None
+        self.busy: str | None = None
+        for task in self._outbox.waiting():
+            self._to_send.put_nowait(task)
+
+    @property
+    def trainer_pid(self) -> int | None:
+        return self._trainer.pid
+
+    async def order(self, order: Task | Cancel) -> None:
+        """Take a task once, however often it is delivered; a cancel ends it wherever it is."""
+        if isinstance(order, Cancel):
+            await self._cancel(order.task)
+        elif order.task not in self._accepted and not self._outbox.knows(order.task):
+            self._accepted.add(order.task)
+            await self._queue.put(order)
+
+    async def _cancel(self, task: str) -> None:
+        self._cancelled.add(task)
+        if self.busy == task and self._running is not None:
+            self._running.cancel()
+
+    async def run(self) -> None:
+        """Work off tasks for ever; on cancellation the trainer is stopped."""
+        try:
+            while True:
+                await self._one(await self._queue.get())
+        finally:
+            await self._trainer.stop()
+
+    async def _one(self, task: Task) -> None:
+        key = task.task
+        try:
+            if key in self._cancelled or time.time() > task.expires_at:
+                self._outbox.drop(key)
+                return
+            self.busy = key
+            self._running = asyncio.create_task(self._train(task), name=f"train-{key}")
+            reply = await self._running
+            self._outbox.commit(reply)
+            self._to_send.put_nowait(key)
+        except asyncio.CancelledError:
+            if key not in self._cancelled:
+                raise
+            self._outbox.drop(key)
+            log.info("task.cancelled", extra={"task": key})
+        finally:
+            self.busy = self._running = None
+            self._accepted.discard(key)
+
+    async def _train(self, task: Task) -> Reply:
+        began = time.monotonic()
+        out_dir = self._outbox.open(task.task)
+        while True:
+            try:
+                message = await self._answer(task, out_dir)
+                break
+            except TransientError as exc:
+                log.warning("task.waits", extra={"task": task.task, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+            except CapabilityMissing as exc:
+                message = _error(task, _LOAD_FAILED, str(exc))
+                break
+            except (TrainerCrashed, RemoteError, FedtideError) as exc:
+                message = _error(task, _APP_CRASHED, str(exc))
+                break
+        return Reply(
+            task=task.task, run=task.run, node=self._config.node, seconds=time.monotonic() - began, message=message
+        )
+
+    async def _answer(self, task: Task, out_dir: Path) -> WireMessage:
+        app_dir = self._config.data_dir / "apps" / task.app.bundle.digest
+        if not app_dir.exists():
+            unpack(bytes(await read_blob(self._source, self._subjects.blob, task.app.bundle)), app_dir)
+        task_file = out_dir / "task.json"
+        task_file.write_text(task.model_dump_json())
+        job = Job(
+            task_file=task_file,
+            blobs={ref.digest: await self._download(ref, out_dir) for ref in task.message.blobs()},
+            app_dir=app_dir.resolve(),
+            state_file=(self._config.data_dir / "runs" / f"{task.run}.state").resolve(),
+            out_dir=out_dir.resolve(),
+            node_id=flower_int(self._config.node),
+            node_config=self._config.node_config,
+        )
+        await self._trainer.train(task.run, job)
+        for path in [*job.blobs.values(), task_file]:
+            path.unlink(missing_ok=True)
+        return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
+
+    async def _download(self, ref: BlobRef, folder: Path) -> Path:
+        path = (folder / f"in-{ref.digest}").resolve()
+        await get_blob(self._source, self._subjects.blob, ref, FileSink(path))
+        return path
+
+    @property
+    def _source(self) -> Source:
+        return Source(self._broker, DOWN, fallback_domain=HUB_DOMAIN)
+
+    async def send(self) -> None:
+        """Send finished answers for ever, each until the broker has it."""
+        while True:
+            task = await self._to_send.get()
+            await self._until_sent(task)
+
+    async def _until_sent(self, key: str) -> None:
+        while True:
+            try:
+                await self._send_once(key)
+                self._outbox.sent(key)
+                return
+            except TransientError as exc:
+                log.warning("outbox.waits", extra={"task": key, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+            except FedtideError as exc:
+                log.error("outbox.dropped", extra={"task": key, "reason": str(exc)})
+                self._outbox.drop(key)
+                return
+
+    async def _send_once(self, key: str) -> None:
+        pending = self._outbox.read(key)
+        reply, region, node = pending.reply, self._config.region, self._config.node
+
+        def prefix(digest: str) -> str:
+            return self._subjects.update_blob(region, node, reply.run, digest)
+
+        for path in pending.blobs.values():
+            await put_blob(self._broker, prefix, UP, [map_file(path)], ttl_s=UPDATE_TTL_S)
+        subject = self._subjects.reply(region, node, reply.run, reply.task)
+        await self._broker.publish(
+            subject, reply.model_dump_json().encode(), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S
+        )
+
+
+def _error(task: Task, code: int, reason: str) -> WireMessage:
+    """An error reply made without flwr."""
+    asked = task.message
+    now = time.time()
+    return WireMessage(
+        run_id=asked.run_id,
+        message_id="",
+        src_node_id=asked.dst_node_id,
+        dst_node_id=asked.src_node_id,
+        reply_to_message_id=asked.message_id,
+        group_id=asked.group_id,
+        created_at=now,
+        ttl=max(1.0, asked.created_at + asked.ttl - now),
+        message_type=asked.message_type,
+        error=WireError(code=code, reason=reason),
+    )
+

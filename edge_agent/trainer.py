@@ -1,0 +1,134 @@
+"""The trainer process, seen from the agent: started on demand, niced, killed when it must be.
+
+One process serves one run (module state of an app never leaks into another run), one task at a
+time. The agent talks to it in JSON lines; tensors pass through files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import Field
+
+from edge_agent.config import AgentConfig
+from fabric.errors import CapabilityMissing, RemoteError
+from fabric.wire import ConfigValues, Strict
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class TrainerCrashed(RemoteError):
+    """The trainer process died under a task (signal, os._exit, out of memory)."""
+
+
+class Job(Strict):
+    """One task as files: what the agent asks of the trainer process."""
+
+    task_file: Path
+    blobs: dict[str, Path]
+    app_dir: Path
+    state_file: Path
+    out_dir: Path
+    node_id: int
+    node_config: ConfigValues = Field(description="Flower's node config")
+
+
+class Trainer:
+    """At most one trainer process, kept warm between the tasks of a run."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._process: asyncio.subprocess.Process | None = None
+        self._run: str | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def train(self, run: str, job: Job) -> None:
+        """Do one job; its answer is in `job.out_dir` (see trainer_process).
+
+        Raises:
+            CapabilityMissing: this node has no flwr.
+            TrainerCrashed: the process ended before it answered.
+        """
+        if find_spec("flwr") is None:
+            raise CapabilityMissing(
+                "this node cannot run Flower apps: flwr is not installed", "pip install 'fedtide[train]' on the node"
+            )
+        if self._idle is not None:
+            self._idle.cancel()
+        if run != self._run or (self._process is not None and self._process.returncode is not None):
+            await self.stop()
+        process = self._process or await self._start(run)
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(job.model_dump_json().encode() + b"\n")
+            await process.stdin.drain()
+            answer = await process.stdout.readline()
+        except ConnectionError:
+            answer = b""
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        if not answer:
+            code = await process.wait()
+            self._process = self._run = None
+            raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
+        json.loads(answer)
+        loop = asyncio.get_running_loop()
+        self._idle = loop.call_later(self._config.train_idle_s, self._kill)
+
+    async def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        process = self._process
+        self._kill()
+        if process is not None:
+            await process.wait()
+
+    def _kill(self) -> None:
+        process, self._process, self._run = self._process, None, None
+        if process is not None and process.returncode is None:
+            process.kill()
+
+    async def _start(self, run: str) -> asyncio.subprocess.Process:
+        environment = dict(os.environ)
+        if self._config.train_threads is not None:
+            environment |= dict.fromkeys(_THREAD_VARIABLES, str(self._config.train_threads))
+        work = self._config.data_dir / "trainer"
+        work.mkdir(parents=True, exist_ok=True)
+        with (work / "trainer.log").open("ab") as logfile:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "edge_agent.trainer_process",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=logfile,
+                cwd=work,
+                env=environment,
+                preexec_fn=self._become_polite,
+            )
+        self._run = run
+        log.info("trainer.started", extra={"pid": self._process.pid, "run": run})
+        return self._process
+
+    def _become_polite(self) -> None:
+        os.nice(self._config.train_nice)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _describe(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

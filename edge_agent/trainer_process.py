@@ -1,0 +1,105 @@
+"""The trainer process: runs a Flower ClientApp, one job a line, in files.
+
+Reads `Job` lines from stdin and answers one JSON line each. The answer itself is
+`message.json` (a WireMessage) and one file a blob, named by its digest, in the job's folder.
+This is the only part of an agent that loads flwr and what the app imports.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from edge_agent.trainer import Job
+from fabric import flower, logs
+from fabric.apps import describe
+from fabric.blobs import chunked, manifest_of
+from fabric.errors import ConfigError
+from fabric.tensors import encode, frame_size
+from fabric.transfer import map_file
+from fabric.wire import INLINE_BYTES, Arrays, Task
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    requests, answers = sys.stdin.buffer, _private_stdout()
+    logs.to_stderr()
+    apps: dict[Path, ClientApp] = {}
+    for line in requests:
+        _do(Job.model_validate_json(line), apps)
+        answers.write(json.dumps({"done": True}).encode() + b"\n")
+        answers.flush()
+    return 0
+
+
+def _private_stdout() -> BinaryIO:
+    # Apps print: what they print must not reach the agent as an answer.
+    private = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return private
+
+
+def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
+    task = Task.model_validate_json(job.task_file.read_bytes())
+    flower.adopt_identity(task.message.run_id, job.node_id)
+    message = flower.from_wire(task.message, {d: map_file(p) for d, p in job.blobs.items()})
+    state = flower.load_state(job.state_file.read_bytes()) if job.state_file.exists() else RecordDict()
+    context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
+    try:
+        app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
+        reply = app(message, context)
+        _write_state(job.state_file, flower.dump_state(context.state))
+    except (flower.AppLoadError, ConfigError) as exc:
+        log.exception("app.load_failed")
+        reply = Message(Error(flower.ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)), reply_to=message)
+    except Exception as exc:  # a ClientApp may raise anything: it becomes an error reply, as in Flower
+        log.exception("app.raised")
+        reason = f"{type(exc).__name__}: {exc}"
+        reply = Message(Error(flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    _write_reply(job.out_dir, reply)
+
+
+def _load(app_dir: Path) -> ClientApp:
+    reference = describe(app_dir).clientapp
+    app: Any = flower.load_component(reference, app_dir)
+    if not isinstance(app, ClientApp):
+        raise ConfigError(reference, "is not a flwr ClientApp")
+    return app
+
+
+def _write_state(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def _write_reply(out_dir: Path, reply: Message) -> None:
+    arrays: dict[str, Arrays] = {}
+    if reply.has_content():
+        for name, record in reply.content.items():
+            if isinstance(record, ArrayRecord):
+                arrays[name] = _write_arrays(out_dir, record)
+    (out_dir / "message.json").write_text(flower.to_wire(reply, arrays).model_dump_json())
+
+
+def _write_arrays(out_dir: Path, record: ArrayRecord) -> Arrays:
+    frame = encode(flower.tensors_of(record))
+    if frame_size(frame) <= INLINE_BYTES:
+        return Arrays(inline=b"".join(frame))
+    ref = manifest_of(list(chunked(frame))).ref
+    with (out_dir / ref.digest).open("wb") as file:
+        file.writelines(frame)
+    return Arrays(blob=ref)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

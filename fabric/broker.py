@@ -1,0 +1,352 @@
+"""The one module that speaks NATS: publish, read, consume and watch, with our errors.
+
+It never joins or interprets payloads, and it never gives up a connection: nats-py reconnects
+for ever, and calls made meanwhile raise `BrokerUnavailable` when their own time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from fabric.errors import BrokerUnavailable, FedtideError, StaleWriter, TransientError
+
+log = logging.getLogger(__name__)
+
+_WRONG_LAST_SEQUENCE = 10071
+_WRONG_LAST_SEQUENCE_CONSTANT = 10164
+_STREAM_NAME_IN_USE = 10058
+_PULL_BATCH = 256
+_PULL_EXPIRES_S = 30.0
+_PULL_HEARTBEAT_S = 5.0
+_NANOSECONDS = 1_000_000_000
+
+Handler = Callable[["Received"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """JetStream's word that a message is stored; `duplicate` if its id was already known."""
+
+    sequence: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message as it arrived; `reply` is where an answer goes, if one is wanted."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reply: str = ""
+
+    @property
+    def sequence(self) -> int:
+        return int(self.headers.get("Nats-Sequence", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message of a durable consumer; it comes again until `ack` was called."""
+
+    subject: str
+    data: bytes
+    ack: Callable[[], Awaitable[None]]
+
+
+class Broker:
+    """A connection to one NATS server. Create it with `connect`, end it with `close`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+
+    @classmethod
+    async def connect(cls, url: str, name: str, *, wait_s: float = 30.0) -> Broker:
+        """Connect, waiting up to `wait_s` for the server to be there.
+
+        Raises:
+            BrokerUnavailable: no server answered in time.
+        """
+        client = Client()
+        broker = cls(client)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                await client.connect(
+                    url,
+                    name=name,
+                    connect_timeout=10,
+                    reconnect_time_wait=1,
+                    max_reconnect_attempts=-1,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    pending_size=64 * 1024 * 1024,
+                    error_cb=_log_error,
+                    reconnected_cb=broker._reconnected,
+                )
+                return broker
+            except (OSError, nats.errors.Error) as exc:
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable(
+                        f"no NATS server answers at {url}", "Is it running? Try `fedtide status`"
+                    ) from exc
+                await asyncio.sleep(0.1)
+
+    def when_reconnected(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Call `callback` after every reconnect (to read what was missed)."""
+        self._on_reconnect.append(callback)
+
+    async def _reconnected(self) -> None:
+        for callback in self._on_reconnect:
+            try:
+                await callback()
+            except FedtideError as exc:
+                log.warning("broker.catch_up_failed", extra={"reason": str(exc)})
+
+    async def close(self) -> None:
+        """Flush what is on the way and disconnect."""
+        try:
+            await self._client.drain()
+        except nats.errors.Error:
+            await self._client.close()
+
+    async def ask(self, subject: str, data: bytes = b"", *, timeout_s: float = 5.0) -> bytes:
+        """Send a request and return the answer's payload."""
+        return (await self._request(subject, data, timeout_s)).data
+
+    async def tell(self, subject: str, data: bytes) -> None:
+        """Publish without storage or confirmation."""
+        try:
+            await self._client.publish(subject, data)
+        except nats.errors.Error as exc:
+            raise BrokerUnavailable(f"cannot publish to {subject}") from exc
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes | memoryview,
+        *,
+        message_id: str | None = None,
+        expected_last: int | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float = 10.0,
+    ) -> Ack:
+        """Store one message in the stream that captures `subject`.
+
+        Raises:
+            StaleWriter: `expected_last` is not the stream's last sequence.
+            BrokerUnavailable: not confirmed in time (it may be stored: publish again with the same id).
+        """
+        headers: dict[str, str] = {}
+        if message_id is not None:
+            headers["Nats-Msg-Id"] = message_id
+        if expected_last is not None:
+            headers["Nats-Expected-Last-Sequence"] = str(expected_last)
+        if ttl_s is not None:
+            headers["Nats-TTL"] = f"{max(1, round(ttl_s))}s"
+        payload = data if isinstance(data, bytes) else bytes(data)
+        answer = _answer((await self._request(subject, payload, timeout_s, headers or None)).data)
+        return Ack(int(answer["seq"]), bool(answer.get("duplicate", False)))
+
+    async def subscribe(self, subject: str, handler: Handler) -> Callable[[], Awaitable[None]]:
+        """Call `handler` for each message in turn; returns the way to stop."""
+
+        async def deliver(message: Msg) -> None:
+            try:
+                await handler(_received(message))
+            except FedtideError as exc:
+                log.warning("broker.message_refused", extra={"subject": message.subject, "reason": str(exc)})
+
+        subscription = await self._client.subscribe(
+            subject, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=256 * 1024 * 1024
+        )
+        await self._client.flush()
+        return subscription.unsubscribe
+
+    async def last(
+        self, stream: str, subject: str, *, domain: str | None = None, timeout_s: float = 10.0
+    ) -> Received | None:
+        """The newest stored message of exactly `subject`, or None."""
+        message = await self._request(f"{_api(domain)}.DIRECT.GET.{stream}.{subject}", b"", timeout_s)
+        return None if "Status" in (message.headers or {}) else _received(message)
+
+    async def last_of_each(
+        self, stream: str, pattern: str, *, domain: str | None = None, timeout_s: float = 10.0
+    ) -> list[Received]:
+        """The newest message of every subject that matches `pattern`, oldest first."""
+        return await self._batch(stream, {"multi_last": [pattern], "batch": 1000}, domain, timeout_s)
+
+    async def read_from(
+        self, stream: str, sequence: int, *, batch: int = 1000, timeout_s: float = 30.0
+    ) -> list[Received]:
+        """Up to `batch` messages from `sequence` on; empty at the end."""
+        body = {"seq": sequence, "batch": batch, "max_bytes": 32 * 1024 * 1024}
+        return await self._batch(stream, body, None, timeout_s)
+
+    async def subjects_of(self, stream: str, pattern: str, *, domain: str | None = None) -> frozenset[str]:
+        """The subjects under `pattern` that hold a message."""
+        body = json.dumps({"subjects_filter": pattern}).encode()
+        answer = await self._call(f"STREAM.INFO.{stream}", body, domain)
+        return frozenset((answer["state"].get("subjects") or {}).keys())
+
+    async def last_sequence(self, stream: str) -> int:
+        """The sequence of the newest message of a stream (0 if it never had one)."""
+        return int((await self._call(f"STREAM.INFO.{stream}", b"", None))["state"]["last_seq"])
+
+    async def purge(self, stream: str, pattern: str, *, domain: str | None = None) -> int:
+        """Delete all messages under `pattern`; returns how many."""
+        body = json.dumps({"filter": pattern}).encode()
+        return int((await self._call(f"STREAM.PURGE.{stream}", body, domain)).get("purged", 0))
+
+    async def ensure_stream(self, config: Mapping[str, object], *, domain: str | None = None) -> None:
+        """Create a stream, or bring an existing one to `config`."""
+        body = json.dumps(config).encode()
+        try:
+            await self._call(f"STREAM.CREATE.{config['name']}", body, domain)
+        except _ApiError as exc:
+            if exc.code != _STREAM_NAME_IN_USE:
+                raise
+            await self._call(f"STREAM.UPDATE.{config['name']}", body, domain)
+
+    async def delete_consumer(self, stream: str, durable: str) -> None:
+        """Forget a durable consumer; it is no error if there is none."""
+        try:
+            await self._call(f"CONSUMER.DELETE.{stream}.{durable}", b"", None)
+        except _ApiError as exc:
+            log.debug("broker.no_consumer", extra={"durable": durable, "reason": str(exc)})
+
+    async def consume(self, stream: str, durable: str, pattern: str) -> AsyncIterator[Delivery]:
+        """Every message under `pattern`, at least once, surviving restarts of both sides.
+
+        One long poll is open at a time; the server pushes into it as messages come.
+        """
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
+        request = json.dumps(
+            {
+                "batch": _PULL_BATCH,
+                "expires": int(_PULL_EXPIRES_S * _NANOSECONDS),
+                "idle_heartbeat": int(_PULL_HEARTBEAT_S * _NANOSECONDS),
+            }
+        ).encode()
+        try:
+            while True:
+                if not await self._ensure_consumer(stream, durable, pattern):
+                    continue
+                await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", request, reply=inbox)
+                async for message in _until_poll_ends(arrived):
+                    yield Delivery(message.subject, message.data, message.ack)
+        finally:
+            await subscription.unsubscribe()
+
+    async def _ensure_consumer(self, stream: str, durable: str, pattern: str) -> bool:
+        config = {
+            "durable_name": durable,
+            "filter_subject": pattern,
+            "ack_policy": "explicit",
+            "ack_wait": 60 * _NANOSECONDS,
+            "max_ack_pending": 4096,
+            "deliver_policy": "all",
+        }
+        body = json.dumps({"stream_name": stream, "config": config}).encode()
+        try:
+            await self._call(f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", body, None)
+        except TransientError as exc:
+            log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
+            await asyncio.sleep(0.5)
+            return False
+        return True
+
+    async def _batch(
+        self, stream: str, body: Mapping[str, object], domain: str | None, timeout_s: float
+    ) -> list[Received]:
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
+        found: list[Received] = []
+        try:
+            await self._client.publish(f"{_api(domain)}.DIRECT.GET.{stream}", json.dumps(body).encode(), reply=inbox)
+            while True:
+                message = await asyncio.wait_for(arrived.get(), timeout_s)
+                status = (message.headers or {}).get("Status")
+                if status == "503":
+                    raise BrokerUnavailable(f"stream {stream} does not answer")
+                if status is not None:
+                    return found
+                found.append(_received(message))
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise BrokerUnavailable(f"stream {stream} does not answer") from exc
+        finally:
+            await subscription.unsubscribe()
+
+    async def _call(self, verb: str, body: bytes, domain: str | None) -> dict[str, Any]:
+        return _answer((await self._request(f"{_api(domain)}.{verb}", body, 10.0)).data)
+
+    async def _request(
+        self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None
+    ) -> Msg:
+        try:
+            return await self._client.request(subject, data, timeout=timeout_s, headers=headers)
+        except (nats.errors.Error, TimeoutError, OSError) as exc:
+            raise BrokerUnavailable(f"no answer on {subject}") from exc
+
+
+class _ApiError(FedtideError):
+    def __init__(self, code: int, what: str) -> None:
+        self.code = code
+        super().__init__(what)
+
+
+def _api(domain: str | None) -> str:
+    return "$JS.API" if domain is None else f"$JS.{domain}.API"
+
+
+def _answer(data: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(data)
+    error = answer.get("error")
+    if error is None:
+        return answer
+    code, text = int(error.get("err_code", 0)), str(error.get("description", "JetStream refused"))
+    if code in (_WRONG_LAST_SEQUENCE, _WRONG_LAST_SEQUENCE_CONSTANT):
+        raise StaleWriter(text, "Another coordinator leads; this one stops writing")
+    if int(error.get("code", 0)) >= 500:
+        raise BrokerUnavailable(f"JetStream: {text}", "Check the broker's disk and memory limits")
+    raise _ApiError(code, f"JetStream: {text}")
+
+
+def _received(message: Msg) -> Received:
+    return Received(message.subject, message.data, dict(message.headers or {}), message.reply or "")
+
+
+async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
+    for _ in range(_PULL_BATCH):
+        while True:
+            try:
+                message = await asyncio.wait_for(arrived.get(), 3 * _PULL_HEARTBEAT_S)
+            except TimeoutError:
+                return
+            status = (message.headers or {}).get("Status")
+            if status is None:
+                break
+            if status == "503":
+                await asyncio.sleep(0.25)
+            if status != "100":
+                return
+        yield message
+
+
+async def _log_error(error: Exception) -> None:
+    log.warning("broker.error", extra={"reason": f"{type(error).__name__}: {error}"})

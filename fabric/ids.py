@@ -1,0 +1,42 @@
+"""Identifiers: their types, how they are checked, and how Flower's integers come from them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from typing import NewType
+
+from fabric.errors import ConfigError
+
+NodeName = NewType("NodeName", str)
+Region = NewType("Region", str)
+RunId = NewType("RunId", str)
+TaskId = NewType("TaskId", str)
+RolloutId = NewType("RolloutId", str)
+Digest = NewType("Digest", str)
+
+_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+def check_token(path: str, value: str) -> str:
+    """Return `value` if it can stand as one token of a subject.
+
+    Raises:
+        ConfigError: anything but 1 to 63 letters, digits, `-` and `_`.
+    """
+    if not _TOKEN.fullmatch(value):
+        raise ConfigError(
+            path, f"{value!r} is not a valid name", "Use 1 to 63 letters, digits, '-' or '_'"
+        )
+    return value
+
+
+def new_id(prefix: str) -> str:
+    """A fresh identifier such as `run-3f9a1c20`."""
+    return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def flower_int(name: str) -> int:
+    """The 63-bit integer by which Flower knows a node or run; equal names give equal numbers."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,24 @@
+"""Log lines for people and machines: an event-style name, then its fields as key=value."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class FieldFormatter(logging.Formatter):
+    """Appends the record's `extra` fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        fields = [f"{k}={v}" for k, v in vars(record).items() if k not in _STANDARD]
+        return f"{line} {' '.join(fields)}" if fields else line
+
+
+def to_stderr(level: int = logging.INFO) -> None:
+    """Log to standard error from here on (a process calls this once, in its main)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,0 +1,76 @@
+"""The release manifest: one immutable model version and where it came from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fabric.blobs import BlobRef
+from fabric.wire import AppRef, Strict
+
+
+class Scale(Strict):
+    """x * factor + offset."""
+
+    op: Literal["scale"] = "scale"
+    factor: float = 1.0
+    offset: float = 0.0
+
+
+class Normalize(Strict):
+    """(x - mean) / std, broadcast against the last axes."""
+
+    op: Literal["normalize"] = "normalize"
+    mean: list[float]
+    std: list[float]
+
+
+class Reshape(Strict):
+    """To `shape`; at most one -1."""
+
+    op: Literal["reshape"] = "reshape"
+    shape: list[int]
+
+
+Step = Annotated[Scale | Normalize | Reshape, Field(discriminator="op")]
+
+
+class Preprocessing(Strict):
+    """What is done to one request input before it becomes the graph's input of the same name."""
+
+    input: str
+    steps: list[Step] = []
+
+
+class Export(Strict):
+    """What an app's export hook returns beside the ONNX file it wrote (docs/apps.md)."""
+
+    preprocessing: list[Preprocessing] = []
+    labels: list[str] = []
+
+
+class Lineage(Strict):
+    """Where a release came from."""
+
+    app: AppRef
+    run: str
+    rounds: int = Field(ge=0)
+    participants: int = Field(ge=0, description="Distinct nodes with at least one accepted update; no names")
+    updates: int = Field(ge=0, description="Accepted updates over all rounds")
+    base: BlobRef | None = Field(default=None, description="Manifest of the release the run started from")
+
+
+class ReleaseManifest(Strict):
+    """One release. Its name in the broker is the digest of this manifest's bytes."""
+
+    model: str
+    version: int = Field(ge=1)
+    onnx: BlobRef
+    arrays: BlobRef = Field(description="The global parameters as a tensor frame, to start the next run from")
+    smoke: BlobRef = Field(description="Frame of `in.<input>` and `out.<output>` tensors the graph must reproduce")
+    smoke_tolerance: float = Field(default=1e-3, gt=0)
+    export: Export = Export()
+    metrics: dict[str, float] = {}
+    lineage: Lineage
+    onnxruntime: str = Field(default=">=1.20", description="Runtime range the graph was checked with")

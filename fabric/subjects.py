@@ -1,0 +1,122 @@
+"""Every subject and stream name in one place.
+
+A subject is `ft.v1.<tenant>.` plus one of:
+
+    evt.<kind>.<id>                               event log (fenced writer)          stream EVENTS, hub
+    down.blob.<digest>.<chunk>                    content-addressed bytes            stream DOWN, hub + leaf mirrors
+    down.node.<region>.<node>.task.<task>         tasks                              stream DOWN
+    down.node.<region>.<node>.desired.<model>     desired state                      stream DOWN
+    live.node.<region>.<node>.>                   what the leaf's DOWN just stored   plain, republished
+    up.<region>.<node>.rpt.<kind>                 reports to the coordinator         stream UP, leaf, sourced to hub
+    up.<region>.<node>.reply.<run>.<task>         replies to tasks                   stream UP
+    up.<region>.<node>.blob.<run>.<digest>.<n>    tensors of updates                 stream UP
+    tel.<region>.<node>                           heartbeats (lossy)                 plain
+    fleet.<node>                                  presence changes                   plain
+    rpc.<verb>                                    questions to the coordinator       plain
+
+The node stands before the name, so one wildcard is one node's whole permission. Blobs and the
+tasks that need them share one stream: a mirror keeps its order, so whoever sees a task finds
+its bytes already in the region.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EVENTS = "EVENTS"
+DOWN = "DOWN"
+UP = "UP"
+
+HUB_REGION = "hub"
+"""The region name of processes beside the hub (aggregators); no node may use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """Spells the subjects of one tenant."""
+
+    tenant: str = "default"
+
+    @property
+    def root(self) -> str:
+        return f"ft.v1.{self.tenant}"
+
+    def event(self, kind: str, key: str) -> str:
+        return f"{self.root}.evt.{kind}.{key}"
+
+    @property
+    def all_events(self) -> str:
+        return f"{self.root}.evt.>"
+
+    @property
+    def all_down(self) -> str:
+        return f"{self.root}.down.>"
+
+    @property
+    def down_nodes(self) -> str:
+        return f"{self.root}.down.node.>"
+
+    @property
+    def live_nodes(self) -> str:
+        return f"{self.root}.live.node.>"
+
+    def blob(self, digest: str) -> str:
+        """The prefix of one down blob; chunks and the manifest stand below it."""
+        return f"{self.root}.down.blob.{digest}"
+
+    def down_node(self, region: str, node: str) -> str:
+        return f"{self.root}.down.node.{region}.{node}.>"
+
+    def live_node(self, region: str, node: str) -> str:
+        return f"{self.root}.live.node.{region}.{node}.>"
+
+    def task(self, region: str, node: str, task: str) -> str:
+        return f"{self.root}.down.node.{region}.{node}.task.{task}"
+
+    def desired(self, region: str, node: str, model: str) -> str:
+        return f"{self.root}.down.node.{region}.{node}.desired.{model}"
+
+    def all_up(self, region: str) -> str:
+        return f"{self.root}.up.{region}.>"
+
+    def report(self, region: str, node: str, kind: str) -> str:
+        return f"{self.root}.up.{region}.{node}.rpt.{kind}"
+
+    @property
+    def all_reports(self) -> str:
+        return f"{self.root}.up.*.*.rpt.>"
+
+    def reply(self, region: str, node: str, run: str, task: str) -> str:
+        return f"{self.root}.up.{region}.{node}.reply.{run}.{task}"
+
+    def replies(self, run: str) -> str:
+        return f"{self.root}.up.*.*.reply.{run}.>"
+
+    def update_blob(self, region: str, node: str, run: str, digest: str) -> str:
+        """The prefix of one update's tensors; chunks and the manifest stand below it."""
+        return f"{self.root}.up.{region}.{node}.blob.{run}.{digest}"
+
+    def update_blobs(self, run: str) -> str:
+        return f"{self.root}.up.*.*.blob.{run}.>"
+
+    def telemetry(self, region: str, node: str) -> str:
+        return f"{self.root}.tel.{region}.{node}"
+
+    @property
+    def all_telemetry(self) -> str:
+        return f"{self.root}.tel.>"
+
+    def presence(self, node: str) -> str:
+        return f"{self.root}.fleet.{node}"
+
+    @property
+    def all_presence(self) -> str:
+        return f"{self.root}.fleet.*"
+
+    def rpc(self, verb: str) -> str:
+        return f"{self.root}.rpc.{verb}"
+
+
+def last_token(subject: str) -> str:
+    """The last token of a subject: the task id, the model name, the chunk number."""
+    return subject.rsplit(".", 1)[-1]

@@ -1,0 +1,184 @@
+"""Blob transfer over JetStream: windowed, checked chunk by chunk, resumable.
+
+nats-py's object store is not used: it waits for one acknowledgement per 128 KiB, joins chunks
+quadratically and cannot read a mirror (docs/decisions/0003-blob-transfer.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fabric.blobs import MANIFEST_TOKEN, BlobRef, Manifest, chunked, decode_manifest, manifest_of
+from fabric.broker import Broker
+from fabric.errors import DigestMismatch, NotFound, TransientError
+from fabric.tensors import Buffer
+
+WINDOW = 8
+"""Chunks in flight at once (8 MiB)."""
+
+Prefix = Callable[[str], str]
+"""From a blob's digest to the subject below which its chunks stand."""
+
+
+class Sink(Protocol):
+    """Where checked chunks go."""
+
+    def missing(self, manifest: Manifest) -> list[int]: ...
+    def write(self, offset: int, data: bytes) -> None: ...
+
+
+async def put_blob(broker: Broker, prefix: Prefix, stream: str, parts: Iterable[Buffer], *, ttl_s: float | None) -> BlobRef:
+    """Store a blob (once: chunks that are there are not sent again) and return its name.
+
+    A blob that is kept already stays kept; one that would expire is stored anew to be kept.
+
+    Args:
+        ttl_s: seconds after which the broker may drop it, or None to keep it.
+
+    Raises:
+        BrokerUnavailable: the broker went away or is full; call again to go on where it stopped.
+    """
+    chunks = list(chunked(parts))
+    manifest = await asyncio.to_thread(manifest_of, chunks)
+    base = prefix(manifest.ref.digest)
+    present = await _present(broker, stream, base, ttl_s)
+    if f"{base}.{MANIFEST_TOKEN}" in present:
+        return manifest.ref
+    window = asyncio.Semaphore(WINDOW)
+
+    async def send(index: int) -> None:
+        async with window:
+            await broker.publish(f"{base}.{index}", bytes(chunks[index]), ttl_s=ttl_s, timeout_s=60)
+
+    async with _one_error(), asyncio.TaskGroup() as group:
+        for index in range(len(chunks)):
+            if f"{base}.{index}" not in present:
+                group.create_task(send(index))
+    await broker.publish(f"{base}.{MANIFEST_TOKEN}", manifest.encode(), ttl_s=ttl_s)
+    return manifest.ref
+
+
+async def _present(broker: Broker, stream: str, base: str, ttl_s: float | None) -> frozenset[str]:
+    present = await broker.subjects_of(stream, f"{base}.>")
+    if present and ttl_s is None and await expires(broker, stream, base):
+        return frozenset()
+    return present
+
+
+async def expires(broker: Broker, stream: str, base: str) -> bool:
+    """Whether the broker may drop the blob below `base` by itself (or has)."""
+    manifest = await broker.last(stream, f"{base}.{MANIFEST_TOKEN}")
+    return manifest is None or "Nats-TTL" in manifest.headers
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where to read from: a stream, and the domain to fall back to when the region's cache lacks a chunk."""
+
+    broker: Broker
+    stream: str
+    fallback_domain: str | None = None
+
+    async def read(self, subject: str) -> bytes | None:
+        found = await self.broker.last(self.stream, subject, timeout_s=60)
+        if found is None and self.fallback_domain is not None:
+            found = await self.broker.last(self.stream, subject, domain=self.fallback_domain, timeout_s=60)
+        return None if found is None else found.data
+
+
+async def get_blob(source: Source, prefix: Prefix, ref: BlobRef, sink: Sink) -> None:
+    """Fetch what `sink` lacks of a blob; every chunk is checked before the sink sees it.
+
+    Raises:
+        NotFound: the broker has no such blob (any more).
+        DigestMismatch: a chunk was tampered with; the sink has only good chunks.
+        BrokerUnavailable: call again to go on where it stopped.
+    """
+    base = prefix(ref.digest)
+    raw = await source.read(f"{base}.{MANIFEST_TOKEN}")
+    if raw is None:
+        raise NotFound(f"blob {ref.digest[:12]} is not in the broker", "It may have expired: start the run again")
+    manifest = decode_manifest(ref, raw)
+    window = asyncio.Semaphore(WINDOW)
+
+    async def fetch(index: int) -> None:
+        async with window:
+            data = await source.read(f"{base}.{index}")
+            if data is None:
+                raise NotFound(f"chunk {index} of blob {ref.digest[:12]} is not in the broker")
+            await asyncio.to_thread(manifest.check, index, data)
+            sink.write(index * manifest.chunk_bytes, data)
+
+    async with _one_error(), asyncio.TaskGroup() as group:
+        for index in sink.missing(manifest):
+            group.create_task(fetch(index))
+
+
+class MemorySink:
+    """Collects a blob in memory: `data` is whole once `get_blob` returned."""
+
+    def __init__(self, ref: BlobRef) -> None:
+        self.data = bytearray(ref.size_bytes)
+
+    def missing(self, manifest: Manifest) -> list[int]:
+        return list(range(len(manifest.chunks)))
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.data[offset : offset + len(data)] = data
+
+
+class FileSink:
+    """Collects a blob in a file; chunks of an interrupted transfer are recognised by their digest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def missing(self, manifest: Manifest) -> list[int]:
+        if not self.path.exists():
+            self.path.touch()
+            return list(range(len(manifest.chunks)))
+        wanted = []
+        with self.path.open("rb") as file:
+            for index in range(len(manifest.chunks)):
+                file.seek(index * manifest.chunk_bytes)
+                try:
+                    manifest.check(index, file.read(manifest.chunk_size(index)))
+                except DigestMismatch:
+                    wanted.append(index)
+        return wanted
+
+    def write(self, offset: int, data: bytes) -> None:
+        try:
+            with self.path.open("r+b") as file:
+                file.seek(offset)
+                file.write(data)
+        except OSError as exc:
+            raise TransientError(f"cannot write {self.path.name}: {exc.strerror}", "Free disk space; it resumes") from exc
+
+
+def map_file(path: Path) -> memoryview:
+    """A file's bytes without reading them into memory (it must not be empty)."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+async def read_blob(source: Source, prefix: Prefix, ref: BlobRef) -> bytearray:
+    """A whole blob in memory."""
+    sink = MemorySink(ref)
+    await get_blob(source, prefix, ref, sink)
+    return sink.data
+
+
+@asynccontextmanager
+async def _one_error() -> AsyncIterator[None]:
+    """A failed window raises its first error as itself, not as a group of equal ones."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -1,0 +1,140 @@
+"""Messages between aggregator and node: Flower's message without its tensors.
+
+Array records travel as tensor frames, inline when small and as blobs otherwise; metric and
+config records travel as values. No flwr here: a node without Flower reads and writes the same.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fabric.blobs import BlobRef
+
+INLINE_BYTES = 16 * 1024
+"""Frames up to this size travel inside the message."""
+
+Scalar = bool | int | float | str
+ConfigValues = dict[str, Scalar]
+
+
+class Strict(BaseModel):
+    """Frozen, and refuses fields it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
+        ser_json_inf_nan="constants",
+    )
+
+
+class Packed(Strict):
+    """Bytes inside a values record, where JSON has none."""
+
+    base64: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Packed:
+        return cls(base64=base64.b64encode(data).decode())
+
+    def unpack(self) -> bytes:
+        return base64.b64decode(self.base64)
+
+
+WireValue = bool | int | float | str | Packed | list[bool | int | float | str | Packed]
+
+
+class Arrays(Strict):
+    """An array record: exactly one of `inline` (a frame) and `blob` is set."""
+
+    kind: Literal["arrays"] = "arrays"
+    inline: bytes | None = None
+    blob: BlobRef | None = None
+
+
+class Values(Strict):
+    """A metric or config record; the order of keys is kept."""
+
+    kind: Literal["metrics", "config"]
+    values: dict[str, WireValue]
+
+
+class WireError(Strict):
+    """Why a node has no answer; codes are Flower's `ErrorCode`."""
+
+    code: int
+    reason: str = ""
+
+
+class WireMessage(Strict):
+    """One Flower message; exactly one of `content` and `error` is set."""
+
+    run_id: int
+    message_id: str
+    src_node_id: int
+    dst_node_id: int
+    reply_to_message_id: str = ""
+    group_id: str = ""
+    created_at: float
+    ttl: float
+    message_type: str
+    content: dict[str, Annotated[Arrays | Values, Field(discriminator="kind")]] | None = None
+    error: WireError | None = None
+
+    def blobs(self) -> list[BlobRef]:
+        """The blobs that must be fetched before the message can be read."""
+        records = (self.content or {}).values()
+        return [r.blob for r in records if isinstance(r, Arrays) and r.blob is not None]
+
+
+class AppRef(Strict):
+    """A Flower app bundle (see fabric.apps)."""
+
+    name: str
+    bundle: BlobRef
+
+
+class Task(Strict):
+    """Work for one node: give `message` to the app's ClientApp, and send what it returns."""
+
+    kind: Literal["task"] = "task"
+    task: str
+    run: str
+    app: AppRef
+    run_config: ConfigValues
+    message: WireMessage
+    expires_at: float = Field(description="Unix seconds after which nobody wants the answer")
+
+
+class Cancel(Strict):
+    """Takes the place of a task that nobody wants any more."""
+
+    kind: Literal["cancel"] = "cancel"
+    task: str
+    run: str
+
+
+Order = Annotated[Task | Cancel, Field(discriminator="kind")]
+
+
+class Reply(Strict):
+    """A node's answer to one task."""
+
+    task: str
+    run: str
+    node: str
+    seconds: float = Field(ge=0, description="From start of the task to its answer, on the node's clock")
+    message: WireMessage
+
+
+class Desired(Strict):
+    """What one node should serve for one model. The highest counter wins; lower ones are refused."""
+
+    model: str
+    counter: int = Field(ge=1)
+    rollout: str
+    release: BlobRef | None = Field(description="The release manifest, or None: serve nothing")
