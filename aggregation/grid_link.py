@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -48,13 +48,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A reply with its tensors, or the news that none will come."""
+    """A reply with its tensors, or the news that none will come (`lost` says why, `category` counts it)."""
 
     task: str
     reply: Reply | None
     frames: dict[str, Buffer] = field(default_factory=dict)
     size_bytes: int = 0
     lost: str = ""
+    category: Literal["node_lost", "malformed"] = "node_lost"
 
 
 Inbox = queue.SimpleQueue[Arrived]
@@ -201,7 +202,7 @@ class GridLink:
             except TransientError:
                 continue
             except FedtideError as exc:
-                self._lost(last_token(delivery.subject), f"malformed: {exc}")
+                self._lost(last_token(delivery.subject), str(exc), "malformed")
             await delivery.ack()
 
     async def _take(self, delivery: Delivery) -> None:
@@ -235,7 +236,7 @@ class GridLink:
                 reason = f"node {name} went offline ({message.data.decode()}) and did not return in {NODE_GRACE_S:.0f} s"
                 self._graces[task] = self._loop.call_later(NODE_GRACE_S, self._lost, task, reason)
 
-    def _lost(self, task: str, reason: str) -> None:
+    def _lost(self, task: str, reason: str, category: Literal["node_lost", "malformed"] = "node_lost") -> None:
         self._graces.pop(task, None)
         if sent := self._outstanding.pop(task, None):
-            sent.inbox.put(Arrived(task, None, lost=reason))
+            sent.inbox.put(Arrived(task, None, lost=reason, category=category))

@@ -174,7 +174,7 @@ class NatsGrid(Grid):
         with self._lock:
             asked = self._asked.pop(arrived.task)
         if arrived.reply is None:
-            return self._refuse(asked, "node_lost", arrived.lost, flower.ErrorCode.NODE_UNAVAILABLE)
+            return self._refuse(asked, arrived.category, arrived.lost, flower.ErrorCode.NODE_UNAVAILABLE)
         try:
             message = flower.from_wire(arrived.reply.message, arrived.frames)
         except MalformedMessage as exc:

@@ -21,8 +21,16 @@ Exited = Callable[[str, int, int, str], Awaitable[None]]
 """run, attempt, exit code, reason"""
 
 
+GONE = -1
+"""Exit code of a process that was not ours to wait for."""
+
+
 class Launcher(Protocol):
-    """Runs aggregators somewhere. `launch` of what runs already adopts it."""
+    """Runs aggregators somewhere.
+
+    An attempt is started at most once: `launch` adopts one that still runs, and reports the exit
+    of one that was started before and is gone (its task ids must not be used again).
+    """
 
     async def launch(self, command: LaunchAggregator) -> None: ...
     async def stop(self, run: str) -> None: ...
@@ -45,6 +53,9 @@ class LocalLauncher:
         folder.mkdir(parents=True, exist_ok=True)
         pid = self._alive(command.run, command.attempt)
         process: asyncio.subprocess.Process | None = None
+        if pid is None and (folder / f"attempt-{command.attempt}.json").exists():
+            await self._exited(command.run, command.attempt, GONE, "it was gone when the coordinator came back")
+            return
         if pid is None:
             process = await self._start(command, folder)
             pid = process.pid
@@ -75,7 +86,7 @@ class LocalLauncher:
             code = await process.wait()
         else:
             await _until_gone(pid)
-            code = -1
+            code = GONE
         self._note(command.run).unlink(missing_ok=True)
         await self._exited(command.run, command.attempt, code, _last_line(self._root / command.run / "aggregator.log"))
 

@@ -32,7 +32,7 @@ from fabric.events import (
     UpdateRefused,
 )
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 5
 
 RunEvent = (
     RunRequested

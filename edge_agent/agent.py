@@ -17,7 +17,7 @@ from fabric.broker import Broker, Received
 from fabric.errors import MalformedMessage, TransientError
 from fabric.events import Event, EventData, NodeJoined, NodePhase, NodePhaseReported
 from fabric.ids import new_id
-from fabric.subjects import DOWN, Subjects
+from fabric.subjects import DOWN, Subjects, order_kind
 from fabric.wire import Desired, Order
 
 log = logging.getLogger(__name__)
@@ -90,18 +90,23 @@ class Agent:
                 log.info("agent.waits_for_region", extra={"reason": str(exc)})
                 await asyncio.sleep(RETRY_S)
         for message in missed:
-            await self._take(message)
+            try:
+                await self._take(message)
+            except MalformedMessage as exc:
+                log.warning("agent.order_refused", extra={"reason": str(exc)})
 
     async def _on_live(self, message: Received) -> None:
         await self._take(message)
 
     async def _take(self, message: Received) -> None:
-        kind = message.subject.split(".")[6]
         try:
-            if kind == "task":
-                await self._tasks.order(_ORDER.validate_json(message.data))
-            elif kind == "desired":
-                await self._activation.want(Desired.model_validate_json(message.data))
+            match order_kind(message.subject):
+                case "task":
+                    await self._tasks.order(_ORDER.validate_json(message.data))
+                case "desired":
+                    await self._activation.want(Desired.model_validate_json(message.data))
+                case other:
+                    raise MalformedMessage(f"{message.subject}: {other!r} is no kind of order")
         except ValidationError as exc:
             raise MalformedMessage(f"{message.subject}: {exc.errors()[0]['msg']}") from exc
 

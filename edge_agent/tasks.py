@@ -126,7 +126,7 @@ class TaskLoop:
             node_id=flower_int(self._config.node),
             node_config=self._config.node_config,
         )
-        await self._trainer.train(task.run, job)
+        await self._trainer.train(job)
         for path in [*job.blobs.values(), task_file]:
             path.unlink(missing_ok=True)
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())

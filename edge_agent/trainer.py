@@ -1,7 +1,7 @@
 """The trainer process, seen from the agent: started on demand, niced, killed when it must be.
 
-One process serves one run (module state of an app never leaks into another run), one task at a
-time. The agent talks to it in JSON lines; tensors pass through files.
+One process serves one app, one task at a time; what a run keeps on a node is its context's
+state, on disk. The agent talks to the process in JSON lines; tensors pass through files.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class Job(Strict):
 
 
 class Trainer:
-    """At most one trainer process, kept warm between the tasks of a run."""
+    """At most one trainer process, kept warm between the tasks of an app."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
-        self._run: str | None = None
+        self._app_dir: Path | None = None
         self._idle: asyncio.TimerHandle | None = None
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
-    async def train(self, run: str, job: Job) -> None:
+    async def train(self, job: Job) -> None:
         """Do one job; its answer is in `job.out_dir` (see trainer_process).
 
         Raises:
@@ -70,9 +70,9 @@ class Trainer:
             )
         if self._idle is not None:
             self._idle.cancel()
-        if run != self._run or (self._process is not None and self._process.returncode is not None):
+        if job.app_dir != self._app_dir or (self._process is not None and self._process.returncode is not None):
             await self.stop()
-        process = self._process or await self._start(run)
+        process = self._process or await self._start(job.app_dir)
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(job.model_dump_json().encode() + b"\n")
@@ -85,7 +85,7 @@ class Trainer:
             raise
         if not answer:
             code = await process.wait()
-            self._process = self._run = None
+            self._process = self._app_dir = None
             raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
         json.loads(answer)
         loop = asyncio.get_running_loop()
@@ -99,11 +99,11 @@ class Trainer:
             await process.wait()
 
     def _kill(self) -> None:
-        process, self._process, self._run = self._process, None, None
+        process, self._process, self._app_dir = self._process, None, None
         if process is not None and process.returncode is None:
             process.kill()
 
-    async def _start(self, run: str) -> asyncio.subprocess.Process:
+    async def _start(self, app_dir: Path) -> asyncio.subprocess.Process:
         environment = dict(os.environ)
         if self._config.train_threads is not None:
             environment |= dict.fromkeys(_THREAD_VARIABLES, str(self._config.train_threads))
@@ -121,8 +121,8 @@ class Trainer:
                 env=environment,
                 preexec_fn=self._become_polite,
             )
-        self._run = run
-        log.info("trainer.started", extra={"pid": self._process.pid, "run": run})
+        self._app_dir = app_dir
+        log.info("trainer.started", extra={"pid": self._process.pid, "app": app_dir.name})
         return self._process
 
     def _become_polite(self) -> None:

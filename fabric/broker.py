@@ -328,7 +328,9 @@ def _answer(data: bytes) -> dict[str, Any]:
 
 
 def _received(message: Msg) -> Received:
-    return Received(message.subject, message.data, dict(message.headers or {}), message.reply or "")
+    headers = dict(message.headers or {})
+    # What was read from a stream arrives on an inbox; the header says where it stands.
+    return Received(headers.get("Nats-Subject", message.subject), message.data, headers, message.reply or "")
 
 
 async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:

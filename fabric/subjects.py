@@ -120,3 +120,9 @@ class Subjects:
 def last_token(subject: str) -> str:
     """The last token of a subject: the task id, the model name, the chunk number."""
     return subject.rsplit(".", 1)[-1]
+
+
+def order_kind(subject: str) -> str:
+    """`task` or `desired`: the token behind the node in a node's down or live subject."""
+    tokens = subject.split(".")
+    return tokens[7] if len(tokens) == 9 else ""
