@@ -50,6 +50,10 @@ class Home:
     def logs(self) -> Path:
         return self.root / "logs"
 
+    def state_of_this_process(self) -> UpState:
+        """The installation that this very process supervises."""
+        return UpState.model_validate_json(self.up_file.read_bytes())
+
     def state(self) -> UpState:
         """The running installation.
 
