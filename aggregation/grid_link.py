@@ -20,9 +20,10 @@ from pydantic import ValidationError
 
 from aggregation.config import WorkerConfig
 from fabric.blobs import BlobRef
-from fabric.broker import Broker, Delivery, Received
+from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TransientError
 from fabric.events import Event, EventData
+from fabric.jetstream import Delivery, Received
 from fabric.streams import HUB_DOMAIN
 from fabric.subjects import DOWN, HUB_REGION, UP, Subjects, last_token
 from fabric.tensors import Buffer, frame_size
@@ -126,9 +127,7 @@ class GridLink:
         return Arrays(blob=await self.store(frame, keep=keep))
 
     async def store(self, parts: Iterable[Buffer], *, keep: bool) -> BlobRef:
-        return await put_blob(
-            self._broker, self._subjects.blob, DOWN, parts, ttl_s=None if keep else ROUND_BLOB_TTL_S
-        )
+        return await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None if keep else ROUND_BLOB_TTL_S)
 
     async def fetch(self, ref: BlobRef) -> bytearray:
         return await read_blob(Source(self._broker, DOWN), self._subjects.blob, ref)
@@ -233,7 +232,9 @@ class GridLink:
             if online and (timer := self._graces.pop(task, None)):
                 timer.cancel()
             elif not online and task not in self._graces:
-                reason = f"node {name} went offline ({message.data.decode()}) and did not return in {NODE_GRACE_S:.0f} s"
+                reason = (
+                    f"node {name} went offline ({message.data.decode()}) and did not return in {NODE_GRACE_S:.0f} s"
+                )
                 self._graces[task] = self._loop.call_later(NODE_GRACE_S, self._lost, task, reason)
 
     def _lost(self, task: str, reason: str, category: Literal["node_lost", "malformed"] = "node_lost") -> None:

@@ -108,11 +108,9 @@ class NatsGrid(Grid):
             yield self._reply(arrived)
 
     def _push(self, messages: Iterable[Message], inbox: Inbox) -> list[str]:
-        sent: list[tuple[Task, Asked]] = []
         with self._lock:
             self._uploads.clear()
-            for message in messages:
-                sent.append(self._prepare(message))
+            sent = [self._prepare(message) for message in messages]
             self._asked |= {task.task: asked for task, asked in sent}
         for (round_, phase), group in itertools.groupby(sent, key=lambda s: (s[1].round, s[1].phase)):
             self._announce(round_, phase, list(group))

@@ -66,7 +66,9 @@ def export(app: AppDescription, app_dir: Path, arrays: ArrayRecord, context: Con
     diff = _difference(where, path, inputs, outputs)
     if not diff <= TOLERANCE:
         raise ExportDiffers(f"{where}: ONNX Runtime differs by {diff:.2e}, more than {TOLERANCE:.0e}")
-    smoke = [Tensor.of(f"in.{k}", v) for k, v in inputs.items()] + [Tensor.of(f"out.{k}", v) for k, v in outputs.items()]
+    smoke = [Tensor.of(f"in.{k}", v) for k, v in inputs.items()] + [
+        Tensor.of(f"out.{k}", v) for k, v in outputs.items()
+    ]
     return Exported(path.read_bytes(), smoke, described, diff)
 
 

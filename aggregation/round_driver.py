@@ -21,7 +21,7 @@ from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
 from aggregation.nats_grid import NatsGrid
 from fabric import flower
-from fabric.errors import ConfigError
+from fabric.errors import ConfigError, FedtideError
 from fabric.events import RoundClosed
 from fabric.tensors import Tensor
 
@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 _NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
+
+
+class NothingLearned(FedtideError):
+    """Rounds were run, and none of them brought an update that counts."""
 
 
 class RoundDriver:
@@ -40,6 +44,15 @@ class RoundDriver:
         self._base = base
         self.arrays: ArrayRecord | None = None
         self.metrics: dict[str, float] = {}
+        self._rounds = 0
+        self._rounds_with_updates = 0
+
+    def check(self) -> None:
+        """Raises NothingLearned if this driver drove rounds and no update was ever averaged."""
+        if self._rounds and not self._rounds_with_updates:
+            raise NothingLearned(
+                f"no update was accepted in {self._rounds} rounds", "`fedtide run show` lists why each was refused"
+            )
 
     def install(self) -> None:
         """Make every `strategy.start(...)` of this process ours."""
@@ -87,7 +100,9 @@ class RoundDriver:
             )
             new_arrays, metrics = strategy.aggregate_train(number, replies)
             sent = grid.model_blob() if isinstance(grid, NatsGrid) else []
+            self._rounds += 1
             if new_arrays is not None:
+                self._rounds_with_updates += 1
                 arrays = result.arrays = self.arrays = new_arrays
             if metrics is not None:
                 result.train_metrics_clientapp[number] = metrics

@@ -73,6 +73,7 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     out_dir.mkdir(parents=True, exist_ok=True)
     os.chdir(out_dir)
     server_app(grid=NatsGrid(config, link, run_config), context=context)
+    driver.check()
     arrays = driver.arrays or legacy.arrays or _left_in(context)
     return _publish(config, link, app, app_dir, arrays, context, driver.metrics or legacy.metrics)
 

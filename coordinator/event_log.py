@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
-from fabric.broker import Broker, Received
+from fabric.broker import Broker
 from fabric.errors import MalformedMessage, StaleWriter, TransientError
 from fabric.events import Event, decode_event
+from fabric.jetstream import Received
 from fabric.subjects import EVENTS, Subjects
 
 log = logging.getLogger(__name__)

@@ -85,7 +85,10 @@ class Api:
                 "refused_events": self._engine.refused,
                 "nodes": {"online": len(online), "known": len(world.nodes)},
                 "regions": sorted({n.region for n in world.nodes.values()}),
-                "runs": {"active": sum(isinstance(r, runs.Running) for r in world.runs.values()), "all": len(world.runs)},
+                "runs": {
+                    "active": sum(isinstance(r, runs.Running) for r in world.runs.values()),
+                    "all": len(world.runs),
+                },
                 "models": len(world.models),
                 "rollouts": len(world.rollouts),
             }

@@ -12,7 +12,7 @@ from coordinator.fleet import Node, matches
 from coordinator.registry import Model, Release
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, NotFound
-from fabric.events import RolloutPlan, WavePlan
+from fabric.rollout_plan import RolloutPlan, WavePlan
 from fabric.wire import Strict
 
 

@@ -11,9 +11,10 @@ import logging
 from typing import Any
 
 from coordinator.engine import Engine
-from fabric.broker import Broker, Received
+from fabric.broker import Broker
 from fabric.errors import InvalidTransition, MalformedMessage
 from fabric.events import EventData, NodeOffline, NodeOnline
+from fabric.jetstream import Received
 from fabric.subjects import Subjects, last_token
 
 log = logging.getLogger(__name__)

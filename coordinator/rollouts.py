@@ -21,13 +21,11 @@ from coordinator.commands import Commands, SetAlarm, SetDesired
 from fabric.errors import InvalidTransition
 from fabric.events import (
     AlarmRang,
-    NodePhase,
     NodePhaseReported,
     RolloutAbortRequested,
-    RolloutPlan,
     RolloutStarted,
-    WavePlan,
 )
+from fabric.rollout_plan import NodePhase, RolloutPlan, WavePlan
 
 RolloutEvent = RolloutStarted | RolloutAbortRequested | NodePhaseReported | AlarmRang
 
@@ -125,7 +123,7 @@ def step(state: Rollout | None, event: RolloutEvent, at: datetime) -> Step:
     match state, event:
         case RolledBack(), NodePhaseReported(phase="confirmed", node=node) if event.counter > state.facts.counter:
             return replace(state, restored=state.restored | {node}), ()
-        case (Rolling() | Paused()), RolloutAbortRequested(reason=reason):
+        case ((Rolling() | Paused()), RolloutAbortRequested(reason=reason)):
             return _roll_back(state.facts, state.nodes, f"aborted: {reason}")
         case Rolling(), NodePhaseReported() if event.counter == state.facts.counter and event.node in state.nodes:
             return _settle(_note(state, event), at)

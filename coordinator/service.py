@@ -17,9 +17,10 @@ from coordinator.http_api import Api
 from coordinator.launcher import LocalLauncher
 from coordinator.presence import Presence
 from coordinator.topology import ensure_hub, ensure_region
-from fabric.broker import Broker, Received
+from fabric.broker import Broker
 from fabric.errors import ConfigError
 from fabric.ids import flower_int
+from fabric.jetstream import Received
 from fabric.subjects import Subjects
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from edge_agent.sessions import Model
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
 from fabric.errors import FedtideError, TransientError
-from fabric.events import NodePhase
+from fabric.rollout_plan import NodePhase
 from fabric.subjects import Subjects
 from fabric.wire import Desired
 
@@ -142,4 +142,3 @@ def _current(desired: Desired, release: BlobRef | None, previous: BlobRef | None
     return Current(
         model=desired.model, counter=desired.counter, rollout=desired.rollout, release=release, previous=previous
     )
-

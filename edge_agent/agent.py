@@ -13,10 +13,12 @@ from edge_agent.capabilities import collect, resident_bytes
 from edge_agent.config import AgentConfig
 from edge_agent.inference_server import InferenceServer
 from edge_agent.tasks import TaskLoop
-from fabric.broker import Broker, Received
+from fabric.broker import Broker
 from fabric.errors import MalformedMessage, TransientError
-from fabric.events import Event, EventData, NodeJoined, NodePhase, NodePhaseReported
+from fabric.events import Event, EventData, NodeJoined, NodePhaseReported
 from fabric.ids import new_id
+from fabric.jetstream import Received
+from fabric.rollout_plan import NodePhase
 from fabric.subjects import DOWN, Subjects, order_kind
 from fabric.wire import Desired, Order
 

@@ -187,4 +187,3 @@ def _output(name: str, array: npt.NDArray[Any]) -> dict[str, Any]:
 
 def _describe(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": _DATATYPE_OF.get(spec.dtype, "BYTES"), "shape": list(spec.shape)}
-

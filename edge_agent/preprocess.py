@@ -21,7 +21,9 @@ def apply(steps: list[Step], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:
             array = _one(step, array)
         except ValueError as exc:
-            raise RemoteError(f"preprocessing {step.op}: {exc}", "Send the shape that the model's metadata names") from exc
+            raise RemoteError(
+                f"preprocessing {step.op}: {exc}", "Send the shape that the model's metadata names"
+            ) from exc
     return array
 
 

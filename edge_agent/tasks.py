@@ -191,4 +191,3 @@ def _error(task: Task, code: int, reason: str) -> WireMessage:
         message_type=asked.message_type,
         error=WireError(code=code, reason=reason),
     )
-

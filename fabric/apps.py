@@ -144,9 +144,7 @@ def _files(directory: Path) -> list[Path]:
     found: list[Path] = []
     for root, dirs, names in os.walk(directory):
         dirs[:] = [d for d in dirs if not d.startswith(".") and d not in _SKIPPED_DIRS and not d.endswith(".egg-info")]
-        found += [
-            Path(root, n) for n in names if not n.startswith(".") and Path(n).suffix not in _SKIPPED_SUFFIXES
-        ]
+        found += [Path(root, n) for n in names if not n.startswith(".") and Path(n).suffix not in _SKIPPED_SUFFIXES]
     return sorted(p for p in found if p.is_file() and not p.is_symlink())
 
 

@@ -18,7 +18,7 @@ from fabric.errors import DigestMismatch, MalformedMessage
 from fabric.tensors import Buffer
 
 CHUNK_BYTES = 1024 * 1024
-MANIFEST_TOKEN = "m"
+MANIFEST_CHUNK = "m"
 
 
 class BlobRef(BaseModel):

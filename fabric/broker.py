@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import nats
@@ -19,50 +18,25 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from fabric.errors import BrokerUnavailable, FedtideError, StaleWriter, TransientError
+from fabric.errors import BrokerUnavailable, FedtideError, TransientError
+from fabric.jetstream import (
+    NANOSECONDS,
+    STREAM_NAME_IN_USE,
+    Ack,
+    ApiError,
+    Delivery,
+    Received,
+    api,
+    parse_answer,
+)
 
 log = logging.getLogger(__name__)
 
-_WRONG_LAST_SEQUENCE = 10071
-_WRONG_LAST_SEQUENCE_CONSTANT = 10164
-_STREAM_NAME_IN_USE = 10058
 _PULL_BATCH = 256
 _PULL_EXPIRES_S = 30.0
 _PULL_HEARTBEAT_S = 5.0
-_NANOSECONDS = 1_000_000_000
 
 Handler = Callable[["Received"], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """JetStream's word that a message is stored; `duplicate` if its id was already known."""
-
-    sequence: int
-    duplicate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message as it arrived; `reply` is where an answer goes, if one is wanted."""
-
-    subject: str
-    data: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    reply: str = ""
-
-    @property
-    def sequence(self) -> int:
-        return int(self.headers.get("Nats-Sequence", 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One message of a durable consumer; it comes again until `ack` was called."""
-
-    subject: str
-    data: bytes
-    ack: Callable[[], Awaitable[None]]
 
 
 class Broker:
@@ -157,8 +131,8 @@ class Broker:
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{max(1, round(ttl_s))}s"
         payload = data if isinstance(data, bytes) else bytes(data)
-        answer = _answer((await self._request(subject, payload, timeout_s, headers or None)).data)
-        return Ack(int(answer["seq"]), bool(answer.get("duplicate", False)))
+        acked = parse_answer((await self._request(subject, payload, timeout_s, headers or None)).data)
+        return Ack(int(acked["seq"]), bool(acked.get("duplicate", False)))
 
     async def subscribe(self, subject: str, handler: Handler) -> Callable[[], Awaitable[None]]:
         """Call `handler` for each message in turn; returns the way to stop."""
@@ -179,7 +153,7 @@ class Broker:
         self, stream: str, subject: str, *, domain: str | None = None, timeout_s: float = 10.0
     ) -> Received | None:
         """The newest stored message of exactly `subject`, or None."""
-        message = await self._request(f"{_api(domain)}.DIRECT.GET.{stream}.{subject}", b"", timeout_s)
+        message = await self._request(f"{api(domain)}.DIRECT.GET.{stream}.{subject}", b"", timeout_s)
         return None if "Status" in (message.headers or {}) else _received(message)
 
     async def last_of_each(
@@ -215,8 +189,8 @@ class Broker:
         body = json.dumps(config).encode()
         try:
             await self._call(f"STREAM.CREATE.{config['name']}", body, domain)
-        except _ApiError as exc:
-            if exc.code != _STREAM_NAME_IN_USE:
+        except ApiError as exc:
+            if exc.code != STREAM_NAME_IN_USE:
                 raise
             await self._call(f"STREAM.UPDATE.{config['name']}", body, domain)
 
@@ -224,7 +198,7 @@ class Broker:
         """Forget a durable consumer; it is no error if there is none."""
         try:
             await self._call(f"CONSUMER.DELETE.{stream}.{durable}", b"", None)
-        except _ApiError as exc:
+        except ApiError as exc:
             log.debug("broker.no_consumer", extra={"durable": durable, "reason": str(exc)})
 
     async def consume(self, stream: str, durable: str, pattern: str) -> AsyncIterator[Delivery]:
@@ -238,8 +212,8 @@ class Broker:
         request = json.dumps(
             {
                 "batch": _PULL_BATCH,
-                "expires": int(_PULL_EXPIRES_S * _NANOSECONDS),
-                "idle_heartbeat": int(_PULL_HEARTBEAT_S * _NANOSECONDS),
+                "expires": int(_PULL_EXPIRES_S * NANOSECONDS),
+                "idle_heartbeat": int(_PULL_HEARTBEAT_S * NANOSECONDS),
             }
         ).encode()
         try:
@@ -257,7 +231,7 @@ class Broker:
             "durable_name": durable,
             "filter_subject": pattern,
             "ack_policy": "explicit",
-            "ack_wait": 60 * _NANOSECONDS,
+            "ack_wait": 60 * NANOSECONDS,
             "max_ack_pending": 4096,
             "deliver_policy": "all",
         }
@@ -278,7 +252,7 @@ class Broker:
         subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
         found: list[Received] = []
         try:
-            await self._client.publish(f"{_api(domain)}.DIRECT.GET.{stream}", json.dumps(body).encode(), reply=inbox)
+            await self._client.publish(f"{api(domain)}.DIRECT.GET.{stream}", json.dumps(body).encode(), reply=inbox)
             while True:
                 message = await asyncio.wait_for(arrived.get(), timeout_s)
                 status = (message.headers or {}).get("Status")
@@ -293,38 +267,13 @@ class Broker:
             await subscription.unsubscribe()
 
     async def _call(self, verb: str, body: bytes, domain: str | None) -> dict[str, Any]:
-        return _answer((await self._request(f"{_api(domain)}.{verb}", body, 10.0)).data)
+        return parse_answer((await self._request(f"{api(domain)}.{verb}", body, 10.0)).data)
 
-    async def _request(
-        self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None
-    ) -> Msg:
+    async def _request(self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
         try:
             return await self._client.request(subject, data, timeout=timeout_s, headers=headers)
         except (nats.errors.Error, TimeoutError, OSError) as exc:
             raise BrokerUnavailable(f"no answer on {subject}") from exc
-
-
-class _ApiError(FedtideError):
-    def __init__(self, code: int, what: str) -> None:
-        self.code = code
-        super().__init__(what)
-
-
-def _api(domain: str | None) -> str:
-    return "$JS.API" if domain is None else f"$JS.{domain}.API"
-
-
-def _answer(data: bytes) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(data)
-    error = answer.get("error")
-    if error is None:
-        return answer
-    code, text = int(error.get("err_code", 0)), str(error.get("description", "JetStream refused"))
-    if code in (_WRONG_LAST_SEQUENCE, _WRONG_LAST_SEQUENCE_CONSTANT):
-        raise StaleWriter(text, "Another coordinator leads; this one stops writing")
-    if int(error.get("code", 0)) >= 500:
-        raise BrokerUnavailable(f"JetStream: {text}", "Check the broker's disk and memory limits")
-    raise _ApiError(code, f"JetStream: {text}")
 
 
 def _received(message: Msg) -> Received:

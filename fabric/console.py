@@ -17,7 +17,9 @@ def main() -> int:
         runpy.run_module("edge_agent", run_name="__main__")
         return 0
     if find_spec("typer") is None:
-        print("fedtide: this command needs the control plane. Install it: pip install 'fedtide[control]'", file=sys.stderr)
+        print(
+            "fedtide: this command needs the control plane. Install it: pip install 'fedtide[control]'", file=sys.stderr
+        )
         return 69
     runpy.run_module("coordinator.cli", run_name="__main__")
     return 0

@@ -16,6 +16,7 @@ from fabric.blobs import BlobRef
 from fabric.errors import MalformedMessage
 from fabric.ids import new_id
 from fabric.release import Export, ReleaseManifest
+from fabric.rollout_plan import NodePhase, RolloutPlan
 from fabric.wire import AppRef, ConfigValues, Strict
 
 TYPE_PREFIX = "dev.fedtide."
@@ -181,26 +182,6 @@ class ReleasePublished(Strict):
     manifest: ReleaseManifest
 
 
-class WavePlan(Strict):
-    """One region's share of a roll-out, canaries first."""
-
-    region: str
-    canaries: list[str]
-    nodes: list[str] = Field(description="The rest of the cohort, after its canaries")
-
-
-class RolloutPlan(Strict):
-    model: str
-    release: BlobRef
-    version: int
-    previous: BlobRef | None = Field(default=None, description="What the cohort goes back to; None: nothing")
-    waves: list[WavePlan] = Field(min_length=1)
-    max_error: float = Field(default=0.0, ge=0, le=1)
-    min_success: float = Field(default=1.0, ge=0, le=1)
-    min_attempted: int = Field(default=1, ge=1)
-    claim_deadline_s: float = Field(default=300.0, gt=0)
-
-
 class RolloutStarted(Strict):
     """`counter` is the desired-state counter of this roll-out; `counter + 1` is kept for its roll-back."""
 
@@ -215,22 +196,6 @@ class RolloutAbortRequested(Strict):
     kind: Literal["rollout.abort_requested"] = "rollout.abort_requested"
     rollout: str
     reason: str = "asked by a person"
-
-
-NodePhase = Literal[
-    "offered",
-    "downloading",
-    "verified",
-    "staged",
-    "smoke_tested",
-    "active",
-    "confirmed",
-    "failed",
-    "rolled_back",
-    "rejected",
-    "timed_out",
-    "superseded",
-]
 
 
 class NodePhaseReported(Strict):

@@ -92,7 +92,9 @@ def load_component(reference: str, directory: Path) -> Any:
         raise AppLoadError(f"importing {reference} raised {type(exc).__name__}: {exc}") from exc
 
 
-def context_of(run_id: int, node_id: int, node_config: ConfigValues, run_config: ConfigValues, state: RecordDict) -> Context:
+def context_of(
+    run_id: int, node_id: int, node_config: ConfigValues, run_config: ConfigValues, state: RecordDict
+) -> Context:
     return Context(
         run_id=run_id, node_id=node_id, node_config=dict(node_config), state=state, run_config=dict(run_config)
     )
@@ -155,7 +157,9 @@ def array_of(tensor: Tensor) -> Array:
 def record_of(frame: Buffer) -> ArrayRecord:
     """The array record of a tensor frame."""
     tensors = decode(frame)
-    return ArrayRecord({t.name.split("|", 4)[-1] if t.name.startswith(_OPAQUE) else t.name: array_of(t) for t in tensors})
+    return ArrayRecord(
+        {t.name.split("|", 4)[-1] if t.name.startswith(_OPAQUE) else t.name: array_of(t) for t in tensors}
+    )
 
 
 def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:

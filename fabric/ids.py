@@ -26,9 +26,7 @@ def check_token(path: str, value: str) -> str:
         ConfigError: anything but 1 to 63 letters, digits, `-` and `_`.
     """
     if not _TOKEN.fullmatch(value):
-        raise ConfigError(
-            path, f"{value!r} is not a valid name", "Use 1 to 63 letters, digits, '-' or '_'"
-        )
+        raise ConfigError(path, f"{value!r} is not a valid name", "Use 1 to 63 letters, digits, '-' or '_'")
     return value
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fabric.blobs import MANIFEST_TOKEN, BlobRef, Manifest, chunked, decode_manifest, manifest_of
+from fabric.blobs import MANIFEST_CHUNK, BlobRef, Manifest, chunked, decode_manifest, manifest_of
 from fabric.broker import Broker
 from fabric.errors import DigestMismatch, NotFound, TransientError
 from fabric.tensors import Buffer
@@ -33,7 +33,9 @@ class Sink(Protocol):
     def write(self, offset: int, data: bytes) -> None: ...
 
 
-async def put_blob(broker: Broker, prefix: Prefix, stream: str, parts: Iterable[Buffer], *, ttl_s: float | None) -> BlobRef:
+async def put_blob(
+    broker: Broker, prefix: Prefix, stream: str, parts: Iterable[Buffer], *, ttl_s: float | None
+) -> BlobRef:
     """Store a blob (once: chunks that are there are not sent again) and return its name.
 
     A blob that is kept already stays kept; one that would expire is stored anew to be kept.
@@ -48,7 +50,7 @@ async def put_blob(broker: Broker, prefix: Prefix, stream: str, parts: Iterable[
     manifest = await asyncio.to_thread(manifest_of, chunks)
     base = prefix(manifest.ref.digest)
     present = await _present(broker, stream, base, ttl_s)
-    if f"{base}.{MANIFEST_TOKEN}" in present:
+    if f"{base}.{MANIFEST_CHUNK}" in present:
         return manifest.ref
     window = asyncio.Semaphore(WINDOW)
 
@@ -60,7 +62,7 @@ async def put_blob(broker: Broker, prefix: Prefix, stream: str, parts: Iterable[
         for index in range(len(chunks)):
             if f"{base}.{index}" not in present:
                 group.create_task(send(index))
-    await broker.publish(f"{base}.{MANIFEST_TOKEN}", manifest.encode(), ttl_s=ttl_s)
+    await broker.publish(f"{base}.{MANIFEST_CHUNK}", manifest.encode(), ttl_s=ttl_s)
     return manifest.ref
 
 
@@ -73,7 +75,7 @@ async def _present(broker: Broker, stream: str, base: str, ttl_s: float | None) 
 
 async def expires(broker: Broker, stream: str, base: str) -> bool:
     """Whether the broker may drop the blob below `base` by itself (or has)."""
-    manifest = await broker.last(stream, f"{base}.{MANIFEST_TOKEN}")
+    manifest = await broker.last(stream, f"{base}.{MANIFEST_CHUNK}")
     return manifest is None or "Nats-TTL" in manifest.headers
 
 
@@ -101,7 +103,7 @@ async def get_blob(source: Source, prefix: Prefix, ref: BlobRef, sink: Sink) -> 
         BrokerUnavailable: call again to go on where it stopped.
     """
     base = prefix(ref.digest)
-    raw = await source.read(f"{base}.{MANIFEST_TOKEN}")
+    raw = await source.read(f"{base}.{MANIFEST_CHUNK}")
     if raw is None:
         raise NotFound(f"blob {ref.digest[:12]} is not in the broker", "It may have expired: start the run again")
     manifest = decode_manifest(ref, raw)
@@ -159,7 +161,9 @@ class FileSink:
                 file.seek(offset)
                 file.write(data)
         except OSError as exc:
-            raise TransientError(f"cannot write {self.path.name}: {exc.strerror}", "Free disk space; it resumes") from exc
+            raise TransientError(
+                f"cannot write {self.path.name}: {exc.strerror}", "Free disk space; it resumes"
+            ) from exc
 
 
 def map_file(path: Path) -> memoryview:

@@ -35,7 +35,9 @@ def show(model: str, output: Output = Format.table) -> None:
     if output is not Format.table:
         show_one(view, output)
         return
-    rows = [{**r, "digest": r["digest"][:12], **r["lineage"], "app": r["lineage"]["app"]["name"]} for r in view["releases"]]
+    rows = [
+        {**r, "digest": r["digest"][:12], **r["lineage"], "app": r["lineage"]["app"]["name"]} for r in view["releases"]
+    ]
     show_list(rows, ["version", "digest", "app", "run", "rounds", "participants", "updates", "metrics"], output)
 
 

@@ -35,7 +35,7 @@ def start(
     from fabric.apps import bundle, describe, fuse
 
     described = describe(app)
-    overrides = parse_settings(settings or [])
+    overrides = parse_settings(settings or [], described.config)
     if rounds is not None and "num-server-rounds" in described.config:
         overrides.setdefault("num-server-rounds", rounds)
     fuse(described.config, overrides)
@@ -135,13 +135,14 @@ def _follow(client: Client, run: str) -> None:
         raise typer.Exit(1)
 
 
-def parse_settings(pairs: list[str]) -> ConfigValues:
-    """`key=value` pairs; values are read as TOML would (3, 0.1, true), else as text.
+def parse_settings(pairs: list[str], declared: ConfigValues) -> ConfigValues:
+    """`key=value` pairs; a value is text where the app declares text, else a number or boolean if it looks like one.
 
     Raises:
         ConfigError: a pair without `=`.
     """
-    return {key: _scalar(value) for key, value in (_pair("--set", p) for p in pairs)}
+    split = [_pair("--set", p) for p in pairs]
+    return {key: value if isinstance(declared.get(key), str) else _scalar(value) for key, value in split}
 
 
 def parse_labels(text: str) -> dict[str, str]:

@@ -57,7 +57,9 @@ def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> Up
         code = process.poll()
         if code is not None:
             lines = logfile.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise UpFailed(lines[-1].removeprefix("fedtide up: "), "" if code == ConfigError.exit_code else f"See {logfile}")
+            raise UpFailed(
+                lines[-1].removeprefix("fedtide up: "), "" if code == ConfigError.exit_code else f"See {logfile}"
+            )
         try:
             state = home.state()
             if state.pid == process.pid and _all_online(state):

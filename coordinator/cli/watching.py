@@ -37,7 +37,9 @@ def follow(views: Iterable[View], draw: Callable[[View], RenderableType], lines:
 
 def draw_run(view: View) -> RenderableType:
     title = f"{view['run']}  {view['app']}  {view['state']}" + (f"  {view['reason']}" if view["reason"] else "")
-    table = Table("round", "state", "nodes", "accuracy", "loss", "up", "down", "seconds", title=title, title_justify="left")
+    table = Table(
+        "round", "state", "nodes", "accuracy", "loss", "up", "down", "seconds", title=title, title_justify="left"
+    )
     for each in view["rounds"]:
         table.add_row(*round_cells(each))
     return Group(table, *[Text(line, style="yellow") for line in refusals(view)])
@@ -68,18 +70,20 @@ def _metric(each: View, name: str) -> str:
 
 def refusals(view: View) -> list[str]:
     """One line for each answer that did not count."""
-    return [
-        f"round {each['round']} {phase} {node}: {refused['category']}: {refused['reason'].splitlines()[0] if refused['reason'] else ''}"
-        for each in view["rounds"]
-        for phase, tally in each["phases"].items()
-        for node, refused in tally["refused"].items()
-    ]
+    lines = []
+    for each in view["rounds"]:
+        for phase, tally in each["phases"].items():
+            for node, refused in tally["refused"].items():
+                first = refused["reason"].partition("\n")[0]
+                lines.append(f"round {each['round']} {phase} {node}: {refused['category']}: {first}")
+    return lines
 
 
 def run_lines(view: View) -> list[str]:
     closed = [each for each in view["rounds"] if each["state"] == "closed"]
     rows = [
-        "round {} {}  nodes {}  accuracy {}  loss {}  up {}  down {}  {} s".format(*round_cells(each)) for each in closed
+        "round {} {}  nodes {}  accuracy {}  loss {}  up {}  down {}  {} s".format(*round_cells(each))
+        for each in closed
     ]
     state = f"{view['run']} {view['state']}" + (f": {view['reason']}" if view["reason"] else "")
     return [*refusals(view), *rows, state]

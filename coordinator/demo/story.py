@@ -157,7 +157,9 @@ def _centralised(app: Path, rounds: int) -> float:
 
 
 def _python(app: Path, module: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=app, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=app, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise DemoFailed(f"{module} failed: {done.stderr.strip().splitlines()[-1]}")
     return done.stdout

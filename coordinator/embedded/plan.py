@@ -49,7 +49,9 @@ def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int
     config_dir = home.root / "config"
     for folder in (config_dir, home.logs, home.endpoint_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    children = [_nats(server, config_dir, "hub", nats_config.hub(hub_port, leaf_port, home.root / "nats" / "hub"), hub_port)]
+    children = [
+        _nats(server, config_dir, "hub", nats_config.hub(hub_port, leaf_port, home.root / "nats" / "hub"), hub_port)
+    ]
     for region, port in zip(regions, ports, strict=True):
         text = nats_config.leaf(region, port, leaf_port, home.root / "nats" / region)
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port))

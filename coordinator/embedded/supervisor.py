@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from coordinator.embedded.home import Home, UpState
@@ -70,14 +72,9 @@ class Supervisor:
             group.create_task(self._keep(child, started), name=child.name)
             await started.wait()
             if child.port is not None:
-                await _until_open(child.port)
+                await _until(partial(_is_open, child.port), child.name)
             if child.name == "coordinator":
-                await self._until_api()
-
-    async def _until_api(self) -> None:
-        async with asyncio.timeout(READY_WITHIN_S):
-            while not self._home.endpoint_file.exists():
-                await asyncio.sleep(0.05)
+                await _until(self._home.endpoint_file.exists, "the coordinator's API")
 
     def _write_state(self) -> None:
         state = UpState(
@@ -170,19 +167,19 @@ class _Lock:
         self._file.close()
 
 
-async def _until_open(port: int) -> None:
-    try:
-        async with asyncio.timeout(READY_WITHIN_S):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except OSError:
-                    await asyncio.sleep(0.05)
-                    continue
-                writer.close()
-                return
-    except TimeoutError as exc:
-        raise TransientError(f"nothing listens on port {port} after {READY_WITHIN_S:.0f} s") from exc
+async def _until(holds: Callable[[], bool], what: str) -> None:
+    """Only while starting up: nothing tells us that a foreign process is ready but looking."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + READY_WITHIN_S
+    while not holds():
+        if loop.time() > deadline:
+            raise TransientError(f"{what} is not there after {READY_WITHIN_S:.0f} s")
+        await asyncio.sleep(0.05)
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

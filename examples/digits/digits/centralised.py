@@ -1,6 +1,6 @@
 """The baseline: the same network and training on the pooled data. Prints one JSON line.
 
-    python -m digits.centralised EPOCHS
+python -m digits.centralised EPOCHS
 """
 
 from __future__ import annotations

@@ -30,7 +30,15 @@ def make(seed: int) -> Net:
 
 
 def train(
-    net: Net, images: npt.NDArray, labels: npt.NDArray, *, epochs: int, batch: int, lr: float, momentum: float, seed: int
+    net: Net,
+    images: npt.NDArray,
+    labels: npt.NDArray,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    momentum: float,
+    seed: int,
 ) -> float:
     """SGD over shuffled batches; returns the mean loss of the last epoch."""
     x, y = torch.from_numpy(images), torch.from_numpy(labels)

@@ -1,6 +1,6 @@
 """Prints an Open Inference Protocol v2 request with one real test digit in raw grey values.
 
-    python -m digits.sample_request [INDEX]
+python -m digits.sample_request [INDEX]
 """
 
 from __future__ import annotations

