@@ -1,0 +1,99 @@
+"""What tests share: a real nats-server for each test that asks, and printed seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from coordinator.embedded import nats_config
+from coordinator.embedded.plan import free_ports, nats_server
+from coordinator.topology import ensure_hub, ensure_region
+from fabric.broker import Broker
+from fabric.subjects import Subjects
+
+APPS = Path(__file__).parent / "apps"
+
+
+class NatsServer:
+    """A nats-server process that can be killed and started again on the same port and store."""
+
+    def __init__(self, config: Path, port: int) -> None:
+        self._config = config
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        log = self._config.with_suffix(".log").open("ab")
+        self._process = subprocess.Popen([nats_server(), "-c", str(self._config)], stdout=log, stderr=log)
+        log.close()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A hub and one leaf, with all streams."""
+
+    hub: NatsServer
+    leaf: NatsServer
+    region: str
+    subjects: Subjects
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[NatsServer]:
+    """One hub with JetStream on, in a folder of its own."""
+    port, leaf_port = free_ports(2)
+    config = tmp_path / "hub.conf"
+    config.write_text(nats_config.hub(port, leaf_port, tmp_path / "store"))
+    server = NatsServer(config, port)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def topology(tmp_path: Path) -> AsyncIterator[Topology]:
+    """Hub, one leaf, and the streams of both."""
+    port, leaf_listen, leaf_port = free_ports(3)
+    hub_config, leaf_config = tmp_path / "hub.conf", tmp_path / "leaf.conf"
+    hub_config.write_text(nats_config.hub(port, leaf_listen, tmp_path / "hub"))
+    leaf_config.write_text(nats_config.leaf("eu", leaf_port, leaf_listen, tmp_path / "eu"))
+    hub, leaf = NatsServer(hub_config, port), NatsServer(leaf_config, leaf_port)
+    hub.start()
+    leaf.start()
+    subjects = Subjects()
+    broker = await Broker.connect(hub.url, "test-topology")
+    await ensure_hub(broker, subjects, ["eu"])
+    await asyncio.wait_for(ensure_region(broker, subjects, "eu"), 30)
+    await broker.close()
+    yield Topology(hub, leaf, "eu", subjects)
+    leaf.kill()
+    hub.kill()
+
+
+@pytest.fixture
+async def at_hub(topology: Topology) -> AsyncIterator[Broker]:
+    broker = await Broker.connect(topology.hub.url, "test-hub")
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+async def at_leaf(topology: Topology) -> AsyncIterator[Broker]:
+    broker = await Broker.connect(topology.leaf.url, "test-leaf")
+    yield broker
+    await broker.close()

@@ -1,0 +1,69 @@
+"""A whole embedded installation for tests, driven through the CLI as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Installation:
+    home: Path
+
+    def run(self, *arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+        """`fedtide ...` in this home; whatever comes of it."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FEDTIDE_")}
+        environment["FEDTIDE_HOME"] = str(self.home)
+        command = [sys.executable, "-m", "coordinator.cli", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def finish(self, run: str) -> dict[str, Any]:
+        """Wait for a run to end; its view."""
+        self.run("run", "watch", run)
+        view: dict[str, Any] = self.json("run", "show", run)
+        return view
+
+    def train(self, app: Path, *options: str) -> dict[str, Any]:
+        return self.finish(self.json("run", "start", "--app", str(app), *options)["run"])
+
+    def out(self, run: str) -> Path:
+        """The folder that was the ServerApp's working directory."""
+        return self.home / "coordinator" / "runs" / run / "out"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.home / "up.json").read_text())
+        return state
+
+
+def until(holds: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    """Wait for something that only a foreign process can bring about."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"{what} did not come about in {timeout_s} s"
+        time.sleep(0.05)
+
+
+def children(parent: int, word: str) -> list[int]:
+    """Processes below `parent` whose command line holds `word`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            if entry.name.isdigit() and int(fields[1]) == parent and word in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,172 @@
+"""The broker link and blob transfer against real nats-servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from coordinator.event_log import EventLog
+from coordinator.topology import ensure_hub
+from fabric.blobs import CHUNK_BYTES, BlobRef
+from fabric.broker import Broker
+from fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
+from fabric.events import Event, NodeOnline
+from fabric.jetstream import Received
+from fabric.streams import HUB_DOMAIN
+from fabric.subjects import DOWN, UP, Subjects
+from fabric.transfer import FileSink, Source, expires, get_blob, put_blob, read_blob
+from tests.conftest import NatsServer, Topology
+
+SUBJECTS = Subjects()
+
+
+def _event(name: str) -> Event:
+    return Event.now("test", NodeOnline(node=name), id=name)
+
+
+async def test_nobody_there_is_said_within_the_time_given() -> None:
+    with pytest.raises(BrokerUnavailable, match="no NATS server answers"):
+        await Broker.connect("nats://127.0.0.1:1", "test", wait_s=0.1)
+
+
+async def test_a_task_reaches_a_leaf_live_and_after_its_blob(
+    topology: Topology, at_hub: Broker, at_leaf: Broker
+) -> None:
+    arrived: asyncio.Queue[Received] = asyncio.Queue()
+    await at_leaf.subscribe(SUBJECTS.live_node("eu", "n1"), arrived.put)
+    data = os.urandom(3 * CHUNK_BYTES + 5)
+    ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=60)
+    await at_hub.publish(SUBJECTS.task("eu", "n1", "t1"), b"go")
+    message = await asyncio.wait_for(arrived.get(), 10)
+    assert message.data == b"go"
+    assert message.subject == SUBJECTS.task("eu", "n1", "t1")
+    assert await read_blob(Source(at_leaf, DOWN), SUBJECTS.blob, ref) == data
+
+
+async def test_what_was_missed_is_read_by_node_newest_of_each(at_hub: Broker, topology: Topology) -> None:
+    for subject, data in (("t1", b"1"), ("t2", b"2"), ("t1", b"3")):
+        await at_hub.publish(SUBJECTS.task("eu", "n1", subject), data)
+    await at_hub.publish(SUBJECTS.task("eu", "n2", "t1"), b"not mine")
+    missed = await at_hub.last_of_each(DOWN, SUBJECTS.down_node("eu", "n1"))
+    assert [m.data for m in missed] == [b"2", b"3"]
+    assert missed[0].subject == SUBJECTS.task("eu", "n1", "t2")
+
+
+async def test_a_blob_is_stored_once_and_only_missing_chunks_are_sent(at_hub: Broker) -> None:
+    data = os.urandom(2 * CHUNK_BYTES)
+    ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=None)
+    before = await at_hub.last_sequence(DOWN)
+    assert await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=None) == ref
+    assert await at_hub.last_sequence(DOWN) == before
+    await at_hub.purge(DOWN, f"{SUBJECTS.blob(ref.digest)}.1")
+    await at_hub.purge(DOWN, f"{SUBJECTS.blob(ref.digest)}.m")
+    await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=None)
+    assert await at_hub.last_sequence(DOWN) == before + 2
+    assert await read_blob(Source(at_hub, DOWN), SUBJECTS.blob, ref) == data
+
+
+async def test_a_kept_blob_never_starts_to_expire_and_an_expiring_one_can_be_kept(at_hub: Broker) -> None:
+    kept = await put_blob(at_hub, SUBJECTS.blob, DOWN, [b"release"], ttl_s=None)
+    await put_blob(at_hub, SUBJECTS.blob, DOWN, [b"release"], ttl_s=60)
+    assert not await expires(at_hub, DOWN, SUBJECTS.blob(kept.digest))
+    round_blob = await put_blob(at_hub, SUBJECTS.blob, DOWN, [b"round"], ttl_s=60)
+    assert await expires(at_hub, DOWN, SUBJECTS.blob(round_blob.digest))
+    await put_blob(at_hub, SUBJECTS.blob, DOWN, [b"round"], ttl_s=None)
+    assert not await expires(at_hub, DOWN, SUBJECTS.blob(round_blob.digest))
+
+
+async def test_a_download_resumes_at_the_missing_chunk(at_hub: Broker, tmp_path: Path) -> None:
+    data = os.urandom(3 * CHUNK_BYTES)
+    ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=None)
+    path = tmp_path / "blob"
+    path.write_bytes(data[:CHUNK_BYTES] + b"damaged" + data[CHUNK_BYTES + 7 : 2 * CHUNK_BYTES])
+    await at_hub.purge(DOWN, f"{SUBJECTS.blob(ref.digest)}.0")
+    await get_blob(Source(at_hub, DOWN), SUBJECTS.blob, ref, FileSink(path))
+    assert path.read_bytes() == data
+
+
+async def test_a_tampered_chunk_is_refused_and_never_reaches_the_file(at_hub: Broker, tmp_path: Path) -> None:
+    data = os.urandom(2 * CHUNK_BYTES)
+    ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=None)
+    await at_hub.publish(f"{SUBJECTS.blob(ref.digest)}.1", b"x" * CHUNK_BYTES)
+    path = tmp_path / "blob"
+    with pytest.raises(DigestMismatch):
+        await get_blob(Source(at_hub, DOWN), SUBJECTS.blob, ref, FileSink(path))
+    assert b"xxxx" not in path.read_bytes()
+
+
+async def test_a_missing_blob_is_not_found_and_a_leaf_falls_back_to_the_hub(at_hub: Broker, at_leaf: Broker) -> None:
+    nowhere = BlobRef(digest="0" * 64, size_bytes=1)
+    with pytest.raises(NotFound):
+        await read_blob(Source(at_hub, DOWN), SUBJECTS.blob, nowhere)
+    ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [b"only at the hub"], ttl_s=None)
+    await at_hub.publish(SUBJECTS.task("eu", "n1", "fence"), b"")
+    while not await at_leaf.last_of_each(DOWN, SUBJECTS.down_node("eu", "n1")):
+        await asyncio.sleep(0.01)
+    await at_leaf.purge(DOWN, f"{SUBJECTS.blob(ref.digest)}.>")
+    with pytest.raises(NotFound):
+        await read_blob(Source(at_leaf, DOWN), SUBJECTS.blob, ref)
+    assert await read_blob(Source(at_leaf, DOWN, HUB_DOMAIN), SUBJECTS.blob, ref) == b"only at the hub"
+
+
+async def test_reports_published_while_the_hub_is_dead_arrive_once_each(topology: Topology, at_leaf: Broker) -> None:
+    topology.hub.kill()
+    for number in range(20):
+        await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), str(number).encode(), message_id=f"m{number}")
+        await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), str(number).encode(), message_id=f"m{number}")
+    topology.hub.start()
+    broker = await Broker.connect(topology.hub.url, "test-reader")
+    seen: list[int] = []
+    async with asyncio.timeout(60):
+        async for delivery in broker.consume(UP, "test", SUBJECTS.all_reports):
+            seen.append(int(delivery.data))
+            await delivery.ack()
+            if len(seen) == 20:
+                break
+    assert seen == list(range(20))
+    await broker.close()
+
+
+async def test_a_delivery_that_was_not_acknowledged_comes_again_to_the_next_consumer(
+    at_hub: Broker, at_leaf: Broker
+) -> None:
+    for name in ("a", "b"):
+        await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), name.encode())
+    first = at_hub.consume(UP, "durable", SUBJECTS.all_reports)
+    taken = await anext(first)
+    assert taken.data == b"a"
+    await taken.ack()
+    await first.aclose()
+    async for delivery in at_hub.consume(UP, "durable", SUBJECTS.all_reports):
+        assert delivery.data == b"b"
+        break
+
+
+async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> None:
+    broker = await Broker.connect(hub.url, "test")
+    await ensure_hub(broker, SUBJECTS, [])
+    old, new = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
+    assert [e async for e in old.replay()] == []
+    await old.append(_event("a"))
+    assert [e.id async for e in new.replay()] == ["a"]
+    await new.append(_event("b"))
+    with pytest.raises(StaleWriter, match="this one stops"):
+        await old.append(_event("c"))
+    await new.append(_event("d"))
+    fresh = EventLog(broker, SUBJECTS)
+    assert [e.id async for e in fresh.replay()] == ["a", "b", "d"]
+    await broker.close()
+
+
+async def test_an_append_whose_answer_was_lost_is_not_mistaken_for_another_writer(hub: NatsServer) -> None:
+    broker = await Broker.connect(hub.url, "test")
+    await ensure_hub(broker, SUBJECTS, [])
+    first, second = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
+    await first.append(_event("a"))
+    await second.append(_event("a"))
+    await second.append(_event("b"))
+    assert [e.id async for e in EventLog(broker, SUBJECTS).replay()] == ["a", "b"]
+    await broker.close()

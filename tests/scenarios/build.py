@@ -1,0 +1,125 @@
+"""Short ways to say what happens in a scenario."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from coordinator.world import World
+from fabric.blobs import BlobRef
+from fabric.events import (
+    AlarmRang,
+    Capabilities,
+    Event,
+    EventData,
+    ModelProduced,
+    NodeJoined,
+    NodePhaseReported,
+    ReleasePublished,
+    RolloutStarted,
+    RoundClosed,
+    RoundOpened,
+    RunRequested,
+    RunSpec,
+    UpdateReceived,
+    UpdateRefused,
+)
+from fabric.release import Export, Lineage, ReleaseManifest
+from fabric.rollout_plan import NodePhase, RolloutPlan, WavePlan
+from fabric.wire import AppRef
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def ref(letter: str) -> BlobRef:
+    return BlobRef(digest=letter * 64, size_bytes=10)
+
+
+APP = AppRef(name="app", bundle=ref("a"))
+
+
+class Story:
+    """Feeds events into a world, a second apart, and keeps them for a replay."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.events: list[Event] = []
+
+    def tell(self, *data: EventData, after_s: float = 1.0) -> tuple[Any, ...]:
+        """The commands of the last event."""
+        commands: tuple[Any, ...] = ()
+        for each in data:
+            event = self.event(each, after_s)
+            commands = self.world.apply(event)
+            self.events.append(event)
+        return commands
+
+    def event(self, data: EventData, after_s: float = 1.0) -> Event:
+        at = (self.events[-1].time if self.events else START) + timedelta(seconds=after_s)
+        return Event.now("test", data).model_copy(update={"time": at})
+
+    def replayed(self) -> World:
+        world = World()
+        for event in self.events:
+            world.apply(event)
+        return world
+
+    def owed(self) -> list[Any]:
+        return [command for commands in self.world.owed() for command in commands]
+
+
+def requested(run: str = "run-1", **spec: Any) -> RunRequested:
+    return RunRequested(run=run, spec=RunSpec(app=APP, **spec))
+
+
+def opened(number: int, *nodes: str, attempt: int = 1, phase: str = "train") -> RoundOpened:
+    return RoundOpened(run="run-1", attempt=attempt, round=number, phase=phase, nodes=list(nodes), bytes_down=10)
+
+
+def received(number: int, node: str, attempt: int = 1, phase: str = "train") -> UpdateReceived:
+    return UpdateReceived(run="run-1", attempt=attempt, round=number, phase=phase, node=node, bytes_up=5, seconds=1)
+
+
+def refused(number: int, node: str, category: str = "app_error", attempt: int = 1) -> UpdateRefused:
+    body = {"run": "run-1", "attempt": attempt, "round": number, "phase": "train", "node": node}
+    return UpdateRefused.model_validate({**body, "category": category, "reason": "because"})
+
+
+def closed(number: int, attempt: int = 1, **metrics: float) -> RoundClosed:
+    return RoundClosed(run="run-1", attempt=attempt, round=number, metrics=metrics, seconds=2.0)
+
+
+def joined(node: str, region: str = "eu", **capabilities: Any) -> NodeJoined:
+    told = Capabilities(cpus=1, memory_bytes=1, disk_free_bytes=1, python="3.11", **capabilities)
+    return NodeJoined(node=node, region=region, capabilities=told)
+
+
+def produced(run: str = "run-1") -> ModelProduced:
+    return ModelProduced(
+        run=run, model="m", onnx=ref("b"), arrays=ref("c"), smoke=ref("d"), export=Export(), metrics={}
+    )
+
+
+def published(run: str = "run-1", version: int = 1, digest: str = "e") -> ReleasePublished:
+    lineage = Lineage(app=APP, run=run, rounds=1, participants=1, updates=1)
+    manifest = ReleaseManifest(
+        model="m", version=version, onnx=ref("b"), arrays=ref("c"), smoke=ref("d"), lineage=lineage
+    )
+    return ReleasePublished(release=ref(digest), manifest=manifest)
+
+
+def rollout(*waves: WavePlan, key: str = "ro-1", counter: int = 1, **plan: Any) -> RolloutStarted:
+    planned = RolloutPlan(model="m", release=ref("e"), version=1, waves=list(waves), **plan)
+    return RolloutStarted(rollout=key, plan=planned, counter=counter)
+
+
+def wave(region: str, canaries: str = "", nodes: str = "") -> WavePlan:
+    return WavePlan(region=region, canaries=canaries.split(), nodes=nodes.split())
+
+
+def phase(node: str, name: NodePhase, reason: str = "", counter: int = 1, key: str = "ro-1") -> NodePhaseReported:
+    return NodePhaseReported(rollout=key, node=node, counter=counter, phase=name, reason=reason)
+
+
+def alarm(key: str, rollout_id: str = "ro-1") -> AlarmRang:
+    return AlarmRang(owner="rollout", id=rollout_id, key=key)

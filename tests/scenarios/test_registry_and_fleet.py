@@ -1,0 +1,111 @@
+"""Releases get their versions once; nodes are selected the same way each time."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator import fleet
+from coordinator.commands import PublishRelease
+from coordinator.planning import RolloutRequest, plan
+from fabric.errors import ConfigError, InvalidTransition, NotFound
+from fabric.events import NodeOffline, NodeOnline
+from tests.scenarios.build import Story, joined, produced, published, ref, requested, rollout, wave
+
+
+def _fleet(*, nodes: int = 3, regions: tuple[str, ...] = ("eu", "us")) -> Story:
+    story = Story()
+    for region in regions:
+        for number in range(nodes):
+            story.tell(joined(f"{region}-{number}", region, labels={"zone": "ab"[number % 2]}))
+    return story
+
+
+def test_what_a_run_produced_becomes_one_release_however_often_it_is_reported() -> None:
+    story = Story()
+    assert story.tell(requested(), produced()) == (PublishRelease(produced(), 1),)
+    assert story.tell(produced()) == ()
+    assert story.owed()[-1] == PublishRelease(produced(), 1)
+    story.tell(published(), published(), produced())
+    assert [r.manifest.version for r in story.world.model("m").releases] == [1]
+    assert not [c for c in story.owed() if isinstance(c, PublishRelease)]
+
+
+def test_two_runs_that_end_together_get_different_versions_whatever_is_published_first() -> None:
+    story = Story()
+    story.tell(requested("run-1"), requested("run-2"), produced("run-1"), produced("run-2"))
+    story.tell(published("run-2", 2, "f"), published("run-1", 1, "e"))
+    assert [r.manifest.version for r in story.world.model("m").releases] == [1, 2]
+
+
+def test_a_node_is_online_from_its_joining_until_it_is_missed() -> None:
+    story = _fleet(nodes=1, regions=("eu",))
+    story.tell(NodeOffline(node="eu-0", reason="no heartbeat for 6 s"))
+    assert story.world.node("eu-0").reason == "no heartbeat for 6 s"
+    story.tell(NodeOnline(node="eu-0"))
+    assert story.world.node("eu-0").online
+    with pytest.raises(InvalidTransition):
+        story.tell(NodeOnline(node="ghost"))
+
+
+def test_selection_takes_online_nodes_that_carry_every_label_in_a_stable_order() -> None:
+    story = _fleet()
+    story.tell(NodeOffline(node="eu-0", reason="stopped"))
+    nodes = list(story.world.nodes.values())
+    names = [n.name for n in fleet.select(reversed(nodes), {"zone": "a"})]
+    assert names == ["eu-2", "us-0", "us-2"]
+    assert [n.name for n in fleet.select(nodes, {"region": "eu|us", "zone": "b"})] == ["eu-1", "us-1"]
+    assert fleet.select(nodes, {"zone": "c"}) == []
+
+
+def test_nodes_with_partitions_are_ordered_by_them() -> None:
+    story = Story()
+    for name, partition in (("a", 2), ("b", 10), ("c", 1)):
+        story.tell(joined(name, node_config={"partition-id": partition}))
+    assert [n.name for n in fleet.select(story.world.nodes.values(), {})] == ["c", "a", "b"]
+
+
+def _with_release() -> Story:
+    story = _fleet()
+    story.tell(requested(), produced(), published())
+    return story
+
+
+def test_a_plan_takes_regions_in_order_with_canaries_in_the_first_only() -> None:
+    story = _with_release()
+    request = RolloutRequest(model="m", regions=["us", "eu"], canary=0.3)
+    planned = plan(request, story.world.model("m"), story.world.nodes.values(), None)
+    assert [w.region for w in planned.waves] == ["us", "eu"]
+    assert [len(w.canaries) for w in planned.waves] == [1, 0]
+    assert {*planned.waves[0].canaries, *planned.waves[0].nodes} == {"us-0", "us-1", "us-2"}
+
+
+def test_a_retry_picks_the_same_canaries() -> None:
+    story = _with_release()
+    request = RolloutRequest(model="m", canary=0.5)
+    plans = [plan(request, story.world.model("m"), list(story.world.nodes.values())[::step], None) for step in (1, -1)]
+    assert plans[0] == plans[1]
+
+
+def test_a_plan_names_what_it_goes_back_to() -> None:
+    story = _with_release()
+    planned = plan(RolloutRequest(model="m"), story.world.model("m"), story.world.nodes.values(), ref("f"))
+    assert planned.previous == ref("f")
+    same = plan(RolloutRequest(model="m"), story.world.model("m"), story.world.nodes.values(), ref("e"))
+    assert same.previous is None
+
+
+def test_unknown_regions_releases_and_empty_cohorts_are_refused_with_what_is_known() -> None:
+    story = _with_release()
+    model, nodes = story.world.model("m"), story.world.nodes.values()
+    with pytest.raises(ConfigError, match="mars"):
+        plan(RolloutRequest(model="m", regions=["mars"]), model, nodes, None)
+    with pytest.raises(NotFound, match="release 9"):
+        plan(RolloutRequest(model="m", version=9), model, nodes, None)
+    with pytest.raises(NotFound, match="cohort"):
+        plan(RolloutRequest(model="m", selector={"zone": "x"}), model, nodes, None)
+
+
+def test_the_desired_counter_grows_by_two_a_roll_out() -> None:
+    story = _with_release()
+    story.tell(rollout(wave("eu", "", "eu-0"), counter=1))
+    assert story.world.model("m").counter == 2

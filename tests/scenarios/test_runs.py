@@ -1,0 +1,119 @@
+"""Runs and rounds, told as stories of events."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator import rounds, runs, views
+from coordinator.commands import LaunchAggregator, StopAggregator
+from fabric.errors import InvalidTransition
+from fabric.events import AggregatorExited, AggregatorStarted, RunCancelRequested, RunCompleted, RunFailed
+from tests.scenarios.build import Story, closed, opened, received, refused, requested
+
+
+def test_a_request_launches_the_first_attempt() -> None:
+    story = Story()
+    (command,) = story.tell(requested())
+    assert isinstance(command, LaunchAggregator)
+    assert (command.run, command.attempt) == ("run-1", 1)
+
+
+def test_a_run_goes_from_request_to_completion_with_its_books_in_order() -> None:
+    story = Story()
+    story.tell(requested(), AggregatorStarted(run="run-1", attempt=1), opened(1, "a", "b", "c"))
+    story.tell(received(1, "a"), refused(1, "b"), received(1, "c"), closed(1, accuracy=0.9))
+    assert story.tell(RunCompleted(run="run-1", attempt=1)) == ()
+    run = story.world.run("run-1")
+    assert isinstance(run, runs.Ended)
+    assert run.outcome == "completed"
+    assert runs.participants(run) == {"a", "c"}
+    assert runs.accepted_updates(run) == 2
+    view = views.run(run)
+    assert view["rounds"][0]["phases"]["train"]["refused"]["b"] == {"category": "app_error", "reason": "because"}
+    assert story.owed() == []
+
+
+def test_an_update_counts_once_however_often_it_is_delivered() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a"), received(1, "a"), received(1, "a"), refused(1, "a"))
+    tally = story.world.run("run-1").rounds[1].phases["train"]
+    assert (tally.received, dict(tally.refused), tally.bytes_up) == ({"a"}, {}, 5)
+
+
+def test_a_node_that_was_refused_is_not_counted_as_received_later() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a"), refused(1, "a", "timeout"), received(1, "a"))
+    assert story.world.run("run-1").rounds[1].phases["train"].received == frozenset()
+
+
+def test_a_crashed_aggregator_is_launched_again_as_the_next_attempt_with_fresh_rounds() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a"))
+    (command,) = story.tell(AggregatorExited(run="run-1", attempt=1, code=-9))
+    assert command.attempt == 2
+    run = story.world.run("run-1")
+    assert isinstance(run, runs.Running)
+    assert dict(run.rounds) == {}
+    assert "started again from its first round" in run.reason
+
+
+def test_reports_of_an_attempt_that_was_given_up_change_nothing() -> None:
+    story = Story()
+    story.tell(requested(), AggregatorExited(run="run-1", attempt=1, code=1))
+    before = story.world.run("run-1")
+    story.tell(
+        opened(1, "a", attempt=1),
+        RunCompleted(run="run-1", attempt=1),
+        AggregatorExited(run="run-1", attempt=1, code=1),
+    )
+    assert story.world.run("run-1") == before
+
+
+def test_a_run_whose_aggregator_keeps_dying_fails_with_the_reason() -> None:
+    story = Story()
+    story.tell(requested())
+    for attempt in range(1, runs.MAX_ATTEMPTS + 1):
+        story.tell(AggregatorExited(run="run-1", attempt=attempt, code=-9, reason="out of memory"))
+    run = story.world.run("run-1")
+    assert isinstance(run, runs.Ended)
+    assert run.outcome == "failed"
+    assert "out of memory" in run.reason
+
+
+def test_an_app_that_fails_is_not_tried_again() -> None:
+    story = Story()
+    story.tell(requested())
+    assert story.tell(RunFailed(run="run-1", attempt=1, reason="ValueError")) == ()
+    assert story.owed() == []
+
+
+def test_a_cancelled_run_stops_its_aggregator_also_after_a_restart_and_abandons_its_round() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a"))
+    assert story.tell(RunCancelRequested(run="run-1")) == (StopAggregator("run-1"),)
+    assert story.owed() == [StopAggregator("run-1")]
+    assert isinstance(story.world.run("run-1").rounds[1], rounds.Abandoned)
+    assert story.tell(RunCompleted(run="run-1", attempt=1)) == ()
+    assert views.run(story.world.run("run-1"))["state"] == "cancelled"
+
+
+def test_a_restart_asks_again_for_exactly_the_open_runs() -> None:
+    story = Story()
+    story.tell(requested("run-1"), requested("run-2"), RunCompleted(run="run-1", attempt=1))
+    assert [c.run for c in story.owed()] == ["run-2"]
+
+
+def test_a_replay_gives_the_same_world() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a", "b"), received(1, "a"), refused(1, "b"), closed(1))
+    assert story.replayed().runs == story.world.runs
+
+
+def test_an_event_of_an_unknown_run_is_refused_and_changes_nothing() -> None:
+    story = Story()
+    with pytest.raises(InvalidTransition, match="never requested"):
+        story.tell(opened(1, "a"))
+    story.tell(requested())
+    with pytest.raises(InvalidTransition, match="twice"):
+        story.world.apply(story.event(requested()))
+    assert len(story.world.runs) == 1
