@@ -91,9 +91,7 @@ def _superlink(folder: Path) -> Iterator[tuple[dict[str, str], int]]:
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    commands = [
-        f"flower-superlink --insecure --disable-runtime-dependency-installation --host 127.0.0.1 --port {port}"
-    ]
+    commands = [f"flower-superlink --insecure --disable-runtime-dependency-installation --host 127.0.0.1 --port {port}"]
     for index, node_port in enumerate(node_ports):
         commands.append(
             f"flower-supernode --insecure --superlink 127.0.0.1:{port} "

@@ -48,7 +48,7 @@ class Agent:
         config.data_dir.mkdir(parents=True, exist_ok=True)
         await self._server.start()
         log.info("inference.listening", extra={"url": self._server.url})
-        self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", wait_s=float("inf"))
+        self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", wait_s=None)
         self._tasks = TaskLoop(config, broker)
         self._activation = Activation(config, broker, self._server, self._report_phase)
         self._activation.resume()

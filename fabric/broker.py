@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -32,6 +31,7 @@ from fabric.jetstream import (
 
 log = logging.getLogger(__name__)
 
+_RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
 _PULL_BATCH = 256
 _PULL_EXPIRES_S = 30.0
 _PULL_HEARTBEAT_S = 5.0
@@ -47,22 +47,21 @@ class Broker:
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
-    async def connect(cls, url: str, name: str, *, wait_s: float = 30.0) -> Broker:
-        """Connect, waiting up to `wait_s` for the server to be there.
+    async def connect(cls, url: str, name: str, *, wait_s: float | None = 30.0) -> Broker:
+        """Connect, waiting up to `wait_s` (None: for ever) for the server to be there.
 
         Raises:
             BrokerUnavailable: no server answered in time.
         """
         client = Client()
         broker = cls(client)
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
+        try:
+            async with asyncio.timeout(wait_s):
                 await client.connect(
                     url,
                     name=name,
                     connect_timeout=10,
-                    reconnect_time_wait=1,
+                    reconnect_time_wait=_RECONNECT_WAIT_S,
                     max_reconnect_attempts=-1,
                     ping_interval=10,
                     max_outstanding_pings=2,
@@ -70,13 +69,9 @@ class Broker:
                     error_cb=_log_error,
                     reconnected_cb=broker._reconnected,
                 )
-                return broker
-            except (OSError, nats.errors.Error) as exc:
-                if time.monotonic() > deadline:
-                    raise BrokerUnavailable(
-                        f"no NATS server answers at {url}", "Is it running? Try `fedtide status`"
-                    ) from exc
-                await asyncio.sleep(0.1)
+        except (TimeoutError, OSError, nats.errors.Error) as exc:
+            raise BrokerUnavailable(f"no NATS server answers at {url}", "Is it running? Try `fedtide status`") from exc
+        return broker
 
     def when_reconnected(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback` after every reconnect (to read what was missed)."""
@@ -204,7 +199,8 @@ class Broker:
     async def consume(self, stream: str, durable: str, pattern: str) -> AsyncIterator[Delivery]:
         """Every message under `pattern`, at least once, surviving restarts of both sides.
 
-        One long poll is open at a time; the server pushes into it as messages come.
+        One long poll is open at a time; the server pushes into it as messages come. What a dead
+        predecessor took and did not acknowledge is asked for again at once.
         """
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
@@ -216,17 +212,19 @@ class Broker:
                 "idle_heartbeat": int(_PULL_HEARTBEAT_S * NANOSECONDS),
             }
         ).encode()
+        taken_over = False
         try:
             while True:
-                if not await self._ensure_consumer(stream, durable, pattern):
+                if not await self._ensure_consumer(stream, durable, pattern, reset=not taken_over):
                     continue
+                taken_over = True
                 await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", request, reply=inbox)
                 async for message in _until_poll_ends(arrived):
                     yield Delivery(message.subject, message.data, message.ack)
         finally:
             await subscription.unsubscribe()
 
-    async def _ensure_consumer(self, stream: str, durable: str, pattern: str) -> bool:
+    async def _ensure_consumer(self, stream: str, durable: str, pattern: str, *, reset: bool) -> bool:
         config = {
             "durable_name": durable,
             "filter_subject": pattern,
@@ -238,6 +236,8 @@ class Broker:
         body = json.dumps({"stream_name": stream, "config": config}).encode()
         try:
             await self._call(f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", body, None)
+            if reset:
+                await self._call(f"CONSUMER.RESET.{stream}.{durable}", b"{}", None)
         except TransientError as exc:
             log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
             await asyncio.sleep(0.5)
