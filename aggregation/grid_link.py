@@ -34,6 +34,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ROUND_BLOB_TTL_S = 24 * 3600.0
+CANCEL_TTL_S = 24 * 3600.0
 NODE_GRACE_S = 15.0
 """How long an offline node's task is waited for before the round goes on without it."""
 
@@ -99,6 +100,7 @@ class GridLink:
         self._tasks.append(self._loop.create_task(self._listen(), name="replies"))
 
     def close(self) -> None:
+        """Cancel what is outstanding, and leave nothing of this run's attempt in the broker."""
         self.call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -107,6 +109,8 @@ class GridLink:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.give_up(list(self._outstanding))
+        await self._broker.delete_consumer(UP, self._durable)
         await self._broker.close()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -147,9 +151,15 @@ class GridLink:
         for task in tasks:
             sent = self._outstanding.pop(task, None)
             if sent is not None:
-                subject = self._subjects.task(sent.node.region, sent.node.name, task)
-                order = Cancel(task=task, run=self._config.run)
-                await self._broker.publish(subject, order.model_dump_json().encode(), ttl_s=3600)
+                await self._cancel_order(task, sent.node)
+
+    async def _cancel_order(self, task: str, node: Node) -> None:
+        order = Cancel(task=task, run=self._config.run)
+        subject = self._subjects.task(node.region, node.name, task)
+        try:
+            await self._broker.publish(subject, order.model_dump_json().encode(), ttl_s=CANCEL_TTL_S)
+        except TransientError as exc:
+            log.warning("grid.cancel_not_sent", extra={"task": task, "reason": str(exc)})
 
     async def report(self, *events: EventData) -> None:
         """Tell the coordinator, durably; retried until the broker has it."""
@@ -173,9 +183,6 @@ class GridLink:
         """Delete the run's folded updates from the hub and the regions (they expire anyway)."""
         for domain in [HUB_DOMAIN, *self._config.regions]:
             await self._purge(UP, self._subjects.update_blobs(self._config.run), domain)
-
-    async def forget_consumer(self) -> None:
-        await self._broker.delete_consumer(UP, self._durable)
 
     async def forget_blob(self, ref: BlobRef) -> None:
         """Delete a round's model from the hub and every region's cache; a kept blob stays."""
@@ -241,3 +248,5 @@ class GridLink:
         self._graces.pop(task, None)
         if sent := self._outstanding.pop(task, None):
             sent.inbox.put(Arrived(task, None, lost=reason, category=category))
+            # A node that returns should not go on with what nobody waits for.
+            self._tasks.append(self._loop.create_task(self._cancel_order(task, sent.node)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, RecordDict
@@ -27,8 +28,21 @@ from fabric.tensors import encode
 log = logging.getLogger(__name__)
 
 
+STOPPED_CODE = 128 + signal.SIGTERM
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived: the run was cancelled, or this machine is wanted for something else."""
+
+
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Stopped
+
+
 def run(config: WorkerConfig) -> int:
-    """Run the app; every ending is reported, so the exit code is 0 unless the report was impossible."""
+    """Run the app; how it ended is reported, then the exit code is 0. Stopped from outside, it is not."""
+    signal.signal(signal.SIGTERM, _stop)
     link = GridLink(config)
     link.open()
     try:
@@ -37,13 +51,15 @@ def run(config: WorkerConfig) -> int:
             note = _run_app(config, link)
         except FedtideError as exc:
             link.call(link.report(_failed(config, str(exc))))
+        except Stopped:
+            log.warning("run.stopped")
+            return STOPPED_CODE
         except Exception as exc:  # a ServerApp may raise anything
             log.exception("run.app_raised")
             link.call(link.report(_failed(config, f"the ServerApp raised {type(exc).__name__}: {exc}")))
         else:
             link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
         link.call(link.forget_updates())
-        link.call(link.forget_consumer())
     finally:
         link.close()
     return 0

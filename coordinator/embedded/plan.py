@@ -45,7 +45,8 @@ def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int
     """
     _check(regions, nodes_per_region)
     server = nats_server()
-    hub_port, leaf_port, *ports = free_ports(2 + len(regions))
+    # The API keeps its port when the coordinator comes back: clients know it from `up.json`.
+    free_api_port, hub_port, leaf_port, *ports = free_ports(3 + len(regions))
     config_dir = home.root / "config"
     for folder in (config_dir, home.logs, home.endpoint_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int
         text = nats_config.leaf(region, port, leaf_port, home.root / "nats" / region)
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port))
     hub_url = f"nats://127.0.0.1:{hub_port}"
-    children.append(_coordinator(home, config_dir, hub_url, regions, api_port))
+    children.append(_coordinator(home, config_dir, hub_url, regions, api_port or free_api_port))
     nodes: list[str] = []
     for region, port in zip(regions, ports, strict=True):
         for number in range(1, nodes_per_region + 1):

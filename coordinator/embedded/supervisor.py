@@ -129,14 +129,14 @@ class Supervisor:
         return lines[-1] if lines else "no output"
 
     async def _stop_all(self) -> None:
+        await self._stop(lambda name: name.startswith("agent-"))
+        await self._stop(lambda name: name == "coordinator")
+        # Only now: a coordinator that lives would start them again.
         self._stop_aggregators()
-        groups = [
-            [p for n, p in self._processes.items() if n.startswith("agent-")],
-            [p for n, p in self._processes.items() if n == "coordinator"],
-            [p for n, p in self._processes.items() if n == "hub" or n.startswith("leaf-")],
-        ]
-        for processes in groups:
-            await asyncio.gather(*(_stop(p) for p in processes))
+        await self._stop(lambda name: True)
+
+    async def _stop(self, chosen: Callable[[str], bool]) -> None:
+        await asyncio.gather(*(_stop(p) for name, p in self._processes.items() if chosen(name)))
 
     def _stop_aggregators(self) -> None:
         for note in (self._home.root / "coordinator" / "runs").glob("*/aggregator.pid"):

@@ -111,8 +111,8 @@ async def test_a_missing_blob_is_not_found_and_a_leaf_falls_back_to_the_hub(at_h
         await read_blob(Source(at_hub, DOWN), SUBJECTS.blob, nowhere)
     ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [b"only at the hub"], ttl_s=None)
     await at_hub.publish(SUBJECTS.task("eu", "n1", "fence"), b"")
-    while not await at_leaf.last_of_each(DOWN, SUBJECTS.down_node("eu", "n1")):
-        await asyncio.sleep(0.01)
+    while not await at_leaf.last_of_each(DOWN, SUBJECTS.down_node("eu", "n1")):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # a mirror tells nobody that it has caught up
     await at_leaf.purge(DOWN, f"{SUBJECTS.blob(ref.digest)}.>")
     with pytest.raises(NotFound):
         await read_blob(Source(at_leaf, DOWN), SUBJECTS.blob, ref)

@@ -1,0 +1,73 @@
+"""Makes releases in a running installation: tiny real ONNX graphs, good ones and bad ones."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fabric.blobs import BlobRef
+from fabric.broker import Broker
+from fabric.events import Event, ModelProduced
+from fabric.ids import new_id
+from fabric.release import Export
+from fabric.subjects import DOWN, HUB_REGION, Subjects
+from fabric.tensors import Buffer, Tensor, encode
+from fabric.transfer import put_blob
+from tests.conftest import APPS
+from tests.integration.installation import Installation, until
+
+SUBJECTS = Subjects()
+
+
+def graph(factor: float) -> bytes:
+    """y = x * factor, for any batch of three numbers."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])
+    constant = numpy_helper.from_array(np.array(factor, np.float32), "factor")
+    body = helper.make_graph([helper.make_node("Mul", ["x", "factor"], ["y"])], "scale", [x], [y], [constant])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(onnx.ModelProto.SerializeToString(model))
+
+
+def smoke(factor: float) -> list[Buffer]:
+    x = np.array([[1, 2, 3]], np.float32)
+    return encode([Tensor.of("in.x", x), Tensor.of("out.y", x * np.float32(factor))])
+
+
+def release(
+    there: Installation,
+    factor: float,
+    *,
+    promised: float | None = None,
+    onnx_bytes: bytes | None = None,
+    model: str = "scale",
+) -> int:
+    """Report a produced model as an aggregator would; returns its version once it is published."""
+    run = there.train(APPS / "mean", "--rounds", "1")["run"]
+    versions = _versions(there, model)
+
+    async def report() -> None:
+        broker = await Broker.connect(there.state["hub_url"], "test-producer")
+        keep: dict[str, BlobRef] = {}
+        for name, parts in (
+            ("onnx", [onnx_bytes or graph(factor)]),
+            ("smoke", smoke(factor if promised is None else promised)),
+            ("arrays", encode([])),
+        ):
+            keep[name] = await put_blob(broker, SUBJECTS.blob, DOWN, parts, ttl_s=None)
+        produced = ModelProduced(run=run, model=model, export=Export(), metrics={"accuracy": factor}, **keep)
+        event = Event.now("test", produced, id=new_id("produced"))
+        await broker.publish(SUBJECTS.report(HUB_REGION, run, "model-produced"), event.model_dump_json().encode())
+        await broker.close()
+
+    asyncio.run(report())
+    until(lambda: len(_versions(there, model)) > len(versions), "the release")
+    return _versions(there, model)[-1]
+
+
+def _versions(there: Installation, model: str) -> list[int]:
+    models = {m["model"]: m for m in there.json("model", "ls")}
+    return [r["version"] for r in models[model]["releases"]] if model in models else []

@@ -1,0 +1,150 @@
+"""`fedtide up` as a user meets it: errors in one line, nothing left behind, what dies comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import APPS
+from tests.integration.conftest import bring_up
+from tests.integration.installation import Installation, children, until
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (("run", "start", "--app", "/nowhere"), "there is no such app directory", 2),
+        (("run", "start", "--app", str(APPS / "mean"), "--set", "speed=1"), "declares no such config key", 2),
+        (("run", "start", "--app", str(APPS / "mean"), "--set", "size"), "is not key=value", 2),
+        (("run", "start", "--app", str(APPS / "mean"), "--nodes", "region=mars"), "no region 'mars'", 4),
+        (("run", "start", "--app", str(APPS / "mean"), "--nodes", "node=x"), "no node 'x'", 4),
+        (("run", "show", "run-0"), "there is no run 'run-0'", 4),
+        (("fleet", "show", "x"), "Known: eu-1, eu-2, us-1, us-2", 4),
+        (("rollout", "start", "x"), "there is no model 'x'", 4),
+        (("round", "trigger", "x"), "there is no model 'x'", 4),
+        (("model", "pull", "x"), "there is no model 'x'", 4),
+    ],
+)
+def test_a_mistake_gets_one_line_that_helps_and_an_exit_code(
+    installation: Installation, arguments: tuple[str, ...], words: str, code: int
+) -> None:
+    done = installation.run(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_listings_come_as_table_json_and_yaml_without_colour(installation: Installation) -> None:
+    nodes = installation.json("fleet", "ls")
+    assert [n["name"] for n in nodes] == ["eu-1", "eu-2", "us-1", "us-2"]
+    assert yaml.safe_load(installation.run("fleet", "ls", "-o", "yaml").stdout)[0]["name"] == "eu-1"
+    table = installation.run("fleet", "ls").stdout
+    assert "us-2" in table
+    assert "\x1b" not in table
+    status = installation.json("status")
+    assert status["nodes"] == {"online": 4, "known": 4}
+
+
+def test_a_second_up_in_the_same_home_is_refused(installation: Installation) -> None:
+    done = installation.run("up", "-d")
+    assert done.returncode != 0
+    assert "already up here" in done.stderr
+
+
+def test_without_an_installation_the_remedy_is_named(tmp_path: Path) -> None:
+    done = Installation(tmp_path).run("status")
+    assert done.returncode == 4
+    assert "Start one with `fedtide up`" in done.stderr
+
+
+def test_a_port_in_use_is_said_and_nothing_is_left_running(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = Installation(tmp_path).run("up", "-d", "--port", str(port), "--regions", "eu")
+    assert done.returncode != 0
+    assert f"port {port} cannot be used" in done.stderr
+    until(lambda: not _processes(tmp_path), "the end of every process")
+
+
+def test_two_installations_stand_side_by_side_and_a_killed_one_leaves_nothing(
+    installation: Installation, tmp_path: Path
+) -> None:
+    other = bring_up(tmp_path, "eu", 1)
+    assert [n["name"] for n in other.json("fleet", "ls")] == ["eu-1"]
+    other.json("run", "start", "--app", str(APPS / "faulty"), "--set", "mode=hang", "--nodes", "node=eu-1")
+    until(lambda: len(_processes(tmp_path)) >= 5, "the aggregator")
+    os.kill(other.state["pid"], signal.SIGKILL)
+    until(lambda: not _processes(tmp_path), "the end of every process")
+    assert installation.json("status")["nodes"]["online"] == 4
+    assert other.run("status").returncode == 4
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    there = bring_up(tmp_path, "eu", 2)
+    yield there
+    there.run("down")
+    assert not _processes(tmp_path)
+
+
+def test_a_node_that_vanishes_in_a_round_is_counted_as_lost_and_the_run_goes_on(small: Installation) -> None:
+    """The agent's process is stopped, not killed: nothing restarts it, and only its silence tells."""
+    (agent,) = children(small.state["pid"], "agent-eu-1")
+    run = small.json("run", "start", "--app", str(APPS / "faulty"), "--set", "mode=hang")["run"]
+    until(lambda: bool(small.json("run", "show", run)["rounds"]), "the round")
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        view = small.finish(run)
+        assert view["state"] == "completed"
+        refused = view["rounds"][0]["phases"]["train"]["refused"]["eu-1"]
+        assert refused["category"] == "node_lost"
+        assert "no heartbeat" in refused["reason"]
+        assert small.json("fleet", "show", "eu-1")["state"] == "offline"
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    until(lambda: small.json("fleet", "show", "eu-1")["state"] == "online", "the node's return")
+    assert small.train(APPS / "faulty")["participants"] == ["eu-1", "eu-2"]
+
+
+def test_coordinator_and_hub_come_back_with_everything_they_knew(small: Installation) -> None:
+    first = small.train(APPS / "mean", "--rounds", "1")
+    for word in ("coordinator.json", "hub.conf"):
+        (pid,) = children(small.state["pid"], word)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda gone=pid, word=word: children(small.state["pid"], word) not in ([], [gone]), f"a new {word}")
+    until(lambda: small.run("run", "ls").returncode == 0, "the API")
+    assert small.json("run", "show", first["run"])["state"] == "completed"
+    assert small.train(APPS / "mean", "--rounds", "2")["state"] == "completed"
+
+
+def test_an_idle_agent_loads_neither_flwr_nor_torch(installation: Installation) -> None:
+    code = (
+        "import sys; import edge_agent.__main__, edge_agent.agent; "
+        "print([m for m in ('flwr', 'torch', 'typer', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    (agent,) = children(installation.state["pid"], "agent-us-2")
+    assert "flwr" not in Path(f"/proc/{agent}/maps").read_text()
+
+
+def _processes(home: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(home) in (entry / "cmdline").read_text() and entry.name != str(os.getpid()):
+                found.append((entry / "cmdline").read_text())
+        except OSError:
+            continue
+    return found

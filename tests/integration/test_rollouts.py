@@ -1,0 +1,143 @@
+"""Releases reach nodes region by region, serve, and are taken back by themselves when they are bad."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import bring_up
+from tests.integration.installation import Installation, children, until
+from tests.integration.releases import graph, release
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two regions of one node: their model stores belong to these tests."""
+    installation = bring_up(tmp_path_factory.mktemp("rollouts"), "eu,us", 1)
+    yield installation
+    installation.run("down")
+
+
+def _rolled(there: Installation, *options: str) -> dict[str, Any]:
+    key = there.json("rollout", "start", "scale", *options)["rollout"]
+    there.run("rollout", "watch", key)
+    view: dict[str, Any] = there.json("rollout", "show", key)
+    return view
+
+
+def _ask(there: Installation, node: str, path: str, body: object = None) -> tuple[int, Any]:
+    url = there.json("fleet", "show", node)["inference_url"] + path
+    data = None if body is None else json.dumps(body).encode() if not isinstance(body, bytes) else body
+    try:
+        with urllib.request.urlopen(url, data, timeout=10) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, json.loads(exc.read())
+
+
+def _request(values: list[float], shape: list[int] | None = None, **changes: Any) -> dict[str, Any]:
+    tensor = {"name": "x", "shape": shape or [1, len(values)], "datatype": "FP32", "data": values}
+    return {"id": "42", "inputs": [{**tensor, **changes}]}
+
+
+def _answer(there: Installation, node: str) -> Any:
+    status, answer = _ask(there, node, "/v2/models/scale/infer", _request([1, 2, 3]))
+    assert status == 200, answer
+    return answer["model_version"], answer["outputs"][0]["data"]
+
+
+def test_a_good_release_is_confirmed_in_region_order_and_answers(there: Installation) -> None:
+    version = release(there, 2.0)
+    view = _rolled(there, "--regions", "us,eu")
+    assert view["state"] == "completed"
+    assert [(r["region"], r["confirmed"], r["failed"]) for r in view["regions"]] == [("us", 1, 0), ("eu", 1, 0)]
+    for node in ("eu-1", "us-1"):
+        assert _answer(there, node) == (str(version), [2, 4, 6])
+
+
+def test_the_open_inference_protocol_is_answered_as_it_says(there: Installation) -> None:
+    assert _ask(there, "eu-1", "/v2/health/live")[0] == 200
+    assert _ask(there, "eu-1", "/v2/health/ready")[0] == 200
+    status, metadata = _ask(there, "eu-1", "/v2/models/scale")
+    assert status == 200
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+    assert metadata["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]
+    version = metadata["versions"][0]
+    assert _ask(there, "eu-1", f"/v2/models/scale/versions/{version}/ready")[0] == 200
+    status, answer = _ask(there, "eu-1", "/v2/models/scale/infer", _request([1, 2, 3, 4, 5, 6], [2, 3]))
+    assert (status, answer["id"], answer["outputs"][0]["shape"]) == (200, "42", [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"not json", "malformed"),
+        ({}, "malformed"),
+        (_request([1, 2, 3], datatype="FP31"), "FP31"),
+        (_request([1, 2, 3], [1, 4]), "do not fill shape"),
+        (_request([1, 2, 3], name="z"), "takes inputs"),
+        (_request([1, 2]), "refused its input"),
+        ({**_request([1, 2, 3]), "outputs": [{"name": "nope"}]}, "no output 'nope'"),
+    ],
+)
+def test_a_bad_request_is_answered_with_400_and_the_reason(there: Installation, body: Any, words: str) -> None:
+    status, answer = _ask(there, "eu-1", "/v2/models/scale/infer", body)
+    assert status == 400
+    assert words in answer["error"]
+
+
+def test_an_unknown_model_or_version_is_404(there: Installation) -> None:
+    assert _ask(there, "eu-1", "/v2/models/nope/infer", _request([1]))[0] == 404
+    assert _ask(there, "eu-1", "/v2/models/scale/versions/99")[0] == 404
+
+
+def test_a_release_that_does_not_do_what_it_promises_stops_at_the_canary(there: Installation) -> None:
+    before = {node: _answer(there, node) for node in ("eu-1", "us-1")}
+    release(there, 3.0, promised=3.5)
+    view = _rolled(there)
+    assert view["state"] == "rolledback"
+    assert "smoke inference" in view["reason"]
+    assert view["regions"][1]["phases"] == {}
+    assert {node: _answer(there, node) for node in before} == before
+
+
+def test_a_file_that_is_no_onnx_graph_is_refused_and_the_old_release_serves_on(there: Installation) -> None:
+    before = _answer(there, "eu-1")
+    release(there, 1.0, onnx_bytes=b"this is no graph")
+    view = _rolled(there)
+    assert view["state"] == "rolledback"
+    assert "cannot load the graph" in view["reason"]
+    assert _answer(there, "eu-1") == before
+
+
+def test_a_release_can_be_pulled_and_asked_through_the_cli(there: Installation, tmp_path: Path) -> None:
+    version = release(there, 5.0)
+    assert _rolled(there)["state"] == "completed"
+    target = tmp_path / "m.onnx"
+    assert there.run("model", "pull", "scale", "--file", str(target)).returncode == 0
+    assert target.read_bytes() == graph(5.0)
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(_request([1, 1, 1])))
+    done = there.run("infer", "us-1", str(request), "--model", "scale")
+    assert json.loads(done.stdout)["outputs"][0]["data"] == [5, 5, 5]
+    shown = there.json("model", "show", "scale")["releases"][-1]
+    assert shown["version"] == version
+    assert shown["lineage"]["participants"] == 2
+
+
+def test_an_agent_that_was_killed_serves_its_release_again_when_it_is_back(there: Installation) -> None:
+    before = _answer(there, "eu-1")
+    url = there.json("fleet", "show", "eu-1")["inference_url"]
+    (pid,) = children(there.state["pid"], "agent-eu-1")
+    import os
+    import signal
+
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: there.json("fleet", "show", "eu-1")["inference_url"] != url, "the agent's return")
+    assert _answer(there, "eu-1") == before
