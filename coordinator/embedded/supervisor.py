@@ -133,7 +133,7 @@ class Supervisor:
         await self._stop(lambda name: name == "coordinator")
         # Only now: a coordinator that lives would start them again.
         self._stop_aggregators()
-        await self._stop(lambda name: True)
+        await self._stop(lambda name: name == "hub" or name.startswith("leaf-"))
 
     async def _stop(self, chosen: Callable[[str], bool]) -> None:
         await asyncio.gather(*(_stop(p) for name, p in self._processes.items() if chosen(name)))
