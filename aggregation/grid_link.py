@@ -23,17 +23,19 @@ from fabric.blobs import BlobRef
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TransientError
 from fabric.events import Event, EventData
+from fabric.ids import flower_int
 from fabric.jetstream import Delivery, Received
 from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, HUB_REGION, UP, Subjects, last_token
+from fabric.subjects import DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fabric.tensors import Buffer, frame_size
-from fabric.transfer import Source, expires, put_blob, read_blob
+from fabric.transfer import Prefix, Source, expires, put_blob, read_blob
 from fabric.wire import INLINE_BYTES, Arrays, Cancel, Reply, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ROUND_BLOB_TTL_S = 24 * 3600.0
+RETRY_S = 0.5
 CANCEL_TTL_S = 24 * 3600.0
 NODE_GRACE_S = 15.0
 """How long an offline node's task is waited for before the round goes on without it."""
@@ -46,6 +48,10 @@ class Node:
     name: str
     region: str
     node_id: int
+
+    @classmethod
+    def of(cls, name: str, region: str) -> Node:
+        return cls(name, region, flower_int(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +86,11 @@ class GridLink:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
         self._outstanding: dict[str, Outstanding] = {}
+        self._held: dict[str, Delivery] | None = {}
+        self._taken: list[Delivery] = []
         self._graces: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._sequence = 0
-        self.late: queue.SimpleQueue[Reply] = queue.SimpleQueue()
 
     def open(self) -> None:
         """Connect and start listening for replies.
@@ -100,7 +107,7 @@ class GridLink:
         self._tasks.append(self._loop.create_task(self._listen(), name="replies"))
 
     def close(self) -> None:
-        """Cancel what is outstanding, and leave nothing of this run's attempt in the broker."""
+        """Disconnect. What is outstanding stays so: a successor may take it up."""
         self.call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -109,8 +116,6 @@ class GridLink:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.give_up(list(self._outstanding))
-        await self._broker.delete_consumer(UP, self._durable)
         await self._broker.close()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -122,7 +127,7 @@ class GridLink:
         answer = await self._broker.ask(
             self._subjects.rpc("nodes"), json.dumps({"run": self._config.run}).encode(), timeout_s=10
         )
-        return [Node(n["name"], n["region"], n["node_id"]) for n in json.loads(answer)]
+        return [Node.of(n["name"], n["region"]) for n in json.loads(answer)]
 
     async def upload(self, frame: list[Buffer], *, keep: bool = False) -> Arrays:
         """Make a frame available to every node: inline when small, else as a blob."""
@@ -130,15 +135,36 @@ class GridLink:
             return Arrays(inline=b"".join(frame))
         return Arrays(blob=await self.store(frame, keep=keep))
 
-    async def store(self, parts: Iterable[Buffer], *, keep: bool) -> BlobRef:
-        return await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None if keep else ROUND_BLOB_TTL_S)
+    async def store(
+        self, parts: Iterable[Buffer], *, keep: bool, stream: str = DOWN, prefix: Prefix | None = None
+    ) -> BlobRef:
+        ttl_s = None if keep else ROUND_BLOB_TTL_S
+        return await put_blob(self._broker, prefix or self._subjects.blob, stream, parts, ttl_s=ttl_s)
 
-    async def fetch(self, ref: BlobRef) -> bytearray:
-        return await read_blob(Source(self._broker, DOWN), self._subjects.blob, ref)
+    async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
+        return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
+
+    async def read(self, stream: str, subject: str) -> bytes | None:
+        found = await self._broker.last(stream, subject)
+        return None if found is None else found.data
+
+    async def write(self, subject: str, data: bytes) -> None:
+        """Store one message, however long the broker is away."""
+        while True:
+            try:
+                await self._broker.publish(subject, data)
+                return
+            except TransientError:
+                await asyncio.sleep(RETRY_S)
 
     async def send(self, task: Task, node: Node, inbox: Inbox) -> None:
         """Hand a task to a node (stored: a node that is away finds it when it comes back)."""
         self._outstanding[task.task] = Outstanding(node, inbox)
+        early = self._held.pop(task.task, None) if self._held is not None else None
+        if early is not None:
+            # Answered before this process was there: the node is not asked again.
+            await self._take(early)
+            return
         await self._broker.publish(
             self._subjects.task(node.region, node.name, task.task),
             task.model_dump_json().encode(),
@@ -177,7 +203,22 @@ class GridLink:
                 await self._broker.publish(subject, data, message_id=key)
                 return
             except TransientError:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RETRY_S)
+
+    async def stop_holding(self) -> None:
+        """Nobody resumes rounds in this run: replies that belong to no task are late, and dropped at once."""
+        held, self._held = self._held, None
+        for delivery in (held or {}).values():
+            await delivery.ack()
+
+    async def close_round(self) -> None:
+        """The round's checkpoint is safe: its replies need not be delivered again."""
+        late = list(self._held.values()) if self._held is not None else []
+        taken, self._taken = [*self._taken, *late], []
+        if self._held is not None:
+            self._held.clear()
+        for delivery in taken:
+            await delivery.ack()
 
     async def forget_updates(self) -> None:
         """Delete the run's folded updates from the hub and the regions (they expire anyway)."""
@@ -197,29 +238,38 @@ class GridLink:
         except FedtideError as exc:
             log.info("grid.purge_left_to_expiry", extra={"domain": domain, "reason": str(exc)})
 
-    @property
-    def _durable(self) -> str:
-        return f"agg-{self._config.run}-{self._config.attempt}"
-
     async def _listen(self) -> None:
-        async for delivery in self._broker.consume(UP, self._durable, self._subjects.replies(self._config.run)):
-            try:
+        durable = reply_consumer(self._config.run)
+        async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
+            task = last_token(delivery.subject)
+            if task in self._outstanding:
                 await self._take(delivery)
-            except TransientError:
-                continue
-            except FedtideError as exc:
-                self._lost(last_token(delivery.subject), str(exc), "malformed")
-            await delivery.ack()
+            elif self._held is not None and task not in self._held:
+                self._held[task] = delivery
+            else:
+                await delivery.ack()
 
     async def _take(self, delivery: Delivery) -> None:
+        """Hand a reply to whoever waits for it. While rounds can be resumed, it is acknowledged with its round."""
+        task = last_token(delivery.subject)
+        try:
+            await self._receive(delivery)
+        except TransientError as exc:
+            log.warning("grid.reply_comes_again", extra={"task": task, "reason": str(exc)})
+            return
+        except FedtideError as exc:
+            self._lost(task, str(exc), "malformed")
+        if self._held is None:
+            await delivery.ack()
+        else:
+            self._taken.append(delivery)
+
+    async def _receive(self, delivery: Delivery) -> None:
         try:
             reply = Reply.model_validate_json(delivery.data)
         except ValidationError as exc:
             raise MalformedMessage(f"reply does not decode: {exc.errors()[0]['msg']}") from exc
-        sent = self._outstanding.get(reply.task)
-        if sent is None:
-            self.late.put(reply)
-            return
+        sent = self._outstanding[last_token(delivery.subject)]
         node = sent.node
         frames: dict[str, Buffer] = {}
 
@@ -227,7 +277,7 @@ class GridLink:
             return self._subjects.update_blob(node.region, node.name, self._config.run, digest)
 
         for ref in reply.message.blobs():
-            frames[ref.digest] = memoryview(await read_blob(Source(self._broker, UP), prefix, ref)).toreadonly()
+            frames[ref.digest] = memoryview(await self.fetch(ref, stream=UP, prefix=prefix)).toreadonly()
         if self._outstanding.pop(reply.task, None) is not None:
             size = len(delivery.data) + sum(len(f) for f in frames.values())
             sent.inbox.put(Arrived(reply.task, reply, frames, size))

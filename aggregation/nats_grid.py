@@ -10,6 +10,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from aggregation.grid_link import Arrived, GridLink, Inbox, Node
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import MalformedMessage, NotFound
-from fabric.events import RoundOpened, UpdateReceived, UpdateRefused
+from fabric.events import RoundOpened, RoundsRestarted, UpdateReceived, UpdateRefused
 from fabric.ids import flower_int
 from fabric.tensors import encode
 from fabric.wire import Arrays, Task
@@ -40,8 +41,20 @@ class Asked:
     phase: str
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A driven phase: `pinned` are the nodes to choose from, if that was settled before a crash;
+    `before_send` is told the nodes that stood to choice, before the first message leaves."""
+
+    round: int
+    name: str
+    admission: Admission | None
+    pinned: list[Node] | None
+    before_send: Callable[[list[Node]], None]
+
+
 class NatsGrid(Grid):
-    """One run's Grid. `current_round` and `admission` are set by the round driver, if it drives."""
+    """One run's Grid. A round driver, if there is one, says with `enter` which phase it is in."""
 
     def __init__(self, config: WorkerConfig, link: GridLink, run_config: dict[str, bool | int | float | str]) -> None:
         self._config = config
@@ -49,14 +62,27 @@ class NatsGrid(Grid):
         self._run_config = run_config
         self._run = flower.Run.create_empty(flower_int(config.run))
         self._nodes: dict[int, Node] = {}
+        self._choice: list[Node] = []
         self._asked: dict[str, Asked] = {}
         self._pulled: Inbox = queue.SimpleQueue()
         self._ready: dict[str, Message] = {}
         self._counter = itertools.count(1)
         self._uploads: dict[int, tuple[ArrayRecord, Arrays]] = {}
         self._lock = threading.RLock()
-        self.current_round: int | None = None
-        self.admission: Admission | None = None
+        self._told_restart = False
+        self._phase: Phase | None = None
+        self._per_node: Counter[str] = Counter()
+
+    def enter(self, phase: Phase) -> None:
+        """From here on messages belong to `phase`: their tasks get names that a successor would give them too."""
+        self._phase = phase
+        self._per_node.clear()
+        if phase.pinned is not None:
+            self._nodes |= {n.node_id: n for n in phase.pinned}
+
+    def leave(self) -> None:
+        """The driver is done: what the app still sends is its own affair."""
+        self._phase = None
 
     def set_run(self, run: flower.Run) -> None:
         self._run = run
@@ -71,8 +97,10 @@ class NatsGrid(Grid):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        nodes = self._link.call(self._link.nodes())
+        pinned = self._phase.pinned if self._phase is not None else None
+        nodes = pinned if pinned is not None else self._link.call(self._link.nodes())
         with self._lock:
+            self._choice = nodes
             self._nodes |= {n.node_id: n for n in nodes}
         return [n.node_id for n in nodes]
 
@@ -112,11 +140,23 @@ class NatsGrid(Grid):
             self._uploads.clear()
             sent = [self._prepare(message) for message in messages]
             self._asked |= {task.task: asked for task, asked in sent}
+        if self._phase is None:
+            self._restarted()
+        elif sent:
+            self._phase.before_send(self._choice)
         for (round_, phase), group in itertools.groupby(sent, key=lambda s: (s[1].round, s[1].phase)):
             self._announce(round_, phase, list(group))
         for task, asked in sent:
             self._link.call(self._link.send(task, asked.node, inbox))
         return [task.task for task, _ in sent]
+
+    def _restarted(self) -> None:
+        """Without a driver a crashed run cannot go on where it was: its first push says that it begins again."""
+        self._link.call(self._link.stop_holding())
+        if self._config.attempt > 1 and not self._told_restart:
+            self._told_restart = True
+            restarted = RoundsRestarted(run=self._config.run, attempt=self._config.attempt)
+            self._link.call(self._link.report(restarted))
 
     def _announce(self, round_: int, phase: str, sent: list[tuple[Task, Asked]]) -> None:
         size = sum(len(task.model_dump_json()) + sum(b.size_bytes for b in task.message.blobs()) for task, _ in sent)
@@ -137,7 +177,7 @@ class NatsGrid(Grid):
                 f"no node with id {message.metadata.dst_node_id} takes part in this run",
                 "Send only to ids that get_node_ids() returned",
             )
-        task_id = f"{self._config.run}-a{self._config.attempt}-{next(self._counter)}"
+        task_id = self._task_id(node)
         flower.stamp(message, task_id)
         arrays = {k: self._upload(r) for k, r in message.content.items() if isinstance(r, ArrayRecord)}
         task = Task(
@@ -158,9 +198,16 @@ class NatsGrid(Grid):
             self._uploads[id(record)] = known
         return known[1]
 
+    def _task_id(self, node: Node) -> str:
+        run = self._config.run
+        if self._phase is None:
+            return f"{run}-a{self._config.attempt}-{next(self._counter)}"
+        self._per_node[node.name] += 1
+        return f"{run}-r{self._phase.round}-{self._phase.name}-{self._per_node[node.name]}-{node.name}"
+
     def _round_of(self, message: Message) -> int:
-        if self.current_round is not None:
-            return self.current_round
+        if self._phase is not None:
+            return self._phase.round
         group = message.metadata.group_id
         return int(group) if group.isdigit() else 0
 
@@ -179,7 +226,8 @@ class NatsGrid(Grid):
             return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN)
         if message.has_error():
             return self._refuse(asked, "app_error", message.error.reason or "no reason given", message.error.code)
-        refusal = self.admission(message) if self.admission is not None else None
+        admission = self._phase.admission if self._phase is not None else None
+        refusal = admission(message) if admission is not None else None
         if refusal is not None:
             return self._refuse(asked, refusal.category, refusal.reason, flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
         received = UpdateReceived(

@@ -1,28 +1,34 @@
-"""The loop of `Strategy.start` as it runs in our aggregator: Flower's behaviour, reported.
+"""The loop of `Strategy.start` as it runs in our aggregator: Flower's behaviour, reported and resumable.
 
-Same calls in the same order and the same Result as flwr's own loop; beside it each round is
-reported, updates are admitted before they are averaged, a run may start from a release's
-arrays, and a finished round's blobs are dropped from the broker.
+Same calls in the same order and the same Result as flwr's own loop. Beside it each round is
+reported, updates are admitted before they are averaged, a run may start from a release's arrays,
+and after each round there is a checkpoint: a killed aggregator's successor goes on in the same
+round, with the updates that were delivered meanwhile, and asks no node again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Result, Strategy
 
+from aggregation import random_state
 from aggregation.admission import Refusal, inspect
+from aggregation.checkpoints import Checkpoints, Head, Plan, nodes_of
 from aggregation.config import WorkerConfig
-from aggregation.grid_link import GridLink
-from aggregation.nats_grid import NatsGrid
+from aggregation.grid_link import GridLink, Node
+from aggregation.nats_grid import NatsGrid, Phase
 from fabric import flower
+from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, FedtideError
 from fabric.events import RoundClosed
+from fabric.subjects import Subjects
 from fabric.tensors import Tensor
 
 log = logging.getLogger(__name__)
@@ -35,6 +41,21 @@ class NothingLearned(FedtideError):
     """Rounds were run, and none of them brought an update that counts."""
 
 
+@dataclass
+class Progress:
+    """A `strategy.start` under way."""
+
+    strategy: Strategy
+    grid: NatsGrid
+    arrays: ArrayRecord
+    timeout: float
+    configs: dict[str, ConfigRecord]
+    evaluate_fn: EvaluateFn | None
+    result: Result = field(default_factory=Result)
+    round: int = 0
+    rounds_with_updates: int = 0
+
+
 class RoundDriver:
     """Drives the rounds of one run; `arrays` is the global model after the last one."""
 
@@ -42,21 +63,26 @@ class RoundDriver:
         self._config = config
         self._link = link
         self._base = base
-        self.arrays: ArrayRecord | None = None
+        self._checkpoints = Checkpoints(config.run, link, Subjects(config.tenant))
+        self._started = False
+        self._progress: Progress | None = None
         self.metrics: dict[str, float] = {}
-        self._rounds = 0
-        self._rounds_with_updates = 0
+
+    @property
+    def arrays(self) -> ArrayRecord | None:
+        return self._progress.arrays if self._progress is not None else None
 
     def check(self) -> None:
         """Raises NothingLearned if this driver drove rounds and no update was ever averaged."""
-        if self._rounds and not self._rounds_with_updates:
+        if self._progress is not None and self._progress.round and not self._progress.rounds_with_updates:
             raise NothingLearned(
-                f"no update was accepted in {self._rounds} rounds", "`fedtide run show` lists why each was refused"
+                f"no update was accepted in {self._progress.round} rounds",
+                "`fedtide run show` lists why each was refused",
             )
 
     def install(self) -> None:
-        """Make every `strategy.start(...)` of this process ours."""
-        driver = self
+        """Make the `strategy.start(...)` of this process ours."""
+        driver, original = self, Strategy.start
 
         def start(
             strategy: Strategy,
@@ -68,57 +94,104 @@ class RoundDriver:
             evaluate_config: ConfigRecord | None = None,
             evaluate_fn: EvaluateFn | None = None,
         ) -> Result:
-            rounds = driver._config.spec.rounds or num_rounds
-            train, evaluate = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-            return driver._drive(strategy, grid, initial_arrays, rounds, timeout, train, evaluate, evaluate_fn)
+            if not isinstance(grid, NatsGrid) or driver._started:
+                # A wrapped grid, or a second strategy in one main: flwr's own loop, without checkpoints.
+                return original(
+                    strategy, grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+                )
+            driver._started = True
+            configs = {"train": train_config or ConfigRecord(), "evaluate": evaluate_config or ConfigRecord()}
+            arrays = driver._starting_point(initial_arrays)
+            progress = Progress(strategy, grid, arrays, timeout, configs, evaluate_fn)
+            try:
+                return driver._drive(progress, driver._config.spec.rounds or num_rounds)
+            finally:
+                grid.leave()
 
         Strategy.start = start  # type: ignore[method-assign, assignment]
 
-    def _drive(
-        self,
-        strategy: Strategy,
-        grid: Grid,
-        initial: ArrayRecord,
-        rounds: int,
-        timeout: float,
-        train_config: ConfigRecord,
-        evaluate_config: ConfigRecord,
-        evaluate_fn: EvaluateFn | None,
-    ) -> Result:
-        strategy.summary()
-        result = Result()
-        arrays = self.arrays = self._starting_point(initial)
-        if evaluate_fn and (metrics := evaluate_fn(0, arrays)) is not None:
-            result.evaluate_metrics_serverapp[0] = metrics
-            self._close_round(0, result, 0.0)
-        for number in range(1, rounds + 1):
-            log.info("round.opened", extra={"round": number, "of": rounds})
-            began = time.monotonic()
-            self._enter(grid, number, arrays if _averages(strategy) else None)
-            replies = grid.send_and_receive(
-                strategy.configure_train(number, arrays, train_config, grid), timeout=timeout
-            )
-            new_arrays, metrics = strategy.aggregate_train(number, replies)
-            sent = grid.model_blob() if isinstance(grid, NatsGrid) else []
-            self._rounds += 1
-            if new_arrays is not None:
-                self._rounds_with_updates += 1
-                arrays = result.arrays = self.arrays = new_arrays
-            if metrics is not None:
-                result.train_metrics_clientapp[number] = metrics
-            self._enter(grid, number, None)
-            replies = grid.send_and_receive(
-                strategy.configure_evaluate(number, arrays, evaluate_config, grid), timeout=timeout
-            )
-            if (metrics := strategy.aggregate_evaluate(number, replies)) is not None:
-                result.evaluate_metrics_clientapp[number] = metrics
-            if evaluate_fn and (metrics := evaluate_fn(number, arrays)) is not None:
-                result.evaluate_metrics_serverapp[number] = metrics
-            self._close_round(number, result, time.monotonic() - began)
-            self._link.call(self._link.forget_updates())
-            for blob in sent:
+    def _drive(self, progress: Progress, rounds: int) -> Result:
+        self._progress = progress
+        progress.strategy.summary()
+        head = self._checkpoints.head()
+        if head is not None:
+            self._resume(progress, head)
+        else:
+            self._evaluate_here(progress, 0.0)
+        while progress.round < rounds:
+            progress.round += 1
+            log.info("round.opened", extra={"round": progress.round, "of": rounds})
+            self._round(progress)
+        return progress.result
+
+    def _resume(self, progress: Progress, head: Head) -> None:
+        progress.arrays = self._checkpoints.restore(head, progress.result, progress.strategy)
+        progress.round, progress.rounds_with_updates = head.round, head.rounds_with_updates
+        if head.rounds_with_updates:
+            progress.result.arrays = progress.arrays
+        self.metrics = _metrics(progress.result, head.round)
+        log.info("run.resumed", extra={"after_round": head.round})
+
+    def _round(self, progress: Progress) -> None:
+        began = time.monotonic()
+        number, strategy, result = progress.round, progress.strategy, progress.result
+        replies, sent = self._exchange(progress, "train", strategy.configure_train)
+        arrays, metrics = strategy.aggregate_train(number, replies)
+        if arrays is not None:
+            progress.rounds_with_updates += 1
+            progress.arrays = result.arrays = arrays
+        if metrics is not None:
+            result.train_metrics_clientapp[number] = metrics
+        replies, _ = self._exchange(progress, "evaluate", strategy.configure_evaluate)
+        if (metrics := strategy.aggregate_evaluate(number, replies)) is not None:
+            result.evaluate_metrics_clientapp[number] = metrics
+        self._evaluate_here(progress, time.monotonic() - began)
+        self._close(progress, sent)
+
+    def _exchange(
+        self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
+    ) -> tuple[Iterable[Message], list[BlobRef]]:
+        """Send one phase's messages; the same ones to the same nodes as before a crash, if there was one."""
+        number, grid = progress.round, progress.grid
+        plan = self._checkpoints.plan(number, phase)
+        if plan is not None:
+            random_state.restore(plan.random)
+        state = random_state.capture()
+
+        def remember(choice: list[Node]) -> None:
+            if plan is None:
+                nodes = [(n.name, n.region) for n in choice]
+                self._checkpoints.save_plan(Plan(round=number, phase=phase, nodes=nodes, random=state))
+
+        averaged = phase == "train" and _averages(progress.strategy)
+        admission = _admission(flower.tensors_of(progress.arrays)) if averaged else None
+        grid.enter(Phase(number, phase, admission, nodes_of(plan) if plan is not None else None, remember))
+        messages = configure(number, progress.arrays, progress.configs[phase], grid)
+        replies = grid.send_and_receive(messages, timeout=progress.timeout)
+        return _in_order(progress.strategy, replies), grid.model_blob()
+
+    def _evaluate_here(self, progress: Progress, seconds: float) -> None:
+        if progress.evaluate_fn and (metrics := progress.evaluate_fn(progress.round, progress.arrays)) is not None:
+            progress.result.evaluate_metrics_serverapp[progress.round] = metrics
+        self.metrics = _metrics(progress.result, progress.round)
+        if progress.round or self.metrics:
+            self._report_closed(progress.round, seconds)
+
+    def _report_closed(self, number: int, seconds: float) -> None:
+        run, attempt = self._config.run, self._config.attempt
+        closed = RoundClosed(run=run, attempt=attempt, round=number, metrics=self.metrics, seconds=seconds)
+        self._link.call(self._link.report(closed))
+
+    def _close(self, progress: Progress, sent: list[BlobRef]) -> None:
+        """Checkpoint first; only then may the round's updates and model be forgotten."""
+        head = self._checkpoints.save_head(
+            progress.round, progress.arrays, progress.rounds_with_updates, progress.result, progress.strategy
+        )
+        self._link.call(self._link.close_round())
+        self._link.call(self._link.forget_updates())
+        for blob in sent:
+            if blob != head.arrays.blob:
                 self._link.call(self._link.forget_blob(blob))
-        return result
 
     def _starting_point(self, initial: ArrayRecord) -> ArrayRecord:
         if self._base is None:
@@ -128,31 +201,29 @@ class RoundDriver:
             raise ConfigError("--base", f"the release does not fit this app: {refusal.reason}")
         return self._base
 
-    @staticmethod
-    def _enter(grid: Grid, number: int, averaged: ArrayRecord | None) -> None:
-        if isinstance(grid, NatsGrid):
-            grid.current_round = number
-            grid.admission = _admission(flower.tensors_of(averaged)) if averaged is not None else None
 
-    def _close_round(self, number: int, result: Result, seconds: float) -> None:
-        metrics: dict[str, float] = {}
-        for prefix, history in (
-            ("train_", result.train_metrics_clientapp),
-            ("eval_", result.evaluate_metrics_clientapp),
-            ("", result.evaluate_metrics_serverapp),
-        ):
-            metrics |= scalars(history.get(number), prefix)
-        self.metrics = metrics
-        run, attempt = self._config.run, self._config.attempt
-        closed = RoundClosed(run=run, attempt=attempt, round=number, metrics=metrics, seconds=seconds)
-        self._link.call(self._link.report(closed))
+def _in_order(strategy: Strategy, replies: Iterable[Message]) -> Iterable[Message]:
+    """Replies as they come for strategies that stream; else by node, so that a float sum has one order.
+
+    flwr's own strategies make a list of all replies anyway: sorting it costs nothing, and the
+    same updates give the same bytes whatever arrived first.
+    """
+    if getattr(strategy, "streams_replies", False):
+        return replies
+    return sorted(replies, key=lambda m: m.metadata.src_node_id)
 
 
-def scalars(record: MetricRecord | None, prefix: str) -> dict[str, float]:
-    """The numbers of a metric record, with prefixed names (lists are left out)."""
-    if record is None:
-        return {}
-    return {f"{prefix}{k}": float(v) for k, v in record.items() if isinstance(v, int | float)}
+def _metrics(result: Result, number: int) -> dict[str, float]:
+    """The numbers of one round, named by their origin (lists are left out)."""
+    metrics: dict[str, float] = {}
+    for prefix, history in (
+        ("train_", result.train_metrics_clientapp),
+        ("eval_", result.evaluate_metrics_clientapp),
+        ("", result.evaluate_metrics_serverapp),
+    ):
+        record = history.get(number, MetricRecord())
+        metrics |= {f"{prefix}{k}": float(v) for k, v in record.items() if isinstance(v, int | float)}
+    return metrics
 
 
 def _averages(strategy: Strategy) -> bool:

@@ -59,6 +59,7 @@ def run(config: WorkerConfig) -> int:
             link.call(link.report(_failed(config, f"the ServerApp raised {type(exc).__name__}: {exc}")))
         else:
             link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
+        link.call(link.close_round())
         link.call(link.forget_updates())
     finally:
         link.close()

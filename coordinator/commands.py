@@ -19,6 +19,15 @@ class LaunchAggregator:
 
 @dataclass(frozen=True, slots=True)
 class StopAggregator:
+    """End the run's aggregator if it is there, and tell its nodes to stop."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class CleanUp:
+    """The run is over: its checkpoints, consumer and left-over replies go."""
+
     run: str
 
 
@@ -59,5 +68,5 @@ class AnnouncePresence:
     state: str
 
 
-Command = LaunchAggregator | StopAggregator | PublishRelease | SetDesired | SetAlarm | AnnouncePresence
+Command = LaunchAggregator | StopAggregator | CleanUp | PublishRelease | SetDesired | SetAlarm | AnnouncePresence
 Commands = tuple[Command, ...]

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from coordinator import runs
 from coordinator.commands import (
     AnnouncePresence,
+    CleanUp,
     Command,
     Commands,
     LaunchAggregator,
@@ -23,9 +24,9 @@ from fabric.broker import Broker
 from fabric.errors import InvalidTransition, TransientError
 from fabric.events import AggregatorExited, AlarmRang, ReleasePublished
 from fabric.release import Lineage, ReleaseManifest
-from fabric.subjects import DOWN, HUB_REGION, UP, Subjects
+from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fabric.transfer import put_blob
-from fabric.wire import Desired
+from fabric.wire import Cancel, Desired
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,10 @@ class Executor:
                 await self._launcher.launch(command)
             case StopAggregator(run=run):
                 await self._launcher.stop(run)
+                await self._cancel_tasks(run)
+                await self._clean_up(run)
+            case CleanUp(run=run):
+                await self._clean_up(run)
             case PublishRelease():
                 await self._publish_release(command, self._engine)
             case SetDesired():
@@ -79,6 +84,19 @@ class Executor:
                 await self._engine.submit(AlarmRang(owner=owner, id=key, key=what), id=f"alarm.{owner}.{key}.{what}")
             case AnnouncePresence(node=node, state=state):
                 await self._broker.tell(self._subjects.presence(node), state.encode())
+
+    async def _cancel_tasks(self, run: str) -> None:
+        """Every task of the run that still stands in the stream becomes its own cancellation."""
+        for subject in await self._broker.subjects_of(DOWN, self._subjects.all_tasks):
+            task = last_token(subject)
+            if task.startswith(f"{run}-"):
+                await self._broker.publish(subject, Cancel(task=task, run=run).model_dump_json().encode(), ttl_s=3600)
+
+    async def _clean_up(self, run: str) -> None:
+        await self._broker.delete_consumer(UP, reply_consumer(run))
+        await self._broker.purge(CHECKPOINTS, self._subjects.checkpoints(run))
+        for pattern in (self._subjects.replies(run), self._subjects.update_blobs(run)):
+            await self._broker.purge(UP, pattern)
 
     async def _set_desired(self, command: SetDesired) -> None:
         assert self._engine is not None

@@ -71,9 +71,10 @@ def step(state: Round | None, event: RoundEvent) -> Round:
         case RoundOpened(round=number, phase=phase, nodes=nodes, bytes_down=size):
             state = state if state is not None else Collecting(number, {})
             tally = state.phases.get(phase, Tally())
-            return _with(
-                state, phase, replace(tally, asked=tally.asked | set(nodes), bytes_down=tally.bytes_down + size)
-            )
+            if tally.asked.issuperset(nodes):
+                return state  # a resumed round asks for what it asked for before
+            opened = replace(tally, asked=tally.asked | set(nodes), bytes_down=tally.bytes_down + size)
+            return _with(state, phase, opened)
         case UpdateReceived(phase=phase, node=node, bytes_up=size):
             state = state if state is not None else Collecting(event.round, {})
             tally = state.phases.get(phase, Tally())

@@ -16,13 +16,14 @@ from datetime import datetime
 from typing import Literal
 
 from coordinator import rounds
-from coordinator.commands import Commands, LaunchAggregator, StopAggregator
+from coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator
 from fabric.errors import InvalidTransition
 from fabric.events import (
     AggregatorExited,
     AggregatorStarted,
     RoundClosed,
     RoundOpened,
+    RoundsRestarted,
     RunCancelRequested,
     RunCompleted,
     RunFailed,
@@ -39,6 +40,7 @@ RunEvent = (
     | RunCancelRequested
     | AggregatorStarted
     | AggregatorExited
+    | RoundsRestarted
     | RoundOpened
     | UpdateReceived
     | UpdateRefused
@@ -60,7 +62,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An aggregator works, or is being started. `rounds` holds the current attempt's rounds by number."""
+    """An aggregator works, or is being started. `rounds` outlive it: its successor resumes them."""
 
     facts: Facts
     attempt: int
@@ -116,10 +118,12 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
             return replace(state, started=True), ()
         case AggregatorExited():
             return _crashed(state, event, at)
+        case RoundsRestarted():
+            return replace(state, rounds={}, reason=f"{state.reason}; started again from its first round"), ()
         case RunCompleted(note=note):
-            return _end(state, "completed", note, at), ()
+            return _end(state, "completed", note, at), (CleanUp(state.facts.run),)
         case RunFailed(reason=reason):
-            return _end(state, "failed", reason, at), ()
+            return _end(state, "failed", reason, at), (CleanUp(state.facts.run),)
         case RoundOpened() | UpdateReceived() | UpdateRefused() | RoundClosed():
             number = event.round
             return replace(state, rounds={**state.rounds, number: rounds.step(state.rounds.get(number), event)}), ()
@@ -130,8 +134,8 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
 def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
     what = f"the aggregator ended with code {event.code}" + (f": {event.reason}" if event.reason else "")
     if state.attempt >= MAX_ATTEMPTS:
-        return _end(state, "failed", f"{what}; {MAX_ATTEMPTS} attempts were made", at), ()
-    again = Running(state.facts, state.attempt + 1, reason=f"{what}; started again from its first round")
+        return _end(state, "failed", f"{what}; {MAX_ATTEMPTS} attempts were made", at), (CleanUp(state.facts.run),)
+    again = replace(state, attempt=state.attempt + 1, started=False, reason=f"{what}; attempt {state.attempt + 1}")
     return again, owed(again)
 
 

@@ -99,6 +99,14 @@ class AggregatorExited(Strict):
     reason: str = ""
 
 
+class RoundsRestarted(Strict):
+    """An app whose rounds are its own (no `Strategy.start`) begins again after a crash."""
+
+    kind: Literal["run.rounds_restarted"] = "run.rounds_restarted"
+    run: str
+    attempt: int
+
+
 class RoundOpened(Strict):
     """Tasks of one kind went out for a round; a round has a train and perhaps an evaluate phase."""
 
@@ -226,6 +234,7 @@ EventData = Annotated[
     | RunCancelRequested
     | AggregatorStarted
     | AggregatorExited
+    | RoundsRestarted
     | RoundOpened
     | UpdateReceived
     | UpdateRefused

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fabric.subjects import DOWN, EVENTS, HUB_REGION, UP, Subjects
+from fabric.subjects import CHECKPOINTS, DOWN, EVENTS, HUB_REGION, UP, Subjects
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"
@@ -34,6 +34,15 @@ def hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
             "subjects": [subjects.all_down],
             "storage": "file",
             "max_msgs_per_subject": 1,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        },
+        {
+            "name": CHECKPOINTS,
+            "subjects": [subjects.checkpoints()],
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            "max_age": 30 * 24 * _HOUR_NS,
             "allow_direct": True,
             "allow_msg_ttl": True,
         },

@@ -10,6 +10,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
     up.<region>.<node>.rpt.<kind>                 reports to the coordinator         stream UP, leaf, sourced to hub
     up.<region>.<node>.reply.<run>.<task>         replies to tasks                   stream UP
     up.<region>.<node>.blob.<run>.<digest>.<n>    tensors of updates                 stream UP
+    ckpt.<run>.<what>                             checkpoints of aggregators          stream CHECKPOINTS, hub
     tel.<region>.<node>                           heartbeats (lossy)                 plain
     fleet.<node>                                  presence changes                   plain
     rpc.<verb>                                    questions to the coordinator       plain
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 EVENTS = "EVENTS"
 DOWN = "DOWN"
 UP = "UP"
+CHECKPOINTS = "CHECKPOINTS"
 
 HUB_REGION = "hub"
 """The region name of processes beside the hub (aggregators); no node may use it."""
@@ -99,6 +101,19 @@ class Subjects:
     def update_blobs(self, run: str) -> str:
         return f"{self.root}.up.*.*.blob.{run}.>"
 
+    def checkpoint(self, run: str, what: str) -> str:
+        return f"{self.root}.ckpt.{run}.{what}"
+
+    def checkpoint_blob(self, run: str, digest: str) -> str:
+        return f"{self.root}.ckpt.{run}.blob.{digest}"
+
+    def checkpoints(self, run: str = "*") -> str:
+        return f"{self.root}.ckpt.{run}.>"
+
+    @property
+    def all_tasks(self) -> str:
+        return f"{self.root}.down.node.*.*.task.>"
+
     def telemetry(self, region: str, node: str) -> str:
         return f"{self.root}.tel.{region}.{node}"
 
@@ -120,6 +135,11 @@ class Subjects:
 def last_token(subject: str) -> str:
     """The last token of a subject: the task id, the model name, the chunk number."""
     return subject.rsplit(".", 1)[-1]
+
+
+def reply_consumer(run: str) -> str:
+    """The durable consumer through which a run's aggregators, one after the other, read replies."""
+    return f"agg-{run}"
 
 
 def order_kind(subject: str) -> str:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import pytest
 
 from coordinator import rounds, runs, views
-from coordinator.commands import LaunchAggregator, StopAggregator
+from coordinator.commands import CleanUp, LaunchAggregator, StopAggregator
 from fabric.errors import InvalidTransition
-from fabric.events import AggregatorExited, AggregatorStarted, RunCancelRequested, RunCompleted, RunFailed
+from fabric.events import (
+    AggregatorExited,
+    AggregatorStarted,
+    RoundsRestarted,
+    RunCancelRequested,
+    RunCompleted,
+    RunFailed,
+)
 from tests.scenarios.build import Story, closed, opened, received, refused, requested
 
 
@@ -22,7 +29,7 @@ def test_a_run_goes_from_request_to_completion_with_its_books_in_order() -> None
     story = Story()
     story.tell(requested(), AggregatorStarted(run="run-1", attempt=1), opened(1, "a", "b", "c"))
     story.tell(received(1, "a"), refused(1, "b"), received(1, "c"), closed(1, accuracy=0.9))
-    assert story.tell(RunCompleted(run="run-1", attempt=1)) == ()
+    assert story.tell(RunCompleted(run="run-1", attempt=1)) == (CleanUp("run-1"),)
     run = story.world.run("run-1")
     assert isinstance(run, runs.Ended)
     assert run.outcome == "completed"
@@ -46,11 +53,20 @@ def test_a_node_that_was_refused_is_not_counted_as_received_later() -> None:
     assert story.world.run("run-1").rounds[1].phases["train"].received == frozenset()
 
 
-def test_a_crashed_aggregator_is_launched_again_as_the_next_attempt_with_fresh_rounds() -> None:
+def test_a_crashed_aggregator_is_launched_again_as_the_next_attempt_and_keeps_its_rounds() -> None:
     story = Story()
-    story.tell(requested(), opened(1, "a"))
+    story.tell(requested(), opened(1, "a", "b"), received(1, "a"))
     (command,) = story.tell(AggregatorExited(run="run-1", attempt=1, code=-9))
     assert command.attempt == 2
+    before = story.world.run("run-1").rounds
+    story.tell(opened(1, "a", "b", attempt=2), received(1, "a", attempt=2))
+    assert story.world.run("run-1").rounds == before
+
+
+def test_an_app_that_cannot_resume_begins_with_fresh_rounds_and_says_so() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a"), AggregatorExited(run="run-1", attempt=1, code=-9))
+    story.tell(RoundsRestarted(run="run-1", attempt=2))
     run = story.world.run("run-1")
     assert isinstance(run, runs.Running)
     assert dict(run.rounds) == {}
@@ -83,7 +99,7 @@ def test_a_run_whose_aggregator_keeps_dying_fails_with_the_reason() -> None:
 def test_an_app_that_fails_is_not_tried_again() -> None:
     story = Story()
     story.tell(requested())
-    assert story.tell(RunFailed(run="run-1", attempt=1, reason="ValueError")) == ()
+    assert story.tell(RunFailed(run="run-1", attempt=1, reason="ValueError")) == (CleanUp("run-1"),)
     assert story.owed() == []
 
 

@@ -1,4 +1,6 @@
-"""Adds partition + 1 to every weight. All numbers are small integers: any order of summing is exact."""
+"""Adds partition + 1 to every weight; the first node (or everyone) takes `delay` seconds. The state counts the node's trainings."""
+
+import time
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -11,6 +13,8 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     seen = int(context.state.config_records.get("memory", ConfigRecord({"calls": 0}))["calls"]) + 1
     context.state["memory"] = ConfigRecord({"calls": seen})
+    if context.node_config["partition-id"] == 0 or context.run_config["everyone"]:
+        time.sleep(float(context.run_config["delay"]))
     step = int(context.node_config["partition-id"]) + 1
     old = {k: a.numpy() for k, a in message.content["arrays"].items()}
     weights = {k: Array(np.asarray(a + step, a.dtype)) for k, a in old.items()}

@@ -1,9 +1,9 @@
-"""flwr's own FedAvg over `size` float32 weights and a scalar; leaves the result in final.npz."""
+"""one of flwr's own strategies over `size` float32 weights and a scalar; leaves the result in final.npz."""
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import strategy as strategies
 
 app = ServerApp()
 
@@ -12,7 +12,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     size = int(context.run_config["size"])
     arrays = ArrayRecord({"w": Array(np.zeros(size, np.float32)), "b": Array(np.zeros((), np.float64))})
-    result = FedAvg().start(
+    strategy = getattr(strategies, str(context.run_config["strategy"]))(
+        fraction_train=float(context.run_config["fraction"]), fraction_evaluate=1.0
+    )
+    result = strategy.start(
         grid=grid,
         initial_arrays=arrays,
         num_rounds=int(context.run_config["num-server-rounds"]),
