@@ -1,8 +1,8 @@
 """A run: one federated job from request to end.
 
     (none) --RunRequested--> Running(attempt 1) --RunCompleted--> Ended(completed)
-                               |    ^                \\--RunFailed--> Ended(failed)
-                               |    |--AggregatorExited: attempt + 1, up to MAX_ATTEMPTS
+                               |    ^      \\--RunFailed--> Ended(failed)
+                               |    |--AggregatorExited: attempt + 1 resumes the rounds, up to MAX_ATTEMPTS
                                \\--RunCancelRequested--> Ended(cancelled)
 
 Pure. Reports of an attempt that is not the current one change nothing: its process was given up.

@@ -1,4 +1,4 @@
-"""Adds partition + 1 to every weight; the first node (or everyone) takes `delay` seconds. The state counts the node's trainings."""
+"""Adds partition + 1 to every weight. The first node (or everyone) takes `delay` seconds; its state counts calls."""
 
 import time
 
