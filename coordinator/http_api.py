@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError
 
-from coordinator import rollouts, runs, views
+from coordinator import fleet, rollouts, runs, views
 from coordinator.engine import Engine, snapshots
 from coordinator.planning import RolloutRequest, plan
 from coordinator.presence import Presence
@@ -108,8 +108,18 @@ class Api:
         ref = await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None)
         return web.json_response(ref.model_dump())
 
+    def _run_view(self, key: str) -> views.View:
+        world = self._engine.world
+        state, release = world.run(key), world.release_of(key)
+        return views.run(
+            state,
+            publishing=world.is_publishing(key),
+            version=release.manifest.version if release is not None else None,
+            matching=len(fleet.select(world.nodes.values(), state.facts.spec.selector)),
+        )
+
     async def _runs(self, _: web.Request) -> web.Response:
-        return web.json_response([views.run(r) for r in self._engine.world.runs.values()])
+        return web.json_response([self._run_view(key) for key in self._engine.world.runs])
 
     async def _start_run(self, request: web.Request) -> web.Response:
         asked = await _body(request, RunRequest)
@@ -127,7 +137,7 @@ class Api:
         )
         key = new_id("run")
         await self._engine.submit(RunRequested(run=key, spec=spec, by=asked.by), id=f"{key}.requested")
-        return web.json_response(views.run(self._engine.world.run(key)), status=201)
+        return web.json_response(self._run_view(key), status=201)
 
     def _check_selector(self, selector: dict[str, str]) -> None:
         for label in ("region", "node"):
@@ -150,20 +160,22 @@ class Api:
         raise NotFound(f"model {asked.model!r} has no release {asked.base}", "See `fedtide model ls`")
 
     async def _run(self, request: web.Request) -> web.Response:
-        return web.json_response(views.run(self._engine.world.run(request.match_info["run"])))
+        return web.json_response(self._run_view(request.match_info["run"]))
 
     async def _watch_run(self, request: web.Request) -> web.StreamResponse:
         key, world = request.match_info["run"], self._engine.world
         world.run(key)
-        return await self._stream(
-            request, lambda: views.run(world.runs[key]), lambda: isinstance(world.runs[key], runs.Ended)
-        )
+
+        def over() -> bool:
+            return isinstance(world.runs[key], runs.Ended) and not world.is_publishing(key)
+
+        return await self._stream(request, lambda: self._run_view(key), over)
 
     async def _cancel_run(self, request: web.Request) -> web.Response:
         key = request.match_info["run"]
         if isinstance(self._engine.world.run(key), runs.Running):
             await self._engine.submit(RunCancelRequested(run=key))
-        return web.json_response(views.run(self._engine.world.run(key)))
+        return web.json_response(self._run_view(key))
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response([views.model(m) for _, m in sorted(self._engine.world.models.items())])

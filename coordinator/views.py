@@ -36,14 +36,22 @@ def node(state: fleet.Node, telemetry: Mapping[str, Any]) -> View:
     }
 
 
-def run(state: runs.Run) -> View:
+def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int) -> View:
+    """A run with its rounds.
+
+    Args:
+        publishing: what it produced is not a release yet: it is not completed for those who watch.
+        version: of the release it brought.
+        matching: nodes that are online and that its selector matches.
+    """
     facts = state.facts
     view: View = {
         "run": facts.run,
         "app": facts.spec.app.name,
         "model": facts.spec.model,
-        "state": _run_state(state),
-        "reason": state.reason,
+        "state": "publishing" if publishing and isinstance(state, runs.Ended) else _run_state(state),
+        "reason": state.reason or _waiting(state, matching),
+        "version": version,
         "by": facts.by,
         "attempt": state.attempt,
         "requested_at": facts.requested_at.isoformat(timespec="seconds"),
@@ -54,6 +62,12 @@ def run(state: runs.Run) -> View:
     if isinstance(state, runs.Ended):
         view["seconds"] = round((state.ended_at - facts.requested_at).total_seconds(), 3)
     return view
+
+
+def _waiting(state: runs.Run, matching: int) -> str:
+    if isinstance(state, runs.Ended) or not state.started or any(state.rounds):
+        return ""
+    return f"no round yet; {matching} matching nodes are online (the app may wait for more)"
 
 
 def _run_state(state: runs.Run) -> str:

@@ -103,6 +103,15 @@ class World:
     def rollout(self, key: str) -> rollouts.Rollout:
         return _find(self.rollouts, key, "roll-out")
 
+    def release_of(self, run: str) -> registry.Release | None:
+        """The release that a run brought, once it is published."""
+        releases = (r for m in self.models.values() for r in m.releases)
+        return next((r for r in releases if r.manifest.lineage.run == run), None)
+
+    def is_publishing(self, run: str) -> bool:
+        """Whether what a run produced is still on its way to being a release."""
+        return any(produced.run == run for m in self.models.values() for produced, _ in m.producing)
+
     def promoted(self, model: str) -> BlobRef | None:
         """The release of the newest roll-out of a model that completed."""
         done = [r for r in self.rollouts.values() if isinstance(r, rollouts.Completed) and r.facts.plan.model == model]

@@ -93,7 +93,7 @@ def ls(output: Output = Format.table) -> None:
     """All runs."""
     rows = Client.find().get("/v1/runs")
     table = [{**r, "rounds": len(r["rounds"]), "participants": len(r["participants"])} for r in rows]
-    columns = ["run", "app", "model", "state", "rounds", "participants", "requested_at", "reason"]
+    columns = ["run", "app", "model", "version", "state", "rounds", "participants", "requested_at", "reason"]
     show_list(table if output is Format.table else rows, columns, output)
 
 

@@ -15,7 +15,7 @@ from fabric.events import (
     RunCompleted,
     RunFailed,
 )
-from tests.scenarios.build import Story, closed, opened, received, refused, requested
+from tests.scenarios.build import Story, closed, opened, produced, published, received, refused, requested
 
 
 def test_a_request_launches_the_first_attempt() -> None:
@@ -35,7 +35,7 @@ def test_a_run_goes_from_request_to_completion_with_its_books_in_order() -> None
     assert run.outcome == "completed"
     assert runs.participants(run) == {"a", "c"}
     assert runs.accepted_updates(run) == 2
-    view = views.run(run)
+    view = views.run(run, publishing=False, version=None, matching=3)
     assert view["rounds"][0]["phases"]["train"]["refused"]["b"] == {"category": "app_error", "reason": "because"}
     assert story.owed() == []
 
@@ -110,7 +110,7 @@ def test_a_cancelled_run_stops_its_aggregator_also_after_a_restart_and_abandons_
     assert story.owed() == [StopAggregator("run-1")]
     assert isinstance(story.world.run("run-1").rounds[1], rounds.Abandoned)
     assert story.tell(RunCompleted(run="run-1", attempt=1)) == ()
-    assert views.run(story.world.run("run-1"))["state"] == "cancelled"
+    assert story.world.run("run-1").outcome == "cancelled"
 
 
 def test_a_restart_asks_again_for_exactly_the_open_runs() -> None:
@@ -133,3 +133,16 @@ def test_an_event_of_an_unknown_run_is_refused_and_changes_nothing() -> None:
     with pytest.raises(InvalidTransition, match="twice"):
         story.world.apply(story.event(requested()))
     assert len(story.world.runs) == 1
+
+
+def test_a_run_is_not_completed_for_those_who_watch_before_its_release_is_published() -> None:
+    story = Story()
+    story.tell(requested(), produced(), RunCompleted(run="run-1", attempt=1))
+    assert story.world.is_publishing("run-1")
+    shown = views.run(story.world.run("run-1"), publishing=True, version=None, matching=0)
+    assert shown["state"] == "publishing"
+    story.tell(published())
+    assert not story.world.is_publishing("run-1")
+    release = story.world.release_of("run-1")
+    assert release is not None
+    assert release.manifest.version == 1
