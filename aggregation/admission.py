@@ -1,7 +1,9 @@
 """Admission of updates: what is refused before it touches a sum, and why.
 
-An update must have the names, dtypes and shapes of the model it was trained from, and only
-finite numbers. Applied to strategies that average arrays; others may answer with anything.
+An update must have the names and shapes of the model it was trained from, and only finite
+numbers. Precision is no ground for refusal: flwr's strategies widen the global model (the moments
+of FedAdam, integer counters of batch norms) while nodes go on answering in their own.
+Applied where flwr's own code averages arrays; others may answer with anything.
 """
 
 from __future__ import annotations
@@ -23,17 +25,15 @@ class Refusal:
 
 def inspect(sent: Sequence[Tensor], returned: Sequence[Tensor]) -> Refusal | None:
     """Why `returned` may not be averaged with updates to `sent`, or None."""
-    expected = {t.name: (t.dtype, t.shape) for t in sent}
-    got = {t.name: (t.dtype, t.shape) for t in returned}
+    expected = {t.name: t.shape for t in sent}
+    got = {t.name: t.shape for t in returned}
     if expected.keys() != got.keys():
         odd = sorted(expected.keys() ^ got.keys())[0]
         where = "is missing" if odd in expected else "was not asked for"
         return Refusal("wrong_shape", f"tensor {odd!r} {where}")
-    for name, (dtype, shape) in expected.items():
-        if got[name][1] != shape:
-            return Refusal("wrong_shape", f"tensor {name!r} has shape {got[name][1]}, expected {shape}")
-        if got[name][0] != dtype:
-            return Refusal("wrong_shape", f"tensor {name!r} has dtype {got[name][0]}, expected {dtype}")
+    for name, shape in expected.items():
+        if got[name] != shape:
+            return Refusal("wrong_shape", f"tensor {name!r} has shape {got[name]}, expected {shape}")
     for tensor in returned:
         if not is_finite(tensor):
             return Refusal("not_finite", f"tensor {tensor.name!r} holds NaN or infinity")

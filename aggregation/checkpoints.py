@@ -94,7 +94,8 @@ class Checkpoints:
         strategy_state.restore(strategy, StrategyState(json.loads(head.strategy), tensors))
         frame = head.arrays.inline
         if head.arrays.blob is not None:
-            frame = bytes(self._link.call(self._link.fetch(head.arrays.blob)))
+            blob = self._link.fetch(head.arrays.blob, prefix=self._link.round_prefix)
+            frame = bytes(self._link.call(blob))
         return flower.record_of(frame or b"")
 
     def _store(self, state: StrategyState) -> BlobRef | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -28,7 +29,7 @@ from fabric.jetstream import Delivery, Received
 from fabric.streams import HUB_DOMAIN
 from fabric.subjects import DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fabric.tensors import Buffer, frame_size
-from fabric.transfer import Prefix, Source, expires, put_blob, read_blob
+from fabric.transfer import Prefix, Source, put_blob, read_blob
 from fabric.wire import INLINE_BYTES, Arrays, Cancel, Reply, Task
 
 T = TypeVar("T")
@@ -39,6 +40,9 @@ RETRY_S = 0.5
 CANCEL_TTL_S = 24 * 3600.0
 NODE_GRACE_S = 15.0
 """How long an offline node's task is waited for before the round goes on without it."""
+
+
+Loss = Literal["node_lost", "malformed", "timeout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,17 @@ class Arrived:
     frames: dict[str, Buffer] = field(default_factory=dict)
     size_bytes: int = 0
     lost: str = ""
-    category: Literal["node_lost", "malformed"] = "node_lost"
+    category: Loss = "node_lost"
 
 
 Inbox = queue.SimpleQueue[Arrived]
+
+
+def _die_if_failed(task: asyncio.Task[None]) -> None:
+    # Without its listener an aggregator would wait for ever: better a new attempt.
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("grid.listener_failed", exc_info=task.exception())
+        os._exit(70)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,10 @@ class GridLink:
     async def _open(self) -> None:
         self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
-        self._tasks.append(self._loop.create_task(self._listen(), name="replies"))
+        self._broker.when_reconnected(self.look_for_absent)
+        listening = self._loop.create_task(self._listen(), name="replies")
+        listening.add_done_callback(_die_if_failed)
+        self._tasks.append(listening)
 
     def close(self) -> None:
         """Disconnect. What is outstanding stays so: a successor may take it up."""
@@ -124,16 +138,24 @@ class GridLink:
 
     async def nodes(self) -> list[Node]:
         """The run's nodes that are online now, as the coordinator selects them."""
-        answer = await self._broker.ask(
-            self._subjects.rpc("nodes"), json.dumps({"run": self._config.run}).encode(), timeout_s=10
-        )
+        question = json.dumps({"run": self._config.run}).encode()
+        while True:
+            try:
+                answer = await self._broker.ask(self._subjects.rpc("nodes"), question, timeout_s=5)
+                break
+            except TransientError as exc:
+                log.warning("grid.waits_for_coordinator", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
         return [Node.of(n["name"], n["region"]) for n in json.loads(answer)]
 
-    async def upload(self, frame: list[Buffer], *, keep: bool = False) -> Arrays:
-        """Make a frame available to every node: inline when small, else as a blob."""
-        if frame_size(frame) <= INLINE_BYTES and not keep:
+    def round_prefix(self, digest: str) -> str:
+        return self._subjects.round_blob(self._config.run, digest)
+
+    async def upload(self, frame: list[Buffer]) -> Arrays:
+        """Make a frame available to every node: inline when small, else as a blob of this run's rounds."""
+        if frame_size(frame) <= INLINE_BYTES:
             return Arrays(inline=b"".join(frame))
-        return Arrays(blob=await self.store(frame, keep=keep))
+        return Arrays(blob=await self.store(frame, keep=False, prefix=self.round_prefix))
 
     async def store(
         self, parts: Iterable[Buffer], *, keep: bool, stream: str = DOWN, prefix: Prefix | None = None
@@ -160,6 +182,8 @@ class GridLink:
     async def send(self, task: Task, node: Node, inbox: Inbox) -> None:
         """Hand a task to a node (stored: a node that is away finds it when it comes back)."""
         self._outstanding[task.task] = Outstanding(node, inbox)
+        left = max(0.0, task.expires_at - time.time())
+        self._loop.call_later(left, self._lost, task.task, "no answer before the task expired", "timeout")
         early = self._held.pop(task.task, None) if self._held is not None else None
         if early is not None:
             # Answered before this process was there: the node is not asked again.
@@ -226,11 +250,9 @@ class GridLink:
             await self._purge(UP, self._subjects.update_blobs(self._config.run), domain)
 
     async def forget_blob(self, ref: BlobRef) -> None:
-        """Delete a round's model from the hub and every region's cache; a kept blob stays."""
-        if not await expires(self._broker, DOWN, self._subjects.blob(ref.digest)):
-            return
+        """Delete a round's model from the hub and every region's cache."""
         for domain in [HUB_DOMAIN, *self._config.regions]:
-            await self._purge(DOWN, f"{self._subjects.blob(ref.digest)}.>", domain)
+            await self._purge(DOWN, f"{self.round_prefix(ref.digest)}.>", domain)
 
     async def _purge(self, stream: str, pattern: str, domain: str) -> None:
         try:
@@ -284,17 +306,25 @@ class GridLink:
 
     async def _on_presence(self, message: Received) -> None:
         name, online = last_token(message.subject), message.data == b"online"
-        waiting = [t for t, sent in self._outstanding.items() if sent.node.name == name]
-        for task in waiting:
+        for task in [t for t, sent in self._outstanding.items() if sent.node.name == name]:
             if online and (timer := self._graces.pop(task, None)):
                 timer.cancel()
-            elif not online and task not in self._graces:
-                reason = (
-                    f"node {name} went offline ({message.data.decode()}) and did not return in {NODE_GRACE_S:.0f} s"
-                )
-                self._graces[task] = self._loop.call_later(NODE_GRACE_S, self._lost, task, reason)
+            elif not online:
+                self._wait_no_longer(task, f"node {name} went offline ({message.data.decode()})")
 
-    def _lost(self, task: str, reason: str, category: Literal["node_lost", "malformed"] = "node_lost") -> None:
+    async def look_for_absent(self) -> None:
+        """Nodes that were away before their task was sent: no news will come of them."""
+        online = {n.name for n in await self.nodes()}
+        for task, sent in list(self._outstanding.items()):
+            if sent.node.name not in online:
+                self._wait_no_longer(task, f"node {sent.node.name} is offline")
+
+    def _wait_no_longer(self, task: str, why: str) -> None:
+        if task not in self._graces:
+            reason = f"{why} and did not return in {NODE_GRACE_S:.0f} s"
+            self._graces[task] = self._loop.call_later(NODE_GRACE_S, self._lost, task, reason)
+
+    def _lost(self, task: str, reason: str, category: Loss = "node_lost") -> None:
         self._graces.pop(task, None)
         if sent := self._outstanding.pop(task, None):
             sent.inbox.put(Arrived(task, None, lost=reason, category=category))

@@ -14,18 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import DEFAULT_TTL, ArrayRecord, Error, Message, RecordDict
+from flwr.app import DEFAULT_TTL, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import Arrived, GridLink, Inbox, Node
+from aggregation.replies import Replies
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import MalformedMessage, NotFound
 from fabric.events import RoundOpened, RoundsRestarted, UpdateReceived, UpdateRefused
 from fabric.ids import flower_int
-from fabric.tensors import encode
 from fabric.wire import Arrays, Task
 
 Admission = Callable[[Message], Refusal | None]
@@ -67,7 +67,7 @@ class NatsGrid(Grid):
         self._pulled: Inbox = queue.SimpleQueue()
         self._ready: dict[str, Message] = {}
         self._counter = itertools.count(1)
-        self._uploads: dict[int, tuple[ArrayRecord, Arrays]] = {}
+        self._uploads: dict[int, tuple[ArrayRecord | MetricRecord | ConfigRecord, Arrays]] = {}
         self._lock = threading.RLock()
         self._told_restart = False
         self._phase: Phase | None = None
@@ -115,7 +115,7 @@ class NatsGrid(Grid):
             return [self._ready.pop(i) for i in message_ids if i in self._ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send now; the returned iterator yields each reply when it arrives.
+        """Send now; the returned sequence yields each reply when it arrives.
 
         A node that raised, vanished or answered with something that `admission` refuses yields an
         error reply. After `timeout` seconds the rest is given up, and counted as such.
@@ -123,7 +123,7 @@ class NatsGrid(Grid):
         inbox: Inbox = queue.SimpleQueue()
         limit = min(timeout if timeout is not None else DEFAULT_TTL, self._config.spec.round_timeout_s)
         waiting = set(self._push(messages, inbox))
-        return self._replies(inbox, waiting, time.monotonic() + limit)
+        return Replies(self._replies(inbox, waiting, time.monotonic() + limit))
 
     def _replies(self, inbox: Inbox, waiting: set[str], deadline: float) -> Iterator[Message]:
         while waiting:
@@ -148,6 +148,7 @@ class NatsGrid(Grid):
             self._announce(round_, phase, list(group))
         for task, asked in sent:
             self._link.call(self._link.send(task, asked.node, inbox))
+        self._link.call(self._link.look_for_absent())
         return [task.task for task, _ in sent]
 
     def _restarted(self) -> None:
@@ -179,7 +180,7 @@ class NatsGrid(Grid):
             )
         task_id = self._task_id(node)
         flower.stamp(message, task_id)
-        arrays = {k: self._upload(r) for k, r in message.content.items() if isinstance(r, ArrayRecord)}
+        arrays = {name: self._upload(message.content[name]) for name in flower.framed(message.content)}
         task = Task(
             task=task_id,
             run=self._config.run,
@@ -190,11 +191,11 @@ class NatsGrid(Grid):
         )
         return task, Asked(message, node, self._round_of(message), message.metadata.message_type)
 
-    def _upload(self, record: ArrayRecord) -> Arrays:
+    def _upload(self, record: ArrayRecord | MetricRecord | ConfigRecord) -> Arrays:
         # The same record object goes to many nodes: it is encoded and stored once a push.
         known = self._uploads.get(id(record))
         if known is None:
-            known = (record, self._link.call(self._link.upload(encode(flower.tensors_of(record)))))
+            known = (record, self._link.call(self._link.upload(flower.frame_of(record))))
             self._uploads[id(record)] = known
         return known[1]
 

@@ -227,8 +227,12 @@ def _metrics(result: Result, number: int) -> dict[str, float]:
 
 
 def _averages(strategy: Strategy) -> bool:
+    """Whether flwr's own code sends the global arrays and averages what comes back."""
     inner: Any = getattr(strategy, "strategy", strategy)  # the DP wrappers hold the strategy they wrap
-    return isinstance(inner, FedAvg) and not isinstance(inner, _NOT_AVERAGING)
+    if not isinstance(inner, FedAvg) or isinstance(inner, _NOT_AVERAGING):
+        return False
+    methods = (type(inner).configure_train, type(inner).aggregate_train)
+    return all(m.__module__.startswith("flwr.") for m in methods)
 
 
 def _admission(sent: list[Tensor]) -> Callable[[Message], Refusal | None]:

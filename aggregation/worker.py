@@ -19,7 +19,7 @@ from aggregation.round_driver import RoundDriver
 from fabric import flower
 from fabric.apps import AppDescription, describe, fuse, unpack
 from fabric.blobs import BlobRef
-from fabric.errors import ConfigError, FedtideError
+from fabric.errors import ConfigError, FedtideError, TransientError
 from fabric.events import AggregatorStarted, ModelProduced, RunCompleted, RunFailed
 from fabric.ids import flower_int
 from fabric.release import ReleaseManifest
@@ -49,8 +49,13 @@ def run(config: WorkerConfig) -> int:
         link.call(link.report(AggregatorStarted(run=config.run, attempt=config.attempt)))
         try:
             note = _run_app(config, link)
+        except TransientError as exc:
+            log.error("run.broken_off", extra={"reason": str(exc)})
+            return exc.exit_code
         except FedtideError as exc:
             link.call(link.report(_failed(config, str(exc))))
+        except SystemExit as exc:
+            link.call(link.report(_failed(config, f"the ServerApp called sys.exit({exc.code})")))
         except Stopped:
             log.warning("run.stopped")
             return STOPPED_CODE
@@ -91,6 +96,8 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     os.chdir(out_dir)
     server_app(grid=NatsGrid(config, link, run_config), context=context)
     driver.check()
+    if config.spec.base is not None and driver.arrays is None:
+        raise ConfigError("base", "this app does not call strategy.start, so it cannot start from a release")
     arrays = driver.arrays or legacy.arrays or _left_in(context)
     return _publish(config, link, app, app_dir, arrays, context, driver.metrics or legacy.metrics)
 

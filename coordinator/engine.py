@@ -10,18 +10,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from coordinator.commands import Commands
 from coordinator.event_log import EventLog
 from coordinator.world import World
 from fabric.broker import Broker
-from fabric.errors import InvalidTransition, MalformedMessage
+from fabric.errors import InvalidTransition, MalformedMessage, TooLarge
 from fabric.events import Event, EventData, decode_event
 from fabric.subjects import UP, Subjects
 
 log = logging.getLogger(__name__)
 
 SOURCE = "coordinator"
+MAX_EVENT_BYTES = 1024 * 1024
 _REMEMBERED_IDS = 100_000
 _DURABLE = "coordinator"
 
@@ -62,7 +64,7 @@ class Engine:
             event, done = await self._inbox.get()
             try:
                 await self._handle(event)
-            except InvalidTransition as exc:
+            except (InvalidTransition, TooLarge) as exc:
                 self.refused += 1
                 log.warning("event.refused", extra={"event": event.id, "reason": str(exc)})
                 if not done.cancelled():
@@ -74,6 +76,8 @@ class Engine:
     async def _handle(self, event: Event) -> None:
         if event.id in self._seen:
             return
+        if len(event.model_dump_json()) > MAX_EVENT_BYTES:
+            raise TooLarge(f"event {event.id} is larger than {MAX_EVENT_BYTES} bytes")
         commands = self.world.apply(event)
         await self._log.append(event)
         self._remember(event)
@@ -105,8 +109,10 @@ class Engine:
         """Take in the reports of nodes and aggregators for ever; each is acknowledged once it is in the log."""
         async for delivery in self._broker.consume(UP, _DURABLE, self._subjects.all_reports):
             try:
-                await self._put(decode_event(delivery.data))
-            except (MalformedMessage, InvalidTransition) as exc:
+                # Deadlines are the coordinator's: they must not depend on the clock of a node.
+                event = decode_event(delivery.data)
+                await self._put(event.model_copy(update={"time": datetime.now(UTC)}))
+            except (MalformedMessage, InvalidTransition, TooLarge) as exc:
                 log.warning("report.refused", extra={"subject": delivery.subject, "reason": str(exc)})
             await delivery.ack()
 

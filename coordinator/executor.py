@@ -67,8 +67,9 @@ class Executor:
     async def _do(self, command: Command) -> None:
         assert self._engine is not None and self._launcher is not None
         match command:
-            case LaunchAggregator():
-                await self._launcher.launch(command)
+            case LaunchAggregator(run=run, attempt=attempt):
+                engine = self._engine
+                await self._launcher.launch(command, lambda: runs.is_current(engine.world.run(run), attempt))
             case StopAggregator(run=run):
                 await self._launcher.stop(run)
                 await self._cancel_tasks(run)
@@ -97,6 +98,7 @@ class Executor:
         await self._broker.purge(CHECKPOINTS, self._subjects.checkpoints(run))
         for pattern in (self._subjects.replies(run), self._subjects.update_blobs(run)):
             await self._broker.purge(UP, pattern)
+        await self._broker.purge(DOWN, self._subjects.round_blobs(run))
 
     async def _set_desired(self, command: SetDesired) -> None:
         assert self._engine is not None
@@ -121,6 +123,7 @@ class Executor:
             metrics=produced.metrics,
             lineage=Lineage(
                 app=run.facts.spec.app,
+                run_config=run.facts.spec.run_config,
                 run=produced.run,
                 rounds=sum(number > 0 for number in run.rounds),
                 participants=len(runs.participants(run)),
@@ -135,8 +138,14 @@ class Executor:
     async def aggregator_exited(self, run: str, attempt: int, code: int, reason: str) -> None:
         """A process is gone: an event, unless its own last report says how the run ended."""
         assert self._engine is not None
-        if code == 0 or await self._reported_its_end(run, attempt):
-            return
+        while True:
+            try:
+                if await self._reported_its_end(run, attempt):
+                    return
+                break
+            except TransientError as exc:
+                log.warning("aggregator.exit_waits", extra={"run": run, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
         data = AggregatorExited(run=run, attempt=attempt, code=code, reason=reason)
         try:
             await self._engine.submit(data, id=f"{run}.{attempt}.exited")

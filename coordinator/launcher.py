@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +33,7 @@ class Launcher(Protocol):
     of one that was started before and is gone (its task ids must not be used again).
     """
 
-    async def launch(self, command: LaunchAggregator) -> None: ...
+    async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None: ...
     async def stop(self, run: str) -> None: ...
 
 
@@ -46,9 +47,15 @@ class LocalLauncher:
         self._regions = regions
         self._exited = exited
         self._watched: dict[str, asyncio.Task[None]] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def launch(self, command: LaunchAggregator) -> None:
-        """Start the run's aggregator, or adopt the one of this attempt that is still there."""
+    async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
+        """Start the run's aggregator if it is still wanted, or adopt the one of this attempt that is there."""
+        async with self._locks[command.run]:
+            if wanted():
+                await self._launch(command)
+
+    async def _launch(self, command: LaunchAggregator) -> None:
         folder = self._root / command.run
         folder.mkdir(parents=True, exist_ok=True)
         pid = self._alive(command.run, command.attempt)
@@ -92,9 +99,10 @@ class LocalLauncher:
 
     async def stop(self, run: str) -> None:
         """Ask the run's aggregator to end, if there is one."""
-        pid = self._alive(run, None)
-        if pid is not None:
-            os.kill(pid, signal.SIGTERM)
+        async with self._locks[run]:
+            pid = self._alive(run, None)
+            if pid is not None:
+                os.kill(pid, signal.SIGTERM)
 
     def _note(self, run: str) -> Path:
         return self._root / run / "aggregator.pid"

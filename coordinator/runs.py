@@ -155,6 +155,11 @@ def owed(state: Run) -> Commands:
             return ()
 
 
+def is_current(state: Run, attempt: int) -> bool:
+    """Whether an aggregator of this attempt is still wanted."""
+    return isinstance(state, Running) and state.attempt == attempt
+
+
 def participants(state: Run) -> frozenset[str]:
     """Nodes with at least one accepted training update."""
     tallies = [r.phases["train"] for r in state.rounds.values() if "train" in r.phases]

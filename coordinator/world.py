@@ -50,8 +50,10 @@ class World:
                 node, commands = fleet.step(self.nodes.get(data.node), data, at)
                 self.nodes[data.node] = node
                 return commands
-            case ModelProduced(model=name):
-                return self._model(name, data)
+            case ModelProduced(model=name, run=producer):
+                run = self.run(producer)
+                late = isinstance(run, runs.Ended) and run.outcome != "completed"
+                return () if late else self._model(name, data)
             case ReleasePublished(manifest=manifest):
                 return self._model(manifest.model, data)
             case RolloutStarted(plan=plan):

@@ -44,16 +44,19 @@ class Outbox:
         """Whether the task was answered already (sent or waiting)."""
         return (self._done / task).exists() or (self._pending / task).exists()
 
-    def open(self, task: str) -> Path:
-        """A fresh folder in which the answer to `task` is put together."""
-        folder = self._work / task
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        return folder
+    def folder(self, task: str) -> Path:
+        """Where the answer to `task` is put together."""
+        return self._work / task
+
+    def open(self, task: str) -> None:
+        """Make that folder, empty."""
+        shutil.rmtree(self.folder(task), ignore_errors=True)
+        self.folder(task).mkdir(parents=True)
 
     def commit(self, reply: Reply) -> None:
         """Make the answer durable: from here on it is sent, whatever dies in between."""
-        folder = self._work / reply.task
+        folder = self.folder(reply.task)
+        folder.mkdir(parents=True, exist_ok=True)
         target = folder / "reply.json"
         with target.open("wb") as file:
             file.write(reply.model_dump_json().encode())

@@ -7,13 +7,15 @@ import logging
 import time
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from edge_agent.config import AgentConfig
 from edge_agent.outbox import Outbox
-from edge_agent.trainer import Job, Trainer, TrainerCrashed
+from edge_agent.trainer import Job, Trainer
 from fabric.apps import unpack
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
-from fabric.errors import CapabilityMissing, FedtideError, RemoteError, TransientError
+from fabric.errors import CapabilityMissing, FedtideError, TransientError
 from fabric.ids import flower_int
 from fabric.streams import HUB_DOMAIN
 from fabric.subjects import DOWN, UP, Subjects
@@ -80,7 +82,7 @@ class TaskLoop:
             self.busy = key
             self._running = asyncio.create_task(self._train(task), name=f"train-{key}")
             reply = await self._running
-            self._outbox.commit(reply)
+            await self._commit(reply)
             self._to_send.put_nowait(key)
         except asyncio.CancelledError:
             if key not in self._cancelled:
@@ -91,11 +93,22 @@ class TaskLoop:
             self.busy = self._running = None
             self._accepted.discard(key)
 
-    async def _train(self, task: Task) -> Reply:
-        began = time.monotonic()
-        out_dir = self._outbox.open(task.task)
+    async def _commit(self, reply: Reply) -> None:
+        """Until it is on the disk: an answer is not lost because the disk is full for now."""
         while True:
             try:
+                self._outbox.commit(reply)
+                return
+            except OSError as exc:
+                log.error("outbox.cannot_store", extra={"task": reply.task, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+
+    async def _train(self, task: Task) -> Reply:
+        began = time.monotonic()
+        out_dir = self._outbox.folder(task.task)
+        while True:
+            try:
+                self._outbox.open(task.task)
                 message = await self._answer(task, out_dir)
                 break
             except TransientError as exc:
@@ -104,8 +117,11 @@ class TaskLoop:
             except CapabilityMissing as exc:
                 message = _error(task, _LOAD_FAILED, str(exc))
                 break
-            except (TrainerCrashed, RemoteError, FedtideError) as exc:
+            except FedtideError as exc:
                 message = _error(task, _APP_CRASHED, str(exc))
+                break
+            except (OSError, ValidationError) as exc:
+                message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
                 break
         return Reply(
             task=task.task, run=task.run, node=self._config.node, seconds=time.monotonic() - began, message=message
@@ -119,7 +135,7 @@ class TaskLoop:
         task_file.write_text(task.model_dump_json())
         job = Job(
             task_file=task_file,
-            blobs={ref.digest: await self._download(ref, out_dir) for ref in task.message.blobs()},
+            blobs={ref.digest: await self._download(task.run, ref, out_dir) for ref in task.message.blobs()},
             app_dir=app_dir.resolve(),
             state_file=(self._config.data_dir / "runs" / f"{task.run}.state").resolve(),
             out_dir=out_dir.resolve(),
@@ -131,9 +147,13 @@ class TaskLoop:
             path.unlink(missing_ok=True)
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
 
-    async def _download(self, ref: BlobRef, folder: Path) -> Path:
+    async def _download(self, run: str, ref: BlobRef, folder: Path) -> Path:
         path = (folder / f"in-{ref.digest}").resolve()
-        await get_blob(self._source, self._subjects.blob, ref, FileSink(path))
+
+        def prefix(digest: str) -> str:
+            return self._subjects.round_blob(run, digest)
+
+        await get_blob(self._source, prefix, ref, FileSink(path))
         return path
 
     @property

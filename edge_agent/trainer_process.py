@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from edge_agent.trainer import Job
@@ -22,7 +22,7 @@ from fabric import flower, logs
 from fabric.apps import describe
 from fabric.blobs import chunked, manifest_of
 from fabric.errors import ConfigError
-from fabric.tensors import encode, frame_size
+from fabric.tensors import Buffer, frame_size
 from fabric.transfer import map_file
 from fabric.wire import INLINE_BYTES, Arrays, Task
 
@@ -51,12 +51,14 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
     task = Task.model_validate_json(job.task_file.read_bytes())
     flower.adopt_identity(task.message.run_id, job.node_id)
     message = flower.from_wire(task.message, {d: map_file(p) for d, p in job.blobs.items()})
-    state = flower.load_state(job.state_file.read_bytes()) if job.state_file.exists() else RecordDict()
-    context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
     try:
+        state = flower.load_state(job.state_file.read_bytes()) if job.state_file.exists() else RecordDict()
+        context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
         reply = app(message, context)
         _write_state(job.state_file, flower.dump_state(context.state))
+        _write_reply(job.out_dir, reply)
+        return
     except (flower.AppLoadError, ConfigError) as exc:
         log.exception("app.load_failed")
         reply = Message(Error(flower.ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)), reply_to=message)
@@ -85,14 +87,13 @@ def _write_state(path: Path, data: bytes) -> None:
 def _write_reply(out_dir: Path, reply: Message) -> None:
     arrays: dict[str, Arrays] = {}
     if reply.has_content():
-        for name, record in reply.content.items():
-            if isinstance(record, ArrayRecord):
-                arrays[name] = _write_arrays(out_dir, record)
+        for name in flower.framed(reply.content):
+            record = reply.content[name]
+            arrays[name] = _write_frame(out_dir, flower.frame_of(record))
     (out_dir / "message.json").write_text(flower.to_wire(reply, arrays).model_dump_json())
 
 
-def _write_arrays(out_dir: Path, record: ArrayRecord) -> Arrays:
-    frame = encode(flower.tensors_of(record))
+def _write_frame(out_dir: Path, frame: list[Buffer]) -> Arrays:
     if frame_size(frame) <= INLINE_BYTES:
         return Arrays(inline=b"".join(frame))
     ref = manifest_of(list(chunked(frame))).ref

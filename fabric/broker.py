@@ -17,7 +17,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from fabric.errors import BrokerUnavailable, FedtideError, TransientError
+from fabric.errors import BrokerUnavailable, FedtideError, TooLarge, TransientError
 from fabric.jetstream import (
     NANOSECONDS,
     STREAM_NAME_IN_USE,
@@ -32,6 +32,9 @@ from fabric.jetstream import (
 log = logging.getLogger(__name__)
 
 _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
+_RETRY_S = 0.5
+_PAGE = 1000
+_PAGE_BYTES = 32 * 1024 * 1024
 _PULL_BATCH = 256
 _PULL_EXPIRES_S = 30.0
 _PULL_HEARTBEAT_S = 5.0
@@ -154,14 +157,21 @@ class Broker:
     async def last_of_each(
         self, stream: str, pattern: str, *, domain: str | None = None, timeout_s: float = 10.0
     ) -> list[Received]:
-        """The newest message of every subject that matches `pattern`, oldest first."""
-        return await self._batch(stream, {"multi_last": [pattern], "batch": 1000}, domain, timeout_s)
+        """Every message under `pattern` of a stream that keeps one a subject, oldest first."""
+        found: list[Received] = []
+        page: list[Received] | None = None
+        while page is None or page:
+            start = found[-1].sequence + 1 if found else 1
+            body = {"seq": start, "next_by_subj": pattern, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
+            page = await self._batch(stream, body, domain, timeout_s)
+            found += page
+        return found
 
     async def read_from(
-        self, stream: str, sequence: int, *, batch: int = 1000, timeout_s: float = 30.0
+        self, stream: str, sequence: int, *, batch: int = _PAGE, timeout_s: float = 30.0
     ) -> list[Received]:
         """Up to `batch` messages from `sequence` on; empty at the end."""
-        body = {"seq": sequence, "batch": batch, "max_bytes": 32 * 1024 * 1024}
+        body = {"seq": sequence, "batch": batch, "max_bytes": _PAGE_BYTES}
         return await self._batch(stream, body, None, timeout_s)
 
     async def subjects_of(self, stream: str, pattern: str, *, domain: str | None = None) -> frozenset[str]:
@@ -218,7 +228,12 @@ class Broker:
                 if not await self._ensure_consumer(stream, durable, pattern, reset=not taken_over):
                     continue
                 taken_over = True
-                await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", request, reply=inbox)
+                try:
+                    await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", request, reply=inbox)
+                except nats.errors.Error as exc:
+                    log.warning("broker.poll_waits", extra={"stream": stream, "reason": str(exc)})
+                    await asyncio.sleep(_RETRY_S)
+                    continue
                 async for message in _until_poll_ends(arrived):
                     yield Delivery(message.subject, message.data, message.ack)
         finally:
@@ -240,7 +255,7 @@ class Broker:
                 await self._call(f"CONSUMER.RESET.{stream}.{durable}", b"{}", None)
         except TransientError as exc:
             log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_RETRY_S)
             return False
         return True
 
@@ -256,10 +271,10 @@ class Broker:
             while True:
                 message = await asyncio.wait_for(arrived.get(), timeout_s)
                 status = (message.headers or {}).get("Status")
-                if status == "503":
-                    raise BrokerUnavailable(f"stream {stream} does not answer")
-                if status is not None:
+                if status in ("204", "404"):
                     return found
+                if status is not None:
+                    raise BrokerUnavailable(f"stream {stream} answers with status {status}")
                 found.append(_received(message))
         except (TimeoutError, nats.errors.Error) as exc:
             raise BrokerUnavailable(f"stream {stream} does not answer") from exc
@@ -272,6 +287,8 @@ class Broker:
     async def _request(self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
         try:
             return await self._client.request(subject, data, timeout=timeout_s, headers=headers)
+        except nats.errors.MaxPayloadError as exc:
+            raise TooLarge(f"a message of {len(data)} bytes is over the broker's limit ({subject})") from exc
         except (nats.errors.Error, TimeoutError, OSError) as exc:
             raise BrokerUnavailable(f"no answer on {subject}") from exc
 

@@ -42,6 +42,10 @@ class MalformedMessage(RemoteError):
     """A message, frame or manifest that does not decode."""
 
 
+class TooLarge(RemoteError):
+    """A message over the broker's limit: sending it again would not help."""
+
+
 class NotFound(FedtideError):
     """The thing that was named does not exist."""
 

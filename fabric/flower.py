@@ -31,9 +31,10 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from pydantic import ValidationError
 
 from fabric.errors import FedtideError, MalformedMessage
-from fabric.tensors import Buffer, Tensor, decode
+from fabric.tensors import Buffer, Tensor, decode, encode, is_carried
 from fabric.wire import Arrays, ConfigValues, Packed, Values, WireError, WireMessage, WireValue
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ __all__ = [
     "array_of",
     "context_of",
     "dump_state",
+    "frame_of",
+    "framed",
     "from_wire",
     "load_component",
     "load_state",
@@ -112,15 +115,19 @@ def load_state(data: bytes) -> RecordDict:
 def tensors_of(record: ArrayRecord) -> list[Tensor]:
     """The arrays of a record without copying them out of their npy shells.
 
-    Arrays of a serialization other than numpy's travel as raw bytes under a marked name.
+    Arrays of another serialization, or of a dtype that no frame carries, travel as raw bytes.
     """
     return [_tensor(name, array) for name, array in record.items()]
 
 
+def _opaque(name: str, array: Array) -> Tensor:
+    shape = "x".join(map(str, array.shape))
+    return Tensor(f"{_OPAQUE}{array.stype}|{array.dtype}|{shape}|{name}", "U8", (len(array.data),), array.data)
+
+
 def _tensor(name: str, array: Array) -> Tensor:
     if array.stype != SType.NUMPY:
-        shape = "x".join(map(str, array.shape))
-        return Tensor(f"{_OPAQUE}{array.stype}|{array.dtype}|{shape}|{name}", "U8", (len(array.data),), array.data)
+        return _opaque(name, array)
     view = memoryview(array.data)
     file = io.BytesIO(view[:4096])
     try:
@@ -129,6 +136,8 @@ def _tensor(name: str, array: Array) -> Tensor:
         shape_, fortran, dtype = reader(file)
     except ValueError as exc:
         raise MalformedMessage(f"array {name!r} is not in npy format") from exc
+    if not is_carried(dtype):
+        return _opaque(name, array)
     if fortran or dtype.byteorder == ">":
         return Tensor.of(name, array.numpy())
     flat = np.frombuffer(view[file.tell() :], dtype=dtype)
@@ -137,6 +146,8 @@ def _tensor(name: str, array: Array) -> Tensor:
 
 
 _OPAQUE = "\x01opaque|"
+_VALUES = "\x01values"
+_LARGE_VALUES_BYTES = 64 * 1024
 
 
 def array_of(tensor: Tensor) -> Array:
@@ -154,6 +165,38 @@ def array_of(tensor: Tensor) -> Array:
     return Array(str(array.dtype), array.shape, SType.NUMPY, b"".join((head.getbuffer(), data)))
 
 
+def framed(content: RecordDict) -> list[str]:
+    """Names of the records that travel as frames: array records, and values too large for a message."""
+    return [name for name, record in content.items() if isinstance(record, ArrayRecord) or _is_large(record)]
+
+
+def _is_large(record: MetricRecord | ConfigRecord) -> bool:
+    def size(value: object) -> int:
+        return len(value) if isinstance(value, bytes | str) else 8
+
+    values = (v if isinstance(v, list) else [v] for v in record.values())
+    return sum(size(v) for value in values for v in value) > _LARGE_VALUES_BYTES
+
+
+def frame_of(record: ArrayRecord | MetricRecord | ConfigRecord) -> list[Buffer]:
+    """One record as a tensor frame; values become one tensor that holds their JSON."""
+    if isinstance(record, ArrayRecord):
+        return encode(tensors_of(record))
+    text = _values(record).model_dump_json().encode()
+    return encode([Tensor(_VALUES, "U8", (len(text),), text)])
+
+
+def record_of_frame(frame: Buffer) -> ArrayRecord | MetricRecord | ConfigRecord:
+    """The inverse of `frame_of`."""
+    tensors = decode(frame)
+    if [t.name for t in tensors] == [_VALUES]:
+        try:
+            return _record(Values.model_validate_json(bytes(tensors[0].data)))
+        except ValidationError as exc:
+            raise MalformedMessage(f"values record does not decode: {exc.errors()[0]['msg']}") from exc
+    return record_of(frame)
+
+
 def record_of(frame: Buffer) -> ArrayRecord:
     """The array record of a tensor frame."""
     tensors = decode(frame)
@@ -163,7 +206,7 @@ def record_of(frame: Buffer) -> ArrayRecord:
 
 
 def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
-    """A message without its tensors; `arrays` says where each array record went."""
+    """A message without its frames; `arrays` says where each record that `framed` names went."""
     meta = message.metadata
     content: dict[str, Arrays | Values] | None = None
     error = None
@@ -172,7 +215,10 @@ def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
     else:
         content = {}
         for name, record in message.content.items():
-            content[name] = arrays[name] if isinstance(record, ArrayRecord) else _values(record)
+            if name in arrays:
+                content[name] = arrays[name]
+            elif not isinstance(record, ArrayRecord):
+                content[name] = _values(record)
     return WireMessage(
         run_id=meta.run_id,
         message_id=meta.message_id,
@@ -221,7 +267,7 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer]) -> Message:
     for name, part in (wire.content or {}).items():
         if isinstance(part, Arrays):
             frame = frames[part.blob.digest] if part.blob is not None else part.inline or b""
-            content[name] = record_of(frame)
+            content[name] = record_of_frame(frame)
         else:
             content[name] = _record(part)
     return make_message(metadata, content=content)

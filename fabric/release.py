@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fabric.blobs import BlobRef
-from fabric.wire import AppRef, Strict
+from fabric.wire import AppRef, ConfigValues, Strict
 
 
 class Scale(Strict):
@@ -54,6 +54,7 @@ class Lineage(Strict):
     """Where a release came from."""
 
     app: AppRef
+    run_config: ConfigValues = Field(default={}, description="What was set over the app's own config")
     run: str
     rounds: int = Field(ge=0)
     participants: int = Field(ge=0, description="Distinct nodes with at least one accepted update; no names")

@@ -4,6 +4,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
 
     evt.<kind>.<id>                               event log (fenced writer)          stream EVENTS, hub
     down.blob.<digest>.<chunk>                    content-addressed bytes            stream DOWN, hub + leaf mirrors
+    down.round.<run>.<digest>.<chunk>             the same, of one run's rounds      stream DOWN
     down.node.<region>.<node>.task.<task>         tasks                              stream DOWN
     down.node.<region>.<node>.desired.<model>     desired state                      stream DOWN
     live.node.<region>.<node>.>                   what the leaf's DOWN just stored   plain, republished
@@ -65,6 +66,13 @@ class Subjects:
     def blob(self, digest: str) -> str:
         """The prefix of one down blob; chunks and the manifest stand below it."""
         return f"{self.root}.down.blob.{digest}"
+
+    def round_blob(self, run: str, digest: str) -> str:
+        """As `blob`, for what only one run's rounds need."""
+        return f"{self.root}.down.round.{run}.{digest}"
+
+    def round_blobs(self, run: str) -> str:
+        return f"{self.root}.down.round.{run}.>"
 
     def down_node(self, region: str, node: str) -> str:
         return f"{self.root}.down.node.{region}.{node}.>"

@@ -43,6 +43,11 @@ _ITEM_BYTES = {name: dtype.itemsize for name, dtype in _NUMPY_OF.items()} | {"BF
 Buffer = bytes | memoryview
 
 
+def is_carried(dtype: np.dtype[Any]) -> bool:
+    """Whether a frame can hold numpy arrays of this dtype."""
+    return dtype.newbyteorder("<") in _NAME_OF
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One named tensor: row-major little-endian `data`; `dtype` is a safetensors name.

@@ -142,9 +142,12 @@ class FileSink:
         self.path = path
 
     def missing(self, manifest: Manifest) -> list[int]:
-        if not self.path.exists():
-            self.path.touch()
-            return list(range(len(manifest.chunks)))
+        try:
+            if not self.path.exists():
+                self.path.touch()
+                return list(range(len(manifest.chunks)))
+        except OSError as exc:
+            raise _cannot_write(self.path, exc) from exc
         wanted = []
         with self.path.open("rb") as file:
             for index in range(len(manifest.chunks)):
@@ -161,9 +164,11 @@ class FileSink:
                 file.seek(offset)
                 file.write(data)
         except OSError as exc:
-            raise TransientError(
-                f"cannot write {self.path.name}: {exc.strerror}", "Free disk space; it resumes"
-            ) from exc
+            raise _cannot_write(self.path, exc) from exc
+
+
+def _cannot_write(path: Path, error: OSError) -> TransientError:
+    return TransientError(f"cannot write {path.name}: {error.strerror}", "Free disk space; it resumes")
 
 
 def map_file(path: Path) -> memoryview:

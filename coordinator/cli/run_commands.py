@@ -71,6 +71,7 @@ def trigger(
         raise NotFound(f"model {target!r} has no release yet", "Start a run of its app with `fedtide run start`")
     request = {
         "app": releases[-1]["lineage"]["app"],
+        "run_config": releases[-1]["lineage"]["run_config"],
         "model": target,
         "rounds": 1,
         "base": "latest",

@@ -79,7 +79,6 @@ def test_a_selector_limits_who_takes_part(installation: Installation) -> None:
         ("exit", "app_error", "exit code 3"),
         ("import", "app_error", "a_module_that_is_not_there"),
         ("shape", "wrong_shape", "shape (9,), expected (10,)"),
-        ("dtype", "wrong_shape", "dtype F64"),
         ("name", "wrong_shape", "'other' was not asked for"),
         ("nan", "not_finite", "NaN or infinity"),
     ],
