@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from flwr.app import Array, ArrayRecord
-from flwr.server.history import History
+from flwr.server import History
 
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink

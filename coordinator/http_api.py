@@ -5,6 +5,7 @@ Streams (`/watch`) are newline-delimited JSON: one whole view a line, sent when 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -50,6 +51,7 @@ class Api:
         self._subjects = subjects
         self._engine = engine
         self._presence = presence
+        self._planning = asyncio.Lock()
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=[_errors_as_json])
@@ -140,12 +142,15 @@ class Api:
         return web.json_response(self._run_view(key), status=201)
 
     def _check_selector(self, selector: dict[str, str]) -> None:
+        nodes = self._engine.world.nodes.values()
         for label in ("region", "node"):
             wanted = selector.get(label)
-            known = {n.labels[label] for n in self._engine.world.nodes.values()}
+            known = {n.labels[label] for n in nodes}
             for value in wanted.split("|") if wanted is not None else []:
                 if value not in known:
                     raise NotFound(f"there is no {label} {value!r}", f"Known: {', '.join(sorted(known)) or 'none yet'}")
+        if not any(fleet.matches(n, selector) for n in nodes):
+            raise NotFound(f"no node has the labels {selector}", "See `fedtide fleet ls -o yaml`")
 
     def _base(self, asked: RunRequest) -> BlobRef | None:
         if asked.base is None:
@@ -200,13 +205,12 @@ class Api:
 
     async def _start_rollout(self, request: web.Request) -> web.Response:
         asked = await _body(request, RolloutRequest)
-        world = self._engine.world
-        model = world.model(asked.model)
-        planned = plan(asked, model, world.nodes.values(), world.promoted(asked.model))
-        key = new_id("rollout")
-        await self._engine.submit(
-            RolloutStarted(rollout=key, plan=planned, counter=model.counter + 1), id=f"{key}.started"
-        )
+        world, key = self._engine.world, new_id("rollout")
+        async with self._planning:  # two at once would be given the same counter
+            model = world.model(asked.model)
+            planned = plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
+            started = RolloutStarted(rollout=key, plan=planned, counter=model.counter + 1)
+            await self._engine.submit(started, id=f"{key}.started")
         return web.json_response(self._rollout_view(key), status=201)
 
     async def _rollout(self, request: web.Request) -> web.Response:
@@ -226,7 +230,10 @@ class Api:
 
     async def _abort_rollout(self, request: web.Request) -> web.Response:
         key = request.match_info["rollout"]
-        self._engine.world.rollout(key)
+        state = self._engine.world.rollout(key)
+        if not isinstance(state, rollouts.Rolling | rollouts.Paused):
+            what = type(state).__name__.lower()
+            raise ConfigError(key, f"is {what}, there is nothing to abort", "Roll an earlier version out instead")
         await self._engine.submit(RolloutAbortRequested(rollout=key))
         return web.json_response(self._rollout_view(key))
 

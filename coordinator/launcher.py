@@ -147,6 +147,14 @@ def _last_line(file: Path) -> str:
     return lines[-1][:500] if lines else ""
 
 
+_PR_SET_PDEATHSIG = 1
+
+
 def die_with_parent() -> None:
     """For `preexec_fn`: the kernel kills this process when the one that started it dies."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """For `preexec_fn`: the kernel asks this process to end when the one that started it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
@@ -25,15 +25,15 @@ class RolloutRequest(Strict):
     selector: dict[str, str] = {}
     canary: float = Field(default=0.34, ge=0, le=1, description="Fraction of the first wave that goes first")
     max_error: float = Field(default=0.0, ge=0, le=1)
-    min_success: float = Field(default=1.0, ge=0, le=1)
+    min_success: float | None = Field(default=None, ge=0, le=1, description="None: 1 - max_error")
     claim_deadline_s: float = Field(default=300.0, gt=0)
 
 
-def plan(request: RolloutRequest, model: Model, fleet: Iterable[Node], previous: BlobRef | None) -> RolloutPlan:
+def plan(request: RolloutRequest, model: Model, fleet: Iterable[Node], serving: Mapping[str, BlobRef]) -> RolloutPlan:
     """The plan of a roll-out.
 
     Args:
-        previous: the release that the cohort goes back to on failure; None: it stops serving the model.
+        serving: what nodes serve of this model now; on failure each goes back to it, or stops serving.
 
     Raises:
         NotFound: no such release, or no node in the cohort.
@@ -53,10 +53,10 @@ def plan(request: RolloutRequest, model: Model, fleet: Iterable[Node], previous:
         model=model.name,
         release=release.ref,
         version=release.manifest.version,
-        previous=previous if previous != release.ref else None,
+        previous={n.name: serving[n.name] for n in nodes if n.name in serving},
         waves=waves,
         max_error=request.max_error,
-        min_success=request.min_success,
+        min_success=request.min_success if request.min_success is not None else 1.0 - request.max_error,
         claim_deadline_s=request.claim_deadline_s,
     )
 
@@ -70,7 +70,9 @@ def _release(request: RolloutRequest, model: Model) -> Release:
 
 
 def _wave(index: int, region: str, nodes: list[Node], request: RolloutRequest, salt: str) -> WavePlan:
-    names = sorted((n.name for n in nodes if n.region == region), key=lambda n: _rank(salt, n))
+    # Nodes that are there come first: a canary that is away would only hold the wave up.
+    cohort = sorted((n for n in nodes if n.region == region), key=lambda n: (not n.online, _rank(salt, n.name)))
+    names = [n.name for n in cohort]
     count = math.ceil(len(names) * request.canary) if index == 0 else 0
     return WavePlan(region=region, canaries=names[:count], nodes=sorted(names[count:]))
 

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from coordinator.commands import Commands, SetAlarm, SetDesired
+from fabric.blobs import BlobRef
 from fabric.errors import InvalidTransition
 from fabric.events import (
     AlarmRang,
@@ -133,6 +134,12 @@ def step(state: Rollout | None, event: RolloutEvent, at: datetime) -> Step:
             return state, ()
 
 
+def served_after(state: Rollout, event: NodePhaseReported) -> BlobRef | None:
+    """What a node serves once it confirmed: the release, or what it went back to under the higher counter."""
+    plan = state.facts.plan
+    return plan.release if event.counter == state.facts.counter else plan.previous.get(event.node)
+
+
 def supersede(state: Rollout, by: str) -> Rollout:
     """What becomes of a roll-out when a newer one of the same model starts."""
     return Superseded(state.facts, state.nodes, by) if isinstance(state, Rolling | Paused) else state
@@ -234,7 +241,7 @@ def owed(state: Rollout) -> Commands:
         case RolledBack(facts=facts, restored=restored):
             plan = facts.plan
             return tuple(
-                SetDesired(name, plan.model, facts.counter + 1, facts.rollout, plan.previous)
+                SetDesired(name, plan.model, facts.counter + 1, facts.rollout, plan.previous.get(name))
                 for name in sorted(state.nodes.keys() - restored)
             )
         case _:

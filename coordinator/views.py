@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -81,12 +82,17 @@ def _round(state: rounds.Round) -> View:
         "round": state.number,
         "state": type(state).__name__.lower(),
         "phases": {name: _tally(t) for name, t in state.phases.items()},
-        "metrics": dict(state.metrics) if isinstance(state, rounds.Closed) else {},
+        "metrics": _finite(state.metrics) if isinstance(state, rounds.Closed) else {},
         "seconds": round(state.seconds, 3) if isinstance(state, rounds.Closed) else None,
         "bytes_up": sum(t.bytes_up for t in state.phases.values()),
         "bytes_down": sum(t.bytes_down for t in state.phases.values()),
     }
     return view
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity."""
+    return {k: v if math.isfinite(v) else None for k, v in metrics.items()}
 
 
 def _tally(tally: rounds.Tally) -> View:

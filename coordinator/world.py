@@ -37,6 +37,8 @@ class World:
         self.runs: dict[str, runs.Run] = {}
         self.models: dict[str, registry.Model] = {}
         self.rollouts: dict[str, rollouts.Rollout] = {}
+        self.serving: dict[str, dict[str, BlobRef]] = {}
+        """By model and node: the release that the node confirmed last."""
 
     def apply(self, event: Event) -> Commands:
         """Fold one event in.
@@ -60,7 +62,12 @@ class World:
                 commands = self._rollout(data.rollout, data, event)
                 self._supersede(plan.model, data.rollout)
                 return self._model(plan.model, data) + commands
-            case RolloutAbortRequested() | NodePhaseReported():
+            case NodePhaseReported():
+                commands = self._rollout(data.rollout, data, event)
+                if data.phase == "confirmed":
+                    self._note_served(data)
+                return commands
+            case RolloutAbortRequested():
                 return self._rollout(data.rollout, data, event)
             case AlarmRang(id=rollout):
                 return self._rollout(rollout, data, event)
@@ -78,6 +85,15 @@ class World:
         rollout, commands = rollouts.step(self.rollouts.get(key), data, event.time)
         self.rollouts[key] = rollout
         return commands
+
+    def _note_served(self, data: NodePhaseReported) -> None:
+        state = self.rollouts[data.rollout]
+        nodes = self.serving.setdefault(state.facts.plan.model, {})
+        release = rollouts.served_after(state, data)
+        if release is None:
+            nodes.pop(data.node, None)
+        else:
+            nodes[data.node] = release
 
     def _supersede(self, model: str, by: str) -> None:
         for key, rollout in self.rollouts.items():
@@ -113,11 +129,6 @@ class World:
     def is_publishing(self, run: str) -> bool:
         """Whether what a run produced is still on its way to being a release."""
         return any(produced.run == run for m in self.models.values() for produced, _ in m.producing)
-
-    def promoted(self, model: str) -> BlobRef | None:
-        """The release of the newest roll-out of a model that completed."""
-        done = [r for r in self.rollouts.values() if isinstance(r, rollouts.Completed) and r.facts.plan.model == model]
-        return max(done, key=lambda r: r.facts.counter).facts.plan.release if done else None
 
 
 def _find(table: Mapping[str, T], key: str, what: str) -> T:

@@ -36,30 +36,17 @@ class _Superseded(FedtideError):
 class Activation:
     """Brings the node to its latest desired state, one model after the other."""
 
-    def __init__(self, config: AgentConfig, broker: Broker, server: InferenceServer, report: Report) -> None:
+    def __init__(
+        self, config: AgentConfig, store: ModelStore, broker: Broker, server: InferenceServer, report: Report
+    ) -> None:
         self._config = config
+        self._store = store
         self._broker = broker
         self._server = server
         self._report = report
         self._subjects = Subjects(config.tenant)
-        self._store = ModelStore(config.data_dir / "models")
         self._latest: dict[str, Desired] = {}
         self._changed: asyncio.Queue[str] = asyncio.Queue()
-
-    def resume(self) -> None:
-        """Serve what the disk says, before the network is there; fall back to the last good release."""
-        for current in self._store.current():
-            for release in (current.release, current.previous):
-                if release is not None and self._try_to_serve(release):
-                    break
-
-    def _try_to_serve(self, release: BlobRef) -> bool:
-        try:
-            self._server.swap(self._load(release))
-        except FedtideError as exc:
-            log.error("release.unusable", extra={"release": release.digest, "reason": str(exc)})
-            return False
-        return True
 
     async def want(self, desired: Desired) -> None:
         """Take note of a desired state; the highest counter of a model wins."""
@@ -87,8 +74,8 @@ class Activation:
             await self._activate(desired, current)
         except _Superseded:
             await self._report(desired, "superseded", "a newer desired state arrived")
-        except FedtideError as exc:
-            self._remember_failure(desired, current)
+        except (FedtideError, OSError) as exc:
+            self._fall_back(desired, current)
             await self._report(desired, "failed", str(exc))
 
     async def _activate(self, desired: Desired, current: Current | None) -> None:
@@ -127,15 +114,45 @@ class Activation:
                 await asyncio.sleep(RETRY_S)
 
     def _load(self, release: BlobRef) -> Model:
-        folder = self._store.folder(release)
-        model = Model(release, self._store.manifest(release), folder, self._config.inference_threads)
-        model.smoke_test(folder)
-        return model
+        return load_release(self._config, self._store, release)
 
-    def _remember_failure(self, desired: Desired, current: Current | None) -> None:
+    def _fall_back(self, desired: Desired, current: Current | None) -> None:
+        """Serve what was served before, and remember the counter that failed. Needs no network."""
         release = current.release if current is not None else None
         previous = current.previous if current is not None else None
-        self._store.set_current(_current(desired, release, previous))
+        try:
+            self._store.set_current(_current(desired, release, previous))
+            if self._server.serving().get(desired.model) not in (None, release.digest if release else None):
+                self._server.remove(desired.model)
+                if release is not None:
+                    self._server.swap(self._load(release))
+        except (FedtideError, OSError) as exc:
+            log.error("release.fall_back_failed", extra={"model": desired.model, "reason": str(exc)})
+
+
+def load_release(config: AgentConfig, store: ModelStore, release: BlobRef) -> Model:
+    """A release from disk, with its smoke inference passed.
+
+    Raises:
+        ModelUnusable, MalformedMessage: it is not whole, or does not do what it promises.
+    """
+    folder = store.folder(release)
+    model = Model(release, store.manifest(release), folder, config.inference_threads)
+    model.smoke_test(folder)
+    return model
+
+
+def serve_from_disk(config: AgentConfig, store: ModelStore, server: InferenceServer) -> None:
+    """Serve what the disk says, before the network is there; fall back to the release before."""
+    for current in store.current():
+        for release in (current.release, current.previous):
+            if release is None:
+                continue
+            try:
+                server.swap(load_release(config, store, release))
+                break
+            except (FedtideError, OSError) as exc:
+                log.error("release.unusable", extra={"release": release.digest, "reason": str(exc)})
 
 
 def _current(desired: Desired, release: BlobRef | None, previous: BlobRef | None) -> Current:

@@ -8,10 +8,11 @@ import logging
 
 from pydantic import TypeAdapter, ValidationError
 
-from edge_agent.activation import Activation
+from edge_agent.activation import Activation, serve_from_disk
 from edge_agent.capabilities import collect, resident_bytes
 from edge_agent.config import AgentConfig
 from edge_agent.inference_server import InferenceServer
+from edge_agent.model_store import ModelStore
 from edge_agent.tasks import TaskLoop
 from fabric.broker import Broker
 from fabric.errors import MalformedMessage, TransientError
@@ -38,20 +39,20 @@ class Agent:
         self._boot = new_id("boot")
 
     async def run(self) -> None:
-        """Serve, take part, report.
+        """Serve at once what the disk holds; take part once the broker is there.
 
         Raises:
             ConfigError: the inference port is taken.
-            BrokerUnavailable: no broker within the first half minute and nothing to serve without it.
         """
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
         await self._server.start()
         log.info("inference.listening", extra={"url": self._server.url})
+        store = ModelStore(config.data_dir / "models")
+        serve_from_disk(config, store, self._server)
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", wait_s=None)
         self._tasks = TaskLoop(config, broker)
-        self._activation = Activation(config, broker, self._server, self._report_phase)
-        self._activation.resume()
+        self._activation = Activation(config, store, broker, self._server, self._report_phase)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._activation.run(), name="activation")

@@ -64,7 +64,7 @@ def load(file: Path | None, environ: Mapping[str, str] = os.environ) -> AgentCon
     for name in AgentConfig.model_fields:
         raw = environ.get(f"{ENV_PREFIX}{name.upper()}")
         if raw is not None:
-            values[name] = json.loads(raw) if name in ("labels", "node_config") else raw
+            values[name] = _json(f"{ENV_PREFIX}{name.upper()}", raw) if name in ("labels", "node_config") else raw
     try:
         return AgentConfig.model_validate(values)
     except ValidationError as exc:
@@ -72,6 +72,13 @@ def load(file: Path | None, environ: Mapping[str, str] = os.environ) -> AgentCon
         field = ".".join(map(str, first["loc"]))
         remedy = f"Set {field!r} in the file or {ENV_PREFIX}{field.upper()} in the environment"
         raise ConfigError(f"agent config: {field}", first["msg"], remedy) from exc
+
+
+def _json(variable: str, raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as exc:
+        raise ConfigError(variable, f"is not JSON: {exc}", """For example: '{"zone": "a"}'""") from exc
 
 
 def _read(file: Path) -> dict[str, Any]:

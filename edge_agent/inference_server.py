@@ -133,7 +133,7 @@ class InferenceServer:
             body = await request.json()
             inputs = {str(i["name"]): _parse(i) for i in body["inputs"]}
             wanted = [str(o["name"]) for o in body.get("outputs", [])]
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
             raise RemoteError(f"malformed inference request: {exc}") from exc
         loop = asyncio.get_running_loop()
         results = await loop.run_in_executor(self._threads, model.infer, inputs)

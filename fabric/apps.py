@@ -55,9 +55,8 @@ def describe(directory: Path) -> AppDescription:
         toml = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(str(file), f"not valid TOML: {exc}") from exc
-    project, app = toml.get("project", {}), toml.get("tool", {}).get("flwr", {}).get("app", {})
-    ours = toml.get("tool", {}).get("fedtide", {}).get("app", {})
-    components = app.get("components", {})
+    project, app = _table(file, toml, "project"), _table(file, toml, "tool", "flwr", "app")
+    ours, components = _table(file, toml, "tool", "fedtide", "app"), _table(file, app, "components")
     unknown = set(ours) - {"model", "export"}
     if unknown:
         raise ConfigError(f"{file}: tool.fedtide.app", f"unknown key {min(unknown)!r}", "Known: model, export")
@@ -67,11 +66,19 @@ def describe(directory: Path) -> AppDescription:
         name=str(project.get("name") or directory.resolve().name),
         serverapp=_reference(file, components, "serverapp"),
         clientapp=_reference(file, components, "clientapp"),
-        config=flatten(app.get("config", {}), f"{file}: tool.flwr.app.config"),
+        config=flatten(_table(file, app, "config"), f"{file}: tool.flwr.app.config"),
         model=check_token(f"{file}: tool.fedtide.app.model", ours["model"]) if "model" in ours else None,
         export=_reference(file, ours, "export") if "export" in ours else None,
         dependencies=tuple(str(d) for d in project.get("dependencies", [])),
     )
+
+
+def _table(file: Path, table: dict[str, Any], *keys: str) -> dict[str, Any]:
+    for key in keys:
+        table = table.get(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {key}", "must be a table", _HOW)
+    return table
 
 
 def _reference(file: Path, table: dict[str, Any], key: str) -> str:

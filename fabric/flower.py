@@ -38,7 +38,7 @@ from fabric.tensors import Buffer, Tensor, decode, encode, is_carried
 from fabric.wire import Arrays, ConfigValues, Packed, Values, WireError, WireMessage, WireValue
 
 if TYPE_CHECKING:
-    from flwr.server.history import History
+    from flwr.server import History
 
 __all__ = [
     "SUPERLINK_NODE_ID",

@@ -1,20 +1,12 @@
-"""Identifiers: their types, how they are checked, and how Flower's integers come from them."""
+"""Identifiers: how they are made and checked, and how Flower's integers come from them."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import secrets
-from typing import NewType
 
 from fabric.errors import ConfigError
-
-NodeName = NewType("NodeName", str)
-Region = NewType("Region", str)
-RunId = NewType("RunId", str)
-TaskId = NewType("TaskId", str)
-RolloutId = NewType("RolloutId", str)
-Digest = NewType("Digest", str)
 
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 

@@ -37,7 +37,7 @@ class RolloutPlan(Strict):
     model: str
     release: BlobRef
     version: int
-    previous: BlobRef | None = Field(default=None, description="What the cohort goes back to; None: nothing")
+    previous: dict[str, BlobRef] = Field(default={}, description="What each node goes back to; absent: nothing")
     waves: list[WavePlan] = Field(min_length=1)
     max_error: float = Field(default=0.0, ge=0, le=1)
     min_success: float = Field(default=1.0, ge=0, le=1)

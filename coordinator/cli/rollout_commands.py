@@ -21,6 +21,7 @@ def start(
     nodes: Annotated[str, typer.Option("--nodes", help="Labels a node must have")] = "",
     canary: Annotated[float, typer.Option("--canary", min=0, max=1, help="Share of the first wave")] = 0.34,
     max_error: Annotated[float, typer.Option("--max-error", min=0, max=1, help="Failed / attempted")] = 0.0,
+    min_success: Annotated[float | None, typer.Option(min=0, max=1, help="Confirmed / attempted")] = None,
     deadline: Annotated[float, typer.Option("--claim-deadline", min=0.1, help="Seconds a wave waits")] = 300.0,
     watch: Watch = False,
     output: Output = Format.table,
@@ -34,6 +35,7 @@ def start(
         "selector": parse_labels(nodes),
         "canary": canary,
         "max_error": max_error,
+        "min_success": min_success,
         "claim_deadline_s": deadline,
     }
     view = client.post("/v1/rollouts", request)

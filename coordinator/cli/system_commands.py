@@ -15,6 +15,7 @@ import typer
 from coordinator.cli.client import SERVER, Client
 from coordinator.cli.output import Format, Output, show_one
 from coordinator.embedded.home import Home, UpState
+from coordinator.launcher import end_with_parent
 from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
 
 UP_WITHIN_S = 180.0
@@ -22,7 +23,11 @@ DOWN_WITHIN_S = 30.0
 
 
 class UpFailed(FedtideError):
-    """The supervisor ended before everything was up."""
+    """The supervisor ended by itself, with an exit code that is ours too."""
+
+    def __init__(self, what: str, remedy: str, code: int) -> None:
+        super().__init__(what, remedy)
+        self.exit_code = code or 1
 
 
 def up(
@@ -34,17 +39,22 @@ def up(
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
     home = Home.find()
     home.logs.mkdir(parents=True, exist_ok=True)
+    if not detach:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
     command = [sys.executable, "-m", "coordinator.embedded", "--regions", regions]
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port)]
     logfile = home.logs / "supervisor.log"
-    with logfile.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    with logfile.open("a") as file:
+        bound = None if detach else end_with_parent
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, preexec_fn=bound)
     try:
         state = _until_up(home, process, logfile)
         typer.echo(f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.api}; logs in {home.logs}")
         if not detach:
             typer.echo("Ctrl-C ends it.")
-            process.wait()
+            code = process.wait()
+            raise UpFailed(_last_line(logfile), f"See {logfile}", code) if code else typer.Exit()
     except KeyboardInterrupt:
         typer.echo("going down ...")
         process.terminate()
@@ -56,10 +66,7 @@ def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> Up
     while time.monotonic() < deadline:
         code = process.poll()
         if code is not None:
-            lines = logfile.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise UpFailed(
-                lines[-1].removeprefix("fedtide up: "), "" if code == ConfigError.exit_code else f"See {logfile}"
-            )
+            raise UpFailed(_last_line(logfile), "" if code == ConfigError.exit_code else f"See {logfile}", code)
         try:
             state = home.state()
             if state.pid == process.pid and _all_online(state):
@@ -69,6 +76,11 @@ def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> Up
         time.sleep(0.1)
     process.terminate()
     raise TransientError(f"not everything was up after {UP_WITHIN_S:.0f} s", f"See {home.logs}")
+
+
+def _last_line(logfile: Path) -> str:
+    lines = logfile.read_text(errors="replace").strip().splitlines() or ["no output"]
+    return lines[-1].removeprefix("fedtide up: ")
 
 
 def _all_online(state: UpState) -> bool:

@@ -63,7 +63,7 @@ def round_cells(each: View) -> list[str]:
 def _metric(each: View, name: str) -> str:
     metrics = each["metrics"]
     for key in (name, f"eval_{name}", f"eval_{name[:3]}", f"train_{name}"):
-        if key in metrics:
+        if metrics.get(key) is not None:
             return f"{metrics[key]:.4f}"
     return "-"
 

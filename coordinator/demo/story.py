@@ -31,7 +31,7 @@ from coordinator.demo.report import (
 )
 from coordinator.embedded.home import Home
 from coordinator.embedded.plan import lay_out
-from coordinator.embedded.supervisor import running
+from coordinator.embedded.supervisor import locked, running
 from fabric.apps import bundle, describe
 from fabric.errors import FedtideError, NotFound
 
@@ -54,15 +54,22 @@ def tell(regions: list[str], nodes_per_region: int) -> int:
     began = time.monotonic()
     outer = Home.find()
     home = Home(outer.root / "demo")
-    shutil.rmtree(home.root, ignore_errors=True)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    report = asyncio.run(_told(home, app, regions, nodes_per_region, console, began))
+    with locked(home):
+        _forget_last_time(home)
+        report = asyncio.run(_told(home, app, regions, nodes_per_region, console, began))
     report_file, plot_file = outer.root / "demo-report.json", outer.root / "demo-accuracy.png"
     report_file.write_text(report.model_dump_json(indent=2))
     draw(report, plot_file)
     _summarise(console, report)
     console.print(f"report: {report_file}\nplot:   {plot_file}")
     return 0 if report.ok else 1
+
+
+def _forget_last_time(home: Home) -> None:
+    for entry in home.root.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
 
 
 async def _told(

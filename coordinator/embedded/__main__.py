@@ -9,7 +9,7 @@ import sys
 
 from coordinator.embedded.home import Home
 from coordinator.embedded.plan import lay_out
-from coordinator.embedded.supervisor import Supervisor
+from coordinator.embedded.supervisor import Supervisor, locked
 from fabric import logs
 from fabric.errors import FedtideError
 
@@ -34,8 +34,9 @@ def main() -> int:
     logs.to_stderr()
     home = Home.find()
     try:
-        layout = lay_out(home, arguments.regions.split(","), arguments.nodes_per_region, arguments.port)
-        asyncio.run(_until_signalled(Supervisor(home, layout)))
+        with locked(home):
+            layout = lay_out(home, arguments.regions.split(","), arguments.nodes_per_region, arguments.port)
+            asyncio.run(_until_signalled(Supervisor(home, layout)))
     except FedtideError as exc:
         print(f"fedtide up: {exc}", file=sys.stderr)
         return exc.exit_code

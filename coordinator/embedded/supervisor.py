@@ -12,8 +12,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,8 @@ STOP_WITHIN_S = 5.0
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
 GIVE_UP_AFTER = 8
-"""Deaths in a row, each within a few seconds of its start, after which the whole installation ends."""
+"""Deaths in a row, each within seconds of its start, after which the installation ends. A node's agent is never
+given up: the others go on without it."""
 
 
 class ChildGaveUp(FedtideError):
@@ -45,26 +46,21 @@ class Supervisor:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Start everything, set `ready`, and watch until cancelled.
+        """Start everything, set `ready`, and watch until cancelled. The caller holds the home's lock.
 
         Raises:
-            ConfigError: another installation is up in this home.
-            ChildGaveUp: a child cannot be started.
+            ChildGaveUp: a child that all others need cannot be kept running.
         """
-        with self._lock():
-            try:
-                async with asyncio.TaskGroup() as group:
-                    await self._start_all(group)
-                    self._write_state()
-                    ready.set()
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-            finally:
-                self._home.up_file.unlink(missing_ok=True)
-                await self._stop_all()
-
-    def _lock(self) -> _Lock:
-        return _Lock(self._home)
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._start_all(group)
+                self._write_state()
+                ready.set()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            self._home.up_file.unlink(missing_ok=True)
+            await self._stop_all()
 
     async def _start_all(self, group: asyncio.TaskGroup) -> None:
         for child in self._layout.children:
@@ -100,7 +96,8 @@ class Supervisor:
             if loop.time() - began > LAST_BACKOFF_S:
                 backoff, early_deaths = FIRST_BACKOFF_S, 0
             early_deaths += 1
-            if code == ConfigError.exit_code or early_deaths >= GIVE_UP_AFTER:
+            hopeless = code == ConfigError.exit_code or early_deaths >= GIVE_UP_AFTER
+            if hopeless and not child.name.startswith("agent-"):
                 raise ChildGaveUp(
                     f"{child.name} ended with code {code}: {self._last_line(child)}", f"See {self._logfile(child)}"
                 )
@@ -146,25 +143,21 @@ class Supervisor:
                 log.debug("aggregator.gone", extra={"reason": str(exc)})
 
 
-class _Lock:
-    """One supervisor a home, also after a crash: the kernel drops the lock with its holder."""
+@contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """One installation a home, also after a crash: the kernel drops the lock with its holder.
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
-
-    def __enter__(self) -> None:
-        self._home.root.mkdir(parents=True, exist_ok=True)
-        self._file = self._home.lock_file.open("w")
+    Raises:
+        ConfigError: another one is up; nothing of it has been touched.
+    """
+    home.root.mkdir(parents=True, exist_ok=True)
+    with home.lock_file.open("w") as file:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            self._file.close()
-            raise ConfigError(
-                str(self._home.root), "a fedtide is already up here", "`fedtide down` ends it; or set FEDTIDE_HOME"
-            ) from exc
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+            remedy = "`fedtide down` ends it; or set FEDTIDE_HOME"
+            raise ConfigError(str(home.root), "a fedtide is already up here", remedy) from exc
+        yield
 
 
 async def _until(holds: Callable[[], bool], what: str) -> None:

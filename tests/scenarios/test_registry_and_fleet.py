@@ -73,7 +73,7 @@ def _with_release() -> Story:
 def test_a_plan_takes_regions_in_order_with_canaries_in_the_first_only() -> None:
     story = _with_release()
     request = RolloutRequest(model="m", regions=["us", "eu"], canary=0.3)
-    planned = plan(request, story.world.model("m"), story.world.nodes.values(), None)
+    planned = plan(request, story.world.model("m"), story.world.nodes.values(), {})
     assert [w.region for w in planned.waves] == ["us", "eu"]
     assert [len(w.canaries) for w in planned.waves] == [1, 0]
     assert {*planned.waves[0].canaries, *planned.waves[0].nodes} == {"us-0", "us-1", "us-2"}
@@ -82,27 +82,40 @@ def test_a_plan_takes_regions_in_order_with_canaries_in_the_first_only() -> None
 def test_a_retry_picks_the_same_canaries() -> None:
     story = _with_release()
     request = RolloutRequest(model="m", canary=0.5)
-    plans = [plan(request, story.world.model("m"), list(story.world.nodes.values())[::step], None) for step in (1, -1)]
+    plans = [plan(request, story.world.model("m"), list(story.world.nodes.values())[::step], {}) for step in (1, -1)]
     assert plans[0] == plans[1]
 
 
-def test_a_plan_names_what_it_goes_back_to() -> None:
+def test_a_plan_names_what_each_node_goes_back_to() -> None:
     story = _with_release()
-    planned = plan(RolloutRequest(model="m"), story.world.model("m"), story.world.nodes.values(), ref("f"))
-    assert planned.previous == ref("f")
-    same = plan(RolloutRequest(model="m"), story.world.model("m"), story.world.nodes.values(), ref("e"))
-    assert same.previous is None
+    served = {"eu-1": ref("f"), "elsewhere": ref("d")}
+    planned = plan(RolloutRequest(model="m"), story.world.model("m"), story.world.nodes.values(), served)
+    assert planned.previous == {"eu-1": ref("f")}
+
+
+def test_a_node_that_is_away_is_no_canary() -> None:
+    story = _with_release()
+    request = RolloutRequest(model="m", canary=0.3)
+    first = plan(request, story.world.model("m"), story.world.nodes.values(), {}).waves[0].canaries
+    story.tell(NodeOffline(node=first[0], reason="stopped"))
+    assert plan(request, story.world.model("m"), story.world.nodes.values(), {}).waves[0].canaries != first
+
+
+def test_the_success_floor_follows_the_allowed_errors() -> None:
+    story = _with_release()
+    request = RolloutRequest(model="m", max_error=0.25)
+    assert plan(request, story.world.model("m"), story.world.nodes.values(), {}).min_success == 0.75
 
 
 def test_unknown_regions_releases_and_empty_cohorts_are_refused_with_what_is_known() -> None:
     story = _with_release()
     model, nodes = story.world.model("m"), story.world.nodes.values()
     with pytest.raises(ConfigError, match="mars"):
-        plan(RolloutRequest(model="m", regions=["mars"]), model, nodes, None)
+        plan(RolloutRequest(model="m", regions=["mars"]), model, nodes, {})
     with pytest.raises(NotFound, match="release 9"):
-        plan(RolloutRequest(model="m", version=9), model, nodes, None)
+        plan(RolloutRequest(model="m", version=9), model, nodes, {})
     with pytest.raises(NotFound, match="cohort"):
-        plan(RolloutRequest(model="m", selector={"zone": "x"}), model, nodes, None)
+        plan(RolloutRequest(model="m", selector={"zone": "x"}), model, nodes, {})
 
 
 def test_the_desired_counter_grows_by_two_a_roll_out() -> None:

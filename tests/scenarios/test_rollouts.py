@@ -60,7 +60,7 @@ def test_nothing_short_of_confirmed_counts_as_success(name: NodePhase) -> None:
 
 
 def test_a_failing_canary_takes_the_release_back_under_a_higher_counter() -> None:
-    story = _started(previous=ref("f"))
+    story = _started(previous={"e1": ref("f")})
     commands = story.tell(phase("e1", "failed", "smoke inference: output differs"))
     assert commands == (SetDesired("e1", "m", 2, "ro-1", ref("f")),)
     assert isinstance(_state(story), rollouts.RolledBack)
@@ -174,6 +174,17 @@ def test_a_roll_out_that_was_never_started_is_refused() -> None:
 
 PHASES = st.sampled_from(sorted(rollouts.ENDED | {"downloading", "active", "staged"}))
 NODES = st.sampled_from(["e1", "e2", "e3", "u1", "u2", "stranger"])
+
+
+def test_a_roll_back_gives_each_node_what_it_served_before_also_after_a_superseded_roll_out() -> None:
+    story = _started(wave("eu", "", "a b"), previous={})
+    story.tell(phase("a", "confirmed"))
+    assert story.world.serving == {"m": {"a": ref("e")}}
+    story.tell(rollout(wave("eu", "a", "b"), key="ro-2", counter=3, previous=story.world.serving["m"]))
+    (command,) = story.tell(phase("a", "failed", counter=3, key="ro-2"))
+    assert command.release == ref("e")
+    story.tell(phase("a", "confirmed", counter=4, key="ro-2"))
+    assert story.world.serving == {"m": {"a": ref("e")}}
 
 
 @given(st.lists(st.tuples(NODES, PHASES), max_size=25))
