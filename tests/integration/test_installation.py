@@ -26,6 +26,7 @@ from tests.integration.installation import Installation, children, until
         (("run", "start", "--app", str(APPS / "mean"), "--set", "size"), "is not key=value", 2),
         (("run", "start", "--app", str(APPS / "mean"), "--nodes", "region=mars"), "no region 'mars'", 4),
         (("run", "start", "--app", str(APPS / "mean"), "--nodes", "node=x"), "no node 'x'", 4),
+        (("run", "start", "--app", str(APPS / "mean"), "--nodes", "zone=x"), "no node has the labels", 4),
         (("run", "show", "run-0"), "there is no run 'run-0'", 4),
         (("fleet", "show", "x"), "Known: eu-1, eu-2, us-1, us-2", 4),
         (("rollout", "start", "x"), "there is no model 'x'", 4),
@@ -54,10 +55,25 @@ def test_listings_come_as_table_json_and_yaml_without_colour(installation: Insta
     assert status["nodes"] == {"online": 4, "known": 4}
 
 
-def test_a_second_up_in_the_same_home_is_refused(installation: Installation) -> None:
+def test_a_second_up_in_the_same_home_is_refused_and_touches_nothing(installation: Installation) -> None:
+    files = [*(installation.home / "config").iterdir(), installation.home / "up.json"]
+    before = {f: f.read_bytes() for f in files}
     done = installation.run("up", "-d")
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "already up here" in done.stderr
+    assert {f: f.read_bytes() for f in files} == before
+    assert (installation.home / "coordinator" / "endpoint.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_up_in_the_foreground_takes_everything_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    environment = {**os.environ, "FEDTIDE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "coordinator.cli", "up", "--regions", "eu", "--nodes-per-region", "1"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as up:
+        until(lambda: len(_processes(tmp_path)) == 4 and (tmp_path / "up.json").exists(), "everything")
+        up.send_signal(number)
+        up.wait(60)
+    until(lambda: not _processes(tmp_path), "the end of every process")
 
 
 def test_without_an_installation_the_remedy_is_named(tmp_path: Path) -> None:
@@ -126,6 +142,51 @@ def test_coordinator_and_hub_come_back_with_everything_they_knew(small: Installa
     until(lambda: small.run("run", "ls").returncode == 0, "the API")
     assert small.json("run", "show", first["run"])["state"] == "completed"
     assert small.train(APPS / "mean", "--rounds", "2")["state"] == "completed"
+
+
+def test_a_coordinator_that_dies_in_a_run_finds_it_again_and_the_run_completes(small: Installation) -> None:
+    settings = ("--set", "delay=1", "--set", "everyone=true", "--rounds", "3")
+    run = small.json("run", "start", "--app", str(APPS / "mean"), *settings)["run"]
+    until(lambda: len(small.json("run", "show", run)["rounds"]) >= 2, "the first round")
+    (pid,) = children(small.state["pid"], "coordinator.json")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: small.run("run", "ls").returncode == 0, "the API")
+    view = small.finish(run)
+    assert view["state"] == "completed", view["reason"]
+    assert view["attempt"] == 1
+    assert [r["metrics"]["train_calls"] for r in view["rounds"][1:]] == [1.0, 2.0, 3.0]
+
+
+def test_a_node_that_cannot_write_is_counted_and_the_fleet_goes_on(small: Installation) -> None:
+    apps = small.home / "nodes" / "eu-1" / "apps"
+    apps.write_text("a file where the agent wants a folder")
+    view = small.train(APPS / "faulty")
+    assert view["state"] == "completed"
+    assert "the node's disk" in view["rounds"][0]["phases"]["train"]["refused"]["eu-1"]["reason"]
+    apps.unlink()
+    assert small.train(APPS / "faulty")["participants"] == ["eu-1", "eu-2"]
+
+
+def test_an_agent_whose_process_keeps_dying_does_not_end_the_others(small: Installation) -> None:
+    config = small.home / "config" / "agent-eu-1.json"
+    good = config.read_text()
+    config.write_text("broken")
+    (pid,) = children(small.state["pid"], "agent-eu-1")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: small.json("fleet", "show", "eu-1")["state"] == "offline", "its absence")
+    assert small.json("fleet", "show", "eu-2")["state"] == "online"
+    config.write_text(good)
+    until(lambda: small.json("fleet", "show", "eu-1")["state"] == "online", "its return")
+
+
+@pytest.mark.parametrize("call", ["raise SystemExit(0)", "import os; os._exit(0)"])
+def test_an_app_that_leaves_by_itself_ends_its_run(installation: Installation, tmp_path: Path, call: str) -> None:
+    (tmp_path / "pyproject.toml").write_text((APPS / "mean" / "pyproject.toml").read_text())
+    server = (APPS / "mean" / "mean_server.py").read_text()
+    (tmp_path / "mean_server.py").write_text(server.replace("    size = int(", f"    {call}\n    size = int("))
+    view = installation.train(tmp_path)
+    assert view["state"] == "failed"
+    assert view["reason"]
 
 
 def test_an_idle_agent_loads_neither_flwr_nor_torch(installation: Installation) -> None:

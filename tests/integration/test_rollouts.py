@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.embedded.plan import free_ports
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until
 from tests.integration.releases import graph, release
@@ -135,9 +141,36 @@ def test_an_agent_that_was_killed_serves_its_release_again_when_it_is_back(there
     before = _answer(there, "eu-1")
     url = there.json("fleet", "show", "eu-1")["inference_url"]
     (pid,) = children(there.state["pid"], "agent-eu-1")
-    import os
-    import signal
-
     os.kill(pid, signal.SIGKILL)
     until(lambda: there.json("fleet", "show", "eu-1")["inference_url"] != url, "the agent's return")
     assert _answer(there, "eu-1") == before
+
+
+def test_an_agent_without_any_broker_serves_what_its_disk_holds(there: Installation, tmp_path: Path) -> None:
+    version, answer = _answer(there, "us-1")
+    shutil.copytree(there.home / "nodes" / "us-1" / "models", tmp_path / "models")
+    (port,) = free_ports(1)
+    environment = {
+        **os.environ,
+        "FEDTIDE_NODE": "alone",
+        "FEDTIDE_REGION": "eu",
+        "FEDTIDE_NATS_URL": "nats://127.0.0.1:1",
+        "FEDTIDE_DATA_DIR": str(tmp_path),
+        "FEDTIDE_HTTP_PORT": str(port),
+    }
+    agent = subprocess.Popen([sys.executable, "-m", "edge_agent"], env=environment, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/v2/models/scale/infer"
+
+    def answered() -> bool:
+        try:
+            with urllib.request.urlopen(url, json.dumps(_request([1, 2, 3])).encode(), timeout=5) as response:
+                got = json.loads(response.read())
+        except OSError:
+            return False
+        return bool((got["model_version"], got["outputs"][0]["data"]) == (version, answer))
+
+    try:
+        until(answered, "an answer")
+    finally:
+        agent.terminate()
+        assert agent.wait(20) == 0
