@@ -16,7 +16,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from pydantic import Field
 
 from aggregation import strategy_state
-from aggregation.grid_link import GridLink, Node
+from aggregation.grid_link import GridLink
+from aggregation.in_flight import Node
 from aggregation.strategy_state import StrategyState
 from fabric import flower
 from fabric.blobs import BlobRef

@@ -10,21 +10,19 @@ import asyncio
 import json
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from aggregation.config import WorkerConfig
+from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TransientError
 from fabric.events import Event, EventData
-from fabric.ids import flower_int
 from fabric.jetstream import Delivery, Received
 from fabric.streams import HUB_DOMAIN
 from fabric.subjects import DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
@@ -42,50 +40,11 @@ NODE_GRACE_S = 15.0
 """How long an offline node's task is waited for before the round goes on without it."""
 
 
-Loss = Literal["node_lost", "malformed", "timeout"]
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node as the coordinator describes it to a run."""
-
-    name: str
-    region: str
-    node_id: int
-
-    @classmethod
-    def of(cls, name: str, region: str) -> Node:
-        return cls(name, region, flower_int(name))
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A reply with its tensors, or the news that none will come (`lost` says why, `category` counts it)."""
-
-    task: str
-    reply: Reply | None
-    frames: dict[str, Buffer] = field(default_factory=dict)
-    size_bytes: int = 0
-    lost: str = ""
-    category: Loss = "node_lost"
-
-
-Inbox = queue.SimpleQueue[Arrived]
-
-
 def _die_if_failed(task: asyncio.Task[None]) -> None:
     # Without its listener an aggregator would wait for ever: better a new attempt.
     if not task.cancelled() and task.exception() is not None:
         log.critical("grid.listener_failed", exc_info=task.exception())
         os._exit(70)
-
-
-@dataclass(frozen=True, slots=True)
-class Outstanding:
-    """A task that was sent: who has it, and who waits for the answer."""
-
-    node: Node
-    inbox: Inbox
 
 
 class GridLink:

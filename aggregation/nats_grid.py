@@ -19,7 +19,8 @@ from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal
 from aggregation.config import WorkerConfig
-from aggregation.grid_link import Arrived, GridLink, Inbox, Node
+from aggregation.grid_link import GridLink
+from aggregation.in_flight import Arrived, Inbox, Node
 from aggregation.replies import Replies
 from fabric import flower
 from fabric.blobs import BlobRef

@@ -22,7 +22,8 @@ from aggregation import random_state
 from aggregation.admission import Refusal, inspect
 from aggregation.checkpoints import Checkpoints, Head, Plan, nodes_of
 from aggregation.config import WorkerConfig
-from aggregation.grid_link import GridLink, Node
+from aggregation.grid_link import GridLink
+from aggregation.in_flight import Node
 from aggregation.nats_grid import NatsGrid, Phase
 from fabric import flower
 from fabric.blobs import BlobRef

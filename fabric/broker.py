@@ -19,14 +19,17 @@ from nats.aio.msg import Msg
 
 from fabric.errors import BrokerUnavailable, FedtideError, TooLarge, TransientError
 from fabric.jetstream import (
-    NANOSECONDS,
+    PULL_BATCH,
+    PULL_HEARTBEAT_S,
     STREAM_NAME_IN_USE,
     Ack,
     ApiError,
     Delivery,
     Received,
     api,
+    consumer_request,
     parse_answer,
+    pull_request,
 )
 
 log = logging.getLogger(__name__)
@@ -35,9 +38,6 @@ _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admit
 _RETRY_S = 0.5
 _PAGE = 1000
 _PAGE_BYTES = 32 * 1024 * 1024
-_PULL_BATCH = 256
-_PULL_EXPIRES_S = 30.0
-_PULL_HEARTBEAT_S = 5.0
 
 Handler = Callable[["Received"], Awaitable[None]]
 
@@ -215,13 +215,6 @@ class Broker:
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        request = json.dumps(
-            {
-                "batch": _PULL_BATCH,
-                "expires": int(_PULL_EXPIRES_S * NANOSECONDS),
-                "idle_heartbeat": int(_PULL_HEARTBEAT_S * NANOSECONDS),
-            }
-        ).encode()
         taken_over = False
         try:
             while True:
@@ -229,7 +222,9 @@ class Broker:
                     continue
                 taken_over = True
                 try:
-                    await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", request, reply=inbox)
+                    await self._client.publish(
+                        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", pull_request(), reply=inbox
+                    )
                 except nats.errors.Error as exc:
                     log.warning("broker.poll_waits", extra={"stream": stream, "reason": str(exc)})
                     await asyncio.sleep(_RETRY_S)
@@ -240,17 +235,10 @@ class Broker:
             await subscription.unsubscribe()
 
     async def _ensure_consumer(self, stream: str, durable: str, pattern: str, *, reset: bool) -> bool:
-        config = {
-            "durable_name": durable,
-            "filter_subject": pattern,
-            "ack_policy": "explicit",
-            "ack_wait": 60 * NANOSECONDS,
-            "max_ack_pending": 4096,
-            "deliver_policy": "all",
-        }
-        body = json.dumps({"stream_name": stream, "config": config}).encode()
         try:
-            await self._call(f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", body, None)
+            await self._call(
+                f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", consumer_request(stream, durable, pattern), None
+            )
             if reset:
                 await self._call(f"CONSUMER.RESET.{stream}.{durable}", b"{}", None)
         except TransientError as exc:
@@ -300,10 +288,10 @@ def _received(message: Msg) -> Received:
 
 
 async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
-    for _ in range(_PULL_BATCH):
+    for _ in range(PULL_BATCH):
         while True:
             try:
-                message = await asyncio.wait_for(arrived.get(), 3 * _PULL_HEARTBEAT_S)
+                message = await asyncio.wait_for(arrived.get(), 3 * PULL_HEARTBEAT_S)
             except TimeoutError:
                 return
             status = (message.headers or {}).get("Status")

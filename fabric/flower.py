@@ -6,36 +6,41 @@ trainer processes only: an idle agent and the coordinator never load it.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flwr.app import (
     Array,
     ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
     Metadata,
-    MetricRecord,
     RecordDict,
 )
 from flwr.app.message.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from pydantic import ValidationError
 
-from fabric.errors import FedtideError, MalformedMessage
-from fabric.tensors import Buffer, Tensor, decode, encode, is_carried
-from fabric.wire import Arrays, ConfigValues, Packed, Values, WireError, WireMessage, WireValue
+from fabric.errors import FedtideError
+from fabric.flower_frames import (
+    array_of,
+    frame_of,
+    framed,
+    record_of,
+    record_of_frame,
+    record_of_values,
+    tensors_of,
+    values_of,
+)
+from fabric.tensors import Buffer
+from fabric.wire import Arrays, ConfigValues, Values, WireError, WireMessage
 
 if TYPE_CHECKING:
     from flwr.server import History
@@ -112,99 +117,6 @@ def load_state(data: bytes) -> RecordDict:
     return recorddict_from_proto(RecordDictProto.FromString(data))
 
 
-def tensors_of(record: ArrayRecord) -> list[Tensor]:
-    """The arrays of a record without copying them out of their npy shells.
-
-    Arrays of another serialization, or of a dtype that no frame carries, travel as raw bytes.
-    """
-    return [_tensor(name, array) for name, array in record.items()]
-
-
-def _opaque(name: str, array: Array) -> Tensor:
-    shape = "x".join(map(str, array.shape))
-    return Tensor(f"{_OPAQUE}{array.stype}|{array.dtype}|{shape}|{name}", "U8", (len(array.data),), array.data)
-
-
-def _tensor(name: str, array: Array) -> Tensor:
-    if array.stype != SType.NUMPY:
-        return _opaque(name, array)
-    view = memoryview(array.data)
-    file = io.BytesIO(view[:4096])
-    try:
-        version = np.lib.format.read_magic(file)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape_, fortran, dtype = reader(file)
-    except ValueError as exc:
-        raise MalformedMessage(f"array {name!r} is not in npy format") from exc
-    if not is_carried(dtype):
-        return _opaque(name, array)
-    if fortran or dtype.byteorder == ">":
-        return Tensor.of(name, array.numpy())
-    flat = np.frombuffer(view[file.tell() :], dtype=dtype)
-    tensor = Tensor.of(name, flat)
-    return Tensor(name, tensor.dtype, shape_, tensor.data)
-
-
-_OPAQUE = "\x01opaque|"
-_VALUES = "\x01values"
-_LARGE_VALUES_BYTES = 64 * 1024
-
-
-def array_of(tensor: Tensor) -> Array:
-    """The inverse of `tensors_of` for one tensor."""
-    if tensor.name.startswith(_OPAQUE):
-        stype, dtype, shape, _ = tensor.name.removeprefix(_OPAQUE).split("|", 3)
-        dims = tuple(int(n) for n in shape.split("x") if n)
-        return Array(dtype, dims, stype, bytes(tensor.data))
-    array = tensor.numpy()
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        head, {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-    )
-    data = tensor.data if tensor.dtype != "BF16" else array.tobytes()
-    return Array(str(array.dtype), array.shape, SType.NUMPY, b"".join((head.getbuffer(), data)))
-
-
-def framed(content: RecordDict) -> list[str]:
-    """Names of the records that travel as frames: array records, and values too large for a message."""
-    return [name for name, record in content.items() if isinstance(record, ArrayRecord) or _is_large(record)]
-
-
-def _is_large(record: MetricRecord | ConfigRecord) -> bool:
-    def size(value: object) -> int:
-        return len(value) if isinstance(value, bytes | str) else 8
-
-    values = (v if isinstance(v, list) else [v] for v in record.values())
-    return sum(size(v) for value in values for v in value) > _LARGE_VALUES_BYTES
-
-
-def frame_of(record: ArrayRecord | MetricRecord | ConfigRecord) -> list[Buffer]:
-    """One record as a tensor frame; values become one tensor that holds their JSON."""
-    if isinstance(record, ArrayRecord):
-        return encode(tensors_of(record))
-    text = _values(record).model_dump_json().encode()
-    return encode([Tensor(_VALUES, "U8", (len(text),), text)])
-
-
-def record_of_frame(frame: Buffer) -> ArrayRecord | MetricRecord | ConfigRecord:
-    """The inverse of `frame_of`."""
-    tensors = decode(frame)
-    if [t.name for t in tensors] == [_VALUES]:
-        try:
-            return _record(Values.model_validate_json(bytes(tensors[0].data)))
-        except ValidationError as exc:
-            raise MalformedMessage(f"values record does not decode: {exc.errors()[0]['msg']}") from exc
-    return record_of(frame)
-
-
-def record_of(frame: Buffer) -> ArrayRecord:
-    """The array record of a tensor frame."""
-    tensors = decode(frame)
-    return ArrayRecord(
-        {t.name.split("|", 4)[-1] if t.name.startswith(_OPAQUE) else t.name: array_of(t) for t in tensors}
-    )
-
-
 def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
     """A message without its frames; `arrays` says where each record that `framed` names went."""
     meta = message.metadata
@@ -218,7 +130,7 @@ def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
             if name in arrays:
                 content[name] = arrays[name]
             elif not isinstance(record, ArrayRecord):
-                content[name] = _values(record)
+                content[name] = values_of(record)
     return WireMessage(
         run_id=meta.run_id,
         message_id=meta.message_id,
@@ -232,16 +144,6 @@ def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
         content=content,
         error=error,
     )
-
-
-def _values(record: MetricRecord | ConfigRecord) -> Values:
-    values: dict[str, WireValue] = {}
-    for key, value in record.items():
-        if isinstance(value, list):
-            values[key] = [Packed.of(v) if isinstance(v, bytes) else v for v in value]
-        else:
-            values[key] = Packed.of(value) if isinstance(value, bytes) else value
-    return Values(kind="metrics" if isinstance(record, MetricRecord) else "config", values=values)
 
 
 def from_wire(wire: WireMessage, frames: Mapping[str, Buffer]) -> Message:
@@ -269,21 +171,8 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer]) -> Message:
             frame = frames[part.blob.digest] if part.blob is not None else part.inline or b""
             content[name] = record_of_frame(frame)
         else:
-            content[name] = _record(part)
+            content[name] = record_of_values(part)
     return make_message(metadata, content=content)
-
-
-def _record(part: Values) -> MetricRecord | ConfigRecord:
-    values: dict[str, Any] = {}
-    for key, value in part.values.items():
-        if isinstance(value, list):
-            values[key] = [v.unpack() if isinstance(v, Packed) else v for v in value]
-        else:
-            values[key] = value.unpack() if isinstance(value, Packed) else value
-    try:
-        return MetricRecord(values) if part.kind == "metrics" else ConfigRecord(values)
-    except (TypeError, ValueError) as exc:
-        raise MalformedMessage(f"{part.kind} record does not decode: {exc}") from exc
 
 
 def stamp(message: Message, message_id: str) -> Message:

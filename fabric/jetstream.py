@@ -10,7 +10,12 @@ from typing import Any
 from fabric.errors import BrokerUnavailable, FedtideError, StaleWriter
 
 STREAM_NAME_IN_USE = 10058
-NANOSECONDS = 1_000_000_000
+PULL_BATCH = 256
+PULL_HEARTBEAT_S = 5.0
+_PULL_EXPIRES_S = 30.0
+_ACK_WAIT_S = 60
+_MAX_ACK_PENDING = 4096
+_NANOSECONDS = 1_000_000_000
 _WRONG_LAST_SEQUENCE = 10071
 _WRONG_LAST_SEQUENCE_CONSTANT = 10164
 
@@ -77,3 +82,22 @@ def parse_answer(data: bytes) -> dict[str, Any]:
     if int(error.get("code", 0)) >= 500:
         raise BrokerUnavailable(f"JetStream: {text}", "Check the broker's disk and memory limits")
     raise ApiError(code, f"JetStream: {text}")
+
+
+def pull_request() -> bytes:
+    """The body of a long poll that the server fills as messages come."""
+    expires, heartbeat = (int(s * _NANOSECONDS) for s in (_PULL_EXPIRES_S, PULL_HEARTBEAT_S))
+    return json.dumps({"batch": PULL_BATCH, "expires": expires, "idle_heartbeat": heartbeat}).encode()
+
+
+def consumer_request(stream: str, durable: str, pattern: str) -> bytes:
+    """The body that creates a durable consumer, or finds it as it is."""
+    config = {
+        "durable_name": durable,
+        "filter_subject": pattern,
+        "ack_policy": "explicit",
+        "ack_wait": _ACK_WAIT_S * _NANOSECONDS,
+        "max_ack_pending": _MAX_ACK_PENDING,
+        "deliver_policy": "all",
+    }
+    return json.dumps({"stream_name": stream, "config": config}).encode()

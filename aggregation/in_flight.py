@@ -1,0 +1,49 @@
+"""What is on its way between an aggregator and its nodes."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fabric.ids import flower_int
+from fabric.tensors import Buffer
+from fabric.wire import Reply
+
+Loss = Literal["node_lost", "malformed", "timeout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as the coordinator describes it to a run."""
+
+    name: str
+    region: str
+    node_id: int
+
+    @classmethod
+    def of(cls, name: str, region: str) -> Node:
+        return cls(name, region, flower_int(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A reply with its tensors, or the news that none will come (`lost` says why, `category` counts it)."""
+
+    task: str
+    reply: Reply | None
+    frames: dict[str, Buffer] = field(default_factory=dict)
+    size_bytes: int = 0
+    lost: str = ""
+    category: Loss = "node_lost"
+
+
+Inbox = queue.SimpleQueue[Arrived]
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """A task that was sent: who has it, and who waits for the answer."""
+
+    node: Node
+    inbox: Inbox
