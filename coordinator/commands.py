@@ -8,6 +8,7 @@ from typing import Literal
 
 from fabric.blobs import BlobRef
 from fabric.events import ModelProduced, RunSpec
+from fabric.trigger_rule import TriggerRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +69,22 @@ class AnnouncePresence:
     state: str
 
 
-Command = LaunchAggregator | StopAggregator | CleanUp | PublishRelease | SetDesired | SetAlarm | AnnouncePresence
+@dataclass(frozen=True, slots=True)
+class Fire:
+    """Start what a trigger rule says, under exactly this id; a second time changes nothing."""
+
+    rule: TriggerRule
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopFired:
+    """End what a rule started before: it is replaced."""
+
+    rule: str
+    id: str
+
+
+RunCommand = LaunchAggregator | StopAggregator | CleanUp | PublishRelease
+Command = RunCommand | SetDesired | SetAlarm | AnnouncePresence | Fire | StopFired
 Commands = tuple[Command, ...]

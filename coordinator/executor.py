@@ -12,20 +12,31 @@ from coordinator.commands import (
     CleanUp,
     Command,
     Commands,
+    Fire,
     LaunchAggregator,
     PublishRelease,
     SetAlarm,
     SetDesired,
     StopAggregator,
+    StopFired,
 )
 from coordinator.engine import Engine
 from coordinator.launcher import Launcher
+from coordinator.starting import Starter
 from fabric.broker import Broker
-from fabric.errors import InvalidTransition, TransientError
-from fabric.events import AggregatorExited, AlarmRang, ReleasePublished
+from fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
+from fabric.events import (
+    AggregatorExited,
+    AlarmRang,
+    FiringFailed,
+    ReleasePublished,
+    RolloutAbortRequested,
+    RunCancelRequested,
+)
 from fabric.release import Lineage, ReleaseManifest
 from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fabric.transfer import put_blob
+from fabric.trigger_rule import TriggerRule
 from fabric.wire import Cancel, Desired
 
 log = logging.getLogger(__name__)
@@ -42,11 +53,13 @@ class Executor:
         self._group = group
         self._engine: Engine | None = None
         self._launcher: Launcher | None = None
+        self._starter: Starter | None = None
 
-    def connect(self, engine: Engine, launcher: Launcher) -> None:
+    def connect(self, engine: Engine, launcher: Launcher, starter: Starter) -> None:
         """The engine calls us and we call it: this closes the circle before anything runs."""
         self._engine = engine
         self._launcher = launcher
+        self._starter = starter
 
     def start(self, commands: Commands) -> None:
         for command in commands:
@@ -83,8 +96,25 @@ class Executor:
             case SetAlarm(owner=owner, id=key, key=what, due=due):
                 await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
                 await self._engine.submit(AlarmRang(owner=owner, id=key, key=what), id=f"alarm.{owner}.{key}.{what}")
+            case Fire(rule=rule, id=key):
+                await self._fire(rule, key)
+            case StopFired(id=key):
+                await self._stop_fired(key, self._engine)
             case AnnouncePresence(node=node, state=state):
                 await self._broker.tell(self._subjects.presence(node), state.encode())
+
+    async def _fire(self, rule: TriggerRule, key: str) -> None:
+        assert self._engine is not None and self._starter is not None
+        try:
+            await self._starter.fire(rule, key)
+        except (ConfigError, NotFound) as exc:
+            await self._engine.submit(FiringFailed(rule=rule.name, id=key, reason=str(exc)), id=f"{key}.failed")
+
+    async def _stop_fired(self, key: str, engine: Engine) -> None:
+        if key in engine.world.runs:
+            await engine.submit(RunCancelRequested(run=key, reason="replaced by a newer firing of its trigger"))
+        elif key in engine.world.rollouts:
+            await engine.submit(RolloutAbortRequested(rollout=key, reason="replaced by a newer firing of its trigger"))
 
     async def _cancel_tasks(self, run: str) -> None:
         """Every task of the run that still stands in the stream becomes its own cancellation."""

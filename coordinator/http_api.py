@@ -5,55 +5,43 @@ Streams (`/watch`) are newline-delimited JSON: one whole view a line, sent when 
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from coordinator import fleet, rollouts, runs, views
 from coordinator.engine import Engine, snapshots
-from coordinator.planning import RolloutRequest, plan
+from coordinator.planning import RolloutRequest
 from coordinator.presence import Presence
+from coordinator.starting import RunRequest, Starter
 from fabric.apps import MAX_BUNDLE_BYTES
-from fabric.blobs import BlobRef
 from fabric.broker import Broker
 from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
-from fabric.events import RolloutAbortRequested, RolloutStarted, RunCancelRequested, RunRequested, RunSpec
-from fabric.ids import check_token, new_id
+from fabric.events import RolloutAbortRequested, RunCancelRequested
+from fabric.ids import new_id
 from fabric.subjects import DOWN, Subjects
 from fabric.transfer import Source, put_blob, read_blob
-from fabric.wire import AppRef, ConfigValues, Strict
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class RunRequest(Strict):
-    """`base` is `latest`, a version number, or None."""
-
-    app: AppRef
-    model: str | None = None
-    rounds: int | None = Field(default=None, ge=1)
-    run_config: ConfigValues = {}
-    selector: dict[str, str] = {}
-    base: str | None = None
-    round_timeout_s: float = Field(default=3600.0, gt=0)
-    by: str = "cli"
 
 
 class Api:
     """Handlers over the engine's world."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, presence: Presence) -> None:
+    def __init__(
+        self, broker: Broker, subjects: Subjects, engine: Engine, presence: Presence, starter: Starter
+    ) -> None:
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
         self._presence = presence
-        self._planning = asyncio.Lock()
+        self._starter = starter
 
-    def application(self) -> web.Application:
+    def application(self, *more: Iterable[web.RouteDef]) -> web.Application:
+        """The API; `more` are routes of other handlers."""
         app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=[_errors_as_json])
         app.add_routes(
             [
@@ -76,6 +64,8 @@ class Api:
                 web.post("/v1/rollouts/{rollout}/abort", self._abort_rollout),
             ]
         )
+        for routes in more:
+            app.add_routes(routes)
         return app
 
     async def _status(self, _: web.Request) -> web.Response:
@@ -124,45 +114,9 @@ class Api:
         return web.json_response([self._run_view(key) for key in self._engine.world.runs])
 
     async def _start_run(self, request: web.Request) -> web.Response:
-        asked = await _body(request, RunRequest)
-        self._check_selector(asked.selector)
-        if asked.model is not None:
-            check_token("model", asked.model)
-        spec = RunSpec(
-            app=asked.app,
-            model=asked.model,
-            rounds=asked.rounds,
-            run_config=asked.run_config,
-            selector=asked.selector,
-            base=self._base(asked),
-            round_timeout_s=asked.round_timeout_s,
-        )
         key = new_id("run")
-        await self._engine.submit(RunRequested(run=key, spec=spec, by=asked.by), id=f"{key}.requested")
+        await self._starter.run(key, await read_body(request, RunRequest))
         return web.json_response(self._run_view(key), status=201)
-
-    def _check_selector(self, selector: dict[str, str]) -> None:
-        nodes = self._engine.world.nodes.values()
-        for label in ("region", "node"):
-            wanted = selector.get(label)
-            known = {n.labels[label] for n in nodes}
-            for value in wanted.split("|") if wanted is not None else []:
-                if value not in known:
-                    raise NotFound(f"there is no {label} {value!r}", f"Known: {', '.join(sorted(known)) or 'none yet'}")
-        if not any(fleet.matches(n, selector) for n in nodes):
-            raise NotFound(f"no node has the labels {selector}", "See `fedtide fleet ls -o yaml`")
-
-    def _base(self, asked: RunRequest) -> BlobRef | None:
-        if asked.base is None:
-            return None
-        if asked.model is None:
-            raise ConfigError("base", "needs a model", "Name the model that the base release belongs to")
-        releases = self._engine.world.model(asked.model).releases
-        wanted = str(len(releases)) if asked.base == "latest" else asked.base
-        for release in releases:
-            if str(release.manifest.version) == wanted:
-                return release.ref
-        raise NotFound(f"model {asked.model!r} has no release {asked.base}", "See `fedtide model ls`")
 
     async def _run(self, request: web.Request) -> web.Response:
         return web.json_response(self._run_view(request.match_info["run"]))
@@ -204,13 +158,8 @@ class Api:
         return web.json_response([self._rollout_view(key) for key in self._engine.world.rollouts])
 
     async def _start_rollout(self, request: web.Request) -> web.Response:
-        asked = await _body(request, RolloutRequest)
-        world, key = self._engine.world, new_id("rollout")
-        async with self._planning:  # two at once would be given the same counter
-            model = world.model(asked.model)
-            planned = plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
-            started = RolloutStarted(rollout=key, plan=planned, counter=model.counter + 1)
-            await self._engine.submit(started, id=f"{key}.started")
+        key = new_id("rollout")
+        await self._starter.rollout(key, await read_body(request, RolloutRequest), "cli")
         return web.json_response(self._rollout_view(key), status=201)
 
     async def _rollout(self, request: web.Request) -> web.Response:
@@ -248,7 +197,8 @@ class Api:
         return response
 
 
-async def _body(request: web.Request, kind: type[M]) -> M:
+async def read_body(request: web.Request, kind: type[M]) -> M:
+    """The request's JSON body as a model; raises ConfigError naming the field that is wrong."""
     try:
         return kind.model_validate_json(await request.read())
     except ValidationError as exc:

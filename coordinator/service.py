@@ -8,7 +8,7 @@ import logging
 
 from aiohttp import web
 
-from coordinator import fleet
+from coordinator import fleet, schedules
 from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
 from coordinator.event_log import EventLog
@@ -16,7 +16,9 @@ from coordinator.executor import Executor
 from coordinator.http_api import Api
 from coordinator.launcher import LocalLauncher
 from coordinator.presence import Presence
+from coordinator.starting import Starter
 from coordinator.topology import ensure_hub, ensure_region
+from coordinator.trigger_api import TriggerApi
 from fabric.broker import Broker
 from fabric.errors import ConfigError
 from fabric.ids import flower_int
@@ -43,7 +45,8 @@ async def serve(config: CoordinatorConfig) -> None:
         launcher = LocalLauncher(
             config.data_dir / "runs", config.nats_url, config.tenant, config.regions, executor.aggregator_exited
         )
-        executor.connect(engine, launcher)
+        starter = Starter(engine)
+        executor.connect(engine, launcher, starter)
         presence = Presence(broker, subjects, engine, group)
         await engine.recover()
         await presence.start()
@@ -52,7 +55,9 @@ async def serve(config: CoordinatorConfig) -> None:
         group.create_task(engine.listen(), name="reports")
         for region in config.regions:
             group.create_task(ensure_region(broker, subjects, region), name=f"region-{region}")
-        runner = await _listen(config, Api(broker, subjects, engine, presence).application())
+        group.create_task(schedules.keep(engine), name="schedules")
+        api = Api(broker, subjects, engine, presence, starter)
+        runner = await _listen(config, api.application(TriggerApi(engine).routes()))
         try:
             await asyncio.Event().wait()
         finally:

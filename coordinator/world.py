@@ -7,15 +7,18 @@ immutable and change only through their reducers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
-from coordinator import fleet, registry, rollouts, runs
+from coordinator import fleet, registry, rollouts, runs, signals, triggers
 from coordinator.commands import Commands
 from fabric.blobs import BlobRef
 from fabric.errors import NotFound
 from fabric.events import (
     AlarmRang,
     Event,
+    FiringFailed,
     ModelProduced,
     NodeJoined,
     NodeOffline,
@@ -24,7 +27,11 @@ from fabric.events import (
     ReleasePublished,
     RolloutAbortRequested,
     RolloutStarted,
+    SignalReceived,
+    TriggerApplied,
+    TriggerRemoved,
 )
+from fabric.trigger_rule import Signal
 
 T = TypeVar("T")
 
@@ -37,44 +44,94 @@ class World:
         self.runs: dict[str, runs.Run] = {}
         self.models: dict[str, registry.Model] = {}
         self.rollouts: dict[str, rollouts.Rollout] = {}
+        self.triggers: dict[str, triggers.Trigger] = {}
         self.serving: dict[str, dict[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
 
     def apply(self, event: Event) -> Commands:
-        """Fold one event in.
+        """Fold one event in, and let the trigger rules see what it means.
 
         Raises:
             InvalidTransition: an event that the state does not allow; nothing has changed.
         """
+        commands = self._apply(event)
+        for signal in signals.of(event, self):
+            commands += self._signal(signal, event.time)
+        return commands
+
+    def _apply(self, event: Event) -> Commands:
         data, at = event.data, event.time
         match data:
+            case FiringFailed(rule=name, id=key, reason=reason):
+                return self._firing_failed(name, key, reason, at)
+            case TriggerApplied() | TriggerRemoved():
+                return self._change_rule(data)
+            case SignalReceived():
+                return ()
             case NodeJoined() | NodeOnline() | NodeOffline():
                 node, commands = fleet.step(self.nodes.get(data.node), data, at)
                 self.nodes[data.node] = node
                 return commands
-            case ModelProduced(model=name, run=producer):
-                run = self.run(producer)
-                late = isinstance(run, runs.Ended) and run.outcome != "completed"
-                return () if late else self._model(name, data)
-            case ReleasePublished(manifest=manifest):
-                return self._model(manifest.model, data)
-            case RolloutStarted(plan=plan):
+            case ModelProduced() | ReleasePublished():
+                return self._release(data)
+            case RolloutStarted():
+                return self._start_rollout(data, event)
+            case NodePhaseReported() | RolloutAbortRequested():
                 commands = self._rollout(data.rollout, data, event)
-                self._supersede(plan.model, data.rollout)
-                return self._model(plan.model, data) + commands
-            case NodePhaseReported():
-                commands = self._rollout(data.rollout, data, event)
-                if data.phase == "confirmed":
+                if isinstance(data, NodePhaseReported) and data.phase == "confirmed":
                     self._note_served(data)
                 return commands
-            case RolloutAbortRequested():
-                return self._rollout(data.rollout, data, event)
             case AlarmRang(id=rollout):
                 return self._rollout(rollout, data, event)
             case _:
                 run, commands = runs.step(self.runs.get(data.run), data, at)
                 self.runs[data.run] = run
-                return commands
+                self._started(data.run)
+                return commands + self._ended(data.run, at) if isinstance(run, runs.Ended) else commands
+
+    def _release(self, data: ModelProduced | ReleasePublished) -> Commands:
+        if isinstance(data, ReleasePublished):
+            return self._model(data.manifest.model, data)
+        producer = self.run(data.run)
+        given_up = isinstance(producer, runs.Ended) and producer.outcome != "completed"
+        return () if given_up else self._model(data.model, data)
+
+    def _start_rollout(self, data: RolloutStarted, event: Event) -> Commands:
+        commands = self._rollout(data.rollout, data, event)
+        self._supersede(data.plan.model, data.rollout)
+        return self._model(data.plan.model, data) + commands
+
+    def _change_rule(self, data: TriggerApplied | TriggerRemoved) -> Commands:
+        if isinstance(data, TriggerRemoved):
+            self.triggers.pop(data.name, None)
+        else:
+            old = self.triggers.get(data.rule.name, triggers.Trigger(data.rule))
+            self.triggers[data.rule.name] = replace(old, rule=data.rule)
+        return ()
+
+    def _firing_failed(self, name: str, key: str, reason: str, at: datetime) -> Commands:
+        if name not in self.triggers:
+            return ()
+        self.triggers[name], commands = triggers.failed(self.triggers[name], key, reason, at)
+        return commands
+
+    def _signal(self, signal: Signal, at: datetime) -> Commands:
+        commands: Commands = ()
+        for name, trigger in self.triggers.items():
+            self.triggers[name], more = triggers.step(trigger, signal, at)
+            commands += more
+        return commands
+
+    def _started(self, key: str) -> None:
+        for name, trigger in self.triggers.items():
+            self.triggers[name] = triggers.started(trigger, key)
+
+    def _ended(self, key: str, at: datetime) -> Commands:
+        commands: Commands = ()
+        for name, trigger in self.triggers.items():
+            self.triggers[name], more = triggers.ended(trigger, key, at)
+            commands += more
+        return commands
 
     def _model(self, name: str, data: registry.ModelEvent) -> Commands:
         model, commands = registry.step(self.models.get(name, registry.Model(name)), data)
@@ -84,7 +141,9 @@ class World:
     def _rollout(self, key: str, data: rollouts.RolloutEvent, event: Event) -> Commands:
         rollout, commands = rollouts.step(self.rollouts.get(key), data, event.time)
         self.rollouts[key] = rollout
-        return commands
+        self._started(key)
+        over = not isinstance(rollout, rollouts.Rolling | rollouts.Paused)
+        return commands + self._ended(key, event.time) if over else commands
 
     def _note_served(self, data: NodePhaseReported) -> None:
         state = self.rollouts[data.rollout]
@@ -108,6 +167,8 @@ class World:
             yield registry.owed(model)
         for rollout in self.rollouts.values():
             yield rollouts.owed(rollout)
+        for trigger in self.triggers.values():
+            yield triggers.owed(trigger)
 
     def run(self, key: str) -> runs.Run:
         return _find(self.runs, key, "run")
@@ -120,6 +181,9 @@ class World:
 
     def rollout(self, key: str) -> rollouts.Rollout:
         return _find(self.rollouts, key, "roll-out")
+
+    def trigger(self, key: str) -> triggers.Trigger:
+        return _find(self.triggers, key, "trigger")
 
     def release_of(self, run: str) -> registry.Release | None:
         """The release that a run brought, once it is published."""

@@ -17,6 +17,7 @@ from fabric.errors import MalformedMessage
 from fabric.ids import new_id
 from fabric.release import Export, ReleaseManifest
 from fabric.rollout_plan import NodePhase, RolloutPlan
+from fabric.trigger_rule import Signal, TriggerRule
 from fabric.wire import AppRef, ConfigValues, Strict
 
 TYPE_PREFIX = "dev.fedtide."
@@ -226,6 +227,34 @@ class AlarmRang(Strict):
     key: str
 
 
+class TriggerApplied(Strict):
+    """A rule is new, or changed (its books go on)."""
+
+    kind: Literal["trigger.applied"] = "trigger.applied"
+    rule: TriggerRule
+
+
+class TriggerRemoved(Strict):
+    kind: Literal["trigger.removed"] = "trigger.removed"
+    name: str
+
+
+class FiringFailed(Strict):
+    """What a rule says cannot be started: no such model, no node with its labels, ..."""
+
+    kind: Literal["trigger.firing_failed"] = "trigger.firing_failed"
+    rule: str
+    id: str
+    reason: str
+
+
+class SignalReceived(Strict):
+    """An event from outside: a webhook, a schedule, a person."""
+
+    kind: Literal["signal.received"] = "signal.received"
+    signal: Signal
+
+
 EventData = Annotated[
     NodeJoined
     | NodeOnline
@@ -246,7 +275,11 @@ EventData = Annotated[
     | RolloutStarted
     | RolloutAbortRequested
     | NodePhaseReported
-    | AlarmRang,
+    | AlarmRang
+    | TriggerApplied
+    | TriggerRemoved
+    | FiringFailed
+    | SignalReceived,
     Field(discriminator="kind"),
 ]
 

@@ -11,6 +11,7 @@ from coordinator.cli.fleet_commands import fleet_app
 from coordinator.cli.model_commands import infer, models_app
 from coordinator.cli.rollout_commands import rollouts_app
 from coordinator.cli.run_commands import rounds_app, runs_app
+from coordinator.cli.trigger_commands import triggers_app
 from fabric.errors import FedtideError
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.add_typer(runs_app, name="run")
 app.add_typer(rounds_app, name="round")
 app.add_typer(models_app, name="model")
 app.add_typer(rollouts_app, name="rollout")
+app.add_typer(triggers_app, name="trigger")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,14 +45,16 @@ class Client:
     def post(self, path: str, body: object) -> Any:
         return json.loads(self.call("POST", path, json.dumps(body).encode()))
 
-    def call(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def call(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """One request; the answer's bytes.
 
         Raises:
             ApiError: the coordinator refused.
             TransientError: nobody answers there.
         """
-        connection, response = self._open(method, path, body)
+        connection, response = self._open(method, path, body, headers)
         try:
             return response.read()
         finally:
@@ -68,11 +70,16 @@ class Client:
             connection.close()
 
     def _open(
-        self, method: str, path: str, body: bytes | None, timeout_s: float | None = TIMEOUT_S
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = TIMEOUT_S,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
         except OSError as exc:
             connection.close()

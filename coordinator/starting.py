@@ -1,0 +1,120 @@
+"""Starting runs and roll-outs, whoever asks: a person through the API, or a trigger rule."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import Field
+
+from coordinator import fleet
+from coordinator.engine import Engine
+from coordinator.planning import RolloutRequest, plan
+from coordinator.world import World
+from fabric.blobs import BlobRef
+from fabric.errors import ConfigError, NotFound
+from fabric.events import RolloutStarted, RunRequested, RunSpec
+from fabric.ids import check_token
+from fabric.trigger_rule import StartRollout, StartRun, TriggerRule
+from fabric.wire import AppRef, ConfigValues, Strict
+
+
+class RunRequest(Strict):
+    """`base` is `latest`, a version number, or None. Without `app` it is that of the model's latest release."""
+
+    app: AppRef | None = None
+    model: str | None = None
+    rounds: int | None = Field(default=None, ge=1)
+    run_config: ConfigValues = {}
+    selector: dict[str, str] = {}
+    base: str | None = None
+    round_timeout_s: float = Field(default=3600.0, gt=0)
+    by: str = "cli"
+
+
+class Starter:
+    """Turns requests into the events that start something. An id that exists already changes nothing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._planning = asyncio.Lock()
+
+    async def run(self, key: str, asked: RunRequest) -> None:
+        """Request a run under the id `key`.
+
+        Raises:
+            ConfigError, NotFound: the request names something that does not exist.
+        """
+        world = self._engine.world
+        check_selector(world, asked.selector)
+        if asked.model is not None:
+            check_token("model", asked.model)
+        spec = RunSpec(
+            app=asked.app or _app_of(world, asked),
+            model=asked.model,
+            rounds=asked.rounds,
+            run_config=asked.run_config,
+            selector=asked.selector,
+            base=_base(world, asked),
+            round_timeout_s=asked.round_timeout_s,
+        )
+        await self._engine.submit(RunRequested(run=key, spec=spec, by=asked.by), id=f"{key}.requested")
+
+    async def rollout(self, key: str, asked: RolloutRequest, by: str) -> None:
+        """Start a roll-out under the id `key`.
+
+        Raises:
+            ConfigError, NotFound: no such release, region or cohort.
+        """
+        world = self._engine.world
+        async with self._planning:  # two at once would be given the same counter
+            model = world.model(asked.model)
+            planned = plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
+            started = RolloutStarted(rollout=key, plan=planned, counter=model.counter + 1, by=by)
+            await self._engine.submit(started, id=f"{key}.started")
+
+    async def fire(self, rule: TriggerRule, key: str) -> None:
+        """Start what a rule says, unless `key` exists already."""
+        by = f"trigger {rule.name}"
+        match rule.do:
+            case StartRun(app=app, model=model, rounds=rounds, run_config=config, selector=selector, base=base):
+                if key not in self._engine.world.runs:
+                    asked = RunRequest(
+                        app=app, model=model, rounds=rounds, run_config=config, selector=selector, base=base, by=by
+                    )
+                    await self.run(key, asked)
+            case StartRollout(model=name, regions=regions, canary=canary):
+                if key not in self._engine.world.rollouts:
+                    await self.rollout(key, RolloutRequest(model=name, regions=regions, canary=canary), by)
+
+
+def check_selector(world: World, selector: dict[str, str]) -> None:
+    """Raises NotFound if the selector cannot match: an unknown region or node, or labels that no node has."""
+    nodes = world.nodes.values()
+    for label in ("region", "node"):
+        wanted = selector.get(label)
+        known = {n.labels[label] for n in nodes}
+        for value in wanted.split("|") if wanted is not None else []:
+            if value not in known:
+                raise NotFound(f"there is no {label} {value!r}", f"Known: {', '.join(sorted(known)) or 'none yet'}")
+    if not any(fleet.matches(n, selector) for n in nodes):
+        raise NotFound(f"no node has the labels {selector}", "See `fedtide fleet ls -o yaml`")
+
+
+def _app_of(world: World, asked: RunRequest) -> AppRef:
+    latest = world.model(asked.model).latest if asked.model is not None else None
+    if latest is None:
+        raise ConfigError("app", "is missing, and there is no release whose app could be taken", "Name an app")
+    return latest.manifest.lineage.app
+
+
+def _base(world: World, asked: RunRequest) -> BlobRef | None:
+    if asked.base is None:
+        return None
+    if asked.model is None:
+        raise ConfigError("base", "needs a model", "Name the model that the base release belongs to")
+    releases = world.model(asked.model).releases
+    wanted = str(len(releases)) if asked.base == "latest" else asked.base
+    for release in releases:
+        if str(release.manifest.version) == wanted:
+            return release.ref
+    raise NotFound(f"model {asked.model!r} has no release {asked.base}", "See `fedtide model ls`")
