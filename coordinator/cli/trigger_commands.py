@@ -60,9 +60,7 @@ def history(name: str, output: Output = Format.table) -> None:
 
 
 @triggers_app.command("test")
-def test_rule(
-    name: str, type_: Type, settings: Sets = None, event: EventId = None, output: Output = Format.table
-) -> None:
+def judge(name: str, type_: Type, settings: Sets = None, event: EventId = None, output: Output = Format.table) -> None:
     """Say what an event would do, without doing it."""
     body = _event(type_, settings, event)
     show_one(_post(f"/v1/triggers/{name}/test", body), output)
