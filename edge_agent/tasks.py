@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _LOAD_FAILED = 1
 _APP_CRASHED = 8
 UPDATE_TTL_S = 7 * 24 * 3600.0
+STATE_KEPT_S = 90 * 24 * 3600.0
+"""How long the state that a run's ClientApp keeps on this node outlives its last use."""
 RETRY_S = 1.0
 
 
@@ -47,6 +49,7 @@ class TaskLoop:
         self.busy: str | None = None
         for task in self._outbox.waiting():
             self._to_send.put_nowait(task)
+        _forget_old_states(config.data_dir / "runs")
 
     @property
     def trainer_pid(self) -> int | None:
@@ -61,6 +64,10 @@ class TaskLoop:
             await self._queue.put(order)
 
     async def _cancel(self, task: str) -> None:
+        if task not in self._accepted:
+            if not self._outbox.knows(task):
+                self._outbox.drop(task)  # an answer that waits to be sent goes all the same: late, not lost
+            return
         self._cancelled.add(task)
         if self.busy == task and self._running is not None:
             self._running.cancel()
@@ -92,6 +99,7 @@ class TaskLoop:
         finally:
             self.busy = self._running = None
             self._accepted.discard(key)
+            self._cancelled.discard(key)
 
     async def _commit(self, reply: Reply) -> None:
         """Until it is on the disk: an answer is not lost because the disk is full for now."""
@@ -193,6 +201,13 @@ class TaskLoop:
         await self._broker.publish(
             subject, reply.model_dump_json().encode(), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S
         )
+
+
+def _forget_old_states(folder: Path) -> None:
+    limit = time.time() - STATE_KEPT_S
+    for file in folder.glob("*.state"):
+        if file.stat().st_mtime < limit:
+            file.unlink()
 
 
 def _error(task: Task, code: int, reason: str) -> WireMessage:
