@@ -41,6 +41,7 @@ class Engine:
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None]]] = asyncio.Queue(maxsize=10_000)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._watchers: set[asyncio.Event] = set()
+        self._listeners: set[asyncio.Queue[Event]] = set()
         self.world = World()
         self.applied = 0
         self.refused = 0
@@ -85,6 +86,9 @@ class Engine:
         self._execute(commands)
         for watcher in self._watchers:
             watcher.set()
+        for listener in self._listeners:
+            if not listener.full():  # who does not read loses events, and nobody waits for them
+                listener.put_nowait(event)
 
     def _remember(self, event: Event) -> None:
         self.applied += 1
@@ -115,6 +119,15 @@ class Engine:
             except (MalformedMessage, InvalidTransition, TooLarge) as exc:
                 log.warning("report.refused", extra={"subject": delivery.subject, "reason": str(exc)})
             await delivery.ack()
+
+    @contextmanager
+    def listening(self, events: asyncio.Queue[Event]) -> Iterator[None]:
+        """While in the block, every event that was logged is put into `events`."""
+        self._listeners.add(events)
+        try:
+            yield
+        finally:
+            self._listeners.discard(events)
 
     @contextmanager
     def watch(self) -> Iterator[Callable[[], Awaitable[None]]]:

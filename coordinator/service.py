@@ -11,6 +11,7 @@ from aiohttp import web
 from coordinator import fleet, schedules
 from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
+from coordinator.event_api import EventApi
 from coordinator.event_log import EventLog
 from coordinator.executor import Executor
 from coordinator.http_api import Api
@@ -57,7 +58,8 @@ async def serve(config: CoordinatorConfig) -> None:
             group.create_task(ensure_region(broker, subjects, region), name=f"region-{region}")
         group.create_task(schedules.keep(engine), name="schedules")
         api = Api(broker, subjects, engine, presence, starter)
-        runner = await _listen(config, api.application(TriggerApi(engine).routes()))
+        events = EventApi(engine, lambda: EventLog(broker, subjects))
+        runner = await _listen(config, api.application(TriggerApi(engine).routes(), events.routes()))
         try:
             await asyncio.Event().wait()
         finally:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from coordinator.cli import system_commands
+from coordinator.cli.event_commands import events_app
 from coordinator.cli.fleet_commands import fleet_app
 from coordinator.cli.model_commands import infer, models_app
 from coordinator.cli.rollout_commands import rollouts_app
@@ -36,6 +37,7 @@ app.add_typer(rounds_app, name="round")
 app.add_typer(models_app, name="model")
 app.add_typer(rollouts_app, name="rollout")
 app.add_typer(triggers_app, name="trigger")
+app.add_typer(events_app, name="events")
 
 
 def main() -> None:

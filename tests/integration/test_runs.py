@@ -139,3 +139,14 @@ def test_a_run_can_be_cancelled(installation: Installation) -> None:
     assert installation.json("run", "cancel", run)["state"] == "cancelled"
     assert installation.run("run", "watch", run).returncode == 1
     assert installation.train(APPS / "faulty")["state"] == "completed"
+
+
+def test_the_log_tells_what_happened_to_a_run(installation: Installation) -> None:
+    run = installation.train(APPS / "mean", "--rounds", "1")["run"]
+    kinds = [e["data"]["kind"] for e in installation.json("events", "query", "--about", run)]
+    assert kinds[:2] == ["run.requested", "run.aggregator_started"]
+    assert kinds[-1] == "run.completed"
+    assert kinds.count("round.update_received") == 8
+    closed = installation.json("events", "query", "--about", run, "--kind", "round.c*", "--limit", "1")
+    assert [(e["data"]["round"], e["specversion"]) for e in closed] == [(1, "1.0")]
+    assert "limit" in installation.run("events", "query", "--limit", "0").stderr

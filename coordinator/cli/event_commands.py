@@ -1,0 +1,42 @@
+"""`fedtide events ...`: the log, as it is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+import typer
+
+from coordinator.cli.client import Client
+from coordinator.cli.output import Format, Output, show_list
+
+events_app = typer.Typer(no_args_is_help=True, help="The event log: everything that happened.")
+
+Kind = Annotated[str, typer.Option("--kind", help="Only this kind, e.g. round.closed; a trailing * matches any end")]
+About = Annotated[str, typer.Option("--about", help="Only events that name this run, roll-out, node or model")]
+
+
+@events_app.command("query")
+def query(
+    kind: Kind = "",
+    about: About = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many")] = 50,
+    output: Output = Format.table,
+) -> None:
+    """Events, oldest first."""
+    path = f"/v1/events?{urlencode({'kind': kind, 'about': about, 'limit': limit})}"
+    rows = Client.find().get(path)
+    if output is Format.table:
+        rows = [
+            {**r, "data": {k: v for k, v in r["data"].items() if k != "kind"}, "kind": r["data"]["kind"]} for r in rows
+        ]
+    show_list(rows, ["time", "kind", "source", "data"], output)
+
+
+@events_app.command("tail")
+def tail(kind: Kind = "", about: About = "") -> None:
+    """New events as they are logged, one JSON object a line, until interrupted."""
+    import json
+
+    for event in Client.find().stream(f"/v1/events/watch?{urlencode({'kind': kind, 'about': about})}"):
+        typer.echo(json.dumps(event))

@@ -1,0 +1,60 @@
+"""The API of the event log: what happened, and what is happening."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from aiohttp import web
+
+from coordinator.engine import Engine
+from coordinator.event_log import EventLog
+from fabric.errors import ConfigError
+from fabric.events import Event
+
+MAX_LIMIT = 10_000
+_NAMES = ("run", "rollout", "node", "model", "name", "rule", "id")
+
+
+class EventApi:
+    """Reads the log; changes nothing."""
+
+    def __init__(self, engine: Engine, log: Callable[[], EventLog]) -> None:
+        self._engine = engine
+        self._log = log
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/v1/events", self._query), web.get("/v1/events/watch", self._watch)]
+
+    async def _query(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "50")
+        if not limit.isdigit() or not 1 <= int(limit) <= MAX_LIMIT:
+            raise ConfigError("limit", f"must be 1 to {MAX_LIMIT}")
+        wanted = _filter(request)
+        newest: deque[Event] = deque(maxlen=int(limit))
+        async for event in self._log().replay():
+            if wanted(event):
+                newest.append(event)
+        return web.json_response([e.model_dump(mode="json") for e in newest])
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        wanted = _filter(request)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        events: asyncio.Queue[Event] = asyncio.Queue(maxsize=MAX_LIMIT)
+        with self._engine.listening(events):
+            while True:
+                event = await events.get()
+                if wanted(event):
+                    await response.write(event.model_dump_json().encode() + b"\n")
+
+
+def _filter(request: web.Request) -> Callable[[Event], bool]:
+    kind, about = request.query.get("kind", ""), request.query.get("about", "")
+
+    def wanted(event: Event) -> bool:
+        of_kind = event.data.kind.startswith(kind[:-1]) if kind.endswith("*") else kind in ("", event.data.kind)
+        return of_kind and (not about or about in (getattr(event.data, n, None) for n in _NAMES))
+
+    return wanted

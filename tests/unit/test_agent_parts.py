@@ -1,0 +1,101 @@
+"""Parts of the agent on their own: configuration, outbox, trainer, preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent import trainer as trainer_module
+from edge_agent.config import AgentConfig, load
+from edge_agent.outbox import Outbox
+from edge_agent.preprocess import apply
+from edge_agent.trainer import Job, Trainer
+from fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
+from fabric.release import Normalize, Reshape, Scale
+from fabric.wire import Reply, WireMessage
+
+NEEDED = {"FEDTIDE_NODE": "n1", "FEDTIDE_REGION": "eu", "FEDTIDE_NATS_URL": "nats://x"}
+
+
+def test_a_file_is_read_and_the_environment_goes_over_it(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('node = "a"\nregion = "eu"\nnats_url = "nats://x"\n[labels]\nzone = "b"\n')
+    config = load(file, {"FEDTIDE_NODE": "c", "FEDTIDE_NODE_CONFIG": '{"partition-id": 3}'})
+    assert (config.node, config.labels, config.node_config) == ("c", {"zone": "b"}, {"partition-id": 3})
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "FEDTIDE_NODE"),
+        ({**NEEDED, "FEDTIDE_NODE": "a.b"}, "not a valid name"),
+        ({**NEEDED, "FEDTIDE_REGION": "hub"}, "taken by the hub"),
+        ({**NEEDED, "FEDTIDE_HTTP_PORT": "99999"}, "http_port"),
+        ({**NEEDED, "FEDTIDE_LABELS": "zone=a"}, "is not JSON"),
+    ],
+)
+def test_a_wrong_configuration_names_the_field(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(None, environment)
+
+
+def _reply(task: str) -> Reply:
+    message = WireMessage(
+        run_id=1, message_id="", src_node_id=2, dst_node_id=1, created_at=0.0, ttl=1.0, message_type="train", content={}
+    )
+    return Reply(task=task, run="run-1", node="n1", seconds=1.0, message=message)
+
+
+def test_an_answer_survives_a_restart_until_it_was_sent_and_is_then_only_remembered(tmp_path: Path) -> None:
+    first = Outbox(tmp_path)
+    first.open("t1")
+    first.commit(_reply("t1"))
+    second = Outbox(tmp_path)
+    assert second.waiting() == ["t1"]
+    assert second.read("t1").reply == _reply("t1")
+    second.sent("t1")
+    third = Outbox(tmp_path)
+    assert third.waiting() == []
+    assert third.knows("t1")
+    assert not third.knows("t2")
+
+
+def test_a_half_written_answer_is_gone_after_a_restart_and_its_task_is_not_done(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.open("t1")
+    (outbox.folder("t1") / "message.json").write_text("{")
+    again = Outbox(tmp_path)
+    assert not again.knows("t1")
+    assert again.waiting() == []
+
+
+def test_a_damaged_entry_is_said_to_be_damaged(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.commit(_reply("t1"))
+    (tmp_path / "pending" / "t1" / "reply.json").write_text("{")
+    with pytest.raises(MalformedMessage, match="damaged"):
+        outbox.read("t1")
+
+
+async def test_a_node_without_flower_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "find_spec", lambda name: None)
+    config = AgentConfig(node="n1", region="eu", nats_url="nats://x", data_dir=tmp_path)
+    job = Job(
+        task_file=tmp_path, blobs={}, app_dir=tmp_path, state_file=tmp_path, out_dir=tmp_path, node_id=1, node_config={}
+    )
+    with pytest.raises(CapabilityMissing, match=r"fedtide\[train\]"):
+        await Trainer(config).train(job)
+
+
+def test_preprocessing_steps_follow_one_another() -> None:
+    steps = [Scale(factor=0.5, offset=1.0), Normalize(mean=[1.0, 2.0], std=[1.0, 2.0]), Reshape(shape=[1, -1])]
+    out = apply(steps, np.array([[2.0, 4.0]], np.float32))
+    assert out.tolist() == [[1.0, 0.5]]
+    assert out.dtype == np.float32
+
+
+def test_an_input_that_does_not_fit_a_step_is_refused() -> None:
+    with pytest.raises(RemoteError, match="reshape"):
+        apply([Reshape(shape=[2, 2])], np.zeros(3, np.float32))
