@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 from pydantic import Field
 
-from aggregation import strategy_state
+from aggregation import random_state, strategy_state
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Node
 from aggregation.strategy_state import StrategyState
@@ -46,6 +46,7 @@ class Head(Strict):
     round: int
     arrays: Arrays
     rounds_with_updates: int
+    random: str = Field(description="The random generators after the round")
     histories: Histories
     strategy: str = Field(description="The strategy's state tree, JSON")
     strategy_tensors: BlobRef | None
@@ -79,6 +80,7 @@ class Checkpoints:
             round=round_,
             arrays=self._link.call(self._link.upload(encode(flower.tensors_of(arrays)))),
             rounds_with_updates=with_updates,
+            random=random_state.capture(),
             histories={name: _values(getattr(result, name)) for name in _HISTORIES},
             strategy=json.dumps(state.tree),
             strategy_tensors=self._store(state),
@@ -91,6 +93,7 @@ class Checkpoints:
         for name in _HISTORIES:
             records = {number: MetricRecord(dict(values)) for number, values in head.histories[name].items()}
             getattr(result, name).update(records)
+        random_state.restore(head.random)
         tensors = decode(memoryview(self._fetch(head.strategy_tensors))) if head.strategy_tensors is not None else []
         strategy_state.restore(strategy, StrategyState(json.loads(head.strategy), tensors))
         frame = head.arrays.inline

@@ -57,7 +57,7 @@ class GridLink:
         self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
         self._outstanding: dict[str, Outstanding] = {}
         self._held: dict[str, Delivery] | None = {}
-        self._taken: list[Delivery] = []
+        self._taken: dict[str, Delivery] = {}
         self._graces: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._sequence = 0
@@ -84,12 +84,18 @@ class GridLink:
         self.call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     async def _close(self) -> None:
+        await self.stop_listening()
+        await self._broker.close()
+
+    async def stop_listening(self) -> None:
+        """No reply is wanted any more: from here on the run's consumer may go."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._broker.close()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop from another thread."""
@@ -148,12 +154,20 @@ class GridLink:
             # Answered before this process was there: the node is not asked again.
             await self._take(early)
             return
+        subject = self._subjects.task(node.region, node.name, task.task)
+        if self._config.attempt > 1 and await self._was_cancelled(subject):
+            self._lost(task.task, "given up before the aggregator was restarted")
+            return
         await self._broker.publish(
-            self._subjects.task(node.region, node.name, task.task),
+            subject,
             task.model_dump_json().encode(),
             message_id=task.task,
             ttl_s=max(1.0, task.expires_at - time.time()),
         )
+
+    async def _was_cancelled(self, subject: str) -> bool:
+        last = await self._broker.last(DOWN, subject)
+        return last is not None and b'"kind":"cancel"' in last.data
 
     async def give_up(self, tasks: Iterable[str]) -> None:
         """Nobody waits for these tasks any more: tell their nodes."""
@@ -196,11 +210,11 @@ class GridLink:
 
     async def close_round(self) -> None:
         """The round's checkpoint is safe: its replies need not be delivered again."""
-        late = list(self._held.values()) if self._held is not None else []
-        taken, self._taken = [*self._taken, *late], []
+        done = {**self._taken, **(self._held or {})}
+        self._taken.clear()
         if self._held is not None:
             self._held.clear()
-        for delivery in taken:
+        for delivery in done.values():
             await delivery.ack()
 
     async def forget_updates(self) -> None:
@@ -225,10 +239,13 @@ class GridLink:
             task = last_token(delivery.subject)
             if task in self._outstanding:
                 await self._take(delivery)
-            elif self._held is not None and task not in self._held:
-                self._held[task] = delivery
-            else:
+            elif self._held is None:
                 await delivery.ack()
+            elif task in self._taken:
+                # It comes again because its round is long; an early word would lose it for a successor.
+                self._taken[task] = delivery
+            else:
+                self._held[task] = delivery
 
     async def _take(self, delivery: Delivery) -> None:
         """Hand a reply to whoever waits for it. While rounds can be resumed, it is acknowledged with its round."""
@@ -243,7 +260,7 @@ class GridLink:
         if self._held is None:
             await delivery.ack()
         else:
-            self._taken.append(delivery)
+            self._taken[task] = delivery
 
     async def _receive(self, delivery: Delivery) -> None:
         try:

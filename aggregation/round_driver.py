@@ -119,6 +119,8 @@ class RoundDriver:
             self._resume(progress, head)
         else:
             self._evaluate_here(progress, 0.0)
+            # Also before the first round: an app may draw other initial arrays when it is started again.
+            self._save(progress)
         while progress.round < rounds:
             progress.round += 1
             log.info("round.opened", extra={"round": progress.round, "of": rounds})
@@ -185,14 +187,17 @@ class RoundDriver:
 
     def _close(self, progress: Progress, sent: list[BlobRef]) -> None:
         """Checkpoint first; only then may the round's updates and model be forgotten."""
-        head = self._checkpoints.save_head(
-            progress.round, progress.arrays, progress.rounds_with_updates, progress.result, progress.strategy
-        )
+        head = self._save(progress)
         self._link.call(self._link.close_round())
         self._link.call(self._link.forget_updates())
         for blob in sent:
             if blob != head.arrays.blob:
                 self._link.call(self._link.forget_blob(blob))
+
+    def _save(self, progress: Progress) -> Head:
+        return self._checkpoints.save_head(
+            progress.round, progress.arrays, progress.rounds_with_updates, progress.result, progress.strategy
+        )
 
     def _starting_point(self, initial: ArrayRecord) -> ArrayRecord:
         if self._base is None:

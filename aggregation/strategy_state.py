@@ -86,7 +86,7 @@ def _encode(value: Any, state: StrategyState) -> Any:
             return {"flwr": _encode(value.numpy(), state)}
         case ArrayRecord():
             return {"record": [[k, _encode(v.numpy(), state)] for k, v in value.items()]}
-        case list() | tuple():
+        case list() | tuple() if type(value) in (list, tuple):
             return {type(value).__name__: [_encode(v, state) for v in value]}
         case dict():
             return {"dict": [[_encode(k, state), _encode(v, state)] for k, v in value.items()]}

@@ -63,9 +63,10 @@ def run(config: WorkerConfig) -> int:
             log.exception("run.app_raised")
             link.call(link.report(_failed(config, f"the ServerApp raised {type(exc).__name__}: {exc}")))
         else:
+            link.call(link.close_round())
+            link.call(link.forget_updates())
+            link.call(link.stop_listening())
             link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
-        link.call(link.close_round())
-        link.call(link.forget_updates())
     finally:
         link.close()
     return 0

@@ -16,6 +16,7 @@ from fabric.trigger_rule import Field_
 
 FUNCTIONS = {"abs": abs, "min": min, "max": max, "len": len}
 MAX_LENGTH = 1000
+_FAILURES = (InvalidExpression, ArithmeticError, LookupError, AttributeError, RecursionError, TypeError, ValueError)
 _ALLOWED = (ast.Compare, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Constant, ast.Name, ast.Call, ast.List, ast.Tuple)
 
 
@@ -44,5 +45,13 @@ def holds(expression: str, fields: dict[str, Field_]) -> bool:
     evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, names=names)
     try:
         return bool(evaluator.eval(expression.strip()))
-    except (InvalidExpression, TypeError, ValueError, ZeroDivisionError, KeyError) as exc:
+    except (
+        InvalidExpression,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as exc:
         raise ConfigError("where", f"cannot be evaluated: {exc}") from exc

@@ -105,10 +105,15 @@ class Executor:
 
     async def _fire(self, rule: TriggerRule, key: str) -> None:
         assert self._engine is not None and self._starter is not None
+        world = self._engine.world
+        if not world.is_asked_for(rule.name, key):
+            return
         try:
+            if key in world.runs or key in world.rollouts:
+                raise ConfigError(rule.name, f"{key} was started before, for the same event")
             await self._starter.fire(rule, key)
         except (ConfigError, NotFound) as exc:
-            await self._engine.submit(FiringFailed(rule=rule.name, id=key, reason=str(exc)), id=f"{key}.failed")
+            await self._engine.submit(FiringFailed(rule=rule.name, id=key, reason=str(exc)))
 
     async def _stop_fired(self, key: str, engine: Engine) -> None:
         if key in engine.world.runs:
@@ -138,6 +143,9 @@ class Executor:
         )
         subject = self._subjects.desired(node.region, node.name, command.model)
         key = f"{command.rollout}.{command.counter}.{node.name}"
+        last = await self._broker.last(DOWN, subject)
+        if last is not None and Desired.model_validate_json(last.data).counter > command.counter:
+            return  # a newer word stands there: an older one must not cover it
         await self._broker.publish(subject, desired.model_dump_json().encode(), message_id=key)
 
     async def _publish_release(self, command: PublishRelease, engine: Engine) -> None:

@@ -142,7 +142,14 @@ def served_after(state: Rollout, event: NodePhaseReported) -> BlobRef | None:
 
 def supersede(state: Rollout, by: str) -> Rollout:
     """What becomes of a roll-out when a newer one of the same model starts."""
-    return Superseded(state.facts, state.nodes, by) if isinstance(state, Rolling | Paused) else state
+    match state:
+        case Rolling() | Paused():
+            return Superseded(state.facts, state.nodes, by)
+        case RolledBack():
+            # What it still owes absent nodes is now the newer one's to say.
+            return replace(state, restored=frozenset(state.nodes))
+        case _:
+            return state
 
 
 def alarm_key(state: Rolling) -> str:

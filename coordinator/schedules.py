@@ -46,6 +46,9 @@ async def keep(engine: Engine) -> None:
                 seconds = None if earliest is None else max(0.0, (earliest - datetime.now(UTC)).total_seconds())
                 async with asyncio.timeout(seconds):
                     await changed()
+                # A rule that is new now does not fire for the past; a time that is due is not passed over.
+                now = datetime.now(UTC)
+                since = now if earliest is None or now < earliest else since
                 continue
             except TimeoutError:
                 for name, (at, type_) in due.items():

@@ -18,7 +18,7 @@ from coordinator.http_api import Api
 from coordinator.launcher import LocalLauncher
 from coordinator.presence import Presence
 from coordinator.starting import Starter
-from coordinator.topology import ensure_hub, ensure_region
+from coordinator.topology import Topology
 from coordinator.trigger_api import TriggerApi
 from fabric.broker import Broker
 from fabric.errors import ConfigError
@@ -39,7 +39,8 @@ async def serve(config: CoordinatorConfig) -> None:
     """
     subjects = Subjects(config.tenant)
     broker = await Broker.connect(config.nats_url, "coordinator")
-    await ensure_hub(broker, subjects, config.regions)
+    topology = Topology(broker, subjects)
+    await topology.ensure_hub()
     async with asyncio.TaskGroup() as group:
         executor = Executor(broker, subjects, group)
         engine = Engine(broker, subjects, EventLog(broker, subjects), executor.start)
@@ -55,7 +56,7 @@ async def serve(config: CoordinatorConfig) -> None:
         group.create_task(engine.run(), name="engine")
         group.create_task(engine.listen(), name="reports")
         for region in config.regions:
-            group.create_task(ensure_region(broker, subjects, region), name=f"region-{region}")
+            group.create_task(topology.ensure_region(region), name=f"region-{region}")
         group.create_task(schedules.keep(engine), name="schedules")
         api = Api(broker, subjects, engine, presence, starter)
         events = EventApi(engine, lambda: EventLog(broker, subjects))

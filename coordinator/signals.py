@@ -23,12 +23,7 @@ from fabric.events import (
     NodeJoined,
     NodeOffline,
     NodeOnline,
-    NodePhaseReported,
     ReleasePublished,
-    RolloutAbortRequested,
-    RunCancelRequested,
-    RunCompleted,
-    RunFailed,
     SignalReceived,
 )
 from fabric.trigger_rule import Field_, Signal
@@ -45,28 +40,22 @@ def of(event: Event, world: World) -> Iterator[Signal]:
         case ReleasePublished(manifest=manifest):
             metrics = {f"metric_{k}": v for k, v in manifest.metrics.items()}
             yield _signal(event, "release.published", model=manifest.model, version=manifest.version, **metrics)
-        case NodePhaseReported(rollout=key) | RolloutAbortRequested(rollout=key):
-            yield from _rollout_ended(event, key, world)
-        case RunCompleted(run=key) | RunFailed(run=key) | RunCancelRequested(run=key):
-            run = world.runs[key]
-            if isinstance(run, runs.Ended) and run.ended_at == event.time:
-                model = run.facts.spec.model or ""
-                yield _signal(event, "run.ended", run=key, model=model, outcome=run.outcome)
         case NodeJoined(node=name) | NodeOnline(node=name) | NodeOffline(node=name):
             yield from _fleet_changed(event, name, world)
         case _:
             return
 
 
-def _rollout_ended(event: Event, key: str, world: World) -> Iterator[Signal]:
-    state = world.rollouts[key]
-    if not isinstance(state, rollouts.Completed | rollouts.RolledBack):
-        return
-    name = f"rollout.{type(state).__name__.lower()}"
-    plan = state.facts.plan
-    # One end, one signal: later reports of the same roll-out carry the same id, and rules fire once an id.
-    signal = _signal(event, name, model=plan.model, version=plan.version, rollout=key)
-    yield signal.model_copy(update={"id": f"{key}.{name}"})
+def of_end(event: Event, state: runs.Run | rollouts.Rollout) -> Iterator[Signal]:
+    """The signal of a run or roll-out that this very event brought to its end."""
+    match state:
+        case runs.Ended(facts=facts, outcome=outcome):
+            yield _signal(event, "run.ended", run=facts.run, model=facts.spec.model or "", outcome=outcome)
+        case rollouts.Completed(facts=facts) | rollouts.RolledBack(facts=facts):
+            plan, name = facts.plan, f"rollout.{type(state).__name__.lower()}"
+            yield _signal(event, name, model=plan.model, version=plan.version, rollout=facts.rollout)
+        case _:
+            return
 
 
 def _fleet_changed(event: Event, name: str, world: World) -> Iterator[Signal]:

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Set
 
 from fabric.broker import Broker
 from fabric.errors import FedtideError, TransientError
 from fabric.streams import hub_streams, leaf_streams
-from fabric.subjects import Subjects
+from fabric.subjects import UP, Subjects
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 
 
-async def ensure_hub(broker: Broker, subjects: Subjects, regions: Iterable[str]) -> None:
-    """The hub's streams, as they should be."""
-    for config in hub_streams(subjects, regions):
-        await _until_ensured(broker, config, None)
+class Topology:
+    """The streams of one tenant. Regions may come at any time and in any order.
 
+    A mirror or source that is made before its link is up sits out half a minute of back-off in
+    nats-server. So a region's streams are made through the hub, which shows that the link is up,
+    and only then does the hub collect from the region.
+    """
 
-async def ensure_region(broker: Broker, subjects: Subjects, region: str) -> None:
-    """A region's streams. Asked through the hub, so the leaf link is up when the mirror is made:
-    a mirror made before its link sits out half a minute of back-off."""
-    for config in leaf_streams(subjects, region):
-        await _until_ensured(broker, config, region)
-    log.info("region.ready", extra={"region": region})
+    def __init__(self, broker: Broker, subjects: Subjects) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._one_at_a_time = asyncio.Lock()
+
+    async def ensure_hub(self) -> None:
+        """The hub's streams; what it collects from already goes on."""
+        await self._collect_from(frozenset())
+
+    async def ensure_region(self, region: str) -> None:
+        """A region's streams, as soon as it can be reached."""
+        for config in leaf_streams(self._subjects, region):
+            await _until_ensured(self._broker, config, region)
+        await self._collect_from({region})
+        log.info("region.ready", extra={"region": region})
+
+    async def _collect_from(self, regions: Set[str]) -> None:
+        async with self._one_at_a_time:
+            known = await self._broker.sourced_domains(UP)
+            for config in hub_streams(self._subjects, known | regions):
+                await _until_ensured(self._broker, config, None)
 
 
 async def _until_ensured(broker: Broker, config: dict[str, object], domain: str | None) -> None:

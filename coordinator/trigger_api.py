@@ -105,7 +105,9 @@ async def read_signal(request: web.Request) -> Signal:
     plain = {k: v for k, v in attributes.items() if k not in ("id", "type", "specversion", "datacontenttype")}
     try:
         fields = {**flatten(plain, "attributes"), **flatten(data, "data")}
-        return Signal(id=str(attributes["id"]), type=str(attributes["type"]), fields=fields)
+        # CloudEvents: source and id together are the identity.
+        identity = f"{attributes.get('source', '')}#{attributes['id']}"
+        return Signal(id=identity, type=str(attributes["type"]), fields=fields)
     except ValidationError as exc:
         raise ConfigError("event", exc.errors()[0]["msg"]) from exc
 

@@ -58,6 +58,7 @@ class Trigger:
     active: str | None = None
     asked: tuple[Firing, ...] = ()
     queue: tuple[Firing, ...] = ()
+    stopping: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     history: tuple[Judged, ...] = ()
 
@@ -70,15 +71,18 @@ def step(state: Trigger, signal: Signal, at: datetime) -> Step:
     if not matches_type(state.rule, signal.type):
         return state, ()
     outcome, reason = judge(state, signal, at)
-    started = started_id(state.rule, signal) if outcome in ("fired", "queued") else ""
-    state = _noted(state, Judged(at, signal.id, signal.type, outcome, reason, started))
+    key = started_id(state.rule, signal) if outcome in ("fired", "queued") else ""
+    state = _noted(state, Judged(at, signal.id, signal.type, outcome, reason, key))
     if outcome not in ("fired", "queued"):
         return state, ()
     state = replace(state, keys=(*state.keys, _key(state.rule, signal))[-REMEMBERED_KEYS:])
-    firing = Firing(signal, started)
+    firing = Firing(signal, key)
     if outcome == "queued":
         return replace(state, queue=(*state.queue, firing)), ()
-    stop: Commands = (StopFired(state.rule.name, state.active),) if state.active is not None else ()
+    if state.active is not None:
+        # Replaced: it must not start any more, and is owed an end until it has one.
+        state = replace(started(state, state.active), stopping=(*state.stopping, state.active))
+    stop = tuple(StopFired(state.rule.name, replaced) for replaced in state.stopping[-1:])
     state, commands = _fire(state, firing, at)
     return state, (*stop, *commands)
 
@@ -115,9 +119,10 @@ def started(state: Trigger, key: str) -> Trigger:
 
 def ended(state: Trigger, key: str, at: datetime) -> Step:
     """What the rule started is over: the next in the queue may go."""
+    state = replace(started(state, key), stopping=tuple(k for k in state.stopping if k != key))
     if state.active != key:
         return state, ()
-    state = replace(started(state, key), active=None)
+    state = replace(state, active=None)
     if not state.queue:
         return state, ()
     first, *rest = state.queue
@@ -131,7 +136,8 @@ def failed(state: Trigger, key: str, reason: str, at: datetime) -> Step:
 
 def owed(state: Trigger) -> Commands:
     """What was fired and is not known to have started."""
-    return tuple(Fire(state.rule, f.started) for f in state.asked)
+    stops = tuple(StopFired(state.rule.name, key) for key in state.stopping)
+    return (*stops, *(Fire(state.rule, f.started) for f in state.asked))
 
 
 def started_id(rule: TriggerRule, signal: Signal) -> str:

@@ -45,6 +45,7 @@ class World:
         self.models: dict[str, registry.Model] = {}
         self.rollouts: dict[str, rollouts.Rollout] = {}
         self.triggers: dict[str, triggers.Trigger] = {}
+        self._just_ended: list[runs.Run | rollouts.Rollout] = []
         self.serving: dict[str, dict[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
 
@@ -54,8 +55,10 @@ class World:
         Raises:
             InvalidTransition: an event that the state does not allow; nothing has changed.
         """
+        self._just_ended.clear()
         commands = self._apply(event)
-        for signal in signals.of(event, self):
+        ends = [signal for state in self._just_ended for signal in signals.of_end(event, state)]
+        for signal in [*signals.of(event, self), *ends]:
             commands += self._signal(signal, event.time)
         return commands
 
@@ -84,10 +87,17 @@ class World:
             case AlarmRang(id=rollout):
                 return self._rollout(rollout, data, event)
             case _:
-                run, commands = runs.step(self.runs.get(data.run), data, at)
-                self.runs[data.run] = run
-                self._started(data.run)
-                return commands + self._ended(data.run, at) if isinstance(run, runs.Ended) else commands
+                return self._run(data.run, data, at)
+
+    def _run(self, key: str, data: runs.RunEvent, at: datetime) -> Commands:
+        before = self.runs.get(key)
+        run, commands = runs.step(before, data, at)
+        self.runs[key] = run
+        self._started(key)
+        if isinstance(run, runs.Ended) and not isinstance(before, runs.Ended):
+            self._just_ended.append(run)
+            commands += self._ended(key, at)
+        return commands
 
     def _release(self, data: ModelProduced | ReleasePublished) -> Commands:
         if isinstance(data, ReleasePublished):
@@ -98,7 +108,7 @@ class World:
 
     def _start_rollout(self, data: RolloutStarted, event: Event) -> Commands:
         commands = self._rollout(data.rollout, data, event)
-        self._supersede(data.plan.model, data.rollout)
+        commands += self._supersede(data.plan.model, data.rollout, event.time)
         return self._model(data.plan.model, data) + commands
 
     def _change_rule(self, data: TriggerApplied | TriggerRemoved) -> Commands:
@@ -122,6 +132,11 @@ class World:
             commands += more
         return commands
 
+    def is_asked_for(self, rule: str, key: str) -> bool:
+        """Whether a rule still wants to start `key` (and was not replaced, removed or answered meanwhile)."""
+        trigger = self.triggers.get(rule)
+        return trigger is not None and any(f.started == key for f in trigger.asked)
+
     def _started(self, key: str) -> None:
         for name, trigger in self.triggers.items():
             self.triggers[name] = triggers.started(trigger, key)
@@ -139,11 +154,15 @@ class World:
         return commands
 
     def _rollout(self, key: str, data: rollouts.RolloutEvent, event: Event) -> Commands:
-        rollout, commands = rollouts.step(self.rollouts.get(key), data, event.time)
+        before = self.rollouts.get(key)
+        rollout, commands = rollouts.step(before, data, event.time)
         self.rollouts[key] = rollout
         self._started(key)
-        over = not isinstance(rollout, rollouts.Rolling | rollouts.Paused)
-        return commands + self._ended(key, event.time) if over else commands
+        goes_on = rollouts.Rolling | rollouts.Paused
+        if isinstance(before, goes_on) and not isinstance(rollout, goes_on):
+            self._just_ended.append(rollout)
+            commands += self._ended(key, event.time)
+        return commands
 
     def _note_served(self, data: NodePhaseReported) -> None:
         state = self.rollouts[data.rollout]
@@ -154,10 +173,13 @@ class World:
         else:
             nodes[data.node] = release
 
-    def _supersede(self, model: str, by: str) -> None:
+    def _supersede(self, model: str, by: str, at: datetime) -> Commands:
+        commands: Commands = ()
         for key, rollout in self.rollouts.items():
             if key != by and rollout.facts.plan.model == model:
                 self.rollouts[key] = rollouts.supersede(rollout, by)
+                commands += self._ended(key, at) if self.rollouts[key] is not rollout else ()
+        return commands
 
     def owed(self) -> Iterator[Commands]:
         """What the state as a whole still wants done, after a restart."""

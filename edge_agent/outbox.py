@@ -58,12 +58,11 @@ class Outbox:
         folder = self.folder(reply.task)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "reply.json"
-        with target.open("wb") as file:
-            file.write(reply.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
+        target.write_bytes(reply.model_dump_json().encode())
+        for part in folder.iterdir():
+            _sync(part)
         folder.rename(self._pending / reply.task)
-        _sync_folder(self._pending)
+        _sync(self._pending)
 
     def waiting(self) -> list[str]:
         """Tasks whose answers wait, oldest first."""
@@ -96,8 +95,8 @@ class Outbox:
                 marker.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -15,7 +15,7 @@ from edge_agent.trainer import Job, Trainer
 from fabric.apps import unpack
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
-from fabric.errors import CapabilityMissing, FedtideError, TransientError
+from fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
 from fabric.ids import flower_int
 from fabric.streams import HUB_DOMAIN
 from fabric.subjects import DOWN, UP, Subjects
@@ -114,9 +114,12 @@ class TaskLoop:
     async def _train(self, task: Task) -> Reply:
         began = time.monotonic()
         out_dir = self._outbox.folder(task.task)
+        opened = False
         while True:
             try:
-                self._outbox.open(task.task)
+                if not opened:
+                    self._outbox.open(task.task)
+                    opened = True
                 message = await self._answer(task, out_dir)
                 break
             except TransientError as exc:
@@ -196,11 +199,18 @@ class TaskLoop:
             return self._subjects.update_blob(region, node, reply.run, digest)
 
         for path in pending.blobs.values():
-            await put_blob(self._broker, prefix, UP, [map_file(path)], ttl_s=UPDATE_TTL_S)
+            await put_blob(self._broker, prefix, UP, [_mapped(path)], ttl_s=UPDATE_TTL_S)
         subject = self._subjects.reply(region, node, reply.run, reply.task)
         await self._broker.publish(
             subject, reply.model_dump_json().encode(), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S
         )
+
+
+def _mapped(path: Path) -> memoryview:
+    try:
+        return map_file(path)
+    except (OSError, ValueError) as exc:
+        raise MalformedMessage(f"the outbox lost {path.name}: {exc}") from exc
 
 
 def _forget_old_states(folder: Path) -> None:

@@ -199,6 +199,15 @@ class Broker:
                 raise
             await self._call(f"STREAM.UPDATE.{config['name']}", body, domain)
 
+    async def sourced_domains(self, stream: str) -> frozenset[str]:
+        """The JetStream domains that a stream is sourced from now (none if there is no such stream)."""
+        try:
+            answer = await self._call(f"STREAM.INFO.{stream}", b"", None)
+        except ApiError:
+            return frozenset()
+        apis = [source.get("external", {}).get("api", "") for source in answer["config"].get("sources") or []]
+        return frozenset(a.removeprefix("$JS.").removesuffix(".API") for a in apis)
+
     async def delete_consumer(self, stream: str, durable: str) -> None:
         """Forget a durable consumer; it is no error if there is none."""
         try:
@@ -232,7 +241,8 @@ class Broker:
                 async for message in _until_poll_ends(arrived):
                     yield Delivery(message.subject, message.data, message.ack)
         finally:
-            await subscription.unsubscribe()
+            if not self._client.is_closed:
+                await subscription.unsubscribe()
 
     async def _ensure_consumer(self, stream: str, durable: str, pattern: str, *, reset: bool) -> bool:
         try:

@@ -12,7 +12,7 @@ import pytest
 
 from coordinator.embedded import nats_config
 from coordinator.embedded.plan import free_ports, nats_server
-from coordinator.topology import ensure_hub, ensure_region
+from coordinator.topology import Topology as Streams
 from fabric.broker import Broker
 from fabric.subjects import Subjects
 
@@ -77,8 +77,9 @@ async def topology(tmp_path: Path) -> AsyncIterator[Topology]:
     leaf.start()
     subjects = Subjects()
     broker = await Broker.connect(hub.url, "test-topology")
-    await ensure_hub(broker, subjects, ["eu"])
-    await asyncio.wait_for(ensure_region(broker, subjects, "eu"), 30)
+    streams = Streams(broker, subjects)
+    await streams.ensure_hub()
+    await asyncio.wait_for(streams.ensure_region("eu"), 30)
     await broker.close()
     yield Topology(hub, leaf, "eu", subjects)
     leaf.kill()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.event_log import EventLog
-from coordinator.topology import ensure_hub
+from coordinator.topology import Topology as Streams
 from fabric.blobs import CHUNK_BYTES, BlobRef
 from fabric.broker import Broker
 from fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
@@ -155,7 +155,7 @@ async def test_a_delivery_that_was_not_acknowledged_comes_again_to_the_next_cons
 
 async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> None:
     broker = await Broker.connect(hub.url, "test")
-    await ensure_hub(broker, SUBJECTS, [])
+    await Streams(broker, SUBJECTS).ensure_hub()
     old, new = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
     assert [e async for e in old.replay()] == []
     await old.append(_event("a"))
@@ -171,10 +171,19 @@ async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> No
 
 async def test_an_append_whose_answer_was_lost_is_not_mistaken_for_another_writer(hub: NatsServer) -> None:
     broker = await Broker.connect(hub.url, "test")
-    await ensure_hub(broker, SUBJECTS, [])
+    await Streams(broker, SUBJECTS).ensure_hub()
     first, second = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
     await first.append(_event("a"))
     await second.append(_event("a"))
     await second.append(_event("b"))
     assert [e.id async for e in EventLog(broker, SUBJECTS).replay()] == ["a", "b"]
     await broker.close()
+
+
+async def test_a_coordinator_that_comes_back_keeps_collecting_from_its_regions(at_hub: Broker, at_leaf: Broker) -> None:
+    await Streams(at_hub, SUBJECTS).ensure_hub()
+    assert await at_hub.sourced_domains(UP) == {"eu"}
+    await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), b"hello")
+    async for delivery in at_hub.consume(UP, "again", SUBJECTS.all_reports):
+        assert delivery.data == b"hello"
+        break

@@ -13,7 +13,7 @@ from coordinator.conditions import check, holds
 from fabric.errors import ConfigError
 from fabric.events import FiringFailed, RunCompleted, SignalReceived, TriggerApplied, TriggerRemoved
 from fabric.trigger_rule import Schedule, Signal, StartRun, TriggerRule
-from tests.scenarios.build import APP, Story, joined, phase, produced, published, requested, rollout, wave
+from tests.scenarios.build import APP, Story, alarm, joined, phase, produced, published, requested, rollout, wave
 
 
 def _rule(**changes: Any) -> TriggerApplied:
@@ -128,11 +128,35 @@ def test_releases_roll_outs_fleet_and_data_are_signals_too() -> None:
     story = Story()
     story.tell(_rule(on="dev.fedtide.*", where="false"), joined("a", samples=7), requested(), produced(), published())
     story.tell(rollout(wave("eu", "", "a")), phase("a", "confirmed"), phase("a", "confirmed"))
+    story.tell(RunCompleted(run="run-1", attempt=1))
     types = [line.type.removeprefix("dev.fedtide.") for line in story.world.trigger("r").history]
-    assert types == ["fleet.changed", "data.reported", "release.published", "rollout.completed", "rollout.completed"]
-    story.tell(_rule(name="once", on="dev.fedtide.rollout.completed", policy="replace"))
-    fired = [_fired(story.tell(phase("a", "confirmed"))) for _ in range(2)]
-    assert [len(f) for f in fired] == [1, 0]
+    assert types == ["fleet.changed", "data.reported", "release.published", "rollout.completed", "run.ended"]
+
+
+def test_an_end_is_a_signal_whatever_brought_it_about() -> None:
+    story = Story()
+    story.tell(_rule(on="dev.fedtide.rollout.*", where="false"), rollout(wave("eu", "", "a b")))
+    story.tell(phase("a", "confirmed"), alarm("0-rest"))
+    assert [line.type for line in story.world.trigger("r").history] == ["dev.fedtide.rollout.completed"]
+
+
+def test_a_storm_under_replace_leaves_one_and_ends_every_other_also_after_a_restart() -> None:
+    story = Story()
+    story.tell(_rule(policy="replace"))
+    keys = [_fired(story.tell(_signal(str(n))))[0] for n in range(3)]
+    assert [c.id for c in story.owed() if isinstance(c, Fire)] == keys[2:]
+    assert [c.id for c in story.owed() if isinstance(c, StopFired)] == keys[:2]
+    assert not story.world.is_asked_for("r", keys[0])
+    story.tell(requested(keys[0]), RunCompleted(run=keys[0], attempt=1))
+    assert [c.id for c in story.owed() if isinstance(c, StopFired)] == keys[1:2]
+
+
+def test_a_roll_out_that_was_superseded_frees_its_rule() -> None:
+    story = Story()
+    story.tell(_rule(do={"kind": "rollout", "model": "m"}))
+    (key,) = _fired(story.tell(_signal("1")))
+    story.tell(rollout(wave("eu", "", "a"), key=key), rollout(wave("eu", "", "a"), key="other", counter=3))
+    assert story.world.trigger("r").active is None
 
 
 @pytest.mark.parametrize(
@@ -154,6 +178,12 @@ def test_conditions_say_what_they_seem_to_say(expression: str, fields: dict[str,
 def test_what_is_no_condition_is_refused_with_its_position(expression: str) -> None:
     with pytest.raises(ConfigError, match="column"):
         check("where", expression)
+
+
+@pytest.mark.parametrize("expression", ["n * 1.5 > 3", "10.0 ** n > 1"])
+def test_numbers_beyond_all_bounds_are_an_error_not_a_crash(expression: str) -> None:
+    with pytest.raises(ConfigError):
+        holds(expression, {"n": 10**400})
 
 
 @pytest.mark.parametrize("expression", ["__import__('os')", "n.__class__", "open('x')", "9 ** 9 ** 9", "'a' * 10 ** 9"])
