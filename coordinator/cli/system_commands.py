@@ -15,7 +15,7 @@ import typer
 from coordinator.cli.client import SERVER, Client
 from coordinator.cli.output import Format, Output, show_one
 from coordinator.embedded.home import Home, UpState
-from coordinator.launcher import end_with_parent
+from coordinator.lifelines import end_with_parent
 from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
 
 UP_WITHIN_S = 180.0

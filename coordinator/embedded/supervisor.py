@@ -19,7 +19,7 @@ from pathlib import Path
 
 from coordinator.embedded.home import Home, UpState
 from coordinator.embedded.plan import Child, Layout
-from coordinator.launcher import die_with_parent
+from coordinator.lifelines import die_with_parent
 from fabric.errors import ConfigError, FedtideError, TransientError
 
 log = logging.getLogger(__name__)
