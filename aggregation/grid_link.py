@@ -208,14 +208,16 @@ class GridLink:
         for delivery in (held or {}).values():
             await delivery.ack()
 
-    async def close_round(self) -> None:
-        """The round's checkpoint is safe: its replies need not be delivered again."""
+    async def close_round(self) -> list[bytes]:
+        """The round's checkpoint is safe: its replies need not be delivered again. Returns those that were late."""
+        late = [delivery.data for task, delivery in (self._held or {}).items() if task not in self._taken]
         done = {**self._taken, **(self._held or {})}
         self._taken.clear()
         if self._held is not None:
             self._held.clear()
         for delivery in done.values():
             await delivery.ack()
+        return late
 
     async def forget_updates(self) -> None:
         """Delete the run's folded updates from the hub and the regions (they expire anyway)."""

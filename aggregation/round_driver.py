@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Result, Strategy
+from pydantic import ValidationError
 
 from aggregation import random_state
 from aggregation.admission import Refusal, inspect
@@ -28,9 +29,10 @@ from aggregation.nats_grid import NatsGrid, Phase
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, FedtideError
-from fabric.events import RoundClosed
+from fabric.events import RoundClosed, UpdateRefused
 from fabric.subjects import Subjects
 from fabric.tensors import Tensor
+from fabric.wire import Reply
 
 log = logging.getLogger(__name__)
 
@@ -188,11 +190,30 @@ class RoundDriver:
     def _close(self, progress: Progress, sent: list[BlobRef]) -> None:
         """Checkpoint first; only then may the round's updates and model be forgotten."""
         head = self._save(progress)
-        self._link.call(self._link.close_round())
+        for raw in self._link.call(self._link.close_round()):
+            self._report_late(raw)
         self._link.call(self._link.forget_updates())
         for blob in sent:
             if blob != head.arrays.blob:
                 self._link.call(self._link.forget_blob(blob))
+
+    def _report_late(self, raw: bytes) -> None:
+        """An answer to a task that was given up, or to a round that is over: counted, never averaged."""
+        try:
+            reply = Reply.model_validate_json(raw)
+        except ValidationError as exc:
+            log.warning("round.late_reply_malformed", extra={"reason": str(exc)})
+            return
+        late = UpdateRefused(
+            run=self._config.run,
+            attempt=self._config.attempt,
+            round=int(reply.message.group_id or 0),
+            phase=reply.message.message_type,
+            node=reply.node,
+            category="late",
+            reason="arrived after its task had been given up",
+        )
+        self._link.call(self._link.report(late))
 
     def _save(self, progress: Progress) -> Head:
         return self._checkpoints.save_head(

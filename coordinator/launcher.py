@@ -10,6 +10,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -81,9 +82,15 @@ class LocalLauncher:
         file.write_text(json.dumps(config))
         with (folder / "aggregator.log").open("ab") as logfile:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "aggregation", str(file), stdout=logfile, stderr=logfile, start_new_session=True
+                sys.executable,
+                "-m",
+                "aggregation",
+                str(file),
+                stdout=logfile,
+                stderr=logfile,
+                start_new_session=True,
+                preexec_fn=partial(_leave_note, self._note(command.run), command.attempt),
             )
-        self._note(command.run).write_text(json.dumps({"pid": process.pid, "attempt": command.attempt}))
         log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
         return process
 
@@ -121,6 +128,11 @@ class LocalLauncher:
         for task in self._watched.values():
             task.cancel()
         await asyncio.gather(*self._watched.values(), return_exceptions=True)
+
+
+def _leave_note(note: Path, attempt: int) -> None:
+    # Written by the child itself before it becomes the aggregator: there is no moment without a note.
+    note.write_text(json.dumps({"pid": os.getpid(), "attempt": attempt}))
 
 
 async def _until_gone(pid: int) -> None:

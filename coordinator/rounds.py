@@ -84,9 +84,14 @@ def step(state: Round | None, event: RoundEvent) -> Round:
         case UpdateRefused(phase=phase, node=node, category=category, reason=reason):
             state = state if state is not None else Collecting(event.round, {})
             tally = state.phases.get(phase, Tally())
-            if node in tally.received or node in tally.refused:
+            if node in tally.received or not _says_more(tally.refused.get(node), category):
                 return state
             return _with(state, phase, replace(tally, refused={**tally.refused, node: Refused(category, reason)}))
+
+
+def _says_more(known: Refused | None, category: str) -> bool:
+    """A node that was given up and answers after all is late; otherwise the first word stands."""
+    return known is None or (category == "late" and known.category in ("timeout", "node_lost"))
 
 
 def abandon(state: Round, reason: str) -> Round:

@@ -53,6 +53,15 @@ def test_a_node_that_was_refused_is_not_counted_as_received_later() -> None:
     assert story.world.run("run-1").rounds[1].phases["train"].received == frozenset()
 
 
+def test_an_answer_after_its_task_was_given_up_is_counted_as_late_and_never_as_received() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a", "b"), refused(1, "a", "timeout"), refused(1, "b"), closed(1))
+    story.tell(refused(1, "a", "late"), refused(1, "b", "late"))
+    tally = story.world.run("run-1").rounds[1].phases["train"]
+    assert {n: r.category for n, r in tally.refused.items()} == {"a": "late", "b": "app_error"}
+    assert tally.received == frozenset()
+
+
 def test_a_crashed_aggregator_is_launched_again_as_the_next_attempt_and_keeps_its_rounds() -> None:
     story = Story()
     story.tell(requested(), opened(1, "a", "b"), received(1, "a"))
