@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.process_memory import PeakMemory
+from benchmarks.process_memory import PeakMemory, tree
 from benchmarks.report import Row, load_now, write
 
 APP = Path(__file__).parent / "echo_app"
@@ -103,9 +104,10 @@ def _superlink(folder: Path) -> Iterator[tuple[dict[str, str], int]]:
         _wait_until_open(port)
         yield environment, shell.pid
     finally:
-        os.killpg(shell.pid, 15)
+        processes = tree(shell.pid)
+        os.killpg(shell.pid, signal.SIGTERM)
         shell.wait()
-        time.sleep(1)
+        _wait_until_gone(processes)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -126,6 +128,17 @@ def _wait_until_open(port: int) -> None:
                 return
         time.sleep(0.2)
     raise TimeoutError(f"nothing listens on {port}")
+
+
+def _wait_until_gone(processes: list[int]) -> None:
+    """The next measurement must not share the machine with what is still ending; what does not end is killed."""
+    deadline = time.monotonic() + 20
+    while left := [p for p in processes if Path(f"/proc/{p}").exists()]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.1)
 
 
 def _wait_for(file: Path) -> None:

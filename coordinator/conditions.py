@@ -12,7 +12,7 @@ from typing import Any
 from simpleeval import EvalWithCompoundTypes, InvalidExpression
 
 from fabric.errors import ConfigError
-from fabric.trigger_rule import Field_
+from fabric.trigger_rule import FieldValue
 
 FUNCTIONS = {"abs": abs, "min": min, "max": max, "len": len}
 MAX_LENGTH = 1000
@@ -33,7 +33,7 @@ def check(path: str, expression: str) -> None:
             raise ConfigError(f"{path}, column {node.col_offset + 1}", f"{type(node).__name__} is not allowed here")
 
 
-def holds(expression: str, fields: dict[str, Field_]) -> bool:
+def holds(expression: str, fields: dict[str, FieldValue]) -> bool:
     """Whether the condition is true for an event.
 
     Raises:

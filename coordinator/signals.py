@@ -26,7 +26,7 @@ from fabric.events import (
     ReleasePublished,
     SignalReceived,
 )
-from fabric.trigger_rule import Field_, Signal
+from fabric.trigger_rule import FieldValue, Signal
 
 if TYPE_CHECKING:
     from coordinator.world import World
@@ -76,5 +76,5 @@ def _fleet_changed(event: Event, name: str, world: World) -> Iterator[Signal]:
         )
 
 
-def _signal(event: Event, name: str, **fields: Field_) -> Signal:
+def _signal(event: Event, name: str, **fields: FieldValue) -> Signal:
     return Signal(id=event.id, type=f"{TYPE_PREFIX}{name}", fields=fields)

@@ -78,7 +78,7 @@ class TriggerRule(Strict):
             raise ValueError(exc.what) from exc
 
 
-Field_ = bool | int | float | str
+FieldValue = bool | int | float | str
 
 
 class Signal(Strict):
@@ -86,7 +86,7 @@ class Signal(Strict):
 
     id: str
     type: str
-    fields: dict[str, Field_] = {}
+    fields: dict[str, FieldValue] = {}
 
 
 def matches_type(rule: TriggerRule, type_: str) -> bool:

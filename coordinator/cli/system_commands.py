@@ -62,6 +62,7 @@ def up(
 
 
 def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> UpState:
+    """Looks again and again, only while starting up: nothing tells us when foreign processes are ready."""
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline:
         code = process.poll()
