@@ -19,7 +19,7 @@ from fabric.tensors import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    category: Literal["wrong_shape", "not_finite"]
+    category: Literal["wrong_shape", "not_finite", "stale"]
     reason: str
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, MetricRecord
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 from pydantic import Field
 
 from aggregation import random_state, strategy_state
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Node
+from aggregation.progress import Progress
 from aggregation.strategy_state import StrategyState
 from fabric import flower
 from fabric.blobs import BlobRef
@@ -35,13 +36,27 @@ class Plan(Strict):
     """A phase that is about to be sent, or was."""
 
     round: int
+    trial: int = 1
     phase: str
     nodes: list[tuple[str, str]] = Field(description="(name, region) of every node that stood to choice, in order")
     random: str
 
 
+class TaskOut(Strict):
+    """A training task that a later round may count."""
+
+    task: str
+    name: str
+    region: str
+    round: int
+
+    @property
+    def node(self) -> Node:
+        return Node.of(self.name, self.region)
+
+
 class Head(Strict):
-    """The run after `round`."""
+    """The run after `round`. `bases` are the models that the tasks in `outstanding` were given, by round."""
 
     round: int
     arrays: Arrays
@@ -50,6 +65,9 @@ class Head(Strict):
     histories: Histories
     strategy: str = Field(description="The strategy's state tree, JSON")
     strategy_tensors: BlobRef | None
+    outstanding: list[TaskOut] = []
+    bases: dict[int, Arrays] = {}
+    bytes_moved: int = 0
 
 
 class Checkpoints:
@@ -63,52 +81,71 @@ class Checkpoints:
     def head(self) -> Head | None:
         return self._read("head", Head)
 
-    def plan(self, round_: int, phase: str) -> Plan | None:
+    def plan(self, round_: int, trial: int, phase: str) -> Plan | None:
         """The plan of exactly this phase, if it was made before."""
         found = self._read(f"plan-{phase}", Plan)
-        return found if found is not None and found.round == round_ else None
+        return found if found is not None and (found.round, found.trial) == (round_, trial) else None
+
+    def trial(self, round_: int) -> int:
+        """The trial that a round is in: the first, unless a plan says otherwise."""
+        found = self._read("plan-train", Plan)
+        return found.trial if found is not None and found.round == round_ else 1
 
     def save_plan(self, plan: Plan) -> None:
         self._write(f"plan-{plan.phase}", plan)
 
-    def save_head(
-        self, round_: int, arrays: ArrayRecord, with_updates: int, result: Result, strategy: Strategy
-    ) -> Head:
-        """Make round `round_` durable. The arrays are what the next round sends: they are stored once."""
-        state = strategy_state.capture(strategy)
+    def save_head(self, progress: Progress, bytes_moved: int) -> Head:
+        """Make the present round durable. The arrays are what the next round sends: they are stored once."""
+        state = strategy_state.capture(progress.strategy)
+        out = [(t, a.node, a.place.round) for t, a in progress.grid.outstanding().items()]
         head = Head(
-            round=round_,
-            arrays=self._link.call(self._link.upload(encode(flower.tensors_of(arrays)))),
-            rounds_with_updates=with_updates,
+            round=progress.round,
+            arrays=self._upload(progress.arrays),
+            rounds_with_updates=progress.rounds_with_updates,
             random=random_state.capture(),
-            histories={name: _values(getattr(result, name)) for name in _HISTORIES},
+            histories={name: _values(getattr(progress.result, name)) for name in _HISTORIES},
             strategy=json.dumps(state.tree),
             strategy_tensors=self._store(state),
+            outstanding=[TaskOut(task=t, name=n.name, region=n.region, round=r) for t, n, r in out],
+            bases={number: self._upload(base) for number, base in progress.bases.items()},
+            bytes_moved=bytes_moved,
         )
         self._write("head", head)
         return head
 
-    def restore(self, head: Head, result: Result, strategy: Strategy) -> ArrayRecord:
-        """Put a head back into a fresh result and strategy; returns the global arrays."""
+    def restore(self, head: Head, progress: Progress) -> None:
+        """Put a head back into a fresh progress."""
         for name in _HISTORIES:
             records = {number: MetricRecord(dict(values)) for number, values in head.histories[name].items()}
-            getattr(result, name).update(records)
+            getattr(progress.result, name).update(records)
         random_state.restore(head.random)
+        self.restore_strategy(head, progress.strategy)
+        progress.arrays = self._download(head.arrays)
+        progress.bases = {number: self._download(arrays) for number, arrays in head.bases.items()}
+        progress.round, progress.rounds_with_updates = head.round, head.rounds_with_updates
+        progress.bytes_before = head.bytes_moved
+
+    def restore_strategy(self, head: Head, strategy: Strategy) -> None:
         tensors = decode(memoryview(self._fetch(head.strategy_tensors))) if head.strategy_tensors is not None else []
         strategy_state.restore(strategy, StrategyState(json.loads(head.strategy), tensors))
-        frame = head.arrays.inline
-        if head.arrays.blob is not None:
-            blob = self._link.fetch(head.arrays.blob, prefix=self._link.round_prefix)
-            frame = bytes(self._link.call(blob))
+
+    def _upload(self, arrays: ArrayRecord) -> Arrays:
+        return self._link.call(self._link.storage.upload(encode(flower.tensors_of(arrays))))
+
+    def _download(self, arrays: Arrays) -> ArrayRecord:
+        frame = arrays.inline
+        if arrays.blob is not None:
+            storage = self._link.storage
+            frame = bytes(self._link.call(storage.fetch(arrays.blob, prefix=storage.round_prefix)))
         return flower.record_of(frame or b"")
 
     def _store(self, state: StrategyState) -> BlobRef | None:
         if not state.tensors:
             return None
-        return self._link.call(self._link.store(encode(state.tensors), keep=False, **self._place))
+        return self._link.call(self._link.storage.store(encode(state.tensors), keep=False, **self._place))
 
     def _fetch(self, ref: BlobRef) -> bytearray:
-        return self._link.call(self._link.fetch(ref, **self._place))
+        return self._link.call(self._link.storage.fetch(ref, **self._place))
 
     @property
     def _place(self) -> dict[str, Any]:
@@ -116,12 +153,12 @@ class Checkpoints:
         return {"stream": CHECKPOINTS, "prefix": prefix}
 
     def _read(self, name: str, kind: type[M]) -> M | None:
-        data = self._link.call(self._link.read(CHECKPOINTS, self._subjects.checkpoint(self._run, name)))
+        data = self._link.call(self._link.storage.read(CHECKPOINTS, self._subjects.checkpoint(self._run, name)))
         return kind.model_validate_json(data) if data is not None else None
 
     def _write(self, name: str, value: Strict) -> None:
         subject = self._subjects.checkpoint(self._run, name)
-        self._link.call(self._link.write(subject, value.model_dump_json().encode()))
+        self._link.call(self._link.storage.write(subject, value.model_dump_json().encode()))
 
 
 def nodes_of(plan: Plan) -> list[Node]:

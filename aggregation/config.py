@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fabric.events import RunSpec
+from fabric.run_events import RunSpec
 from fabric.wire import Strict
 
 

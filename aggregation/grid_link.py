@@ -7,37 +7,35 @@ from the ServerApp's threads through `call`.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from aggregation.config import WorkerConfig
 from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding
-from fabric.blobs import BlobRef
+from aggregation.storage import Storage
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TransientError
 from fabric.events import Event, EventData
 from fabric.jetstream import Delivery, Received
-from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
-from fabric.tensors import Buffer, frame_size
-from fabric.transfer import Prefix, Source, put_blob, read_blob
-from fabric.wire import INLINE_BYTES, Arrays, Cancel, Reply, Task
+from fabric.questions import Cohort, CohortQuestion
+from fabric.round_policy import TimeIsUp
+from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
+from fabric.tensors import Buffer
+from fabric.wire import Cancel, Reply, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-ROUND_BLOB_TTL_S = 24 * 3600.0
 RETRY_S = 0.5
 CANCEL_TTL_S = 24 * 3600.0
-NODE_GRACE_S = 15.0
-"""How long an offline node's task is waited for before the round goes on without it."""
+SUPERSEDED_CODE = 76
+"""Exit code of an aggregator whose run has another one, or nobody who wants it."""
 
 
 def _die_if_failed(task: asyncio.Task[None]) -> None:
@@ -60,7 +58,9 @@ class GridLink:
         self._taken: dict[str, Delivery] = {}
         self._graces: dict[str, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._blobs: dict[str, list[str]] = {}
         self._sequence = 0
+        self._clock: tuple[tuple[int, int, str], Inbox] | None = None
 
     def open(self) -> None:
         """Connect and start listening for replies.
@@ -73,8 +73,11 @@ class GridLink:
 
     async def _open(self) -> None:
         self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
+        self.storage = Storage(self._broker, self._config)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
+        await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self.look_for_absent)
+        self._broker.when_reconnected(self._read_order)
         listening = self._loop.create_task(self._listen(), name="replies")
         listening.add_done_callback(_die_if_failed)
         self._tasks.append(listening)
@@ -101,48 +104,64 @@ class GridLink:
         """Run a coroutine on the loop from another thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def nodes(self) -> list[Node]:
-        """The run's nodes that are online now, as the coordinator selects them."""
-        question = json.dumps({"run": self._config.run}).encode()
+    async def cohort(self, round_: int, trial: int, phase: str) -> Cohort:
+        """Whom the coordinator wants to be asked in a phase, and who is there.
+
+        Ends this process if its attempt is not the run's present one: two would take each other's answers.
+        """
+        run, attempt = self._config.run, self._config.attempt
+        question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase)
         while True:
             try:
-                answer = await self._broker.ask(self._subjects.rpc("nodes"), question, timeout_s=5)
+                raw = await self._broker.ask(
+                    self._subjects.rpc("cohort"), question.model_dump_json().encode(), timeout_s=5
+                )
                 break
             except TransientError as exc:
                 log.warning("grid.waits_for_coordinator", extra={"reason": str(exc)})
                 await asyncio.sleep(RETRY_S)
-        return [Node.of(n["name"], n["region"]) for n in json.loads(answer)]
+        answer = Cohort.model_validate_json(raw)
+        if answer.superseded:
+            log.critical("grid.superseded", extra={"run": run, "attempt": attempt})
+            os._exit(SUPERSEDED_CODE)
+        return answer
 
-    def round_prefix(self, digest: str) -> str:
-        return self._subjects.round_blob(self._config.run, digest)
+    async def start_clock(self, round_: int, trial: int, phase: str, inbox: Inbox) -> None:
+        """The coordinator's word that this phase's time is up goes into `inbox`, also if it came before."""
+        if self._config.attempt > 1 and self._held is not None:
+            await self._caught_up()
+        self._clock = ((round_, trial, phase), inbox)
+        await self._read_order()
 
-    async def upload(self, frame: list[Buffer]) -> Arrays:
-        """Make a frame available to every node: inline when small, else as a blob of this run's rounds."""
-        if frame_size(frame) <= INLINE_BYTES:
-            return Arrays(inline=b"".join(frame))
-        return Arrays(blob=await self.store(frame, keep=False, prefix=self.round_prefix))
-
-    async def store(
-        self, parts: Iterable[Buffer], *, keep: bool, stream: str = DOWN, prefix: Prefix | None = None
-    ) -> BlobRef:
-        ttl_s = None if keep else ROUND_BLOB_TTL_S
-        return await put_blob(self._broker, prefix or self._subjects.blob, stream, parts, ttl_s=ttl_s)
-
-    async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
-        return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
-
-    async def read(self, stream: str, subject: str) -> bytes | None:
-        found = await self._broker.last(stream, subject)
-        return None if found is None else found.data
-
-    async def write(self, subject: str, data: bytes) -> None:
-        """Store one message, however long the broker is away."""
+    async def _caught_up(self) -> None:
+        """What was delivered before this process was there counts, however late its coordinator's word is heard."""
+        durable = reply_consumer(self._config.run)
         while True:
             try:
-                await self._broker.publish(subject, data)
-                return
+                pending, unacknowledged = await self._broker.backlog(UP, durable)
             except TransientError:
-                await asyncio.sleep(RETRY_S)
+                pending = 1
+            else:
+                if not pending and unacknowledged <= len(self._held or ()) + len(self._taken):
+                    return
+            await asyncio.sleep(0.05)
+
+    async def _read_order(self) -> None:
+        raw = await self.storage.read(CHECKPOINTS, self._subjects.order(self._config.run))
+        if raw is not None:
+            self._obey(raw)
+
+    async def _on_order(self, message: Received) -> None:
+        self._obey(message.data)
+
+    def _obey(self, raw: bytes) -> None:
+        try:
+            order = TimeIsUp.model_validate_json(raw)
+        except ValidationError as exc:
+            raise MalformedMessage(f"order: {exc.errors()[0]['msg']}") from exc
+        if self._clock is not None and self._clock[0] == (order.round, order.trial, order.phase):
+            self._clock[1].put(order)
+            self._clock = None
 
     async def send(self, task: Task, node: Node, inbox: Inbox) -> None:
         """Hand a task to a node (stored: a node that is away finds it when it comes back)."""
@@ -164,6 +183,15 @@ class GridLink:
             message_id=task.task,
             ttl_s=max(1.0, task.expires_at - time.time()),
         )
+
+    async def adopt(self, task: str, node: Node, inbox: Inbox) -> None:
+        """Wait for a task that a predecessor sent in an earlier round."""
+        self._outstanding[task] = Outstanding(node, inbox)
+        early = self._held.pop(task, None) if self._held is not None else None
+        if early is not None:
+            await self._take(early)
+        elif await self._was_cancelled(self._subjects.task(node.region, node.name, task)):
+            self._lost(task, "given up before the aggregator was restarted")
 
     async def _was_cancelled(self, subject: str) -> bool:
         last = await self._broker.last(DOWN, subject)
@@ -208,32 +236,27 @@ class GridLink:
         for delivery in (held or {}).values():
             await delivery.ack()
 
-    async def close_round(self) -> list[bytes]:
-        """The round's checkpoint is safe: its replies need not be delivered again. Returns those that were late."""
-        late = [delivery.data for task, delivery in (self._held or {}).items() if task not in self._taken]
-        done = {**self._taken, **(self._held or {})}
-        self._taken.clear()
-        if self._held is not None:
-            self._held.clear()
+    async def close_round(self, counted: Collection[str], *, carries: bool) -> list[bytes]:
+        """The round's checkpoint is safe: its replies need not be delivered again. Returns those that were late.
+
+        Args:
+            counted: tasks whose answers the round has taken into account.
+            carries: the others count in a later round: they are neither late nor acknowledged.
+        """
+        held = self._held or {}
+        if carries:
+            done = {task: self._taken.pop(task) for task in counted if task in self._taken}
+            late = []
+        else:
+            done = {**self._taken, **held}
+            late = [delivery.data for task, delivery in done.items() if task not in counted]
+            self._taken.clear()
+            held.clear()
         for delivery in done.values():
             await delivery.ack()
+        digests = [d for task in done for d in self._blobs.pop(task, [])]
+        await self.storage.forget_updates(digests if carries else None)
         return late
-
-    async def forget_updates(self) -> None:
-        """Delete the run's folded updates from the hub and the regions (they expire anyway)."""
-        for domain in [HUB_DOMAIN, *self._config.regions]:
-            await self._purge(UP, self._subjects.update_blobs(self._config.run), domain)
-
-    async def forget_blob(self, ref: BlobRef) -> None:
-        """Delete a round's model from the hub and every region's cache."""
-        for domain in [HUB_DOMAIN, *self._config.regions]:
-            await self._purge(DOWN, f"{self.round_prefix(ref.digest)}.>", domain)
-
-    async def _purge(self, stream: str, pattern: str, domain: str) -> None:
-        try:
-            await self._broker.purge(stream, pattern, domain=domain)
-        except FedtideError as exc:
-            log.info("grid.purge_left_to_expiry", extra={"domain": domain, "reason": str(exc)})
 
     async def _listen(self) -> None:
         durable = reply_consumer(self._config.run)
@@ -276,8 +299,9 @@ class GridLink:
         def prefix(digest: str) -> str:
             return self._subjects.update_blob(node.region, node.name, self._config.run, digest)
 
+        self._blobs[reply.task] = [ref.digest for ref in reply.message.blobs()]
         for ref in reply.message.blobs():
-            frames[ref.digest] = memoryview(await self.fetch(ref, stream=UP, prefix=prefix)).toreadonly()
+            frames[ref.digest] = memoryview(await self.storage.fetch(ref, stream=UP, prefix=prefix)).toreadonly()
         if self._outstanding.pop(reply.task, None) is not None:
             size = len(delivery.data) + sum(len(f) for f in frames.values())
             sent.inbox.put(Arrived(reply.task, reply, frames, size))
@@ -292,15 +316,16 @@ class GridLink:
 
     async def look_for_absent(self) -> None:
         """Nodes that were away before their task was sent: no news will come of them."""
-        online = {n.name for n in await self.nodes()}
+        online = set((await self.cohort(0, 1, "")).online)
         for task, sent in list(self._outstanding.items()):
             if sent.node.name not in online:
                 self._wait_no_longer(task, f"node {sent.node.name} is offline")
 
     def _wait_no_longer(self, task: str, why: str) -> None:
         if task not in self._graces:
-            reason = f"{why} and did not return in {NODE_GRACE_S:.0f} s"
-            self._graces[task] = self._loop.call_later(NODE_GRACE_S, self._lost, task, reason)
+            grace_s = self._config.spec.policy.node_grace_s
+            reason = f"{why} and did not return in {grace_s:.0f} s"
+            self._graces[task] = self._loop.call_later(grace_s, self._lost, task, reason)
 
     def _lost(self, task: str, reason: str, category: Loss = "node_lost") -> None:
         self._graces.pop(task, None)

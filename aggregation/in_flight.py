@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fabric.ids import flower_int
+from fabric.round_policy import TimeIsUp
 from fabric.tensors import Buffer
 from fabric.wire import Reply
 
@@ -38,7 +39,7 @@ class Arrived:
     category: Loss = "node_lost"
 
 
-Inbox = queue.SimpleQueue[Arrived]
+Inbox = queue.SimpleQueue[Arrived | TimeIsUp]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from flwr.server import History
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
 from fabric import flower
-from fabric.events import RoundClosed
+from fabric.run_events import RoundClosed
 
 
 class LegacyDriver:

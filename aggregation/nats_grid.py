@@ -9,27 +9,34 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import DEFAULT_TTL, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import DEFAULT_TTL, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from aggregation.accounts import Accounts
 from aggregation.admission import Refusal
 from aggregation.config import WorkerConfig
+from aggregation.gathering import Gathering
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Arrived, Inbox, Node
+from aggregation.outgoing import Outgoing, Place
 from aggregation.replies import Replies
 from fabric import flower
 from fabric.blobs import BlobRef
-from fabric.errors import MalformedMessage, NotFound
-from fabric.events import RoundOpened, RoundsRestarted, UpdateReceived, UpdateRefused
+from fabric.errors import FedtideError, MalformedMessage, NotFound
 from fabric.ids import flower_int
-from fabric.wire import Arrays, Task
+from fabric.round_policy import Cause, quorum_of
+from fabric.wire import ConfigValues, Task
+
+_APP_ERROR = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 Admission = Callable[[Message], Refusal | None]
+
+
+class TooFewUpdates(FedtideError):
+    """A phase ended with fewer answers than its run needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +45,7 @@ class Asked:
 
     message: Message
     node: Node
-    round: int
-    phase: str
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,42 +54,57 @@ class Phase:
     `before_send` is told the nodes that stood to choice, before the first message leaves."""
 
     round: int
+    trial: int
     name: str
     admission: Admission | None
     pinned: list[Node] | None
     before_send: Callable[[list[Node]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An answer that counts, and the round whose model it was trained from."""
+
+    task: str
+    message: Message
+    asked_in: int
+
+
 class NatsGrid(Grid):
     """One run's Grid. A round driver, if there is one, says with `enter` which phase it is in."""
 
-    def __init__(self, config: WorkerConfig, link: GridLink, run_config: dict[str, bool | int | float | str]) -> None:
+    def __init__(self, config: WorkerConfig, link: GridLink, accounts: Accounts, run_config: ConfigValues) -> None:
         self._config = config
         self._link = link
-        self._run_config = run_config
+        self._accounts = accounts
+        self._outgoing = Outgoing(config, link, run_config)
         self._run = flower.Run.create_empty(flower_int(config.run))
         self._nodes: dict[int, Node] = {}
         self._choice: list[Node] = []
         self._asked: dict[str, Asked] = {}
         self._pulled: Inbox = queue.SimpleQueue()
+        self._carried: Inbox = queue.SimpleQueue()
         self._ready: dict[str, Message] = {}
-        self._counter = itertools.count(1)
-        self._uploads: dict[int, tuple[ArrayRecord | MetricRecord | ConfigRecord, Arrays]] = {}
         self._lock = threading.RLock()
         self._told_restart = False
         self._phase: Phase | None = None
-        self._per_node: Counter[str] = Counter()
+        self.counted: set[str] = set()
+        """Tasks whose answers this round has taken into account."""
 
     def enter(self, phase: Phase) -> None:
         """From here on messages belong to `phase`: their tasks get names that a successor would give them too."""
         self._phase = phase
-        self._per_node.clear()
+        self._outgoing.enter_phase()
         if phase.pinned is not None:
             self._nodes |= {n.node_id: n for n in phase.pinned}
 
     def leave(self) -> None:
         """The driver is done: what the app still sends is its own affair."""
         self._phase = None
+
+    def finish(self) -> None:
+        """The last round is closed: nobody waits for what is outstanding."""
+        self._give_up(set(self.outstanding()), "the run is over", "not_needed")
 
     def set_run(self, run: flower.Run) -> None:
         self._run = run
@@ -98,8 +119,13 @@ class NatsGrid(Grid):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        pinned = self._phase.pinned if self._phase is not None else None
-        nodes = pinned if pinned is not None else self._link.call(self._link.nodes())
+        phase = self._phase
+        if phase is not None and phase.pinned is not None:
+            nodes = phase.pinned
+        else:
+            where = (phase.round, phase.trial, phase.name) if phase is not None else (0, 1, "")
+            cohort = self._link.call(self._link.cohort(*where))
+            nodes = [Node.of(n.name, n.region) for n in cohort.nodes]
         with self._lock:
             self._choice = nodes
             self._nodes |= {n.node_id: n for n in nodes}
@@ -112,43 +138,121 @@ class NatsGrid(Grid):
         with self._lock:
             while not self._pulled.empty():
                 arrived = self._pulled.get()
-                self._ready[arrived.task] = self._reply(arrived)
+                if isinstance(arrived, Arrived):
+                    self._ready[arrived.task] = self._reply(arrived)
             return [self._ready.pop(i) for i in message_ids if i in self._ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send now; the returned sequence yields each reply when it arrives.
 
         A node that raised, vanished or answered with something that `admission` refuses yields an
-        error reply. After `timeout` seconds the rest is given up, and counted as such.
+        error reply. Nodes that are not waited for any more, by the run's policy or after `timeout`
+        seconds, are given up and counted as such.
+
+        Raises:
+            TooFewUpdates: (from the sequence) a driven training phase ended with too few answers.
         """
         inbox: Inbox = queue.SimpleQueue()
-        limit = min(timeout if timeout is not None else DEFAULT_TTL, self._config.spec.round_timeout_s)
+        limit_s = timeout if timeout is not None else DEFAULT_TTL
+        if self._phase is None:
+            limit_s = min(limit_s, self._config.spec.policy.deadline_s)
         waiting = set(self._push(messages, inbox))
-        return Replies(self._replies(inbox, waiting, time.monotonic() + limit))
+        policy = self._config.spec.policy
+        quorum = self._quorum(len(waiting))
+        gathering = Gathering(
+            inbox,
+            waiting,
+            quorum=quorum,
+            grace=policy.grace_s > 0 and policy.mode == "sync",
+            limit_s=limit_s,
+        )
+        return Replies(self._replies(gathering, len(waiting)))
 
-    def _replies(self, inbox: Inbox, waiting: set[str], deadline: float) -> Iterator[Message]:
-        while waiting:
-            try:
-                arrived = inbox.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                self._give_up(waiting)
-                return
-            waiting.discard(arrived.task)
-            yield self._reply(arrived)
+    def _quorum(self, asked: int) -> int | None:
+        """None outside of a driver's training phases: all are waited for."""
+        if self._phase is None or self._phase.name != "train":
+            return None
+        return quorum_of(self._config.spec.policy, self._config.spec.selection, asked)
 
-    def _push(self, messages: Iterable[Message], inbox: Inbox) -> list[str]:
+    def _replies(self, gathering: Gathering, asked: int) -> Iterator[Message]:
+        phase = self._phase
+        for arrived in gathering:
+            message = self._reply(arrived)
+            self.counted.add(arrived.task)
+            if message.has_content():
+                gathering.count()
+            yield message
+        category = "timeout" if gathering.cause == "deadline" else "not_needed"
+        self._give_up(gathering.waiting, f"not there when its phase ended ({gathering.cause})", category)
+        if phase is not None:
+            self._collected(phase, gathering, asked)
+
+    def _collected(self, phase: Phase, gathering: Gathering, asked: int) -> None:
+        if asked:
+            place = Place(phase.round, phase.trial, phase.name, driven=True)
+            self._accounts.collected(place, gathering.counted, gathering.cause)
+        needed = self._config.spec.policy.min_updates
+        if phase.name == "train" and asked and gathering.counted < needed:
+            raise TooFewUpdates(
+                f"{gathering.counted} of {asked} nodes gave an update that counts, needed are {needed} "
+                f"({gathering.cause})"
+            )
+
+    def carry_on(self, messages: Iterable[Message]) -> list[Counted]:
+        """Send to those nodes that have no task, and take the next answers, whichever round they were asked in.
+
+        What is not there when the phase ends stays outstanding and counts in a later one.
+
+        Raises:
+            TooFewUpdates: as above.
+        """
+        phase, policy = self._phase, self._config.spec.policy
+        assert phase is not None
+        before = self.outstanding()
+        working = {asked.node.node_id for asked in before.values()}
+        free = [m for m in messages if m.metadata.dst_node_id not in working]
+        self._push(free, self._carried, also=[asked.node.name for asked in before.values()])
+        asked_in = {task: asked.place.round for task, asked in self.outstanding().items()}
+        full: Cause = "buffer full" if policy.mode == "async" else "quorum"
+        quorum = quorum_of(policy, self._config.spec.selection, len(asked_in))
+        gathering = Gathering(self._carried, set(asked_in), quorum=quorum, full=full)
+        counted = []
+        for arrived in gathering:
+            message = self._reply(arrived)
+            self.counted.add(arrived.task)
+            if message.has_content():
+                gathering.count()
+                counted.append(Counted(arrived.task, message, asked_in[arrived.task]))
+        self._collected(phase, gathering, len(asked_in))
+        return counted
+
+    def outstanding(self) -> dict[str, Asked]:
+        """Training tasks of a driver without an answer, by task."""
         with self._lock:
-            self._uploads.clear()
+            return {t: a for t, a in self._asked.items() if a.place.driven and a.place.phase == "train"}
+
+    def adopt(self, task: str, node: Node, round_: int) -> None:
+        """Wait for a training task that a predecessor sent in an earlier round."""
+        message = Message(RecordDict(), node.node_id, "train", group_id=str(round_))
+        flower.stamp(message, task)
+        with self._lock:
+            self._asked[task] = Asked(message, node, Place(round_, 1, "train", driven=True))
+        self._link.call(self._link.adopt(task, node, self._carried))
+
+    def _push(self, messages: Iterable[Message], inbox: Inbox, *, also: Iterable[str] = ()) -> list[str]:
+        with self._lock:
+            self._outgoing.begin_push()
             sent = [self._prepare(message) for message in messages]
             self._asked |= {task.task: asked for task, asked in sent}
         if self._phase is None:
             self._restarted()
         elif sent:
             self._phase.before_send(self._choice)
-        for (round_, phase), group in itertools.groupby(sent, key=lambda s: (s[1].round, s[1].phase)):
-            self._announce(round_, phase, list(group))
+        self._announce(sent, list(also))
         for task, asked in sent:
             self._link.call(self._link.send(task, asked.node, inbox))
+        if self._phase is not None:
+            self._link.call(self._link.start_clock(self._phase.round, self._phase.trial, self._phase.name, inbox))
         self._link.call(self._link.look_for_absent())
         return [task.task for task, _ in sent]
 
@@ -157,20 +261,16 @@ class NatsGrid(Grid):
         self._link.call(self._link.stop_holding())
         if self._config.attempt > 1 and not self._told_restart:
             self._told_restart = True
-            restarted = RoundsRestarted(run=self._config.run, attempt=self._config.attempt)
-            self._link.call(self._link.report(restarted))
+            self._accounts.restarted()
 
-    def _announce(self, round_: int, phase: str, sent: list[tuple[Task, Asked]]) -> None:
-        size = sum(len(task.model_dump_json()) + sum(b.size_bytes for b in task.message.blobs()) for task, _ in sent)
-        opened = RoundOpened(
-            run=self._config.run,
-            attempt=self._config.attempt,
-            round=round_,
-            phase=phase,
-            nodes=[asked.node.name for _, asked in sent],
-            bytes_down=size,
-        )
-        self._link.call(self._link.report(opened))
+    def _announce(self, sent: list[tuple[Task, Asked]], also: list[str]) -> None:
+        groups = {place: list(group) for place, group in itertools.groupby(sent, key=lambda s: s[1].place)}
+        if also and not groups and self._phase is not None:
+            groups = {Place(self._phase.round, self._phase.trial, self._phase.name, driven=True): []}
+        for place, group in groups.items():
+            size = sum(len(t.model_dump_json()) + sum(b.size_bytes for b in t.message.blobs()) for t, _ in group)
+            nodes = [asked.node.name for _, asked in group] + also
+            self._accounts.opened(place, nodes, size, self._quorum(len(nodes)))
 
     def _prepare(self, message: Message) -> tuple[Task, Asked]:
         node = self._nodes.get(message.metadata.dst_node_id)
@@ -179,43 +279,19 @@ class NatsGrid(Grid):
                 f"no node with id {message.metadata.dst_node_id} takes part in this run",
                 "Send only to ids that get_node_ids() returned",
             )
-        task_id = self._task_id(node)
-        flower.stamp(message, task_id)
-        arrays = {name: self._upload(message.content[name]) for name in flower.framed(message.content)}
-        task = Task(
-            task=task_id,
-            run=self._config.run,
-            app=self._config.spec.app,
-            run_config=self._run_config,
-            message=flower.to_wire(message, arrays),
-            expires_at=message.metadata.created_at + min(message.metadata.ttl, self._config.spec.round_timeout_s),
-        )
-        return task, Asked(message, node, self._round_of(message), message.metadata.message_type)
+        asked = Asked(message, node, self._place_of(message))
+        return self._outgoing.prepare(message, node, asked.place), asked
 
-    def _upload(self, record: ArrayRecord | MetricRecord | ConfigRecord) -> Arrays:
-        # The same record object goes to many nodes: it is encoded and stored once a push.
-        known = self._uploads.get(id(record))
-        if known is None:
-            known = (record, self._link.call(self._link.upload(flower.frame_of(record))))
-            self._uploads[id(record)] = known
-        return known[1]
-
-    def _task_id(self, node: Node) -> str:
-        run = self._config.run
-        if self._phase is None:
-            return f"{run}-a{self._config.attempt}-{next(self._counter)}"
-        self._per_node[node.name] += 1
-        return f"{run}-r{self._phase.round}-{self._phase.name}-{self._per_node[node.name]}-{node.name}"
-
-    def _round_of(self, message: Message) -> int:
+    def _place_of(self, message: Message) -> Place:
+        kind = message.metadata.message_type
         if self._phase is not None:
-            return self._phase.round
+            return Place(self._phase.round, self._phase.trial, kind, driven=True)
         group = message.metadata.group_id
-        return int(group) if group.isdigit() else 0
+        return Place(int(group) if group.isdigit() else 0, 1, kind, driven=False)
 
     def model_blob(self) -> list[BlobRef]:
         """The blobs of the last push: a driver drops them when their round is over."""
-        return [a.blob for _, a in self._uploads.values() if a.blob is not None]
+        return self._outgoing.blobs()
 
     def _reply(self, arrived: Arrived) -> Message:
         with self._lock:
@@ -229,42 +305,30 @@ class NatsGrid(Grid):
         if message.has_error():
             return self._refuse(asked, "app_error", message.error.reason or "no reason given", message.error.code)
         admission = self._phase.admission if self._phase is not None else None
+        place = self._counts_at(asked)
+        age = place.round - asked.place.round
+        if age > self._config.spec.policy.max_staleness:
+            return self._refuse(asked, "stale", f"was trained from the model of {age} rounds ago", _APP_ERROR)
         refusal = admission(message) if admission is not None else None
         if refusal is not None:
-            return self._refuse(asked, refusal.category, refusal.reason, flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
-        received = UpdateReceived(
-            run=self._config.run,
-            attempt=self._config.attempt,
-            round=asked.round,
-            phase=asked.phase,
-            node=asked.node.name,
-            bytes_up=arrived.size_bytes,
-            seconds=arrived.reply.seconds,
-        )
-        self._link.call(self._link.report(received))
+            return self._refuse(asked, refusal.category, refusal.reason, _APP_ERROR)
+        size, seconds = arrived.size_bytes, arrived.reply.seconds
+        self._accounts.received(place, asked.node.name, size=size, seconds=seconds, staleness=age)
         return message
 
+    def _counts_at(self, asked: Asked) -> Place:
+        """A carried answer counts in the present round."""
+        if self._phase is None or asked.place.phase != self._phase.name:
+            return asked.place
+        return Place(self._phase.round, self._phase.trial, self._phase.name, driven=True)
+
     def _refuse(self, asked: Asked, category: str, reason: str, code: int) -> Message:
-        self._count_refused(asked, category, reason)
+        self._accounts.refused(self._counts_at(asked), asked.node.name, category, reason)
         return Message(Error(code, reason), reply_to=asked.message)
 
-    def _count_refused(self, asked: Asked, category: str, reason: str) -> None:
-        refused = UpdateRefused.model_validate(
-            {
-                "run": self._config.run,
-                "attempt": self._config.attempt,
-                "round": asked.round,
-                "phase": asked.phase,
-                "node": asked.node.name,
-                "category": category,
-                "reason": reason[:2000],
-            }
-        )
-        self._link.call(self._link.report(refused))
-
-    def _give_up(self, waiting: set[str]) -> None:
+    def _give_up(self, waiting: set[str], reason: str, category: str) -> None:
         with self._lock:
             given_up = [self._asked.pop(t) for t in sorted(waiting) if t in self._asked]
         for asked in given_up:
-            self._count_refused(asked, "timeout", "no answer before the round's deadline")
+            self._accounts.refused(asked.place, asked.node.name, category, reason)
         self._link.call(self._link.give_up(sorted(waiting)))

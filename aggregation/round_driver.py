@@ -3,84 +3,79 @@
 Same calls in the same order and the same Result as flwr's own loop. Beside it each round is
 reported, updates are admitted before they are averaged, a run may start from a release's arrays,
 and after each round there is a checkpoint: a killed aggregator's successor goes on in the same
-round, with the updates that were delivered meanwhile, and asks no node again.
+round, with the updates that were delivered meanwhile, and asks no node again. A round in which
+too few answer is tried again with a new selection; a stop rule may end the run early.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Result, Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from pydantic import ValidationError
 
-from aggregation import random_state
-from aggregation.admission import Refusal, inspect
-from aggregation.checkpoints import Checkpoints, Head, Plan, nodes_of
+from aggregation.accounts import Accounts
+from aggregation.admission import inspect
+from aggregation.checkpoints import Checkpoints, Head
 from aggregation.config import WorkerConfig
+from aggregation.exchange import Exchange
 from aggregation.grid_link import GridLink
-from aggregation.in_flight import Node
-from aggregation.nats_grid import NatsGrid, Phase
+from aggregation.nats_grid import NatsGrid, TooFewUpdates
+from aggregation.outgoing import Place
+from aggregation.progress import EvaluateFn, Progress
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, FedtideError
-from fabric.events import RoundClosed, UpdateRefused
+from fabric.round_policy import StopRule, why_stop
 from fabric.subjects import Subjects
-from fabric.tensors import Tensor
 from fabric.wire import Reply
 
 log = logging.getLogger(__name__)
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-_NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
 
 
 class NothingLearned(FedtideError):
     """Rounds were run, and none of them brought an update that counts."""
 
 
-@dataclass
-class Progress:
-    """A `strategy.start` under way."""
-
-    strategy: Strategy
-    grid: NatsGrid
-    arrays: ArrayRecord
-    timeout: float
-    configs: dict[str, ConfigRecord]
-    evaluate_fn: EvaluateFn | None
-    result: Result = field(default_factory=Result)
-    round: int = 0
-    rounds_with_updates: int = 0
+class RoundGivenUp(FedtideError):
+    """A round was abandoned as often as its run allows."""
 
 
 class RoundDriver:
-    """Drives the rounds of one run; `arrays` is the global model after the last one."""
+    """Drives the rounds of one run; `arrays` is the global model after the last one, `note` says why it ended early."""
 
-    def __init__(self, config: WorkerConfig, link: GridLink, base: ArrayRecord | None) -> None:
+    def __init__(self, config: WorkerConfig, link: GridLink, accounts: Accounts, base: ArrayRecord | None) -> None:
         self._config = config
         self._link = link
+        self._accounts = accounts
         self._base = base
         self._checkpoints = Checkpoints(config.run, link, Subjects(config.tenant))
+        self._exchange = Exchange(self._checkpoints, config.spec.policy)
         self._started = False
         self._progress: Progress | None = None
-        self.metrics: dict[str, float] = {}
+        self.note = ""
 
     @property
     def arrays(self) -> ArrayRecord | None:
         return self._progress.arrays if self._progress is not None else None
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self._progress.metrics(self._progress.round) if self._progress is not None else {}
+
+    @property
+    def _trains(self) -> bool:
+        return self._config.spec.purpose == "train"
+
     def check(self) -> None:
         """Raises NothingLearned if this driver drove rounds and no update was ever averaged."""
-        if self._progress is not None and self._progress.round and not self._progress.rounds_with_updates:
+        progress = self._progress
+        if self._trains and progress is not None and progress.round and not progress.rounds_with_updates:
             raise NothingLearned(
-                f"no update was accepted in {self._progress.round} rounds",
-                "`fedtide run show` lists why each was refused",
+                f"no update was accepted in {progress.round} rounds", "`fedtide run show` lists why each was refused"
             )
 
     def install(self) -> None:
@@ -105,15 +100,16 @@ class RoundDriver:
             driver._started = True
             configs = {"train": train_config or ConfigRecord(), "evaluate": evaluate_config or ConfigRecord()}
             arrays = driver._starting_point(initial_arrays)
-            progress = Progress(strategy, grid, arrays, timeout, configs, evaluate_fn)
+            rounds = (driver._config.spec.rounds or num_rounds) if driver._trains else 1
+            progress = Progress(strategy, grid, arrays, timeout, configs, evaluate_fn, rounds)
             try:
-                return driver._drive(progress, driver._config.spec.rounds or num_rounds)
+                return driver._drive(progress)
             finally:
                 grid.leave()
 
         Strategy.start = start  # type: ignore[method-assign, assignment]
 
-    def _drive(self, progress: Progress, rounds: int) -> Result:
+    def _drive(self, progress: Progress) -> Result:
         self._progress = progress
         progress.strategy.summary()
         head = self._checkpoints.head()
@@ -123,79 +119,94 @@ class RoundDriver:
             self._evaluate_here(progress, 0.0)
             # Also before the first round: an app may draw other initial arrays when it is started again.
             self._save(progress)
-        while progress.round < rounds:
+        while progress.round < progress.last_round and not self._is_enough(progress):
             progress.round += 1
-            log.info("round.opened", extra={"round": progress.round, "of": rounds})
+            progress.trial = self._checkpoints.trial(progress.round)
+            log.info("round.opened", extra={"round": progress.round, "of": progress.last_round})
             self._round(progress)
+        progress.grid.finish()
         return progress.result
 
     def _resume(self, progress: Progress, head: Head) -> None:
-        progress.arrays = self._checkpoints.restore(head, progress.result, progress.strategy)
-        progress.round, progress.rounds_with_updates = head.round, head.rounds_with_updates
+        self._checkpoints.restore(head, progress)
         if head.rounds_with_updates:
             progress.result.arrays = progress.arrays
-        self.metrics = _metrics(progress.result, head.round)
+        for task in head.outstanding:
+            progress.grid.adopt(task.task, task.node, task.round)
         log.info("run.resumed", extra={"after_round": head.round})
 
+    def _is_enough(self, progress: Progress) -> bool:
+        rule: StopRule | None = self._config.spec.stop
+        moved = progress.bytes_before + self._accounts.bytes_moved
+        reason = why_stop(rule, progress.history(), moved) if rule is not None and progress.round else None
+        self.note = f"stopped after round {progress.round} of {progress.last_round}: {reason}" if reason else ""
+        return reason is not None
+
     def _round(self, progress: Progress) -> None:
+        while True:
+            try:
+                self._try_round(progress)
+                return
+            except TooFewUpdates as exc:
+                self._abandon(progress, exc)
+
+    def _try_round(self, progress: Progress) -> None:
         began = time.monotonic()
-        number, strategy, result = progress.round, progress.strategy, progress.result
-        replies, sent = self._exchange(progress, "train", strategy.configure_train)
-        arrays, metrics = strategy.aggregate_train(number, replies)
+        number, result = progress.round, progress.result
+        sent = self._train(progress) if self._trains else []
+        every = self._config.spec.policy.evaluate_every
+        if number % every == 0 or number == progress.last_round:
+            replies = self._exchange.evaluate(progress)
+            if (metrics := progress.strategy.aggregate_evaluate(number, replies)) is not None:
+                result.evaluate_metrics_clientapp[number] = metrics
+        if not self._trains:
+            result.arrays = progress.arrays
+        self._evaluate_here(progress, time.monotonic() - began)
+        self._close(progress, sent)
+
+    def _train(self, progress: Progress) -> list[BlobRef]:
+        number, result = progress.round, progress.result
+        replies, sent = self._exchange.train(progress)
+        arrays, metrics = progress.strategy.aggregate_train(number, replies)
         if arrays is not None:
             progress.rounds_with_updates += 1
             progress.arrays = result.arrays = arrays
         if metrics is not None:
             result.train_metrics_clientapp[number] = metrics
-        replies, _ = self._exchange(progress, "evaluate", strategy.configure_evaluate)
-        if (metrics := strategy.aggregate_evaluate(number, replies)) is not None:
-            result.evaluate_metrics_clientapp[number] = metrics
-        self._evaluate_here(progress, time.monotonic() - began)
-        self._close(progress, sent)
+        return sent
 
-    def _exchange(
-        self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
-    ) -> tuple[Iterable[Message], list[BlobRef]]:
-        """Send one phase's messages; the same ones to the same nodes as before a crash, if there was one."""
-        number, grid = progress.round, progress.grid
-        plan = self._checkpoints.plan(number, phase)
-        if plan is not None:
-            random_state.restore(plan.random)
-        state = random_state.capture()
-
-        def remember(choice: list[Node]) -> None:
-            if plan is None:
-                nodes = [(n.name, n.region) for n in choice]
-                self._checkpoints.save_plan(Plan(round=number, phase=phase, nodes=nodes, random=state))
-
-        averaged = phase == "train" and _averages(progress.strategy)
-        admission = _admission(flower.tensors_of(progress.arrays)) if averaged else None
-        grid.enter(Phase(number, phase, admission, nodes_of(plan) if plan is not None else None, remember))
-        messages = configure(number, progress.arrays, progress.configs[phase], grid)
-        replies = grid.send_and_receive(messages, timeout=progress.timeout)
-        return _in_order(progress.strategy, replies), grid.model_blob()
+    def _abandon(self, progress: Progress, why: TooFewUpdates) -> None:
+        """What the trial changed is undone; its answers are acknowledged, and the next trial asks other nodes."""
+        number, trial, policy = progress.round, progress.trial, self._config.spec.policy
+        self._accounts.abandoned(number, trial, why.what)
+        self._link.call(self._link.close_round(progress.grid.counted, carries=policy.carries))
+        progress.grid.counted.clear()
+        if trial > policy.retries:
+            raise RoundGivenUp(
+                f"round {number} was abandoned {trial} times, the last time because {why.what}",
+                "`fedtide run show` lists why each answer was refused",
+            )
+        head = self._checkpoints.head()
+        if head is not None:
+            self._checkpoints.restore_strategy(head, progress.strategy)
+        progress.trial += 1
 
     def _evaluate_here(self, progress: Progress, seconds: float) -> None:
         if progress.evaluate_fn and (metrics := progress.evaluate_fn(progress.round, progress.arrays)) is not None:
             progress.result.evaluate_metrics_serverapp[progress.round] = metrics
-        self.metrics = _metrics(progress.result, progress.round)
         if progress.round or self.metrics:
-            self._report_closed(progress.round, seconds)
-
-    def _report_closed(self, number: int, seconds: float) -> None:
-        run, attempt = self._config.run, self._config.attempt
-        closed = RoundClosed(run=run, attempt=attempt, round=number, metrics=self.metrics, seconds=seconds)
-        self._link.call(self._link.report(closed))
+            self._accounts.closed(progress.round, self.metrics, seconds)
 
     def _close(self, progress: Progress, sent: list[BlobRef]) -> None:
         """Checkpoint first; only then may the round's updates and model be forgotten."""
         head = self._save(progress)
-        for raw in self._link.call(self._link.close_round()):
+        carries = self._config.spec.policy.carries
+        for raw in self._link.call(self._link.close_round(progress.grid.counted, carries=carries)):
             self._report_late(raw)
-        self._link.call(self._link.forget_updates())
+        progress.grid.counted.clear()
         for blob in sent:
             if blob != head.arrays.blob:
-                self._link.call(self._link.forget_blob(blob))
+                self._link.call(self._link.storage.forget_blob(blob))
 
     def _report_late(self, raw: bytes) -> None:
         """An answer to a task that was given up, or to a round that is over: counted, never averaged."""
@@ -204,21 +215,14 @@ class RoundDriver:
         except ValidationError as exc:
             log.warning("round.late_reply_malformed", extra={"reason": str(exc)})
             return
-        late = UpdateRefused(
-            run=self._config.run,
-            attempt=self._config.attempt,
-            round=int(reply.message.group_id or 0),
-            phase=reply.message.message_type,
-            node=reply.node,
-            category="late",
-            reason="arrived after its task had been given up",
-        )
-        self._link.call(self._link.report(late))
+        message = reply.message
+        trial = self._progress.trial if self._progress is not None else 1
+        place = Place(int(message.group_id or 0), trial, message.message_type, driven=True)
+        self._accounts.refused(place, reply.node, "late", "arrived after its task had been given up")
 
     def _save(self, progress: Progress) -> Head:
-        return self._checkpoints.save_head(
-            progress.round, progress.arrays, progress.rounds_with_updates, progress.result, progress.strategy
-        )
+        moved = progress.bytes_before + self._accounts.bytes_moved
+        return self._checkpoints.save_head(progress, moved)
 
     def _starting_point(self, initial: ArrayRecord) -> ArrayRecord:
         if self._base is None:
@@ -227,46 +231,3 @@ class RoundDriver:
         if refusal is not None:
             raise ConfigError("--base", f"the release does not fit this app: {refusal.reason}")
         return self._base
-
-
-def _in_order(strategy: Strategy, replies: Iterable[Message]) -> Iterable[Message]:
-    """Replies as they come for strategies that stream; else by node, so that a float sum has one order.
-
-    flwr's own strategies make a list of all replies anyway: sorting it costs nothing, and the
-    same updates give the same bytes whatever arrived first.
-    """
-    if getattr(strategy, "streams_replies", False):
-        return replies
-    return sorted(replies, key=lambda m: m.metadata.src_node_id)
-
-
-def _metrics(result: Result, number: int) -> dict[str, float]:
-    """The numbers of one round, named by their origin (lists are left out)."""
-    metrics: dict[str, float] = {}
-    for prefix, history in (
-        ("train_", result.train_metrics_clientapp),
-        ("eval_", result.evaluate_metrics_clientapp),
-        ("", result.evaluate_metrics_serverapp),
-    ):
-        record = history.get(number, MetricRecord())
-        metrics |= {f"{prefix}{k}": float(v) for k, v in record.items() if isinstance(v, int | float)}
-    return metrics
-
-
-def _averages(strategy: Strategy) -> bool:
-    """Whether flwr's own code sends the global arrays and averages what comes back."""
-    inner: Any = getattr(strategy, "strategy", strategy)  # the DP wrappers hold the strategy they wrap
-    if not isinstance(inner, FedAvg) or isinstance(inner, _NOT_AVERAGING):
-        return False
-    methods = (type(inner).configure_train, type(inner).aggregate_train)
-    return all(m.__module__.startswith("flwr.") for m in methods)
-
-
-def _admission(sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
-    def admit(message: Message) -> Refusal | None:
-        records = list(message.content.array_records.values())
-        if len(records) != 1:
-            return Refusal("wrong_shape", f"the reply holds {len(records)} array records, expected one")
-        return inspect(sent, flower.tensors_of(records[0]))
-
-    return admit

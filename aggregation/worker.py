@@ -10,6 +10,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
+from aggregation.accounts import Accounts
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
 from aggregation.legacy_driver import LegacyDriver
@@ -20,9 +21,10 @@ from fabric import flower
 from fabric.apps import AppDescription, describe, fuse, unpack
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, FedtideError, TransientError
-from fabric.events import AggregatorStarted, ModelProduced, RunCompleted, RunFailed
+from fabric.events import ModelProduced
 from fabric.ids import flower_int
 from fabric.release import ReleaseManifest
+from fabric.run_events import AggregatorStarted, RunCompleted, RunFailed
 from fabric.tensors import encode
 
 log = logging.getLogger(__name__)
@@ -63,8 +65,7 @@ def run(config: WorkerConfig) -> int:
             log.exception("run.app_raised")
             link.call(link.report(_failed(config, f"the ServerApp raised {type(exc).__name__}: {exc}")))
         else:
-            link.call(link.close_round())
-            link.call(link.forget_updates())
+            link.call(link.close_round((), carries=False))
             link.call(link.stop_listening())
             link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
     finally:
@@ -79,12 +80,13 @@ def _failed(config: WorkerConfig, reason: str) -> RunFailed:
 def _run_app(config: WorkerConfig, link: GridLink) -> str:
     spec = config.spec
     app_dir = config.work_dir / "app"
-    unpack(bytes(link.call(link.fetch(spec.app.bundle))), app_dir)
+    unpack(bytes(link.call(link.storage.fetch(spec.app.bundle))), app_dir)
     app = describe(app_dir)
     run_config = fuse(app.config, spec.run_config)
     run_id = flower_int(config.run)
     flower.adopt_identity(run_id, flower.SUPERLINK_NODE_ID)
-    driver = RoundDriver(config, link, _base_arrays(config, link))
+    accounts = Accounts(config, link)
+    driver = RoundDriver(config, link, accounts, _base_arrays(config, link))
     driver.install()
     legacy = LegacyDriver(config, link)
     legacy.install()
@@ -95,19 +97,24 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     out_dir = config.work_dir / "out"
     out_dir.mkdir(parents=True, exist_ok=True)
     os.chdir(out_dir)
-    server_app(grid=NatsGrid(config, link, run_config), context=context)
+    server_app(grid=NatsGrid(config, link, accounts, run_config), context=context)
     driver.check()
     if config.spec.base is not None and driver.arrays is None:
         raise ConfigError("base", "this app does not call strategy.start, so it cannot start from a release")
+    if driver.arrays is None and (spec.policy.carries or spec.stop is not None):
+        raise ConfigError("policy", "this app does not call strategy.start: it takes no mode and no stop rule")
+    if spec.purpose == "evaluate":
+        return "evaluated; no release is made"
     arrays = driver.arrays or legacy.arrays or _left_in(context)
-    return _publish(config, link, app, app_dir, arrays, context, driver.metrics or legacy.metrics)
+    published = _publish(config, link, app, app_dir, arrays, context, driver.metrics or legacy.metrics)
+    return "; ".join(note for note in (driver.note, published) if note)
 
 
 def _base_arrays(config: WorkerConfig, link: GridLink) -> ArrayRecord | None:
     if config.spec.base is None:
         return None
-    manifest = ReleaseManifest.model_validate_json(bytes(link.call(link.fetch(config.spec.base))))
-    return flower.record_of(memoryview(link.call(link.fetch(manifest.arrays))))
+    manifest = ReleaseManifest.model_validate_json(bytes(link.call(link.storage.fetch(config.spec.base))))
+    return flower.record_of(memoryview(link.call(link.storage.fetch(manifest.arrays))))
 
 
 def _left_in(context: Context) -> ArrayRecord | None:
@@ -133,7 +140,7 @@ def _publish(
     exported = export(app, app_dir, arrays, context, config.work_dir)
 
     def keep(parts: list[bytes | memoryview]) -> BlobRef:
-        return link.call(link.store(parts, keep=True))
+        return link.call(link.storage.store(parts, keep=True))
 
     produced = ModelProduced(
         run=config.run,

@@ -7,7 +7,9 @@ from datetime import datetime
 from typing import Literal
 
 from fabric.blobs import BlobRef
-from fabric.events import ModelProduced, RunSpec
+from fabric.events import ModelProduced
+from fabric.round_policy import Cause
+from fabric.run_events import RunSpec
 from fabric.trigger_rule import TriggerRule
 
 
@@ -26,8 +28,26 @@ class StopAggregator:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspendAggregator:
+    """End the run's aggregator if it is there; its tasks and checkpoints stay for the next attempt."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class TellTimeIsUp:
+    """A round's alarm has rung: its aggregator waits no longer. Stored, so that a successor hears it too."""
+
+    run: str
+    round: int
+    trial: int
+    phase: str
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
 class CleanUp:
-    """The run is over: its checkpoints, consumer and left-over replies go."""
+    """The run is over: its checkpoints, consumer and left-over replies go. Ends in `RunCleanedUp`."""
 
     run: str
 
@@ -75,6 +95,7 @@ class Fire:
 
     rule: TriggerRule
     id: str
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +106,6 @@ class StopFired:
     id: str
 
 
-RunCommand = LaunchAggregator | StopAggregator | CleanUp | PublishRelease
-Command = RunCommand | SetDesired | SetAlarm | AnnouncePresence | Fire | StopFired
+RunCommand = LaunchAggregator | StopAggregator | SuspendAggregator | TellTimeIsUp | CleanUp
+Command = RunCommand | PublishRelease | SetDesired | SetAlarm | AnnouncePresence | Fire | StopFired
 Commands = tuple[Command, ...]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 
 from coordinator import runs
+from coordinator.alarms import Alarms
 from coordinator.commands import (
     AnnouncePresence,
     CleanUp,
@@ -15,10 +15,13 @@ from coordinator.commands import (
     Fire,
     LaunchAggregator,
     PublishRelease,
+    RunCommand,
     SetAlarm,
     SetDesired,
     StopAggregator,
     StopFired,
+    SuspendAggregator,
+    TellTimeIsUp,
 )
 from coordinator.engine import Engine
 from coordinator.launcher import Launcher
@@ -26,17 +29,15 @@ from coordinator.starting import Starter
 from fabric.broker import Broker
 from fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
 from fabric.events import (
-    AggregatorExited,
-    AlarmRang,
     FiringFailed,
     ReleasePublished,
     RolloutAbortRequested,
-    RunCancelRequested,
 )
 from fabric.release import Lineage, ReleaseManifest
+from fabric.round_policy import TimeIsUp
+from fabric.run_events import AggregatorExited, RunCancelRequested, RunCleanedUp
 from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fabric.transfer import put_blob
-from fabric.trigger_rule import TriggerRule
 from fabric.wire import Cancel, Desired
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,14 @@ class Executor:
         self._engine: Engine | None = None
         self._launcher: Launcher | None = None
         self._starter: Starter | None = None
+        self._alarms: Alarms | None = None
 
     def connect(self, engine: Engine, launcher: Launcher, starter: Starter) -> None:
         """The engine calls us and we call it: this closes the circle before anything runs."""
         self._engine = engine
         self._launcher = launcher
         self._starter = starter
+        self._alarms = Alarms(engine, self._group)
 
     def start(self, commands: Commands) -> None:
         for command in commands:
@@ -78,40 +81,50 @@ class Executor:
                 return
 
     async def _do(self, command: Command) -> None:
-        assert self._engine is not None and self._launcher is not None
+        assert self._engine is not None and self._alarms is not None
+        match command:
+            case PublishRelease():
+                await self._publish_release(command, self._engine)
+            case SetDesired():
+                await self._set_desired(command)
+            case SetAlarm():
+                self._alarms.set(command)
+            case Fire():
+                await self._fire(command)
+            case StopFired(id=key):
+                await self._stop_fired(key, self._engine)
+            case AnnouncePresence(node=node, state=state):
+                await self._broker.tell(self._subjects.presence(node), state.encode())
+            case _:
+                await self._do_with_run(command, self._engine)
+
+    async def _do_with_run(self, command: RunCommand, engine: Engine) -> None:
+        assert self._launcher is not None
         match command:
             case LaunchAggregator(run=run, attempt=attempt):
-                engine = self._engine
                 await self._launcher.launch(command, lambda: runs.is_current(engine.world.run(run), attempt))
             case StopAggregator(run=run):
                 await self._launcher.stop(run)
                 await self._cancel_tasks(run)
                 await self._clean_up(run)
+            case SuspendAggregator(run=run):
+                if isinstance(engine.world.run(run), runs.Paused):
+                    await self._launcher.stop(run)
+            case TellTimeIsUp(run=run):
+                order = TimeIsUp(round=command.round, trial=command.trial, phase=command.phase, cause=command.cause)
+                await self._broker.publish(self._subjects.order(run), order.model_dump_json().encode())
             case CleanUp(run=run):
                 await self._clean_up(run)
-            case PublishRelease():
-                await self._publish_release(command, self._engine)
-            case SetDesired():
-                await self._set_desired(command)
-            case SetAlarm(owner=owner, id=key, key=what, due=due):
-                await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
-                await self._engine.submit(AlarmRang(owner=owner, id=key, key=what), id=f"alarm.{owner}.{key}.{what}")
-            case Fire(rule=rule, id=key):
-                await self._fire(rule, key)
-            case StopFired(id=key):
-                await self._stop_fired(key, self._engine)
-            case AnnouncePresence(node=node, state=state):
-                await self._broker.tell(self._subjects.presence(node), state.encode())
 
-    async def _fire(self, rule: TriggerRule, key: str) -> None:
+    async def _fire(self, command: Fire) -> None:
         assert self._engine is not None and self._starter is not None
-        world = self._engine.world
+        world, rule, key = self._engine.world, command.rule, command.id
         if not world.is_asked_for(rule.name, key):
             return
         try:
             if key in world.runs or key in world.rollouts:
                 raise ConfigError(rule.name, f"{key} was started before, for the same event")
-            await self._starter.fire(rule, key)
+            await self._starter.fire(rule, key, command.cause)
         except (ConfigError, NotFound) as exc:
             await self._engine.submit(FiringFailed(rule=rule.name, id=key, reason=str(exc)))
 
@@ -134,6 +147,9 @@ class Executor:
         for pattern in (self._subjects.replies(run), self._subjects.update_blobs(run)):
             await self._broker.purge(UP, pattern)
         await self._broker.purge(DOWN, self._subjects.round_blobs(run))
+        assert self._engine is not None and self._alarms is not None
+        self._alarms.forget("run", run)
+        await self._engine.submit(RunCleanedUp(run=run), id=f"{run}.cleaned")
 
     async def _set_desired(self, command: SetDesired) -> None:
         assert self._engine is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -49,17 +49,6 @@ def step(state: Node | None, event: NodeEvent, at: datetime) -> tuple[Node, Comm
             return replace(state, online=False, since=at, reason=reason), (AnnouncePresence(name, reason),)
 
 
-def select(nodes: Iterable[Node], selector: Mapping[str, str]) -> list[Node]:
-    """The online nodes that carry every label of `selector`, by partition and name: the same order each time."""
-    chosen = [n for n in nodes if n.online and matches(n, selector)]
-    return sorted(chosen, key=_partition_then_name)
-
-
 def matches(node: Node, selector: Mapping[str, str]) -> bool:
     labels = node.labels
     return all(labels.get(key) in value.split("|") for key, value in selector.items())
-
-
-def _partition_then_name(node: Node) -> tuple[int, str]:
-    partition = node.capabilities.node_config.get("partition-id")
-    return (partition if isinstance(partition, int) else 1 << 62, node.name)

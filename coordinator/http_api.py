@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from coordinator import fleet, rollouts, runs, views
+from coordinator import rollouts, runs, selection, views
 from coordinator.engine import Engine, snapshots
 from coordinator.planning import RolloutRequest
 from coordinator.presence import Presence
@@ -20,8 +20,9 @@ from coordinator.starting import RunRequest, Starter
 from fabric.apps import MAX_BUNDLE_BYTES
 from fabric.broker import Broker
 from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
-from fabric.events import RolloutAbortRequested, RunCancelRequested
+from fabric.events import RolloutAbortRequested
 from fabric.ids import new_id
+from fabric.run_events import RunCancelRequested, RunPauseRequested, RunResumeRequested
 from fabric.subjects import DOWN, Subjects
 from fabric.transfer import Source, put_blob, read_blob
 
@@ -54,6 +55,8 @@ class Api:
                 web.get("/v1/runs/{run}", self._run),
                 web.get("/v1/runs/{run}/watch", self._watch_run),
                 web.post("/v1/runs/{run}/cancel", self._cancel_run),
+                web.post("/v1/runs/{run}/pause", self._pause_run),
+                web.post("/v1/runs/{run}/resume", self._resume_run),
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model}", self._model),
                 web.get("/v1/models/{model}/versions/{version}/onnx", self._onnx),
@@ -107,7 +110,7 @@ class Api:
             state,
             publishing=world.is_publishing(key),
             version=release.manifest.version if release is not None else None,
-            matching=len(fleet.select(world.nodes.values(), state.facts.spec.selector)),
+            matching=sum(selection.why_not(n, state.facts.spec) is None for n in world.nodes.values()),
         )
 
     async def _runs(self, _: web.Request) -> web.Response:
@@ -132,8 +135,26 @@ class Api:
 
     async def _cancel_run(self, request: web.Request) -> web.Response:
         key = request.match_info["run"]
-        if isinstance(self._engine.world.run(key), runs.Running):
+        if not isinstance(self._engine.world.run(key), runs.Ended):
             await self._engine.submit(RunCancelRequested(run=key))
+        return web.json_response(self._run_view(key))
+
+    async def _pause_run(self, request: web.Request) -> web.Response:
+        key = request.match_info["run"]
+        state = self._engine.world.run(key)
+        if isinstance(state, runs.Ended):
+            raise ConfigError(key, f"is {state.outcome}, there is nothing to pause")
+        if isinstance(state, runs.Running) and not state.resumable:
+            raise ConfigError(key, "its app keeps its rounds to itself: a pause would lose them", "Cancel it, or wait")
+        await self._engine.submit(RunPauseRequested(run=key))
+        return web.json_response(self._run_view(key))
+
+    async def _resume_run(self, request: web.Request) -> web.Response:
+        key = request.match_info["run"]
+        state = self._engine.world.run(key)
+        if not isinstance(state, runs.Paused):
+            raise ConfigError(key, f"is {self._run_view(key)['state']}, not paused")
+        await self._engine.submit(RunResumeRequested(run=key))
         return web.json_response(self._run_view(key))
 
     async def _models(self, _: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 Exited = Callable[[str, int, int, str], Awaitable[None]]
 """run, attempt, exit code, reason"""
 
+
+END_WITHIN_S = 10.0
 
 GONE = -1
 """Exit code of a process that was not ours to wait for."""
@@ -46,16 +49,29 @@ class LocalLauncher:
         self._tenant = tenant
         self._regions = regions
         self._exited = exited
-        self._watched: dict[str, asyncio.Task[None]] = {}
+        self._watched: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
         """Start the run's aggregator if it is still wanted, or adopt the one of this attempt that is there."""
         async with self._locks[command.run]:
             if wanted():
+                await self._end_others(command)
                 await self._launch(command)
 
+    async def _end_others(self, command: LaunchAggregator) -> None:
+        """Of an earlier attempt nothing may be left: two would take each other's answers."""
+        pid = self._alive(command.run, None)
+        if pid is not None and self._alive(command.run, command.attempt) is None:
+            await _end(pid)
+        attempt, watch = self._watched.get(command.run, (0, None))
+        if watch is not None and attempt != command.attempt:
+            await asyncio.wait({watch})
+
     async def _launch(self, command: LaunchAggregator) -> None:
+        attempt, watch = self._watched.get(command.run, (0, None))
+        if attempt == command.attempt and watch is not None and not watch.done():
+            return
         folder = self._root / command.run
         folder.mkdir(parents=True, exist_ok=True)
         pid = self._alive(command.run, command.attempt)
@@ -66,7 +82,7 @@ class LocalLauncher:
         if pid is None:
             process = await self._start(command, folder)
             pid = process.pid
-        self._watched[command.run] = asyncio.create_task(self._watch(command, pid, process))
+        self._watched[command.run] = command.attempt, asyncio.create_task(self._watch(command, pid, process))
 
     async def _start(self, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
         config = {
@@ -108,7 +124,7 @@ class LocalLauncher:
         async with self._locks[run]:
             pid = self._alive(run, None)
             if pid is not None:
-                os.kill(pid, signal.SIGTERM)
+                await _end(pid)
 
     def _note(self, run: str) -> Path:
         return self._root / run / "aggregator.pid"
@@ -125,14 +141,27 @@ class LocalLauncher:
 
     async def close(self) -> None:
         """Stop watching; the processes go on and are adopted by the next coordinator."""
-        for task in self._watched.values():
+        tasks = [task for _, task in self._watched.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._watched.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _leave_note(note: Path, attempt: int) -> None:
     # Written by the child itself before it becomes the aggregator: there is no moment without a note.
     note.write_text(json.dumps({"pid": os.getpid(), "attempt": attempt}))
+
+
+async def _end(pid: int) -> None:
+    """Ask a process to end; one that does not is killed."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    try:
+        await asyncio.wait_for(_until_gone(pid), END_WITHIN_S)
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await _until_gone(pid)
 
 
 async def _until_gone(pid: int) -> None:

@@ -1,9 +1,13 @@
 """A run: one federated job from request to end.
 
     (none) --RunRequested--> Running(attempt 1) --RunCompleted--> Ended(completed)
-                               |    ^      \\--RunFailed--> Ended(failed)
-                               |    |--AggregatorExited: attempt + 1 resumes the rounds, up to MAX_ATTEMPTS
+                               |  |  ^     \\--RunFailed--> Ended(failed)
+                               |  |  |--AggregatorExited: attempt + 1 resumes the rounds
+                               |  |--RunPauseRequested--> Paused --RunResumeRequested--> Running(attempt + 1)
                                \\--RunCancelRequested--> Ended(cancelled)
+
+A run whose aggregator dies MAX_CRASHES times without closing a round between fails. A paused
+run has no aggregator; what its nodes still send waits in the stream for the next attempt.
 
 Pure. Reports of an attempt that is not the current one change nothing: its process was given up.
 """
@@ -16,37 +20,44 @@ from datetime import datetime
 from typing import Literal
 
 from coordinator import rounds
-from coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator
+from coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator, SuspendAggregator
 from fabric.errors import InvalidTransition
-from fabric.events import (
+from fabric.events import AlarmRang
+from fabric.run_events import (
     AggregatorExited,
     AggregatorStarted,
+    RoundAbandoned,
     RoundClosed,
+    RoundCollected,
     RoundOpened,
     RoundsRestarted,
     RunCancelRequested,
+    RunCleanedUp,
     RunCompleted,
     RunFailed,
+    RunPauseRequested,
     RunRequested,
+    RunResumeRequested,
     RunSpec,
     UpdateReceived,
     UpdateRefused,
 )
 
-MAX_ATTEMPTS = 5
+MAX_CRASHES = 5
 
 RunEvent = (
     RunRequested
+    | RunPauseRequested
+    | RunResumeRequested
     | RunCancelRequested
+    | RunCleanedUp
     | AggregatorStarted
     | AggregatorExited
     | RoundsRestarted
-    | RoundOpened
-    | UpdateReceived
-    | UpdateRefused
-    | RoundClosed
+    | rounds.RoundEvent
     | RunCompleted
     | RunFailed
+    | AlarmRang
 )
 
 
@@ -58,30 +69,47 @@ class Facts:
     spec: RunSpec
     by: str
     requested_at: datetime
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An aggregator works, or is being started. `rounds` outlive it: its successor resumes them."""
+    """An aggregator works, or is being started. `rounds` outlive it: its successor resumes them.
+
+    `crashes` counts the aggregators that died since a round was closed last.
+    """
 
     facts: Facts
     attempt: int
     started: bool = False
     rounds: Mapping[int, rounds.Round] = field(default_factory=dict)
     reason: str = ""
+    crashes: int = 0
+    resumable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    facts: Facts
+    attempt: int
+    rounds: Mapping[int, rounds.Round]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
+    """`cleaned` once the broker holds nothing of it any more."""
+
     facts: Facts
     outcome: Literal["completed", "failed", "cancelled"]
     reason: str
     attempt: int
     rounds: Mapping[int, rounds.Round]
     ended_at: datetime
+    cleaned: bool = False
 
 
-Run = Running | Ended
+Run = Running | Paused | Ended
 Step = tuple[Run, Commands]
 
 
@@ -89,75 +117,143 @@ def step(state: Run | None, event: RunEvent, at: datetime) -> Step:
     """The run after `event`, which happened at `at`.
 
     Raises:
-        InvalidTransition: a second request under one id.
+        InvalidTransition: a second request under one id, or a pause that would lose the run's work.
     """
     if state is None:
         return _first(event, at)
     if isinstance(event, RunRequested):
         raise InvalidTransition(f"run {event.run} was requested twice")
     if isinstance(state, Ended):
+        return (replace(state, cleaned=True) if isinstance(event, RunCleanedUp) else state), ()
+    if getattr(event, "attempt", state.attempt) != state.attempt:
         return state, ()
-    return _running(state, event, at)
+    match event:
+        case RunCancelRequested(reason=reason):
+            return _end(state, "cancelled", reason, at)
+        case RunCompleted() | RunFailed():
+            return _end(state, *_outcome(event), at)
+        case AlarmRang(key=key):
+            return _rang(state, key)
+        case RoundOpened() | UpdateReceived() | UpdateRefused() | RoundCollected() | RoundAbandoned() | RoundClosed():
+            return _round(state, event, at)
+        case _:
+            return _running(state, event, at) if isinstance(state, Running) else _paused(state, event, at)
 
 
 def _first(event: RunEvent, at: datetime) -> Step:
     if not isinstance(event, RunRequested):
-        raise InvalidTransition(f"{event.kind} for a run {event.run} that was never requested")
-    run = Running(Facts(event.run, event.spec, event.by, at), attempt=1)
+        name = event.id if isinstance(event, AlarmRang) else event.run
+        raise InvalidTransition(f"{event.kind} for a run {name} that was never requested")
+    run = Running(Facts(event.run, event.spec, event.by, at, event.cause), attempt=1)
     return run, owed(run)
 
 
 def _running(state: Running, event: RunEvent, at: datetime) -> Step:
     match event:
-        case RunCancelRequested(reason=reason):
-            ended = _end(state, "cancelled", reason, at)
-            return ended, owed(ended)
-        case _ if getattr(event, "attempt", state.attempt) != state.attempt:
-            return state, ()
+        case RunPauseRequested(reason=reason):
+            if not state.resumable:
+                raise InvalidTransition(f"run {state.facts.run} cannot be paused: its app keeps its rounds to itself")
+            paused = Paused(state.facts, state.attempt, state.rounds, reason)
+            return paused, owed(paused)
         case AggregatorStarted():
             return replace(state, started=True), ()
         case AggregatorExited():
             return _crashed(state, event, at)
         case RoundsRestarted():
             return replace(state, rounds={}, reason=f"{state.reason}; started again from its first round"), ()
-        case RunCompleted(note=note):
-            return _end(state, "completed", note, at), (CleanUp(state.facts.run),)
-        case RunFailed(reason=reason):
-            return _end(state, "failed", reason, at), (CleanUp(state.facts.run),)
-        case RoundOpened() | UpdateReceived() | UpdateRefused() | RoundClosed():
-            number = event.round
-            return replace(state, rounds={**state.rounds, number: rounds.step(state.rounds.get(number), event)}), ()
         case _:
-            raise InvalidTransition(f"{event.kind} while run {state.facts.run} is running")
+            return state, ()
+
+
+def _round(state: Running | Paused, event: rounds.RoundEvent, at: datetime) -> Step:
+    number, before = event.round, state.rounds.get(event.round)
+    after = rounds.step(before, event, at)
+    known = {**state.rounds, number: after}
+    if isinstance(state, Paused):
+        return replace(state, rounds=known), ()
+    if isinstance(event, RoundOpened):
+        state = replace(state, resumable=state.resumable and event.resumable)
+    crashes = 0 if isinstance(event, RoundClosed) else state.crashes
+    return replace(state, rounds=known, crashes=crashes), _new_commands(state.facts, before, after)
+
+
+def _rang(state: Running | Paused, key: str) -> Step:
+    if isinstance(state, Paused) or not state.rounds:
+        return state, ()
+    number = max(state.rounds)
+    before = state.rounds[number]
+    after = rounds.rang(before, key, state.facts.run, state.facts.spec.policy)
+    return replace(state, rounds={**state.rounds, number: after}), _new_commands(state.facts, before, after)
+
+
+def _new_commands(facts: Facts, before: rounds.Round | None, after: rounds.Round) -> Commands:
+    """What the round owes now and did not owe before."""
+    policy = facts.spec.policy
+    known = rounds.owed(before, facts.run, policy) if before is not None else ()
+    return tuple(c for c in rounds.owed(after, facts.run, policy) if c not in known)
 
 
 def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
     what = f"the aggregator ended with code {event.code}" + (f": {event.reason}" if event.reason else "")
-    if state.attempt >= MAX_ATTEMPTS:
-        return _end(state, "failed", f"{what}; {MAX_ATTEMPTS} attempts were made", at), (CleanUp(state.facts.run),)
-    again = replace(state, attempt=state.attempt + 1, started=False, reason=f"{what}; attempt {state.attempt + 1}")
+    if state.crashes + 1 >= MAX_CRASHES:
+        return _end(state, "failed", f"{what}; it ended so {MAX_CRASHES} times without closing a round", at)
+    attempt = state.attempt + 1
+    reason = f"{what}; attempt {attempt}"
+    again = replace(state, attempt=attempt, started=False, reason=reason, crashes=state.crashes + 1)
     return again, owed(again)
 
 
-def _end(state: Running, outcome: Literal["completed", "failed", "cancelled"], reason: str, at: datetime) -> Ended:
-    left = {n: rounds.abandon(r, f"the run {outcome}") for n, r in state.rounds.items()}
-    return Ended(state.facts, outcome, reason, state.attempt, left, at)
+def _paused(state: Paused, event: RunEvent, at: datetime) -> Step:
+    if not isinstance(event, RunResumeRequested):
+        return state, ()
+    known = {n: rounds.restart_clock(r, at) for n, r in state.rounds.items()}
+    again = Running(state.facts, state.attempt + 1, rounds=known, reason="resumed")
+    return again, owed(again)
+
+
+def _outcome(event: RunCompleted | RunFailed) -> tuple[Literal["completed", "failed"], str]:
+    return ("completed", event.note) if isinstance(event, RunCompleted) else ("failed", event.reason)
+
+
+def _end(
+    state: Running | Paused, outcome: Literal["completed", "failed", "cancelled"], reason: str, at: datetime
+) -> Step:
+    left = {n: rounds.abandon(r, f"the run is {outcome}") for n, r in state.rounds.items()}
+    ended = Ended(state.facts, outcome, reason, state.attempt, left, at)
+    return ended, owed(ended)
 
 
 def owed(state: Run) -> Commands:
     """What this state still wants done: issued on entry, and again after a restart."""
     match state:
         case Running(facts=facts, attempt=attempt):
-            return (LaunchAggregator(facts.run, attempt, facts.spec),)
+            launch = LaunchAggregator(facts.run, attempt, facts.spec)
+            if not state.rounds:
+                return (launch,)
+            return (launch, *rounds.owed(state.rounds[max(state.rounds)], facts.run, facts.spec.policy))
+        case Paused(facts=facts):
+            return (SuspendAggregator(facts.run),)
+        case Ended(cleaned=True):
+            return ()
         case Ended(facts=facts, outcome="cancelled"):
             return (StopAggregator(facts.run),)
-        case Ended():
-            return ()
+        case Ended(facts=facts):
+            return (CleanUp(facts.run),)
 
 
 def is_current(state: Run, attempt: int) -> bool:
     """Whether an aggregator of this attempt is still wanted."""
     return isinstance(state, Running) and state.attempt == attempt
+
+
+def awaited(state: Run) -> frozenset[str]:
+    """Nodes that have a task of this run now."""
+    if not isinstance(state, Running) or not state.rounds:
+        return frozenset()
+    last = state.rounds[max(state.rounds)]
+    if not isinstance(last, rounds.Open | rounds.Collecting):
+        return frozenset()
+    return last.phases[last.phase].awaited if last.phase in last.phases else frozenset()
 
 
 def participants(state: Run) -> frozenset[str]:

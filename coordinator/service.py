@@ -8,7 +8,7 @@ import logging
 
 from aiohttp import web
 
-from coordinator import fleet, schedules
+from coordinator import schedules
 from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
 from coordinator.event_api import EventApi
@@ -17,13 +17,12 @@ from coordinator.executor import Executor
 from coordinator.http_api import Api
 from coordinator.launcher import LocalLauncher
 from coordinator.presence import Presence
+from coordinator.questions import Questions
 from coordinator.starting import Starter
 from coordinator.topology import Topology
 from coordinator.trigger_api import TriggerApi
 from fabric.broker import Broker
 from fabric.errors import ConfigError
-from fabric.ids import flower_int
-from fabric.jetstream import Received
 from fabric.subjects import Subjects
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ async def serve(config: CoordinatorConfig) -> None:
         presence = Presence(broker, subjects, engine, group)
         await engine.recover()
         await presence.start()
-        await _answer_questions(broker, subjects, engine)
+        await Questions(broker, subjects, engine).listen()
         group.create_task(engine.run(), name="engine")
         group.create_task(engine.listen(), name="reports")
         for region in config.regions:
@@ -67,17 +66,6 @@ async def serve(config: CoordinatorConfig) -> None:
             await runner.cleanup()
             await launcher.close()
             await broker.close()
-
-
-async def _answer_questions(broker: Broker, subjects: Subjects, engine: Engine) -> None:
-    async def nodes(message: Received) -> None:
-        asked = json.loads(message.data)
-        run = engine.world.run(asked["run"])
-        chosen = fleet.select(engine.world.nodes.values(), run.facts.spec.selector)
-        answer = [{"name": n.name, "region": n.region, "node_id": flower_int(n.name)} for n in chosen]
-        await broker.tell(message.reply, json.dumps(answer).encode())
-
-    await broker.subscribe(subjects.rpc("nodes"), nodes)
 
 
 async def _listen(config: CoordinatorConfig, app: web.Application) -> web.AppRunner:

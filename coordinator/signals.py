@@ -8,6 +8,7 @@
 | dev.fedtide.run.ended | a run ended | run, model, outcome |
 | dev.fedtide.fleet.changed | a node came or went | node, region, online (nodes of all), region_online |
 | dev.fedtide.data.reported | a node told its sample count | node, region, samples, region_samples, fleet_samples |
+| dev.fedtide.drift.reported | a region or node reports drift | region, node, model, feature, score, method, samples |
 | dev.fedtide.schedule.<rule> | the rule's own schedule | - |
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from coordinator import rollouts, runs
 from fabric.events import (
     TYPE_PREFIX,
+    DriftReported,
     Event,
     NodeJoined,
     NodeOffline,
@@ -40,6 +42,10 @@ def of(event: Event, world: World) -> Iterator[Signal]:
         case ReleasePublished(manifest=manifest):
             metrics = {f"metric_{k}": v for k, v in manifest.metrics.items()}
             yield _signal(event, "release.published", model=manifest.model, version=manifest.version, **metrics)
+        case DriftReported(region=region, node=node, model=model, feature=feature, score=score):
+            where: dict[str, FieldValue] = {"region": region, "node": node, "model": model, "feature": feature}
+            how: dict[str, FieldValue] = {"method": event.data.method, "samples": event.data.samples}
+            yield _signal(event, "drift.reported", score=score, **where, **how)
         case NodeJoined(node=name) | NodeOnline(node=name) | NodeOffline(node=name):
             yield from _fleet_changed(event, name, world)
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,9 +13,11 @@ from coordinator.planning import RolloutRequest, plan
 from coordinator.world import World
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, NotFound
-from fabric.events import RolloutStarted, RunRequested, RunSpec
+from fabric.events import RolloutStarted
 from fabric.ids import check_token
-from fabric.trigger_rule import StartRollout, StartRun, TriggerRule
+from fabric.round_policy import RoundPolicy, Selection, StopRule
+from fabric.run_events import RunRequested, RunSpec
+from fabric.trigger_rule import StartRollout, TriggerRule
 from fabric.wire import AppRef, ConfigValues, Strict
 
 
@@ -27,8 +30,12 @@ class RunRequest(Strict):
     run_config: ConfigValues = {}
     selector: dict[str, str] = {}
     base: str | None = None
-    round_timeout_s: float = Field(default=3600.0, gt=0)
+    purpose: Literal["train", "evaluate"] = "train"
+    selection: Selection = Selection()
+    policy: RoundPolicy = RoundPolicy()
+    stop: StopRule | None = None
     by: str = "cli"
+    cause: str = ""
 
 
 class Starter:
@@ -52,12 +59,18 @@ class Starter:
             app=asked.app or _app_of(world, asked),
             model=asked.model,
             rounds=asked.rounds,
-            run_config=asked.run_config,
+            run_config=asked.run_config or _config_of(world, asked),
             selector=asked.selector,
             base=_base(world, asked),
-            round_timeout_s=asked.round_timeout_s,
+            purpose=asked.purpose,
+            selection=asked.selection,
+            policy=asked.policy,
+            stop=asked.stop,
         )
-        await self._engine.submit(RunRequested(run=key, spec=spec, by=asked.by), id=f"{key}.requested")
+        if spec.purpose == "evaluate" and spec.base is None:
+            raise ConfigError("base", "is missing: an evaluation needs a release", "Name a version, or latest")
+        requested = RunRequested(run=key, spec=spec, by=asked.by, cause=asked.cause)
+        await self._engine.submit(requested, id=f"{key}.requested")
 
     async def rollout(self, key: str, asked: RolloutRequest, by: str) -> None:
         """Start a roll-out under the id `key`.
@@ -72,19 +85,16 @@ class Starter:
             started = RolloutStarted(rollout=key, plan=planned, counter=model.counter + 1, by=by)
             await self._engine.submit(started, id=f"{key}.started")
 
-    async def fire(self, rule: TriggerRule, key: str) -> None:
-        """Start what a rule says, unless `key` exists already."""
-        by = f"trigger {rule.name}"
-        match rule.do:
-            case StartRun(app=app, model=model, rounds=rounds, run_config=config, selector=selector, base=base):
-                if key not in self._engine.world.runs:
-                    asked = RunRequest(
-                        app=app, model=model, rounds=rounds, run_config=config, selector=selector, base=base, by=by
-                    )
-                    await self.run(key, asked)
-            case StartRollout(model=name, regions=regions, canary=canary):
-                if key not in self._engine.world.rollouts:
-                    await self.rollout(key, RolloutRequest(model=name, regions=regions, canary=canary), by)
+    async def fire(self, rule: TriggerRule, key: str, cause: str) -> None:
+        """Start what a rule says, unless `key` exists already. `cause` is the event that fired it."""
+        by, do = f"trigger {rule.name}", rule.do
+        if isinstance(do, StartRollout):
+            if key not in self._engine.world.rollouts:
+                asked = RolloutRequest(model=do.model, regions=do.regions, canary=do.canary)
+                await self.rollout(key, asked, by)
+        elif key not in self._engine.world.runs:
+            body = do.model_dump(exclude={"kind"}, exclude_unset=True)
+            await self.run(key, RunRequest.model_validate({**body, "by": by, "cause": cause}))
 
 
 def check_selector(world: World, selector: dict[str, str]) -> None:
@@ -105,6 +115,12 @@ def _app_of(world: World, asked: RunRequest) -> AppRef:
     if latest is None:
         raise ConfigError("app", "is missing, and there is no release whose app could be taken", "Name an app")
     return latest.manifest.lineage.app
+
+
+def _config_of(world: World, asked: RunRequest) -> ConfigValues:
+    """An app that comes from a release comes with the configuration that it was run with."""
+    latest = world.model(asked.model).latest if asked.app is None and asked.model is not None else None
+    return latest.manifest.lineage.run_config if latest is not None else {}
 
 
 def _base(world: World, asked: RunRequest) -> BlobRef | None:

@@ -99,8 +99,9 @@ def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[Outcome, str]:
         return "error", f"the event has no field {rule.dedupe!r} to tell duplicates by"
     if _key(rule, signal) in state.keys:
         return "duplicate", f"fired for {_key(rule, signal)!r} before"
-    if rule.budget is not None and state.fired + len(state.queue) >= rule.budget:
-        return "budget", f"all {rule.budget} firings are spent"
+    limit = rule.most_firings
+    if limit is not None and state.fired + len(state.queue) >= limit:
+        return "budget", f"all {limit} firings are spent"
     if state.last_fired_at is not None and at < state.last_fired_at + timedelta(seconds=rule.cooldown_s):
         return "cooldown", f"fired {(at - state.last_fired_at).total_seconds():.1f} s ago, waits {rule.cooldown_s:g} s"
     if state.active is None or rule.policy == "replace":
@@ -137,7 +138,7 @@ def failed(state: Trigger, key: str, reason: str, at: datetime) -> Step:
 def owed(state: Trigger) -> Commands:
     """What was fired and is not known to have started."""
     stops = tuple(StopFired(state.rule.name, key) for key in state.stopping)
-    return (*stops, *(Fire(state.rule, f.started) for f in state.asked))
+    return (*stops, *(Fire(state.rule, f.started, _cause(f)) for f in state.asked))
 
 
 def started_id(rule: TriggerRule, signal: Signal) -> str:
@@ -148,7 +149,11 @@ def started_id(rule: TriggerRule, signal: Signal) -> str:
 
 def _fire(state: Trigger, firing: Firing, at: datetime) -> Step:
     fired = replace(state, fired=state.fired + 1, last_fired_at=at, active=firing.started, asked=(*state.asked, firing))
-    return fired, (Fire(state.rule, firing.started),)
+    return fired, (Fire(state.rule, firing.started, _cause(firing)),)
+
+
+def _cause(firing: Firing) -> str:
+    return f"{firing.signal.type} {firing.signal.id}"
 
 
 def _key(rule: TriggerRule, signal: Signal) -> str:

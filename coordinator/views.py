@@ -66,7 +66,7 @@ def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int
 
 
 def _waiting(state: runs.Run, matching: int) -> str:
-    if isinstance(state, runs.Ended) or not state.started or any(state.rounds):
+    if not isinstance(state, runs.Running) or not state.started or any(state.rounds):
         return ""
     return f"no round yet; {matching} matching nodes are online (the app may wait for more)"
 
@@ -74,13 +74,18 @@ def _waiting(state: runs.Run, matching: int) -> str:
 def _run_state(state: runs.Run) -> str:
     if isinstance(state, runs.Ended):
         return state.outcome
+    if isinstance(state, runs.Paused):
+        return "paused"
     return "running" if state.started else "starting"
 
 
 def _round(state: rounds.Round) -> View:
     view: View = {
         "round": state.number,
+        "trial": state.trial,
         "state": type(state).__name__.lower(),
+        "reason": _round_reason(state),
+        "abandoned": list(state.before),
         "phases": {name: _tally(t) for name, t in state.phases.items()},
         "metrics": _finite(state.metrics) if isinstance(state, rounds.Closed) else {},
         "seconds": round(state.seconds, 3) if isinstance(state, rounds.Closed) else None,
@@ -88,6 +93,21 @@ def _round(state: rounds.Round) -> View:
         "bytes_down": sum(t.bytes_down for t in state.phases.values()),
     }
     return view
+
+
+def _round_reason(state: rounds.Round) -> str:
+    match state:
+        case rounds.Abandoned(reason=reason):
+            return reason
+        case rounds.Closed(phases=phases):
+            cause = phases["train"].cause if "train" in phases else None
+            return f"closed: {cause}" if cause is not None else ""
+        case rounds.Aggregating(phase=phase):
+            return f"{phase}: {state.phases[phase].cause}, being aggregated"
+        case rounds.Open(phase=phase) | rounds.Collecting(phase=phase):
+            tally = state.phases.get(phase, rounds.Tally())
+            wanted = f", {tally.quorum} suffice" if tally.quorum not in (None, len(tally.asked)) else ""
+            return f"{phase}: {len(tally.received)} of {len(tally.asked)} answered{wanted}"
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -100,6 +120,9 @@ def _tally(tally: rounds.Tally) -> View:
         "asked": len(tally.asked),
         "received": sorted(tally.received),
         "awaited": sorted(tally.awaited),
+        "stale": sorted(tally.stale),
+        "quorum": tally.quorum,
+        "cause": tally.cause,
         "refused": {n: {"category": r.category, "reason": r.reason} for n, r in sorted(tally.refused.items())},
     }
 

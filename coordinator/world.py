@@ -6,17 +6,20 @@ immutable and change only through their reducers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
 from coordinator import fleet, registry, rollouts, runs, signals, triggers
-from coordinator.commands import Commands
+from coordinator.commands import Commands, SetAlarm
 from fabric.blobs import BlobRef
 from fabric.errors import NotFound
 from fabric.events import (
     AlarmRang,
+    CoordinatorElected,
+    DriftReported,
     Event,
     FiringFailed,
     ModelProduced,
@@ -31,6 +34,7 @@ from fabric.events import (
     TriggerApplied,
     TriggerRemoved,
 )
+from fabric.run_events import RoundOpened, RunRequested
 from fabric.trigger_rule import Signal
 
 T = TypeVar("T")
@@ -45,6 +49,8 @@ class World:
         self.models: dict[str, registry.Model] = {}
         self.rollouts: dict[str, rollouts.Rollout] = {}
         self.triggers: dict[str, triggers.Trigger] = {}
+        self.last_asked: dict[str, datetime] = {}
+        """When each node was asked to train last, by whatever run."""
         self._just_ended: list[runs.Run | rollouts.Rollout] = []
         self.serving: dict[str, dict[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
@@ -65,11 +71,9 @@ class World:
     def _apply(self, event: Event) -> Commands:
         data, at = event.data, event.time
         match data:
-            case FiringFailed(rule=name, id=key, reason=reason):
-                return self._firing_failed(name, key, reason, at)
-            case TriggerApplied() | TriggerRemoved():
-                return self._change_rule(data)
-            case SignalReceived():
+            case FiringFailed() | TriggerApplied() | TriggerRemoved():
+                return self._change_rule(data, at)
+            case SignalReceived() | DriftReported() | CoordinatorElected():
                 return ()
             case NodeJoined() | NodeOnline() | NodeOffline():
                 node, commands = fleet.step(self.nodes.get(data.node), data, at)
@@ -79,13 +83,12 @@ class World:
                 return self._release(data)
             case RolloutStarted():
                 return self._start_rollout(data, event)
-            case NodePhaseReported() | RolloutAbortRequested():
-                commands = self._rollout(data.rollout, data, event)
-                if isinstance(data, NodePhaseReported) and data.phase == "confirmed":
-                    self._note_served(data)
-                return commands
-            case AlarmRang(id=rollout):
-                return self._rollout(rollout, data, event)
+            case RolloutAbortRequested():
+                return self._rollout(data.rollout, data, event)
+            case NodePhaseReported():
+                return self._node_phase(data, event)
+            case AlarmRang(owner=owner, id=key):
+                return self._rollout(key, data, event) if owner == "rollout" else self._run(key, data, at)
             case _:
                 return self._run(data.run, data, at)
 
@@ -93,7 +96,10 @@ class World:
         before = self.runs.get(key)
         run, commands = runs.step(before, data, at)
         self.runs[key] = run
-        self._started(key)
+        if isinstance(data, RunRequested):
+            self._started(key)
+        if isinstance(data, RoundOpened) and data.phase == "train":
+            self.last_asked |= dict.fromkeys(data.nodes, at)
         if isinstance(run, runs.Ended) and not isinstance(before, runs.Ended):
             self._just_ended.append(run)
             commands += self._ended(key, at)
@@ -111,7 +117,15 @@ class World:
         commands += self._supersede(data.plan.model, data.rollout, event.time)
         return self._model(data.plan.model, data) + commands
 
-    def _change_rule(self, data: TriggerApplied | TriggerRemoved) -> Commands:
+    def _node_phase(self, data: NodePhaseReported, event: Event) -> Commands:
+        commands = self._rollout(data.rollout, data, event)
+        if data.phase == "confirmed":
+            self._note_served(data)
+        return commands
+
+    def _change_rule(self, data: FiringFailed | TriggerApplied | TriggerRemoved, at: datetime) -> Commands:
+        if isinstance(data, FiringFailed):
+            return self._firing_failed(data.rule, data.id, data.reason, at)
         if isinstance(data, TriggerRemoved):
             self.triggers.pop(data.name, None)
         else:
@@ -191,6 +205,21 @@ class World:
             yield rollouts.owed(rollout)
         for trigger in self.triggers.values():
             yield triggers.owed(trigger)
+
+    def wants_alarm(self, owner: str, id: str, key: str) -> bool:
+        """Whether the state still waits for this alarm."""
+        if owner == "run":
+            commands = runs.owed(self.runs[id]) if id in self.runs else ()
+        else:
+            commands = rollouts.owed(self.rollouts[id]) if id in self.rollouts else ()
+        return any(isinstance(c, SetAlarm) and c.key == key for c in commands)
+
+    def tasks_of_others(self, run: str) -> Counter[str]:
+        """How many tasks each node has of runs other than `run`."""
+        return Counter(n for key, other in self.active_runs() if key != run for n in runs.awaited(other))
+
+    def active_runs(self) -> Iterator[tuple[str, runs.Run]]:
+        return ((key, run) for key, run in self.runs.items() if not isinstance(run, runs.Ended))
 
     def run(self, key: str) -> runs.Run:
         return _find(self.runs, key, "run")

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edge_agent.config import AgentConfig
+from edge_agent.fair_queue import FairQueue
 from edge_agent.outbox import Outbox
 from edge_agent.trainer import Job, Trainer
 from fabric.apps import unpack
@@ -41,7 +42,8 @@ class TaskLoop:
         self._subjects = Subjects(config.tenant)
         self._outbox = Outbox(config.data_dir / "outbox")
         self._trainer = Trainer(config)
-        self._queue: asyncio.Queue[Task] = asyncio.Queue(maxsize=1024)
+        self._queue = FairQueue()
+        self._queued = asyncio.Event()
         self._accepted: set[str] = set()
         self._cancelled: set[str] = set()
         self._to_send: asyncio.Queue[str] = asyncio.Queue()
@@ -61,7 +63,8 @@ class TaskLoop:
             await self._cancel(order.task)
         elif order.task not in self._accepted and not self._outbox.knows(order.task):
             self._accepted.add(order.task)
-            await self._queue.put(order)
+            self._queue.put(order)
+            self._queued.set()
 
     async def _cancel(self, task: str) -> None:
         if task not in self._accepted:
@@ -76,14 +79,21 @@ class TaskLoop:
         """Work off tasks for ever; on cancellation the trainer is stopped."""
         try:
             while True:
-                await self._one(await self._queue.get())
+                task = self._queue.take()
+                if task is not None:
+                    await self._one(task)
+                    continue
+                self._queued.clear()
+                await self._queued.wait()
         finally:
             await self._trainer.stop()
 
     async def _one(self, task: Task) -> None:
         key = task.task
         try:
-            if key in self._cancelled or time.time() > task.expires_at:
+            if time.time() > task.expires_at:
+                return  # nobody wants it now; should its run be resumed, it is asked for anew
+            if key in self._cancelled:
                 self._outbox.drop(key)
                 return
             self.busy = key

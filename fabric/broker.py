@@ -215,6 +215,11 @@ class Broker:
         except ApiError as exc:
             log.debug("broker.no_consumer", extra={"durable": durable, "reason": str(exc)})
 
+    async def backlog(self, stream: str, durable: str) -> tuple[int, int]:
+        """Messages that a durable consumer has not delivered, and those delivered and not acknowledged."""
+        answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
+        return int(answer["num_pending"]), int(answer["num_ack_pending"])
+
     async def consume(self, stream: str, durable: str, pattern: str) -> AsyncIterator[Delivery]:
         """Every message under `pattern`, at least once, surviving restarts of both sides.
 

@@ -17,8 +17,26 @@ from fabric.errors import MalformedMessage
 from fabric.ids import new_id
 from fabric.release import Export, ReleaseManifest
 from fabric.rollout_plan import NodePhase, RolloutPlan
+from fabric.run_events import (
+    AggregatorExited,
+    AggregatorStarted,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RoundsRestarted,
+    RunCancelRequested,
+    RunCleanedUp,
+    RunCompleted,
+    RunFailed,
+    RunPauseRequested,
+    RunRequested,
+    RunResumeRequested,
+    UpdateReceived,
+    UpdateRefused,
+)
 from fabric.trigger_rule import Signal, TriggerRule
-from fabric.wire import AppRef, ConfigValues, Strict
+from fabric.wire import ConfigValues, Strict
 
 TYPE_PREFIX = "dev.fedtide."
 TYPE_VERSION = ".v1"
@@ -59,102 +77,6 @@ class NodeOffline(Strict):
     reason: str
 
 
-class RunSpec(Strict):
-    """What a run is: an app at a digest, where it runs, and for how long."""
-
-    app: AppRef
-    model: str | None = Field(default=None, description="Registry name of the result, or None: no release is made")
-    rounds: int | None = Field(default=None, ge=1, description="None: as the app says")
-    run_config: ConfigValues = {}
-    selector: dict[str, str] = Field(default={}, description="Labels a node must have; `region` counts as one")
-    base: BlobRef | None = Field(default=None, description="The release manifest to start from")
-    round_timeout_s: float = Field(default=3600.0, gt=0)
-
-
-class RunRequested(Strict):
-    kind: Literal["run.requested"] = "run.requested"
-    run: str
-    spec: RunSpec
-    by: str = Field(default="cli", description="Who or what asked")
-
-
-class RunCancelRequested(Strict):
-    kind: Literal["run.cancel_requested"] = "run.cancel_requested"
-    run: str
-    reason: str = "asked by a person"
-
-
-class AggregatorStarted(Strict):
-    """An aggregator process took the run; attempts count from 1."""
-
-    kind: Literal["run.aggregator_started"] = "run.aggregator_started"
-    run: str
-    attempt: int
-
-
-class AggregatorExited(Strict):
-    kind: Literal["run.aggregator_exited"] = "run.aggregator_exited"
-    run: str
-    attempt: int
-    code: int
-    reason: str = ""
-
-
-class RoundsRestarted(Strict):
-    """An app whose rounds are its own (no `Strategy.start`) begins again after a crash."""
-
-    kind: Literal["run.rounds_restarted"] = "run.rounds_restarted"
-    run: str
-    attempt: int
-
-
-class RoundOpened(Strict):
-    """Tasks of one kind went out for a round; a round has a train and perhaps an evaluate phase."""
-
-    kind: Literal["round.opened"] = "round.opened"
-    run: str
-    attempt: int
-    round: int
-    phase: str
-    nodes: list[str]
-    bytes_down: int
-
-
-class UpdateReceived(Strict):
-    """An answer that was accepted. (run, attempt, round, phase, node) is its identity."""
-
-    kind: Literal["round.update_received"] = "round.update_received"
-    run: str
-    attempt: int
-    round: int
-    phase: str
-    node: str
-    bytes_up: int
-    seconds: float
-
-
-class UpdateRefused(Strict):
-    """An answer, or the lack of one, that does not count; `reason` says why."""
-
-    kind: Literal["round.update_refused"] = "round.update_refused"
-    run: str
-    attempt: int
-    round: int
-    phase: str
-    node: str
-    category: Literal["app_error", "node_lost", "timeout", "late", "wrong_shape", "not_finite", "malformed"]
-    reason: str
-
-
-class RoundClosed(Strict):
-    kind: Literal["round.closed"] = "round.closed"
-    run: str
-    attempt: int
-    round: int
-    metrics: dict[str, float]
-    seconds: float
-
-
 class ModelProduced(Strict):
     """A run exported its global model; the registry makes a release of it."""
 
@@ -169,20 +91,25 @@ class ModelProduced(Strict):
     base: BlobRef | None = None
 
 
-class RunCompleted(Strict):
-    kind: Literal["run.completed"] = "run.completed"
-    run: str
-    attempt: int
-    note: str = ""
+class DriftReported(Strict):
+    """What a region's nodes see differs from what their model was trained on."""
+
+    kind: Literal["drift.reported"] = "drift.reported"
+    region: str
+    node: str = Field(default="", description="Who reports: a node, or a collector for its region")
+    model: str
+    feature: str = ""
+    score: float = Field(description="Population stability index, or whatever `method` says")
+    method: str = "psi"
+    samples: int = Field(default=0, ge=0)
 
 
-class RunFailed(Strict):
-    """The app itself failed: another attempt would fail the same way."""
+class CoordinatorElected(Strict):
+    """Another coordinator leads from here on; whoever led before can append no more."""
 
-    kind: Literal["run.failed"] = "run.failed"
-    run: str
-    attempt: int
-    reason: str
+    kind: Literal["coordinator.elected"] = "coordinator.elected"
+    name: str
+    url: str = ""
 
 
 class ReleasePublished(Strict):
@@ -260,13 +187,18 @@ EventData = Annotated[
     | NodeOnline
     | NodeOffline
     | RunRequested
+    | RunPauseRequested
+    | RunResumeRequested
     | RunCancelRequested
+    | RunCleanedUp
     | AggregatorStarted
     | AggregatorExited
     | RoundsRestarted
     | RoundOpened
     | UpdateReceived
     | UpdateRefused
+    | RoundCollected
+    | RoundAbandoned
     | RoundClosed
     | ModelProduced
     | RunCompleted
@@ -279,7 +211,9 @@ EventData = Annotated[
     | TriggerApplied
     | TriggerRemoved
     | FiringFailed
-    | SignalReceived,
+    | SignalReceived
+    | DriftReported
+    | CoordinatorElected,
     Field(discriminator="kind"),
 ]
 

@@ -106,11 +106,15 @@ class Subjects:
         """The prefix of one update's tensors; chunks and the manifest stand below it."""
         return f"{self.root}.up.{region}.{node}.blob.{run}.{digest}"
 
-    def update_blobs(self, run: str) -> str:
-        return f"{self.root}.up.*.*.blob.{run}.>"
+    def update_blobs(self, run: str, digest: str = "*") -> str:
+        return f"{self.root}.up.*.*.blob.{run}.{digest}.>"
 
     def checkpoint(self, run: str, what: str) -> str:
         return f"{self.root}.ckpt.{run}.{what}"
+
+    def order(self, run: str) -> str:
+        """The last word of the coordinator to a run's aggregator; stored, and heard by a plain subscription."""
+        return self.checkpoint(run, "order")
 
     def checkpoint_blob(self, run: str, digest: str) -> str:
         return f"{self.root}.ckpt.{run}.blob.{digest}"

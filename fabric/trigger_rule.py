@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fabric.errors import ConfigError
 from fabric.ids import check_token
+from fabric.round_policy import RoundPolicy, Selection, StopRule
 from fabric.wire import AppRef, ConfigValues, Strict
 
 SCHEDULE_TYPE = "dev.fedtide.schedule."
@@ -23,6 +24,10 @@ class StartRun(Strict):
     run_config: ConfigValues = {}
     selector: dict[str, str] = {}
     base: Literal["latest"] | None = Field(default=None, description="Start from the model's latest release")
+    purpose: Literal["train", "evaluate"] = "train"
+    selection: Selection = Selection()
+    policy: RoundPolicy = RoundPolicy()
+    stop: StopRule | None = None
 
 
 class StartRollout(Strict):
@@ -56,6 +61,7 @@ class TriggerRule(Strict):
     policy: Literal["skip", "queue", "replace"] = Field(default="skip", description="While what it started goes on")
     max_queue: int = Field(default=16, ge=1, description="With `queue`: more are skipped")
     budget: int | None = Field(default=None, ge=0, description="Firings in all; None: no limit")
+    budget_rounds: int | None = Field(default=None, ge=0, description="Rounds in all, of runs that say how many")
     dedupe: str = Field(default="", description="A field: equal values fire once; empty: each event for itself")
 
     @model_validator(mode="after")
@@ -63,6 +69,20 @@ class TriggerRule(Strict):
         if bool(self.on) == (self.schedule is not None):
             raise ValueError("needs either `on` or `schedule`")
         return self
+
+    @model_validator(mode="after")
+    def _rounds_are_known(self) -> TriggerRule:
+        if self.budget_rounds is not None and not (isinstance(self.do, StartRun) and self.do.rounds):
+            raise ValueError("`budget_rounds` needs a run with `rounds`")
+        return self
+
+    @property
+    def most_firings(self) -> int | None:
+        """How often it may fire in all, by whichever budget is smaller."""
+        limits = [] if self.budget is None else [self.budget]
+        if self.budget_rounds is not None and isinstance(self.do, StartRun) and self.do.rounds:
+            limits.append(self.budget_rounds // self.do.rounds)
+        return min(limits, default=None)
 
     @property
     def type(self) -> str:

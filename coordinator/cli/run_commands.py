@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel, ValidationError
 
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, show_list, show_one
 from fabric.errors import ConfigError, NotFound
+from fabric.round_policy import RoundPolicy, Selection, StopRule
 from fabric.wire import ConfigValues, Scalar
 
 runs_app = typer.Typer(no_args_is_help=True, help="Federated runs: start, look at, cancel.")
@@ -28,6 +30,9 @@ def start(
     model: Annotated[str | None, typer.Option("--model", help="Registry name of the result")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Start from a release: latest, or a version")] = None,
     timeout: Annotated[float, typer.Option("--round-timeout", min=0.1, help="Seconds a round may take")] = 3600.0,
+    select: Annotated[str, typer.Option("--select", help="Who is asked, e.g. nodes=20,over_provision=1.3")] = "",
+    policy: Annotated[str, typer.Option("--policy", help="When rounds close, e.g. quorum=8,grace_s=10")] = "",
+    stop: Annotated[str, typer.Option("--stop", help="When to end early, e.g. metric=accuracy,target=0.95")] = "",
     watch: Watch = False,
     output: Output = Format.table,
 ) -> None:
@@ -48,7 +53,9 @@ def start(
         "run_config": overrides,
         "selector": parse_labels(nodes),
         "base": base,
-        "round_timeout_s": timeout,
+        "selection": parse_options("--select", select, Selection),
+        "policy": {"deadline_s": timeout, **parse_options("--policy", policy, RoundPolicy)},
+        "stop": parse_options("--stop", stop, StopRule) or None,
     }
     _started(client, client.post("/v1/runs", request), watch, output)
 
@@ -118,10 +125,40 @@ def watch_run(run: str) -> None:
     _follow(Client.find(), run)
 
 
+@runs_app.command("evaluate")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model of the registry")],
+    version: Annotated[str, typer.Option("--version", help="Which release: latest, or a number")] = "latest",
+    nodes: Annotated[str, typer.Option("--nodes", help="Labels, as for `run start`")] = "",
+    watch: Watch = False,
+    output: Output = Format.table,
+) -> None:
+    """One round that trains nothing: the nodes say how good a release is on their data."""
+    client = Client.find()
+    body = {"model": model, "base": version, "purpose": "evaluate", "rounds": 1, "selector": parse_labels(nodes)}
+    _started(client, client.post("/v1/runs", body), watch, output)
+
+
+@runs_app.command("pause")
+def pause(run: str, output: Output = Format.table) -> None:
+    """End a run's aggregator; delivered and later updates wait for `run resume`."""
+    _changed(run, "pause", output)
+
+
+@runs_app.command("resume")
+def resume(run: str, output: Output = Format.table) -> None:
+    """Go on with a paused run, in the round where it was."""
+    _changed(run, "resume", output)
+
+
 @runs_app.command("cancel")
 def cancel(run: str, output: Output = Format.table) -> None:
     """End a run; its nodes stop their tasks."""
-    view = Client.find().post(f"/v1/runs/{run}/cancel", {})
+    _changed(run, "cancel", output)
+
+
+def _changed(run: str, verb: str, output: Format) -> None:
+    view = Client.find().post(f"/v1/runs/{run}/{verb}", {})
     if output is Format.table:
         typer.echo(f"{run} {view['state']}")
     else:
@@ -144,6 +181,26 @@ def parse_settings(pairs: list[str], declared: ConfigValues) -> ConfigValues:
     """
     split = [_pair("--set", p) for p in pairs]
     return {key: value if isinstance(declared.get(key), str) else _scalar(value) for key, value in split}
+
+
+def parse_options(option: str, text: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """`a=1,b=x+y` as the fields of `kind` (a list takes `+`), checked before anything is sent.
+
+    Raises:
+        ConfigError: a field that does not exist, or a value that it does not take.
+    """
+    fields: dict[str, Any] = {}
+    for key, value in (_pair(option, p) for p in text.split(",") if p):
+        if key not in kind.model_fields:
+            raise ConfigError(option, f"has no {key!r}", f"There are: {', '.join(kind.model_fields)}")
+        is_list = kind.model_fields[key].annotation == list[str]
+        fields[key] = value.split("+") if is_list else value
+    try:
+        return kind.model_validate(fields).model_dump(mode="json", exclude_unset=True) if fields else {}
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{option} {where}".strip(), first["msg"].removeprefix("Value error, ")) from exc
 
 
 def parse_labels(text: str) -> dict[str, str]:

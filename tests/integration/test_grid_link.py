@@ -16,7 +16,7 @@ from aggregation.in_flight import Arrived, Node
 from fabric import jetstream
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
-from fabric.events import RunSpec
+from fabric.run_events import RunSpec
 from fabric.subjects import UP, Subjects, reply_consumer
 from fabric.wire import AppRef, Cancel, Reply, Task, WireMessage
 from tests.conftest import Topology
@@ -74,7 +74,7 @@ async def test_a_reply_of_a_round_that_lasts_is_still_there_for_a_successor(
     successor = await asyncio.to_thread(_link, topology, tmp_path, 2)
     again = await _send(successor, "t1")
     assert (await asyncio.to_thread(again.get, timeout=20)).reply is not None
-    await asyncio.to_thread(successor.call, successor.close_round())
+    await asyncio.to_thread(successor.call, successor.close_round({"t1"}, carries=False))
     await _close(successor)
     third = await asyncio.to_thread(_link, topology, tmp_path, 2)
     nothing = await _send(third, "t1", left_s=1.5)

@@ -17,15 +17,19 @@ from fabric.events import (
     NodePhaseReported,
     ReleasePublished,
     RolloutStarted,
+)
+from fabric.release import Export, Lineage, ReleaseManifest
+from fabric.rollout_plan import NodePhase, RolloutPlan, WavePlan
+from fabric.run_events import (
+    RoundAbandoned,
     RoundClosed,
+    RoundCollected,
     RoundOpened,
     RunRequested,
     RunSpec,
     UpdateReceived,
     UpdateRefused,
 )
-from fabric.release import Export, Lineage, ReleaseManifest
-from fabric.rollout_plan import NodePhase, RolloutPlan, WavePlan
 from fabric.wire import AppRef
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -72,16 +76,29 @@ def requested(run: str = "run-1", **spec: Any) -> RunRequested:
     return RunRequested(run=run, spec=RunSpec(app=APP, **spec))
 
 
-def opened(number: int, *nodes: str, attempt: int = 1, phase: str = "train") -> RoundOpened:
-    return RoundOpened(run="run-1", attempt=attempt, round=number, phase=phase, nodes=list(nodes), bytes_down=10)
+def opened(
+    number: int, *nodes: str, attempt: int = 1, phase: str = "train", run: str = "run-1", **more: Any
+) -> RoundOpened:
+    body = {"run": run, "attempt": attempt, "round": number, "phase": phase, "nodes": list(nodes), "bytes_down": 10}
+    return RoundOpened.model_validate({**body, **more})
 
 
-def received(number: int, node: str, attempt: int = 1, phase: str = "train") -> UpdateReceived:
-    return UpdateReceived(run="run-1", attempt=attempt, round=number, phase=phase, node=node, bytes_up=5, seconds=1)
+def received(number: int, node: str, attempt: int = 1, phase: str = "train", **more: Any) -> UpdateReceived:
+    body = {"run": "run-1", "attempt": attempt, "round": number, "phase": phase, "node": node}
+    return UpdateReceived.model_validate({**body, "bytes_up": 5, "seconds": 1, **more})
 
 
-def refused(number: int, node: str, category: str = "app_error", attempt: int = 1) -> UpdateRefused:
-    body = {"run": "run-1", "attempt": attempt, "round": number, "phase": "train", "node": node}
+def collected(number: int, cause: str = "all answered", attempt: int = 1, **more: Any) -> RoundCollected:
+    body = {"run": "run-1", "attempt": attempt, "round": number, "phase": "train", "received": 1, "cause": cause}
+    return RoundCollected.model_validate({**body, **more})
+
+
+def abandoned(number: int, trial: int = 1, reason: str = "too few") -> RoundAbandoned:
+    return RoundAbandoned(run="run-1", attempt=1, round=number, trial=trial, reason=reason)
+
+
+def refused(number: int, node: str, category: str = "app_error", attempt: int = 1, **more: Any) -> UpdateRefused:
+    body = {"run": "run-1", "attempt": attempt, "round": number, "phase": "train", "node": node, **more}
     return UpdateRefused.model_validate({**body, "category": category, "reason": "because"})
 
 
@@ -123,3 +140,7 @@ def phase(node: str, name: NodePhase, reason: str = "", counter: int = 1, key: s
 
 def alarm(key: str, rollout_id: str = "ro-1") -> AlarmRang:
     return AlarmRang(owner="rollout", id=rollout_id, key=key)
+
+
+def run_alarm(key: str, run: str = "run-1") -> AlarmRang:
+    return AlarmRang(owner="run", id=run, key=key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator import fleet
 from coordinator.commands import PublishRelease
 from coordinator.planning import RolloutRequest, plan
 from fabric.errors import ConfigError, InvalidTransition, NotFound
@@ -45,23 +44,6 @@ def test_a_node_is_online_from_its_joining_until_it_is_missed() -> None:
     assert story.world.node("eu-0").online
     with pytest.raises(InvalidTransition):
         story.tell(NodeOnline(node="ghost"))
-
-
-def test_selection_takes_online_nodes_that_carry_every_label_in_a_stable_order() -> None:
-    story = _fleet()
-    story.tell(NodeOffline(node="eu-0", reason="stopped"))
-    nodes = list(story.world.nodes.values())
-    names = [n.name for n in fleet.select(reversed(nodes), {"zone": "a"})]
-    assert names == ["eu-2", "us-0", "us-2"]
-    assert [n.name for n in fleet.select(nodes, {"region": "eu|us", "zone": "b"})] == ["eu-1", "us-1"]
-    assert fleet.select(nodes, {"zone": "c"}) == []
-
-
-def test_nodes_with_partitions_are_ordered_by_them() -> None:
-    story = Story()
-    for name, partition in (("a", 2), ("b", 10), ("c", 1)):
-        story.tell(joined(name, node_config={"partition-id": partition}))
-    assert [n.name for n in fleet.select(story.world.nodes.values(), {})] == ["c", "a", "b"]
 
 
 def _with_release() -> Story:

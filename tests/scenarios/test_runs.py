@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from coordinator import rounds, runs, views
-from coordinator.commands import CleanUp, LaunchAggregator, StopAggregator
+from coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
 from fabric.errors import InvalidTransition
-from fabric.events import (
+from fabric.round_policy import RoundPolicy
+from fabric.run_events import (
     AggregatorExited,
     AggregatorStarted,
     RoundsRestarted,
     RunCancelRequested,
+    RunCleanedUp,
     RunCompleted,
     RunFailed,
+    RunPauseRequested,
+    RunResumeRequested,
 )
 from tests.scenarios.build import Story, closed, opened, produced, published, received, refused, requested
 
@@ -30,6 +36,8 @@ def test_a_run_goes_from_request_to_completion_with_its_books_in_order() -> None
     story.tell(requested(), AggregatorStarted(run="run-1", attempt=1), opened(1, "a", "b", "c"))
     story.tell(received(1, "a"), refused(1, "b"), received(1, "c"), closed(1, accuracy=0.9))
     assert story.tell(RunCompleted(run="run-1", attempt=1)) == (CleanUp("run-1"),)
+    assert story.owed() == [CleanUp("run-1")]
+    story.tell(RunCleanedUp(run="run-1"))
     run = story.world.run("run-1")
     assert isinstance(run, runs.Ended)
     assert run.outcome == "completed"
@@ -65,7 +73,7 @@ def test_an_answer_after_its_task_was_given_up_is_counted_as_late_and_never_as_r
 def test_a_crashed_aggregator_is_launched_again_as_the_next_attempt_and_keeps_its_rounds() -> None:
     story = Story()
     story.tell(requested(), opened(1, "a", "b"), received(1, "a"))
-    (command,) = story.tell(AggregatorExited(run="run-1", attempt=1, code=-9))
+    command, *_ = story.tell(AggregatorExited(run="run-1", attempt=1, code=-9))
     assert command.attempt == 2
     before = story.world.run("run-1").rounds
     story.tell(opened(1, "a", "b", attempt=2), received(1, "a", attempt=2))
@@ -97,7 +105,7 @@ def test_reports_of_an_attempt_that_was_given_up_change_nothing() -> None:
 def test_a_run_whose_aggregator_keeps_dying_fails_with_the_reason() -> None:
     story = Story()
     story.tell(requested())
-    for attempt in range(1, runs.MAX_ATTEMPTS + 1):
+    for attempt in range(1, runs.MAX_CRASHES + 1):
         story.tell(AggregatorExited(run="run-1", attempt=attempt, code=-9, reason="out of memory"))
     run = story.world.run("run-1")
     assert isinstance(run, runs.Ended)
@@ -105,11 +113,20 @@ def test_a_run_whose_aggregator_keeps_dying_fails_with_the_reason() -> None:
     assert "out of memory" in run.reason
 
 
+def test_crashes_are_counted_anew_after_each_closed_round() -> None:
+    story = Story()
+    story.tell(requested())
+    for attempt in range(1, 2 * runs.MAX_CRASHES):
+        story.tell(opened(attempt, "a", attempt=attempt), closed(attempt, attempt=attempt))
+        story.tell(AggregatorExited(run="run-1", attempt=attempt, code=-9))
+    assert isinstance(story.world.run("run-1"), runs.Running)
+
+
 def test_an_app_that_fails_is_not_tried_again() -> None:
     story = Story()
     story.tell(requested())
     assert story.tell(RunFailed(run="run-1", attempt=1, reason="ValueError")) == (CleanUp("run-1"),)
-    assert story.owed() == []
+    assert story.owed() == [CleanUp("run-1")]
 
 
 def test_a_cancelled_run_stops_its_aggregator_also_after_a_restart_and_abandons_its_round() -> None:
@@ -125,6 +142,7 @@ def test_a_cancelled_run_stops_its_aggregator_also_after_a_restart_and_abandons_
 def test_a_restart_asks_again_for_exactly_the_open_runs() -> None:
     story = Story()
     story.tell(requested("run-1"), requested("run-2"), RunCompleted(run="run-1", attempt=1))
+    story.tell(RunCleanedUp(run="run-1"))
     assert [c.run for c in story.owed()] == ["run-2"]
 
 
@@ -155,3 +173,29 @@ def test_a_run_is_not_completed_for_those_who_watch_before_its_release_is_publis
     release = story.world.release_of("run-1")
     assert release is not None
     assert release.manifest.version == 1
+
+
+def test_a_paused_run_keeps_its_round_and_goes_on_as_the_next_attempt_with_all_its_time() -> None:
+    story = Story()
+    story.tell(requested(policy=RoundPolicy(deadline_s=60)), opened(1, "a", "b"), received(1, "a"))
+    assert story.tell(RunPauseRequested(run="run-1")) == (SuspendAggregator("run-1"),)
+    assert story.owed() == [SuspendAggregator("run-1")]
+    story.tell(AggregatorExited(run="run-1", attempt=1, code=143), received(1, "b"))
+    assert isinstance(story.world.run("run-1"), runs.Paused)
+    launch, alarm = story.tell(RunResumeRequested(run="run-1"), after_s=1000)
+    assert (launch.attempt, alarm.due) == (2, story.events[-1].time + timedelta(seconds=60))
+    assert story.world.run("run-1").rounds[1].phases["train"].received == {"a", "b"}
+
+
+def test_an_app_that_keeps_its_rounds_to_itself_cannot_be_paused() -> None:
+    story = Story()
+    story.tell(requested(), opened(1, "a", resumable=False))
+    with pytest.raises(InvalidTransition, match="cannot be paused"):
+        story.tell(RunPauseRequested(run="run-1"))
+    assert isinstance(story.world.run("run-1"), runs.Running)
+
+
+def test_a_paused_run_can_be_cancelled() -> None:
+    story = Story()
+    story.tell(requested(), RunPauseRequested(run="run-1"))
+    assert story.tell(RunCancelRequested(run="run-1")) == (StopAggregator("run-1"),)

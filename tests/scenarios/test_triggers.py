@@ -11,7 +11,13 @@ from coordinator import schedules, triggers
 from coordinator.commands import Fire, StopFired
 from coordinator.conditions import check, holds
 from fabric.errors import ConfigError
-from fabric.events import FiringFailed, RunCompleted, SignalReceived, TriggerApplied, TriggerRemoved
+from fabric.events import (
+    FiringFailed,
+    SignalReceived,
+    TriggerApplied,
+    TriggerRemoved,
+)
+from fabric.run_events import RunCompleted
 from fabric.trigger_rule import Schedule, Signal, StartRun, TriggerRule
 from tests.scenarios.build import APP, Story, alarm, joined, phase, produced, published, requested, rollout, wave
 

@@ -9,12 +9,14 @@ import pytest
 
 from edge_agent import trainer as trainer_module
 from edge_agent.config import AgentConfig, load
+from edge_agent.fair_queue import FairQueue
 from edge_agent.outbox import Outbox
 from edge_agent.preprocess import apply
 from edge_agent.trainer import Job, Trainer
+from fabric.blobs import BlobRef
 from fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
 from fabric.release import Normalize, Reshape, Scale
-from fabric.wire import Reply, WireMessage
+from fabric.wire import AppRef, Reply, Task, WireMessage
 
 NEEDED = {"FEDTIDE_NODE": "n1", "FEDTIDE_REGION": "eu", "FEDTIDE_NATS_URL": "nats://x"}
 
@@ -99,3 +101,13 @@ def test_preprocessing_steps_follow_one_another() -> None:
 def test_an_input_that_does_not_fit_a_step_is_refused() -> None:
     with pytest.raises(RemoteError, match="reshape"):
         apply([Reshape(shape=[2, 2])], np.zeros(3, np.float32))
+
+
+def test_runs_take_turns_on_a_node() -> None:
+    queue = FairQueue()
+    app = AppRef(name="app", bundle=BlobRef(digest="a" * 64, size_bytes=1))
+    message = _reply("t").message
+    for name in ("a-1", "a-2", "a-3", "b-1"):
+        queue.put(Task(task=name, run=name[0], app=app, run_config={}, message=message, expires_at=1.0))
+    taken = [task.task for task in iter(queue.take, None)]
+    assert taken == ["a-1", "b-1", "a-2", "a-3"]

@@ -1,0 +1,60 @@
+"""The books of a run's rounds, as reports to the coordinator: who was asked, what counts, what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aggregation.config import WorkerConfig
+from aggregation.grid_link import GridLink
+from aggregation.outgoing import Place
+from fabric.round_policy import Cause
+from fabric.run_events import (
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RoundsRestarted,
+    UpdateReceived,
+    UpdateRefused,
+)
+
+
+class Accounts:
+    """`bytes_moved` counts both ways, over the life of this process."""
+
+    def __init__(self, config: WorkerConfig, link: GridLink) -> None:
+        self._link = link
+        self._run: dict[str, Any] = {"run": config.run, "attempt": config.attempt}
+        self.bytes_moved = 0
+
+    def opened(self, place: Place, nodes: list[str], size: int, quorum: int | None) -> None:
+        """Tasks of a phase go out, `size` bytes in all; `nodes` are all whose answers may count."""
+        self.bytes_moved += size
+        event = RoundOpened(**self._at(place), nodes=nodes, bytes_down=size, quorum=quorum, resumable=place.driven)
+        self._link.call(self._link.report(event))
+
+    def received(self, place: Place, node: str, *, size: int, seconds: float, staleness: int) -> None:
+        self.bytes_moved += size
+        event = UpdateReceived(**self._at(place), node=node, bytes_up=size, seconds=seconds, staleness=staleness)
+        self._link.call(self._link.report(event))
+
+    def refused(self, place: Place, node: str, category: str, reason: str) -> None:
+        body = {**self._at(place), "node": node, "category": category, "reason": reason[:2000]}
+        self._link.call(self._link.report(UpdateRefused.model_validate(body)))
+
+    def collected(self, place: Place, received: int, cause: Cause) -> None:
+        self._link.call(self._link.report(RoundCollected(**self._at(place), received=received, cause=cause)))
+
+    def abandoned(self, round_: int, trial: int, reason: str) -> None:
+        self._link.call(self._link.report(RoundAbandoned(**self._run, round=round_, trial=trial, reason=reason)))
+
+    def closed(self, round_: int, metrics: dict[str, float], seconds: float) -> None:
+        event = RoundClosed(**self._run, round=round_, metrics=metrics, seconds=seconds)
+        self._link.call(self._link.report(event))
+
+    def restarted(self) -> None:
+        """The app's rounds are its own: after a crash it began again."""
+        self._link.call(self._link.report(RoundsRestarted(**self._run)))
+
+    def _at(self, place: Place) -> dict[str, Any]:
+        return {**self._run, "round": place.round, "trial": place.trial, "phase": place.phase}

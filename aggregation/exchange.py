@@ -1,0 +1,119 @@
+"""One phase of a round: choose, plan, send, and take what comes back, by the run's policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Strategy
+
+from aggregation import random_state
+from aggregation.admission import Refusal, inspect
+from aggregation.checkpoints import Checkpoints, Plan, nodes_of
+from aggregation.in_flight import Node
+from aggregation.nats_grid import Phase
+from aggregation.progress import Progress
+from aggregation.staleness import rebase
+from fabric import flower
+from fabric.blobs import BlobRef
+from fabric.errors import ConfigError
+from fabric.round_policy import RoundPolicy, staleness_weight
+from fabric.tensors import Tensor
+
+_NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
+
+
+class Exchange:
+    """Sends one phase's messages; the same ones to the same nodes as before a crash, if there was one."""
+
+    def __init__(self, checkpoints: Checkpoints, policy: RoundPolicy) -> None:
+        self._checkpoints = checkpoints
+        self._policy = policy
+
+    def train(self, progress: Progress) -> tuple[Iterable[Message], list[BlobRef]]:
+        """The updates of a round, and the blobs that hold what was sent.
+
+        Raises:
+            TooFewUpdates: (also from the iterable) the round has to be tried again.
+            ConfigError: a policy that needs averaging, and a strategy that does not average.
+        """
+        if not self._policy.carries:
+            return self._phase(progress, "train", progress.strategy.configure_train)
+        if not _averages(progress.strategy):
+            raise ConfigError(
+                f"policy.mode {self._policy.mode}",
+                f"{type(progress.strategy).__name__} does not average models: there is nothing to discount",
+                "Use mode sync, or a strategy that averages",
+            )
+        messages = self._messages(progress, "train", progress.strategy.configure_train)
+        progress.bases[progress.round] = progress.arrays
+        counted = progress.grid.carry_on(messages)
+        for each in counted:
+            age = progress.round - each.asked_in
+            if age:
+                base = progress.bases[each.asked_in]
+                rebase(each.message, base, progress.arrays, staleness_weight(self._policy, age))
+        still_out = {asked.place.round for asked in progress.grid.outstanding().values()}
+        progress.bases = {number: base for number, base in progress.bases.items() if number in still_out}
+        return _in_order(progress.strategy, [c.message for c in counted]), []
+
+    def evaluate(self, progress: Progress) -> Iterable[Message]:
+        """What the nodes say about the present model."""
+        return self._phase(progress, "evaluate", progress.strategy.configure_evaluate)[0]
+
+    def _phase(
+        self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
+    ) -> tuple[Iterable[Message], list[BlobRef]]:
+        messages = self._messages(progress, phase, configure)
+        replies = progress.grid.send_and_receive(messages, timeout=progress.timeout)
+        return _in_order(progress.strategy, replies), progress.grid.model_blob()
+
+    def _messages(
+        self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
+    ) -> Iterable[Message]:
+        number, trial, grid = progress.round, progress.trial, progress.grid
+        plan = self._checkpoints.plan(number, trial, phase)
+        if plan is not None:
+            random_state.restore(plan.random)
+        state = random_state.capture()
+
+        def remember(choice: list[Node]) -> None:
+            if plan is None:
+                nodes = [(n.name, n.region) for n in choice]
+                self._checkpoints.save_plan(Plan(round=number, trial=trial, phase=phase, nodes=nodes, random=state))
+
+        averaged = phase == "train" and _averages(progress.strategy)
+        admission = _admission(flower.tensors_of(progress.arrays)) if averaged else None
+        grid.enter(Phase(number, trial, phase, admission, nodes_of(plan) if plan is not None else None, remember))
+        return configure(number, progress.arrays, progress.configs[phase], grid)
+
+
+def _in_order(strategy: Strategy, replies: Iterable[Message]) -> Iterable[Message]:
+    """Replies as they come for strategies that stream; else by node, so that a float sum has one order.
+
+    flwr's own strategies make a list of all replies anyway: sorting it costs nothing, and the
+    same updates give the same bytes whatever arrived first.
+    """
+    if getattr(strategy, "streams_replies", False):
+        return replies
+    return sorted(replies, key=lambda m: m.metadata.src_node_id)
+
+
+def _averages(strategy: Strategy) -> bool:
+    """Whether flwr's own code sends the global arrays and averages what comes back."""
+    inner: Any = getattr(strategy, "strategy", strategy)  # the DP wrappers hold the strategy they wrap
+    if not isinstance(inner, FedAvg) or isinstance(inner, _NOT_AVERAGING):
+        return False
+    methods = (type(inner).configure_train, type(inner).aggregate_train)
+    return all(m.__module__.startswith("flwr.") for m in methods)
+
+
+def _admission(sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
+    def admit(message: Message) -> Refusal | None:
+        records = list(message.content.array_records.values())
+        if len(records) != 1:
+            return Refusal("wrong_shape", f"the reply holds {len(records)} array records, expected one")
+        return inspect(sent, flower.tensors_of(records[0]))
+
+    return admit

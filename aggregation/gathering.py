@@ -1,0 +1,63 @@
+"""Waiting for the answers of one phase: until all are in, enough are, or time is up."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+
+from aggregation.in_flight import Arrived, Inbox
+from fabric.round_policy import Cause, TimeIsUp
+
+
+class Gathering:
+    """Yields what arrives. `waiting` holds the tasks without an answer, `cause` says why it ended."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        waiting: set[str],
+        *,
+        quorum: int | None = None,
+        grace: bool = False,
+        full: Cause = "quorum",
+        limit_s: float | None = None,
+    ) -> None:
+        """
+        Args:
+            quorum: counted answers that suffice; None: all.
+            grace: more answers are waited for after that, until the coordinator says that it is over.
+            full: what it is called when `quorum` is reached.
+            limit_s: seconds after which the app itself waits no longer.
+        """
+        self._inbox = inbox
+        self._quorum = quorum
+        self._grace = grace
+        self._full = full
+        self._until = None if limit_s is None else time.monotonic() + limit_s
+        self.waiting = waiting
+        self.counted = 0
+        self.cause: Cause = "all answered"
+
+    def count(self) -> None:
+        """What was yielded last counts."""
+        self.counted += 1
+
+    def __iter__(self) -> Iterator[Arrived]:
+        while self.waiting:
+            if self._quorum is not None and self.counted >= self._quorum and not self._grace:
+                self.cause = self._full
+                return
+            try:
+                item = self._inbox.get(timeout=self._left())
+            except queue.Empty:
+                self.cause = "deadline"
+                return
+            if isinstance(item, TimeIsUp):
+                self.cause = item.cause
+                return
+            self.waiting.discard(item.task)
+            yield item
+
+    def _left(self) -> float | None:
+        return None if self._until is None else max(0.0, self._until - time.monotonic())

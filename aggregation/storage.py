@@ -1,0 +1,81 @@
+"""What a run keeps in the broker beside its messages: models of rounds, updates, checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from aggregation.config import WorkerConfig
+from fabric.blobs import BlobRef
+from fabric.broker import Broker
+from fabric.errors import FedtideError, TransientError
+from fabric.streams import HUB_DOMAIN
+from fabric.subjects import DOWN, UP, Subjects
+from fabric.tensors import Buffer, frame_size
+from fabric.transfer import Prefix, Source, put_blob, read_blob
+from fabric.wire import INLINE_BYTES, Arrays
+
+log = logging.getLogger(__name__)
+
+ROUND_BLOB_TTL_S = 24 * 3600.0
+RETRY_S = 0.5
+
+
+class Storage:
+    """Reads and writes for one run, through the connection of its link."""
+
+    def __init__(self, broker: Broker, config: WorkerConfig) -> None:
+        self._broker = broker
+        self._config = config
+        self._subjects = Subjects(config.tenant)
+
+    def round_prefix(self, digest: str) -> str:
+        return self._subjects.round_blob(self._config.run, digest)
+
+    async def upload(self, frame: list[Buffer]) -> Arrays:
+        """Make a frame available to every node: inline when small, else as a blob of this run's rounds."""
+        if frame_size(frame) <= INLINE_BYTES:
+            return Arrays(inline=b"".join(frame))
+        return Arrays(blob=await self.store(frame, keep=False, prefix=self.round_prefix))
+
+    async def store(
+        self, parts: Iterable[Buffer], *, keep: bool, stream: str = DOWN, prefix: Prefix | None = None
+    ) -> BlobRef:
+        ttl_s = None if keep else ROUND_BLOB_TTL_S
+        return await put_blob(self._broker, prefix or self._subjects.blob, stream, parts, ttl_s=ttl_s)
+
+    async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
+        return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
+
+    async def read(self, stream: str, subject: str) -> bytes | None:
+        found = await self._broker.last(stream, subject)
+        return None if found is None else found.data
+
+    async def write(self, subject: str, data: bytes) -> None:
+        """Store one message, however long the broker is away."""
+        while True:
+            try:
+                await self._broker.publish(subject, data)
+                return
+            except TransientError:
+                await asyncio.sleep(RETRY_S)
+
+    async def forget_updates(self, digests: Iterable[str] | None = None) -> None:
+        """Delete the run's folded updates (None: all) from the hub and the regions (they expire anyway)."""
+        run = self._config.run
+        patterns = [self._subjects.update_blobs(run, d) for d in digests] if digests is not None else [None]
+        for pattern in patterns:
+            for domain in [HUB_DOMAIN, *self._config.regions]:
+                await self._purge(UP, pattern or self._subjects.update_blobs(run), domain)
+
+    async def forget_blob(self, ref: BlobRef) -> None:
+        """Delete a round's model from the hub and every region's cache."""
+        for domain in [HUB_DOMAIN, *self._config.regions]:
+            await self._purge(DOWN, f"{self.round_prefix(ref.digest)}.>", domain)
+
+    async def _purge(self, stream: str, pattern: str, domain: str) -> None:
+        try:
+            await self._broker.purge(stream, pattern, domain=domain)
+        except FedtideError as exc:
+            log.info("grid.purge_left_to_expiry", extra={"domain": domain, "reason": str(exc)})
