@@ -65,7 +65,8 @@ class Exchange:
     def _phase(
         self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
     ) -> tuple[Iterable[Message], list[BlobRef]]:
-        messages = self._messages(progress, phase, configure)
+        # A node that still trains for a later round would hold an evaluation up.
+        messages = progress.grid.to_free_nodes(self._messages(progress, phase, configure))
         replies = progress.grid.send_and_receive(messages, timeout=progress.timeout)
         return _in_order(progress.strategy, replies), progress.grid.model_blob()
 

@@ -208,10 +208,8 @@ class NatsGrid(Grid):
         """
         phase, policy = self._phase, self._config.spec.policy
         assert phase is not None
-        before = self.outstanding()
-        working = {asked.node.node_id for asked in before.values()}
-        free = [m for m in messages if m.metadata.dst_node_id not in working]
-        self._push(free, self._carried, also=[asked.node.name for asked in before.values()])
+        also = [asked.node.name for asked in self.outstanding().values()]
+        self._push(self.to_free_nodes(messages), self._carried, also=also)
         asked_in = {task: asked.place.round for task, asked in self.outstanding().items()}
         full: Cause = "buffer full" if policy.mode == "async" else "quorum"
         quorum = quorum_of(policy, self._config.spec.selection, len(asked_in))
@@ -225,6 +223,11 @@ class NatsGrid(Grid):
                 counted.append(Counted(arrived.task, message, asked_in[arrived.task]))
         self._collected(phase, gathering, len(asked_in))
         return counted
+
+    def to_free_nodes(self, messages: Iterable[Message]) -> list[Message]:
+        """Those messages whose nodes have no training task of this run."""
+        working = {asked.node.node_id for asked in self.outstanding().values()}
+        return [m for m in messages if m.metadata.dst_node_id not in working]
 
     def outstanding(self) -> dict[str, Asked]:
         """Training tasks of a driver without an answer, by task."""

@@ -25,7 +25,7 @@ def rebase(message: Message, base: ArrayRecord, present: ArrayRecord, weight: fl
         value = array.numpy()
         if value.dtype.kind == "f":
             moved = present[key].numpy() + weight * (value.astype(np.float64) - base[key].numpy())
-            arrays[key] = Array(moved.astype(value.dtype))
+            arrays[key] = Array(np.asarray(moved, value.dtype))
         else:
             arrays[key] = array
     message.content[name] = ArrayRecord(arrays)
