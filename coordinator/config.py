@@ -12,6 +12,7 @@ from fabric.wire import Strict
 class CoordinatorConfig(Strict):
     """Everything one coordinator process needs."""
 
+    name: str = Field(default="coordinator", description="Which of several coordinators; no two processes share one")
     nats_url: str
     regions: list[str] = Field(description="Regions whose leaf servers take part")
     tenant: str = "default"

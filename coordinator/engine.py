@@ -14,16 +14,21 @@ from datetime import UTC, datetime
 
 from coordinator.commands import Commands
 from coordinator.event_log import EventLog
+from coordinator.snapshots import Snapshots
 from coordinator.world import World
+from coordinator.world_codec import Snapshot
 from fabric.broker import Broker
-from fabric.errors import InvalidTransition, MalformedMessage, TooLarge
+from fabric.errors import InvalidTransition, MalformedMessage, TooLarge, TransientError
 from fabric.events import Event, EventData, decode_event
+from fabric.jetstream import Received
 from fabric.subjects import UP, Subjects
 
 log = logging.getLogger(__name__)
 
 SOURCE = "coordinator"
 MAX_EVENT_BYTES = 1024 * 1024
+SNAPSHOT_EVERY = 10_000
+RETRY_S = 0.5
 _REMEMBERED_IDS = 100_000
 _DURABLE = "coordinator"
 
@@ -33,11 +38,16 @@ Execute = Callable[[Commands], None]
 class Engine:
     """Owns the world. `execute` starts commands and returns at once."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, event_log: EventLog, execute: Execute) -> None:
+    def __init__(
+        self, broker: Broker, subjects: Subjects, event_log: EventLog, snapshots: Snapshots, execute: Execute
+    ) -> None:
         self._broker = broker
         self._subjects = subjects
         self._log = event_log
+        self._snapshots = snapshots
         self._execute = execute
+        self._to_save: asyncio.Queue[Snapshot] = asyncio.Queue(maxsize=1)
+        self._saved_at = 0
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None]]] = asyncio.Queue(maxsize=10_000)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._watchers: set[asyncio.Event] = set()
@@ -46,14 +56,62 @@ class Engine:
         self.applied = 0
         self.refused = 0
 
-    async def recover(self) -> None:
-        """Replay the log, then ask again for exactly what the state still wants."""
+    async def load(self) -> None:
+        """Start from the newest snapshot, if there is one."""
+        snapshot = await self._snapshots.load()
+        if snapshot is None:
+            return
+        self.world, self.applied = snapshot.world, snapshot.applied
+        self._seen = OrderedDict.fromkeys(snapshot.seen)
+        self._log.start_after(snapshot.sequence)
+        self._saved_at = snapshot.sequence
+
+    async def catch_up(self) -> None:
+        """Apply what others have logged since."""
         async for event in self._log.replay():
             self.world.apply(event)
             self._remember(event)
-        log.info("coordinator.recovered", extra={"events": self.applied})
+
+    async def follow(self, leading: asyncio.Task[None]) -> None:
+        """As a standby: keep the world up to date without acting on it, until `leading` is done."""
+        woken = asyncio.Event()
+        leading.add_done_callback(lambda _: woken.set())
+
+        async def wake(_: Received) -> None:
+            woken.set()
+
+        unsubscribe = await self._broker.subscribe(self._subjects.all_events, wake)
+        while not leading.done():
+            woken.clear()
+            try:
+                await self.catch_up()
+                if not leading.done():
+                    await woken.wait()
+            except TransientError as exc:
+                log.info("engine.follows_later", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+        await unsubscribe()
+
+    def lead(self) -> None:
+        """From here on this engine acts: ask again for exactly what the state still wants."""
+        log.info("coordinator.leads", extra={"events": self.applied})
         for commands in self.world.owed():
             self._execute(commands)
+
+    async def save_snapshots(self) -> None:
+        """Store a snapshot every so many events, for ever."""
+        while True:
+            snapshot = await self._to_save.get()
+            try:
+                await self._snapshots.save(snapshot)
+            except TransientError as exc:
+                log.warning("snapshot.not_saved", extra={"reason": str(exc)})
+
+    def _snapshot(self) -> None:
+        if self._log.last - self._saved_at >= SNAPSHOT_EVERY and not self._to_save.full():
+            self._saved_at = self._log.last
+            copy = Snapshot(self._log.last, self.applied, self.world.copy(), list(self._seen))
+            self._to_save.put_nowait(copy)
 
     async def run(self) -> None:
         """Apply events for ever.
@@ -82,6 +140,7 @@ class Engine:
         commands = self.world.apply(event)
         await self._log.append(event)
         self._remember(event)
+        self._snapshot()
         log.info("event.applied", extra={"kind": event.data.kind, "id": event.id})
         self._execute(commands)
         for watcher in self._watchers:
@@ -145,7 +204,7 @@ class Engine:
             self._watchers.discard(flag)
 
 
-async def snapshots(engine: Engine, view: Callable[[], object], *, last: Callable[[], bool]) -> AsyncIterator[object]:
+async def views_of(engine: Engine, view: Callable[[], object], *, last: Callable[[], bool]) -> AsyncIterator[object]:
     """`view()` now and after every change that alters it, until `last()` holds."""
     with engine.watch() as changed:
         shown: object = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 from aiohttp import web
@@ -32,11 +31,13 @@ class EventApi:
         if not limit.isdigit() or not 1 <= int(limit) <= MAX_LIMIT:
             raise ConfigError("limit", f"must be 1 to {MAX_LIMIT}")
         wanted = _filter(request)
-        newest: deque[Event] = deque(maxlen=int(limit))
-        async for event in self._log().replay():
+        newest: list[Event] = []
+        async for event in self._log().newest_first():
             if wanted(event):
                 newest.append(event)
-        return web.json_response([e.model_dump(mode="json") for e in newest])
+                if len(newest) == int(limit):
+                    break
+        return web.json_response([e.model_dump(mode="json") for e in reversed(newest)])
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         wanted = _filter(request)

@@ -15,6 +15,7 @@ from fabric.subjects import EVENTS, Subjects
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+_PAGE = 500
 
 
 class EventLog:
@@ -24,6 +25,25 @@ class EventLog:
         self._broker = broker
         self._subjects = subjects
         self._last = 0
+
+    @property
+    def last(self) -> int:
+        """The sequence of the newest event that was read or appended here."""
+        return self._last
+
+    def start_after(self, sequence: int) -> None:
+        """What came up to `sequence` is known already."""
+        self._last = sequence
+
+    async def newest_first(self) -> AsyncIterator[Event]:
+        """Every event so far, from the end."""
+        end = await self._broker.last_sequence(EVENTS)
+        while end > 0:
+            start = max(1, end - _PAGE + 1)
+            page = await self._broker.read_from(EVENTS, start, batch=end - start + 1)
+            for message in reversed(page):
+                yield self._decode(message)
+            end = start - 1
 
     async def replay(self) -> AsyncIterator[Event]:
         """Every event so far, oldest first; afterwards the log is ready for `append`."""

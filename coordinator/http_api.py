@@ -13,7 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from coordinator import rollouts, runs, selection, views
-from coordinator.engine import Engine, snapshots
+from coordinator.engine import Engine, views_of
 from coordinator.planning import RolloutRequest
 from coordinator.presence import Presence
 from coordinator.starting import RunRequest, Starter
@@ -212,7 +212,7 @@ class Api:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for snapshot in snapshots(self._engine, view, last=last):
+        async for snapshot in views_of(self._engine, view, last=last):
             await response.write(json.dumps(snapshot).encode() + b"\n")
         await response.write_eof()
         return response

@@ -55,6 +55,14 @@ class World:
         self.serving: dict[str, dict[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
 
+    def copy(self) -> World:
+        """The same state, apart from this one: aggregates are immutable, so only the tables are copied."""
+        twin = World()
+        for name, table in vars(self).items():
+            setattr(twin, name, table.copy())
+        twin.serving = {model: dict(nodes) for model, nodes in self.serving.items()}
+        return twin
+
     def apply(self, event: Event) -> Commands:
         """Fold one event in, and let the trigger rules see what it means.
 

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 
 from fabric.errors import BrokerUnavailable, FedtideError, TooLarge, TransientError
 from fabric.jetstream import (
+    CONSUMER_NOT_FOUND,
     PULL_BATCH,
     PULL_HEARTBEAT_S,
     STREAM_NAME_IN_USE,
@@ -112,13 +113,14 @@ class Broker:
         *,
         message_id: str | None = None,
         expected_last: int | None = None,
+        expected_last_of_subject: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float = 10.0,
     ) -> Ack:
         """Store one message in the stream that captures `subject`.
 
         Raises:
-            StaleWriter: `expected_last` is not the stream's last sequence.
+            StaleWriter: `expected_last` is not the stream's last sequence, or the subject's.
             BrokerUnavailable: not confirmed in time (it may be stored: publish again with the same id).
         """
         headers: dict[str, str] = {}
@@ -126,6 +128,8 @@ class Broker:
             headers["Nats-Msg-Id"] = message_id
         if expected_last is not None:
             headers["Nats-Expected-Last-Sequence"] = str(expected_last)
+        if expected_last_of_subject is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expected_last_of_subject)
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{max(1, round(ttl_s))}s"
         payload = data if isinstance(data, bytes) else bytes(data)
@@ -223,8 +227,8 @@ class Broker:
     async def consume(self, stream: str, durable: str, pattern: str) -> AsyncIterator[Delivery]:
         """Every message under `pattern`, at least once, surviving restarts of both sides.
 
-        One long poll is open at a time; the server pushes into it as messages come. What a dead
-        predecessor took and did not acknowledge is asked for again at once.
+        One long poll is open at a time; the server pushes into it as messages come. What a
+        predecessor took and did not acknowledge comes again at once.
         """
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
@@ -232,9 +236,9 @@ class Broker:
         taken_over = False
         try:
             while True:
-                if not await self._ensure_consumer(stream, durable, pattern, reset=not taken_over):
+                if not taken_over:
+                    taken_over = await self._take_over(stream, durable, pattern)
                     continue
-                taken_over = True
                 try:
                     await self._client.publish(
                         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", pull_request(), reply=inbox
@@ -249,18 +253,28 @@ class Broker:
             if not self._client.is_closed:
                 await subscription.unsubscribe()
 
-    async def _ensure_consumer(self, stream: str, durable: str, pattern: str, *, reset: bool) -> bool:
+    async def _take_over(self, stream: str, durable: str, pattern: str) -> bool:
+        """Make the consumer anew where it stood: a predecessor that is frozen, not dead, gets nothing any more."""
         try:
-            await self._call(
-                f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", consumer_request(stream, durable, pattern), None
-            )
-            if reset:
-                await self._call(f"CONSUMER.RESET.{stream}.{durable}", b"{}", None)
+            start = await self._floor(stream, durable)
+            await self.delete_consumer(stream, durable)
+            body = consumer_request(stream, durable, pattern, start)
+            await self._call(f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", body, None)
         except TransientError as exc:
             log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
             await asyncio.sleep(_RETRY_S)
             return False
         return True
+
+    async def _floor(self, stream: str, durable: str) -> int | None:
+        """The first sequence that a consumer has not been told is done with; None if there is no consumer."""
+        try:
+            answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
+        except ApiError as exc:
+            if exc.code != CONSUMER_NOT_FOUND:
+                raise
+            return None
+        return int(answer["ack_floor"]["stream_seq"]) + 1
 
     async def _batch(
         self, stream: str, body: Mapping[str, object], domain: str | None, timeout_s: float
@@ -272,7 +286,8 @@ class Broker:
         try:
             await self._client.publish(f"{api(domain)}.DIRECT.GET.{stream}", json.dumps(body).encode(), reply=inbox)
             while True:
-                message = await asyncio.wait_for(arrived.get(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    message = await arrived.get()
                 status = (message.headers or {}).get("Status")
                 if status in ("204", "404"):
                     return found
@@ -306,7 +321,8 @@ async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
     for _ in range(PULL_BATCH):
         while True:
             try:
-                message = await asyncio.wait_for(arrived.get(), 3 * PULL_HEARTBEAT_S)
+                async with asyncio.timeout(3 * PULL_HEARTBEAT_S):
+                    message = await arrived.get()
             except TimeoutError:
                 return
             status = (message.headers or {}).get("Status")

@@ -10,6 +10,7 @@ from typing import Any
 from fabric.errors import BrokerUnavailable, FedtideError, StaleWriter
 
 STREAM_NAME_IN_USE = 10058
+CONSUMER_NOT_FOUND = 10014
 PULL_BATCH = 256
 PULL_HEARTBEAT_S = 5.0
 _PULL_EXPIRES_S = 30.0
@@ -90,8 +91,8 @@ def pull_request() -> bytes:
     return json.dumps({"batch": PULL_BATCH, "expires": expires, "idle_heartbeat": heartbeat}).encode()
 
 
-def consumer_request(stream: str, durable: str, pattern: str) -> bytes:
-    """The body that creates a durable consumer, or finds it as it is."""
+def consumer_request(stream: str, durable: str, pattern: str, start: int | None) -> bytes:
+    """The body that creates a durable consumer; `start` is the first sequence it delivers (None: all)."""
     config = {
         "durable_name": durable,
         "filter_subject": pattern,
@@ -100,4 +101,6 @@ def consumer_request(stream: str, durable: str, pattern: str) -> bytes:
         "max_ack_pending": _MAX_ACK_PENDING,
         "deliver_policy": "all",
     }
+    if start is not None:
+        config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
     return json.dumps({"stream_name": stream, "config": config}).encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fabric.subjects import CHECKPOINTS, DOWN, EVENTS, HUB_REGION, UP, Subjects
+from fabric.subjects import CHECKPOINTS, CONTROL, DOWN, EVENTS, HUB_REGION, UP, Subjects
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"
@@ -45,6 +45,13 @@ def hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
             "max_age": 30 * 24 * _HOUR_NS,
             "allow_direct": True,
             "allow_msg_ttl": True,
+        },
+        {
+            "name": CONTROL,
+            "subjects": [subjects.all_control],
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            "allow_direct": True,
         },
         {
             "name": UP,

@@ -12,6 +12,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
     up.<region>.<node>.reply.<run>.<task>         replies to tasks                   stream UP
     up.<region>.<node>.blob.<run>.<digest>.<n>    tensors of updates                 stream UP
     ckpt.<run>.<what>                             checkpoints of aggregators          stream CHECKPOINTS, hub
+    ctl.<what>                                    lease and snapshots of coordinators stream CONTROL, hub
     tel.<region>.<node>                           heartbeats (lossy)                 plain
     fleet.<node>                                  presence changes                   plain
     rpc.<verb>                                    questions to the coordinator       plain
@@ -29,6 +30,7 @@ EVENTS = "EVENTS"
 DOWN = "DOWN"
 UP = "UP"
 CHECKPOINTS = "CHECKPOINTS"
+CONTROL = "CONTROL"
 
 HUB_REGION = "hub"
 """The region name of processes beside the hub (aggregators); no node may use it."""
@@ -121,6 +123,21 @@ class Subjects:
 
     def checkpoints(self, run: str = "*") -> str:
         return f"{self.root}.ckpt.{run}.>"
+
+    @property
+    def all_control(self) -> str:
+        return f"{self.root}.ctl.>"
+
+    @property
+    def lease(self) -> str:
+        return f"{self.root}.ctl.lease"
+
+    @property
+    def snapshot(self) -> str:
+        return f"{self.root}.ctl.snapshot"
+
+    def snapshot_blob(self, digest: str) -> str:
+        return f"{self.root}.ctl.blob.{digest}"
 
     @property
     def all_tasks(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from fabric.errors import FedtideError, NotFound, TransientError
 
 SERVER = "FEDTIDE_SERVER"
 TIMEOUT_S = 60.0
+FAIL_OVER_S = 15.0
+"""How long one of several coordinators may take to lead."""
 
 
 class ApiError(FedtideError):
@@ -25,19 +28,19 @@ class ApiError(FedtideError):
 
 
 class Client:
-    """Calls one coordinator."""
+    """Calls the coordinator that leads: any of `urls` knows the way."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        parts = urlsplit(url)
-        if parts.scheme != "http" or parts.hostname is None:
-            raise NotFound(f"{url!r} is not an http URL", f"Set {SERVER}, for example to http://127.0.0.1:8080")
-        self._host, self._port = parts.hostname, parts.port or 80
+    def __init__(self, *urls: str) -> None:
+        self._urls = urls
+        for url in urls:
+            if urlsplit(url).scheme != "http" or urlsplit(url).hostname is None:
+                raise NotFound(f"{url!r} is not an http URL", f"Set {SERVER}, for example to http://127.0.0.1:8080")
 
     @classmethod
     def find(cls) -> Client:
-        """`$FEDTIDE_SERVER`, or the installation that is up in the present home."""
-        return cls(os.environ.get(SERVER) or Home.find().state().api)
+        """`$FEDTIDE_SERVER` (one or more, by commas), or the installation that is up in the present home."""
+        named = os.environ.get(SERVER)
+        return cls(*(named.split(",") if named else Home.find().state().apis))
 
     def get(self, path: str) -> Any:
         return json.loads(self.call("GET", path))
@@ -77,18 +80,42 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = TIMEOUT_S,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
-        try:
-            connection.request(method, path, body, dict(headers or {}))
-            response = connection.getresponse()
-        except OSError as exc:
-            connection.close()
-            raise TransientError(f"no coordinator answers at {self._url}", "Is it up? See `fedtide status`") from exc
-        if response.status >= 400:
-            refusal = _refusal(response.read())
-            connection.close()
-            raise ApiError(refusal.get("error", "refused"), refusal.get("remedy", ""), refusal.get("exit_code", 1))
-        return connection, response
+        deadline = time.monotonic() + FAIL_OVER_S
+        while True:
+            for url in self._urls:
+                answer = _ask(url, method, path, body, dict(headers or {}), timeout_s)
+                if answer is not None:
+                    return answer
+            if len(self._urls) == 1 or time.monotonic() > deadline:
+                where = " or ".join(self._urls)
+                raise TransientError(f"no coordinator answers at {where}", "Is it up? See `fedtide status`")
+            time.sleep(0.2)
+
+
+def _ask(
+    url: str, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float | None
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse] | None:
+    """One coordinator's answer, or that of the leader that it names; None if neither leads."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_s)
+    try:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+    except OSError:
+        connection.close()
+        return None
+    if response.status == 307:
+        connection.close()
+        leader = response.headers["Location"].removesuffix(path)
+        return _ask(leader, method, path, body, headers, timeout_s) if leader != url else None
+    if response.status == 503 and "Retry-After" in response.headers:
+        connection.close()
+        return None
+    if response.status >= 400:
+        refusal = _refusal(response.read())
+        connection.close()
+        raise ApiError(refusal.get("error", "refused"), refusal.get("remedy", ""), refusal.get("exit_code", 1))
+    return connection, response
 
 
 def _refusal(body: bytes) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def up(
     regions: Annotated[str, typer.Option(help="Made-up regions, one leaf server each")] = "eu-west,us-east,ap-south",
     nodes_per_region: Annotated[int, typer.Option(min=1, help="Agents in each region")] = 2,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one")] = 0,
+    coordinators: Annotated[int, typer.Option(min=1, help="More than one: the others stand by")] = 1,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
@@ -43,14 +44,16 @@ def up(
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
     command = [sys.executable, "-m", "coordinator.embedded", "--regions", regions]
-    command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port)]
+    command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:
         bound = None if detach else end_with_parent
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, preexec_fn=bound)
     try:
         state = _until_up(home, process, logfile)
-        typer.echo(f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.api}; logs in {home.logs}")
+        typer.echo(
+            f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.apis[0]}; logs in {home.logs}"
+        )
         if not detach:
             typer.echo("Ctrl-C ends it.")
             code = process.wait()
@@ -85,7 +88,7 @@ def _last_line(logfile: Path) -> str:
 
 
 def _all_online(state: UpState) -> bool:
-    online: int = Client(state.api).get("/v1/status")["nodes"]["online"]
+    online: int = Client(*state.apis).get("/v1/status")["nodes"]["online"]
     return online >= len(state.nodes)
 
 
@@ -113,7 +116,7 @@ def status(output: Output = Format.table) -> None:
     """What is up, and what it is doing."""
     view: dict[str, object] = {}
     if SERVER not in os.environ:
-        view = Home.find().state().model_dump(include={"pid", "api", "hub_url"})
+        view = Home.find().state().model_dump(include={"pid", "apis", "hub_url"})
     show_one({**view, **Client.find().get("/v1/status")}, output)
 
 

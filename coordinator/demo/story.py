@@ -83,7 +83,7 @@ async def _told(
 
 def _act(home: Home, app: Path, console: Console, began: float) -> DemoReport:
     state = home.state_of_this_process()
-    client = Client(state.api)
+    client = Client(*state.apis)
     _until_online(client, len(state.nodes))
     model = describe(app).model or ""
     reference = {"name": model, "bundle": json.loads(client.call("PUT", "/v1/bundles", bundle(app)))}

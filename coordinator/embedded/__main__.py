@@ -30,12 +30,14 @@ def main() -> int:
     parser.add_argument("--regions", required=True)
     parser.add_argument("--nodes-per-region", type=int, required=True)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--coordinators", type=int, default=1)
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
     try:
         with locked(home):
-            layout = lay_out(home, arguments.regions.split(","), arguments.nodes_per_region, arguments.port)
+            regions, nodes = arguments.regions.split(","), arguments.nodes_per_region
+            layout = lay_out(home, regions, nodes, arguments.port, arguments.coordinators)
             asyncio.run(_until_signalled(Supervisor(home, layout)))
     except FedtideError as exc:
         print(f"fedtide up: {exc}", file=sys.stderr)

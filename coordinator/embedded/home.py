@@ -19,7 +19,7 @@ class UpState(Strict):
     """What a running installation tells others; written once everything is up."""
 
     pid: int
-    api: str
+    apis: list[str]
     hub_url: str
     regions: list[str]
     nodes: list[str]
@@ -43,12 +43,11 @@ class Home:
         return self.root / "up.lock"
 
     @property
-    def endpoint_file(self) -> Path:
-        return self.root / "coordinator" / "endpoint.json"
-
-    @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    def endpoint_file_of(self, coordinator: str) -> Path:
+        return self.root / "coordinator" / f"{coordinator}.json"
 
     def state_of_this_process(self) -> UpState:
         """The installation that this very process supervises."""

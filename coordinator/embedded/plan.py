@@ -16,6 +16,7 @@ from fabric.errors import CapabilityMissing, ConfigError
 from fabric.ids import check_token
 
 MAX_NODES = 200
+MAX_COORDINATORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,10 @@ class Layout:
     hub_url: str
     regions: tuple[str, ...]
     nodes: tuple[str, ...]
+    apis: tuple[str, ...]
 
 
-def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int = 0) -> Layout:
+def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int = 0, coordinators: int = 1) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
 
     Raises:
@@ -44,11 +46,15 @@ def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int
         CapabilityMissing: no nats-server in this environment.
     """
     _check(regions, nodes_per_region)
+    if not 1 <= coordinators <= MAX_COORDINATORS:
+        raise ConfigError("--coordinators", f"must be 1 to {MAX_COORDINATORS}")
     server = nats_server()
     # The API keeps its port when the coordinator comes back: clients know it from `up.json`.
-    free_api_port, hub_port, leaf_port, *ports = free_ports(3 + len(regions))
+    hub_port, leaf_port, *ports = free_ports(2 + coordinators + len(regions))
+    api_ports, ports = ports[:coordinators], ports[coordinators:]
+    api_ports[0] = api_port or api_ports[0]
     config_dir = home.root / "config"
-    for folder in (config_dir, home.logs, home.endpoint_file.parent):
+    for folder in (config_dir, home.logs, home.root / "coordinator"):
         folder.mkdir(parents=True, exist_ok=True)
     children = [
         _nats(server, config_dir, "hub", nats_config.hub(hub_port, leaf_port, home.root / "nats" / "hub"), hub_port)
@@ -57,14 +63,17 @@ def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int
         text = nats_config.leaf(region, port, leaf_port, home.root / "nats" / region)
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port))
     hub_url = f"nats://127.0.0.1:{hub_port}"
-    children.append(_coordinator(home, config_dir, hub_url, regions, api_port or free_api_port))
+    for number, port in enumerate(api_ports, start=1):
+        name = "coordinator" if number == 1 else f"coordinator-{number}"
+        children.append(_coordinator(home, config_dir, name, hub_url, regions, port))
     nodes: list[str] = []
     for region, port in zip(regions, ports, strict=True):
         for number in range(1, nodes_per_region + 1):
             nodes.append(f"{region}-{number}")
             index, count = len(nodes) - 1, len(regions) * nodes_per_region
             children.append(_agent(home, config_dir, nodes[-1], region, port, index, count))
-    return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes))
+    apis = tuple(f"http://127.0.0.1:{port}" for port in api_ports)
+    return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes), apis)
 
 
 def _check(regions: list[str], nodes_per_region: int) -> None:
@@ -103,18 +112,19 @@ def _nats(server: str, config_dir: Path, name: str, text: str, port: int) -> Chi
     return Child(name, (server, "-c", str(file)), port)
 
 
-def _coordinator(home: Home, config_dir: Path, hub_url: str, regions: list[str], api_port: int) -> Child:
+def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions: list[str], api_port: int) -> Child:
     config = {
+        "name": name,
         "nats_url": hub_url,
         "regions": regions,
         "data_dir": str(home.root / "coordinator"),
         "http_port": api_port,
-        "endpoint_file": str(home.endpoint_file),
+        "endpoint_file": str(home.endpoint_file_of(name)),
     }
-    home.endpoint_file.unlink(missing_ok=True)
-    file = config_dir / "coordinator.json"
+    home.endpoint_file_of(name).unlink(missing_ok=True)
+    file = config_dir / f"{name}.json"
     file.write_text(json.dumps(config, indent=2))
-    return Child("coordinator", (sys.executable, "-m", "coordinator", str(file)))
+    return Child(name, (sys.executable, "-m", "coordinator", str(file)))
 
 
 def _agent(home: Home, config_dir: Path, node: str, region: str, port: int, index: int, count: int) -> Child:

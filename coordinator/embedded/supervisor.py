@@ -70,12 +70,12 @@ class Supervisor:
             if child.port is not None:
                 await _until(partial(_is_open, child.port), child.name)
             if child.name == "coordinator":
-                await _until(self._home.endpoint_file.exists, "the coordinator's API")
+                await _until(self._home.endpoint_file_of(child.name).exists, "the coordinator's API")
 
     def _write_state(self) -> None:
         state = UpState(
             pid=os.getpid(),
-            api=json.loads(self._home.endpoint_file.read_text())["url"],
+            apis=list(self._layout.apis),
             hub_url=self._layout.hub_url,
             regions=list(self._layout.regions),
             nodes=list(self._layout.nodes),
@@ -127,7 +127,7 @@ class Supervisor:
 
     async def _stop_all(self) -> None:
         await self._stop(lambda name: name.startswith("agent-"))
-        await self._stop(lambda name: name == "coordinator")
+        await self._stop(lambda name: name.startswith("coordinator"))
         # Only now: a coordinator that lives would start them again.
         self._stop_aggregators()
         await self._stop(lambda name: name == "hub" or name.startswith("leaf-"))

@@ -42,6 +42,20 @@ class Installation:
         """The folder that was the ServerApp's working directory."""
         return self.home / "coordinator" / "runs" / run / "out"
 
+    def child(self, name: str) -> int:
+        """The pid of one of the installation's processes: `hub`, `leaf-eu`, `coordinator`, `agent-eu-1`, ..."""
+        word = {"hub": "config/hub.conf", "coordinator": "config/coordinator.json"}.get(name)
+        if word is None:
+            word = f"config/{name}.conf" if name.startswith("leaf-") else f"config/{name}.json"
+        (pid,) = children(self.state["pid"], word)
+        return pid
+
+    def aggregator(self, run: str) -> int:
+        """The pid of a run's aggregator."""
+        note = json.loads((self.home / "coordinator" / "runs" / run / "aggregator.pid").read_text())
+        pid: int = note["pid"]
+        return pid
+
     @property
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((self.home / "up.json").read_text())

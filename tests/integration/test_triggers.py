@@ -32,7 +32,7 @@ def _apply(there: Installation, tmp_path: Path, name: str, policy: str = "replac
 
 
 def _post(there: Installation, body: bytes, headers: dict[str, str]) -> Any:
-    request = urllib.request.Request(f"{there.state['api']}/v1/events", body, headers)
+    request = urllib.request.Request(f"{there.state['apis'][0]}/v1/events", body, headers)
     with urllib.request.urlopen(request, timeout=10) as response:
         return json.loads(response.read())
 

@@ -1,0 +1,89 @@
+"""The API's address: held from the start, answered by a standby with the way to the leader, then by the leader."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+
+from aiohttp import web
+
+from coordinator.config import CoordinatorConfig
+from coordinator.leadership import Leadership
+from fabric.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class FrontDoor:
+    """One listening socket, and the application behind it."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+        self._socket: socket.socket | None = None
+        self._runner: web.AppRunner | None = None
+        self._leadership: Leadership | None = None
+        self.url = ""
+
+    async def open(self) -> str:
+        """Take the port and answer as a standby; returns the URL.
+
+        Raises:
+            ConfigError: the port is taken.
+        """
+        config = self._config
+        try:
+            self._socket = socket.create_server((config.http_host, config.http_port), backlog=128)
+        except OSError as exc:
+            raise ConfigError(
+                "http_port", f"port {config.http_port} cannot be used: {exc.strerror}", "Choose another, or 0"
+            ) from exc
+        host, port = self._socket.getsockname()[:2]
+        self.url = f"http://{host}:{port}"
+        app = web.Application()
+        app.router.add_get("/healthz", self._health)
+        app.router.add_route("*", "/{path:.*}", self._send_on)
+        await self._show(app)
+        return self.url
+
+    def stand_by(self, leadership: Leadership) -> None:
+        """From here on callers are sent to whoever leads."""
+        self._leadership = leadership
+
+    async def serve(self, app: web.Application) -> None:
+        """This process leads: answer with `app`, and say where."""
+        app.router.add_get("/healthz", self._health)
+        await self._show(app)
+        log.info("api.listening", extra={"url": self.url})
+        if self._config.endpoint_file is not None:
+            part = self._config.endpoint_file.with_suffix(".part")
+            part.write_text(json.dumps({"url": self.url}))
+            part.replace(self._config.endpoint_file)
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._socket is not None:
+            self._socket.close()
+
+    async def _show(self, app: web.Application) -> None:
+        assert self._socket is not None
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        old, self._runner = self._runner, runner
+        # The kernel keeps callers waiting in between: the listening socket itself stays.
+        copy = self._socket.dup()
+        if old is not None:
+            await old.cleanup()
+        await web.SockSite(runner, copy).start()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        leads = self._leadership is not None and self._leadership.is_mine
+        return web.json_response({"role": "leader" if leads else "standby"})
+
+    async def _send_on(self, request: web.Request) -> web.Response:
+        leader = self._leadership.leader if self._leadership is not None else None
+        if leader is None or not leader.url or leader.url == self.url:
+            body = {"error": "no coordinator leads at the moment", "remedy": "Try again", "exit_code": 75}
+            return web.json_response(body, status=503, headers={"Retry-After": "1"})
+        return web.Response(status=307, headers={"Location": f"{leader.url}{request.path_qs}"})
