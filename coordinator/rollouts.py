@@ -120,7 +120,8 @@ def step(state: Rollout | None, event: RolloutEvent, at: datetime) -> Step:
             raise InvalidTransition(f"roll-out {event.rollout} was started twice")
         return _open(Facts(event.rollout, event.plan, event.counter, event.by, at), 0, {}, (), at)
     if state is None:
-        raise InvalidTransition(f"{event.kind} for a roll-out that was never started")
+        name = event.id if isinstance(event, AlarmRang) else event.rollout
+        raise InvalidTransition(f"{event.kind} for a roll-out {name} that was never started")
     match state, event:
         case RolledBack(), NodePhaseReported(phase="confirmed", node=node) if event.counter > state.facts.counter:
             return replace(state, restored=state.restored | {node}), ()

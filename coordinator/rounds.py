@@ -118,8 +118,9 @@ def step(state: Round | None, event: RoundEvent, at: datetime) -> Round:
             over = isinstance(state, Closed)
             return state if over and state else Abandoned(event.round, event.trial, phases, reason, before)
         case RoundCollected(phase=phase, cause=cause):
+            state = state if state is not None else Open(event.round, event.trial, phase, {})
             if not isinstance(state, Open | Collecting) or phase != state.phase:
-                return state if state is not None else Open(event.round, event.trial, phase, {})
+                return state
             phases = {**state.phases, phase: replace(state.phases.get(phase, Tally()), cause=cause)}
             return Aggregating(state.number, state.trial, phase, phases, state.before)
         case UpdateReceived() | UpdateRefused():

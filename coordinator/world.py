@@ -15,7 +15,7 @@ from typing import TypeVar
 from coordinator import fleet, registry, rollouts, runs, signals, triggers
 from coordinator.commands import Commands, SetAlarm
 from fabric.blobs import BlobRef
-from fabric.errors import NotFound
+from fabric.errors import InvalidTransition, NotFound
 from fabric.events import (
     AlarmRang,
     CoordinatorElected,
@@ -116,7 +116,9 @@ class World:
     def _release(self, data: ModelProduced | ReleasePublished) -> Commands:
         if isinstance(data, ReleasePublished):
             return self._model(data.manifest.model, data)
-        producer = self.run(data.run)
+        producer = self.runs.get(data.run)
+        if producer is None:
+            raise InvalidTransition(f"{data.kind} of a run {data.run} that was never requested")
         given_up = isinstance(producer, runs.Ended) and producer.outcome != "completed"
         return () if given_up else self._model(data.model, data)
 
