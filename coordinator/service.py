@@ -98,6 +98,12 @@ async def _work(
         group.create_task(engine.save_snapshots(), name="snapshots")
         for region in config.regions:
             group.create_task(topology.ensure_region(region), name=f"region-{region}")
+
+        async def collect_anew() -> None:
+            for region in config.regions:
+                group.create_task(topology.collect_anew(region), name=f"region-{region}")
+
+        broker.when_reconnected(collect_anew)
         group.create_task(schedules.keep(engine), name="schedules")
         api = Api(broker, subjects, engine, presence, starter)
         events = EventApi(engine, lambda: EventLog(broker, subjects))

@@ -40,6 +40,21 @@ class Topology:
         await self._collect_from({region})
         log.info("region.ready", extra={"region": region})
 
+    async def collect_anew(self, region: str) -> None:
+        """After the hub was away: do not sit out nats-server's back-off before it collects from a region again.
+
+        Where a source stood is written in the messages that came from it: none is lost or doubled.
+        """
+        for config in leaf_streams(self._subjects, region):
+            await _until_ensured(self._broker, config, region)
+        async with self._one_at_a_time:
+            known = await self._broker.sourced_domains(UP)
+            for regions in (known - {region}, known | {region}):
+                for config in hub_streams(self._subjects, regions):
+                    if config["name"] == UP:
+                        await _until_ensured(self._broker, config, None)
+        log.info("region.collected_anew", extra={"region": region})
+
     async def _collect_from(self, regions: Set[str]) -> None:
         async with self._one_at_a_time:
             known = await self._broker.sourced_domains(UP)
