@@ -12,7 +12,7 @@ DEPENDENCIES := $(shell cat pyproject.toml examples/data-requirements.txt | sha2
 READY := $(VENV)/.dependencies-$(DEPENDENCIES)
 LINKED := $(VENV)/.linked-$(shell pwd | sha256sum | cut -c1-16)
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow faults lint bench clean
 
 setup: $(READY) $(LINKED)
 
@@ -45,6 +45,11 @@ test: lint
 
 test-slow: setup
 	python -m pytest -m slow
+
+SEED ?= 1
+POINTS ?= 10
+faults: setup
+	python -m tests.faults.campaign --seed $(SEED) --points $(POINTS)
 
 bench: setup
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=...; there are: $$(ls benchmarks | sed -n 's/^bench_\(.*\)\.py$$/\1/p' | tr '\n' ' ')"; exit 2; }

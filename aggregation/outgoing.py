@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -27,6 +28,14 @@ class Place:
     trial: int
     phase: str
     driven: bool
+
+
+def place_of(task: str, run: str) -> Place | None:
+    """Where a driven task of a run belongs, by its name; None if it is not one."""
+    found = re.match(r"-r(\d+)-t(\d+)-([a-z_]+)-", task.removeprefix(run))
+    if found is None:
+        return None
+    return Place(int(found[1]), int(found[2]), found[3], driven=True)
 
 
 class Outgoing:

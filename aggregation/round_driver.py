@@ -24,7 +24,7 @@ from aggregation.config import WorkerConfig
 from aggregation.exchange import Exchange
 from aggregation.grid_link import GridLink
 from aggregation.nats_grid import NatsGrid, TooFewUpdates
-from aggregation.outgoing import Place
+from aggregation.outgoing import place_of
 from aggregation.progress import EvaluateFn, Progress
 from fabric import flower
 from fabric.blobs import BlobRef
@@ -215,10 +215,9 @@ class RoundDriver:
         except ValidationError as exc:
             log.warning("round.late_reply_malformed", extra={"reason": str(exc)})
             return
-        message = reply.message
-        trial = self._progress.trial if self._progress is not None else 1
-        place = Place(int(message.group_id or 0), trial, message.message_type, driven=True)
-        self._accounts.refused(place, reply.node, "late", "arrived after its task had been given up")
+        place = place_of(reply.task, self._config.run)
+        if place is not None:
+            self._accounts.refused(place, reply.node, "late", "arrived after its task had been given up")
 
     def _save(self, progress: Progress) -> Head:
         moved = progress.bytes_before + self._accounts.bytes_moved

@@ -1,6 +1,7 @@
 """The HTTP API: what the CLI, the dashboard and other programs call. Everything is JSON.
 
-Streams (`/watch`) are newline-delimited JSON: one whole view a line, sent when it changed.
+Streams (`/watch`) are newline-delimited JSON: one whole view a line, sent when it changed. An empty
+line is the end: a stream that stops without it was cut off.
 """
 
 from __future__ import annotations
@@ -214,6 +215,7 @@ class Api:
         await response.prepare(request)
         async for snapshot in views_of(self._engine, view, last=last):
             await response.write(json.dumps(snapshot).encode() + b"\n")
+        await response.write(b"\n")
         await response.write_eof()
         return response
 

@@ -96,14 +96,13 @@ async def _work(
         await Questions(broker, subjects, engine).listen()
         group.create_task(engine.listen(), name="reports")
         group.create_task(engine.save_snapshots(), name="snapshots")
-        for region in config.regions:
-            group.create_task(topology.ensure_region(region), name=f"region-{region}")
 
-        async def collect_anew() -> None:
+        async def ensure_regions() -> None:
             for region in config.regions:
-                group.create_task(topology.collect_anew(region), name=f"region-{region}")
+                group.create_task(topology.ensure_region(region), name=f"region-{region}")
 
-        broker.when_reconnected(collect_anew)
+        await ensure_regions()
+        broker.when_reconnected(ensure_regions)
         group.create_task(schedules.keep(engine), name="schedules")
         api = Api(broker, subjects, engine, presence, starter)
         events = EventApi(engine, lambda: EventLog(broker, subjects))

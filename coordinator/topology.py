@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Set
 
 from fabric.broker import Broker
 from fabric.errors import FedtideError, TransientError
@@ -31,35 +30,26 @@ class Topology:
 
     async def ensure_hub(self) -> None:
         """The hub's streams; what it collects from already goes on."""
-        await self._collect_from(frozenset())
+        async with self._one_at_a_time:
+            known = await self._broker.sourced_domains(UP)
+            for config in hub_streams(self._subjects, known):
+                await _until_ensured(self._broker, config, None)
 
     async def ensure_region(self, region: str) -> None:
-        """A region's streams, as soon as it can be reached."""
-        for config in leaf_streams(self._subjects, region):
-            await _until_ensured(self._broker, config, region)
-        await self._collect_from({region})
-        log.info("region.ready", extra={"region": region})
+        """A region's streams as soon as it can be reached, and the hub collecting from it: anew if it did before.
 
-    async def collect_anew(self, region: str) -> None:
-        """After the hub was away: do not sit out nats-server's back-off before it collects from a region again.
-
-        Where a source stood is written in the messages that came from it: none is lost or doubled.
+        A hub that was away would sit out a back-off first. Where a source stood is written in the
+        messages that came from it: none is lost or doubled.
         """
         for config in leaf_streams(self._subjects, region):
             await _until_ensured(self._broker, config, region)
         async with self._one_at_a_time:
             known = await self._broker.sourced_domains(UP)
-            for regions in (known - {region}, known | {region}):
+            for regions in [known - {region}, known | {region}] if region in known else [known | {region}]:
                 for config in hub_streams(self._subjects, regions):
                     if config["name"] == UP:
                         await _until_ensured(self._broker, config, None)
-        log.info("region.collected_anew", extra={"region": region})
-
-    async def _collect_from(self, regions: Set[str]) -> None:
-        async with self._one_at_a_time:
-            known = await self._broker.sourced_domains(UP)
-            for config in hub_streams(self._subjects, known | regions):
-                await _until_ensured(self._broker, config, None)
+        log.info("region.ready", extra={"region": region})
 
 
 async def _until_ensured(broker: Broker, config: dict[str, object], domain: str | None) -> None:

@@ -1,7 +1,8 @@
 """The outbox: a finished answer is on disk before its task counts as done, and leaves when it can.
 
 One folder a task below `pending/`; an empty file below `done/` remembers what was sent, so a
-task that is delivered again after a restart is not trained twice.
+task that is delivered again after a restart is not trained twice. What the task made of its run's
+state (`Context.state`) is part of the answer: both are kept, or neither.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from fabric.errors import MalformedMessage
 from fabric.wire import Reply
 
 DONE_KEPT_S = 7 * 24 * 3600
+STATE = "state"
+"""The run's state after a task, among the files of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +32,18 @@ class Pending:
 
 
 class Outbox:
-    """Owns `root`; nothing else writes there except a trainer into the folder of its own task."""
+    """Owns `root`, and the states in `states`; a trainer writes into the folder of its own task only."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, states: Path) -> None:
+        self._states = states
         self._pending = root / "pending"
         self._done = root / "done"
         self._work = root / "work"
         shutil.rmtree(self._work, ignore_errors=True)
-        for folder in (self._pending, self._done, self._work):
+        for folder in (self._pending, self._done, self._work, states):
             folder.mkdir(parents=True, exist_ok=True)
+        for entry in self._pending.iterdir():
+            self._install_state(entry)
         self._forget_old()
 
     def knows(self, task: str) -> bool:
@@ -63,6 +69,16 @@ class Outbox:
             _sync(part)
         folder.rename(self._pending / reply.task)
         _sync(self._pending)
+        self._install_state(self._pending / reply.task)
+
+    def _install_state(self, entry: Path) -> None:
+        if (entry / STATE).exists():
+            run = Reply.model_validate_json((entry / "reply.json").read_bytes()).run
+            (entry / STATE).replace(self.state_of(run))
+
+    def state_of(self, run: str) -> Path:
+        """Where a run's state stands between its tasks."""
+        return self._states / f"{run}.state"
 
     def waiting(self) -> list[str]:
         """Tasks whose answers wait, oldest first."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edge_agent.config import AgentConfig
+from edge_agent.disk import is_full
 from edge_agent.fair_queue import FairQueue
 from edge_agent.outbox import Outbox
 from edge_agent.trainer import Job, Trainer
@@ -30,6 +31,8 @@ _APP_CRASHED = 8
 UPDATE_TTL_S = 7 * 24 * 3600.0
 STATE_KEPT_S = 90 * 24 * 3600.0
 """How long the state that a run's ClientApp keeps on this node outlives its last use."""
+DOWNLOAD_KEPT_S = 24 * 3600.0
+"""How long part of a model that was never needed again stays."""
 RETRY_S = 1.0
 
 
@@ -40,7 +43,8 @@ class TaskLoop:
         self._config = config
         self._broker = broker
         self._subjects = Subjects(config.tenant)
-        self._outbox = Outbox(config.data_dir / "outbox")
+        self._outbox = Outbox(config.data_dir / "outbox", config.data_dir / "runs")
+        self._downloads = config.data_dir / "downloads"
         self._trainer = Trainer(config)
         self._queue = FairQueue()
         self._queued = asyncio.Event()
@@ -51,7 +55,8 @@ class TaskLoop:
         self.busy: str | None = None
         for task in self._outbox.waiting():
             self._to_send.put_nowait(task)
-        _forget_old_states(config.data_dir / "runs")
+        _forget_old(config.data_dir / "runs", "*.state", STATE_KEPT_S)
+        _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
 
     @property
     def trainer_pid(self) -> int | None:
@@ -141,7 +146,14 @@ class TaskLoop:
             except FedtideError as exc:
                 message = _error(task, _APP_CRASHED, str(exc))
                 break
-            except (OSError, ValidationError) as exc:
+            except OSError as exc:
+                if is_full(exc):
+                    log.error("task.waits_for_disk", extra={"task": task.task, "reason": str(exc)})
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
+                break
+            except ValidationError as exc:
                 message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
                 break
         return Reply(
@@ -156,9 +168,9 @@ class TaskLoop:
         task_file.write_text(task.model_dump_json())
         job = Job(
             task_file=task_file,
-            blobs={ref.digest: await self._download(task.run, ref, out_dir) for ref in task.message.blobs()},
+            blobs={ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()},
             app_dir=app_dir.resolve(),
-            state_file=(self._config.data_dir / "runs" / f"{task.run}.state").resolve(),
+            state_file=self._outbox.state_of(task.run).resolve(),
             out_dir=out_dir.resolve(),
             node_id=flower_int(self._config.node),
             node_config=self._config.node_config,
@@ -168,8 +180,10 @@ class TaskLoop:
             path.unlink(missing_ok=True)
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
 
-    async def _download(self, run: str, ref: BlobRef, folder: Path) -> Path:
-        path = (folder / f"in-{ref.digest}").resolve()
+    async def _download(self, run: str, ref: BlobRef) -> Path:
+        """A blob as a file; what an interrupted download brought, also before a restart, is not fetched again."""
+        self._downloads.mkdir(parents=True, exist_ok=True)
+        path = (self._downloads / ref.digest).resolve()
 
         def prefix(digest: str) -> str:
             return self._subjects.round_blob(run, digest)
@@ -223,9 +237,9 @@ def _mapped(path: Path) -> memoryview:
         raise MalformedMessage(f"the outbox lost {path.name}: {exc}") from exc
 
 
-def _forget_old_states(folder: Path) -> None:
-    limit = time.time() - STATE_KEPT_S
-    for file in folder.glob("*.state"):
+def _forget_old(folder: Path, pattern: str, kept_s: float) -> None:
+    limit = time.time() - kept_s
+    for file in folder.glob(pattern):
         if file.stat().st_mtime < limit:
             file.unlink()
 

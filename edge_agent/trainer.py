@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import Field
 
 from edge_agent.config import AgentConfig
-from fabric.errors import CapabilityMissing, RemoteError
+from fabric.errors import CapabilityMissing, RemoteError, TransientError
 from fabric.wire import ConfigValues, Strict
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Trainer:
         Raises:
             CapabilityMissing: this node has no flwr.
             TrainerCrashed: the process ended before it answered.
+            TransientError: its disk is full.
         """
         if find_spec("flwr") is None:
             raise CapabilityMissing(
@@ -87,7 +88,9 @@ class Trainer:
             code = await process.wait()
             self._process = self._app_dir = None
             raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
-        json.loads(answer)
+        told = json.loads(answer)
+        if not told["done"]:
+            raise TransientError(f"the trainer could not write: {told['reason']}", "Free disk space; it is tried again")
         loop = asyncio.get_running_loop()
         self._idle = loop.call_later(self._config.train_idle_s, self._kill)
 

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from edge_agent.disk import is_full
+from edge_agent.outbox import STATE
 from edge_agent.trainer import Job
 from fabric import flower, logs
 from fabric.apps import describe
@@ -34,8 +36,14 @@ def main() -> int:
     logs.to_stderr()
     apps: dict[Path, ClientApp] = {}
     for line in requests:
-        _do(Job.model_validate_json(line), apps)
-        answers.write(json.dumps({"done": True}).encode() + b"\n")
+        answer: dict[str, object] = {"done": True}
+        try:
+            _do(Job.model_validate_json(line), apps)
+        except OSError as exc:
+            if not is_full(exc):
+                raise
+            answer = {"done": False, "reason": str(exc)}
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
     return 0
 
@@ -56,13 +64,16 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
         reply = app(message, context)
-        _write_state(job.state_file, flower.dump_state(context.state))
+        # The state changes with the answer: it becomes the run's once the answer is safe (edge_agent.outbox).
+        (job.out_dir / STATE).write_bytes(flower.dump_state(context.state))
         _write_reply(job.out_dir, reply)
         return
     except (flower.AppLoadError, ConfigError) as exc:
         log.exception("app.load_failed")
         reply = Message(Error(flower.ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)), reply_to=message)
     except Exception as exc:  # a ClientApp may raise anything: it becomes an error reply, as in Flower
+        if is_full(exc):
+            raise
         log.exception("app.raised")
         reason = f"{type(exc).__name__}: {exc}"
         reply = Message(Error(flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
@@ -75,13 +86,6 @@ def _load(app_dir: Path) -> ClientApp:
     if not isinstance(app, ClientApp):
         raise ConfigError(reference, "is not a flwr ClientApp")
     return app
-
-
-def _write_state(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def _write_reply(out_dir: Path, reply: Message) -> None:

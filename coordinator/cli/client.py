@@ -64,13 +64,18 @@ class Client:
             connection.close()
 
     def stream(self, path: str) -> Iterator[Any]:
-        """The objects of a watch, as they come, until it ends."""
-        connection, response = self._open("GET", path, None, timeout_s=None)
-        try:
-            while line := response.readline():
-                yield json.loads(line)
-        finally:
-            connection.close()
+        """The objects of a watch, as they come, until it ends; it goes on with whoever leads when it is cut off."""
+        while True:
+            connection, response = self._open("GET", path, None, timeout_s=None, patient=True)
+            try:
+                while line := response.readline():
+                    if line == b"\n":
+                        return
+                    yield json.loads(line)
+            except (OSError, http.client.HTTPException, ValueError):
+                continue
+            finally:
+                connection.close()
 
     def _open(
         self,
@@ -79,6 +84,8 @@ class Client:
         body: bytes | None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = TIMEOUT_S,
+        *,
+        patient: bool = False,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         deadline = time.monotonic() + FAIL_OVER_S
         while True:
@@ -86,7 +93,7 @@ class Client:
                 answer = _ask(url, method, path, body, dict(headers or {}), timeout_s)
                 if answer is not None:
                     return answer
-            if len(self._urls) == 1 or time.monotonic() > deadline:
+            if (len(self._urls) == 1 and not patient) or time.monotonic() > deadline:
                 where = " or ".join(self._urls)
                 raise TransientError(f"no coordinator answers at {where}", "Is it up? See `fedtide status`")
             time.sleep(0.2)

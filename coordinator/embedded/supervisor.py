@@ -118,6 +118,11 @@ class Supervisor:
         self._processes[child.name] = process
         return process
 
+    def pid_of(self, name: str) -> int | None:
+        """The process of a child, if it lives."""
+        process = self._processes.get(name)
+        return process.pid if process is not None and process.returncode is None else None
+
     def _logfile(self, child: Child) -> Path:
         return self._home.logs / f"{child.name}.log"
 

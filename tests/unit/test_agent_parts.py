@@ -51,30 +51,30 @@ def _reply(task: str) -> Reply:
 
 
 def test_an_answer_survives_a_restart_until_it_was_sent_and_is_then_only_remembered(tmp_path: Path) -> None:
-    first = Outbox(tmp_path)
+    first = Outbox(tmp_path, tmp_path / "runs")
     first.open("t1")
     first.commit(_reply("t1"))
-    second = Outbox(tmp_path)
+    second = Outbox(tmp_path, tmp_path / "runs")
     assert second.waiting() == ["t1"]
     assert second.read("t1").reply == _reply("t1")
     second.sent("t1")
-    third = Outbox(tmp_path)
+    third = Outbox(tmp_path, tmp_path / "runs")
     assert third.waiting() == []
     assert third.knows("t1")
     assert not third.knows("t2")
 
 
 def test_a_half_written_answer_is_gone_after_a_restart_and_its_task_is_not_done(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path)
+    outbox = Outbox(tmp_path, tmp_path / "runs")
     outbox.open("t1")
     (outbox.folder("t1") / "message.json").write_text("{")
-    again = Outbox(tmp_path)
+    again = Outbox(tmp_path, tmp_path / "runs")
     assert not again.knows("t1")
     assert again.waiting() == []
 
 
 def test_a_damaged_entry_is_said_to_be_damaged(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path)
+    outbox = Outbox(tmp_path, tmp_path / "runs")
     outbox.commit(_reply("t1"))
     (tmp_path / "pending" / "t1" / "reply.json").write_text("{")
     with pytest.raises(MalformedMessage, match="damaged"):

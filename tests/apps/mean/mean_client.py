@@ -1,6 +1,10 @@
-"""Adds partition + 1 to every weight. The first node (or everyone) takes `delay` seconds; its state counts calls."""
+"""Adds partition + 1 to every weight. The first node (or everyone) takes `delay` seconds; its state counts calls.
+
+Each training leaves a line in journal.txt of the process's folder: run, round, and when it began.
+"""
 
 import time
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -11,6 +15,8 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
+    with Path("journal.txt").open("a") as journal:
+        journal.write(f"{context.run_id} {message.content['config']['server-round']} {time.time()}\n")
     seen = int(context.state.config_records.get("memory", ConfigRecord({"calls": 0}))["calls"]) + 1
     context.state["memory"] = ConfigRecord({"calls": seen})
     if context.node_config["partition-id"] == 0 or context.run_config["everyone"]:

@@ -1,0 +1,190 @@
+"""A whole installation inside a test's loop, with proxies on its WAN links, whose parts can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coordinator.cli.client import Client
+from coordinator.cli.run_commands import parse_options
+from coordinator.embedded.home import Home
+from coordinator.embedded.plan import Layout, lay_out
+from coordinator.embedded.supervisor import Supervisor
+from coordinator.event_log import EventLog
+from fabric.apps import bundle, describe
+from fabric.broker import Broker
+from fabric.events import Event
+from fabric.round_policy import RoundPolicy
+from fabric.subjects import Subjects
+from tests.faults.tcp_proxy import TcpProxy
+
+SETTLE_S = 120.0
+_UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+
+@dataclass
+class Faulty:
+    """`seen` are the events of the log as they were published, oldest first."""
+
+    home: Home
+    layout: Layout
+    supervisor: Supervisor
+    links: dict[str, TcpProxy]
+    wires: dict[str, TcpProxy]
+    client: Client
+    log: EventLog
+    seen: list[Event] = field(default_factory=list)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def read_log(self, *_: object) -> None:
+        """Take in what was logged since; also after the hub was away."""
+        async with self._reading:
+            async for event in self.log.replay():
+                self.seen.append(event)
+        self._changed.set()
+
+    async def event(self, holds: Callable[[Event], bool], timeout_s: float = SETTLE_S) -> Event:
+        """The first event for which `holds`, from the beginning of this installation on."""
+        looked_at = 0
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for event in self.seen[looked_at:]:
+                    if holds(event):
+                        return event
+                looked_at = len(self.seen)
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def get(self, path: str) -> Any:
+        return await asyncio.to_thread(self.client.get, path)
+
+    async def post(self, path: str, body: object) -> Any:
+        return await asyncio.to_thread(self.client.post, path, body)
+
+    async def start_run(self, app: Path, policy: str = "", **request: Any) -> str:
+        """The id of a fresh run of `app`."""
+        reference = {
+            "name": describe(app).name,
+            "bundle": json.loads(await asyncio.to_thread(self.client.call, "PUT", "/v1/bundles", bundle(app))),
+        }
+        closes = parse_options("--policy", policy, RoundPolicy)
+        view = await self.post("/v1/runs", {"app": reference, "policy": closes, **request})
+        run: str = view["run"]
+        return run
+
+    async def finished(self, run: str) -> dict[str, Any]:
+        """The view of a run once it has ended."""
+
+        def follow() -> dict[str, Any]:
+            view: dict[str, Any] = {}
+            while view.get("state") not in ("completed", "failed", "cancelled"):
+                *_, view = self.client.stream(f"/v1/runs/{run}/watch")
+            return view
+
+        async with asyncio.timeout(SETTLE_S):
+            return await asyncio.to_thread(follow)
+
+    def pid(self, name: str) -> int | None:
+        """The process of a child by its name, or of `aggregator`: the newest one."""
+        if name != "aggregator":
+            return self.supervisor.pid_of(name)
+        notes = sorted((self.home.root / "coordinator" / "runs").glob("*/aggregator.pid"), key=os.path.getmtime)
+        try:
+            pid: int = json.loads(notes[-1].read_text())["pid"]
+        except (IndexError, OSError, ValueError):
+            return None
+        return pid
+
+    def send(self, name: str, number: signal.Signals) -> bool:
+        """Whether there was such a process to signal."""
+        pid = self.pid(name)
+        try:
+            if pid is not None:
+                os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return pid is not None
+
+    def fill_disk(self, node: str, *, full: bool) -> None:
+        """Let every write of a node's processes fail (or succeed again), as on a full disk."""
+        agent = self.pid(f"agent-{node}")
+        for pid in [agent, *_children(agent)] if agent is not None else []:
+            limit = (0, resource.RLIM_INFINITY) if full else _UNLIMITED
+            try:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+            except ProcessLookupError:
+                continue
+
+    def folder(self, node: str) -> Path:
+        return self.home.root / "nodes" / node
+
+    def final(self, run: str) -> bytes:
+        return (self.home.root / "coordinator" / "runs" / run / "out" / "final.npz").read_bytes()
+
+
+def _children(parent: int) -> list[int]:
+    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    return [int(pid) for pid in text.split()]
+
+
+@asynccontextmanager
+async def faulty_installation(
+    root: Path, regions: list[str], nodes_per_region: int, *, coordinators: int = 1, wired: tuple[str, ...] = ()
+) -> AsyncIterator[Faulty]:
+    """Everything up, with a proxy on each region's link to the hub and on the wires of the nodes in `wired`."""
+    home = Home(root)
+    layout = lay_out(home, regions, nodes_per_region, coordinators=coordinators)
+    config = root / "config"
+    links, wires = {}, {}
+    for region in regions:
+        links[region] = await _interpose(config / f"leaf-{region}.conf", "nats-leaf://127.0.0.1:")
+    for node in wired:
+        wires[node] = await _interpose(config / f"agent-{node}.json", "nats://127.0.0.1:")
+    supervisor = Supervisor(home, layout)
+    ready = asyncio.Event()
+    running = asyncio.create_task(supervisor.run(ready))
+    try:
+        await asyncio.wait({running, asyncio.create_task(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        broker = await Broker.connect(layout.hub_url, "faults")
+        log = EventLog(broker, Subjects())
+        there = Faulty(home, layout, supervisor, links, wires, Client(*layout.apis), log)
+        await broker.subscribe(Subjects().all_events, there.read_log)
+        broker.when_reconnected(there.read_log)
+        await there.read_log()
+        await _all_online(there)
+        try:
+            yield there
+        finally:
+            await broker.close()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        for proxy in [*links.values(), *wires.values()]:
+            await proxy.close()
+
+
+async def _interpose(file: Path, url: str) -> TcpProxy:
+    """Put a proxy before the address that a configuration file names."""
+    text = file.read_text()
+    port = int("".join(c for c in text[text.index(url) + len(url) :][:5] if c.isdigit()))
+    proxy = TcpProxy(port)
+    await proxy.start()
+    file.write_text(text.replace(f"{url}{port}", f"{url}{proxy.port}"))
+    return proxy
+
+
+async def _all_online(there: Faulty) -> None:
+    async with asyncio.timeout(SETTLE_S):
+        for node in there.layout.nodes:
+            await there.event(lambda e, n=node: e.data.kind == "node.joined" and e.data.node == n)
