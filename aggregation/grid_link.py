@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from aggregation.cohorts import Cohorts
 from aggregation.config import WorkerConfig
 from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding
 from aggregation.storage import Storage
@@ -23,7 +24,6 @@ from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TransientError
 from fabric.events import Event, EventData
 from fabric.jetstream import Delivery, Received
-from fabric.questions import Cohort, CohortQuestion
 from fabric.round_policy import TimeIsUp
 from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fabric.tensors import Buffer
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 CANCEL_TTL_S = 24 * 3600.0
-SUPERSEDED_CODE = 76
-"""Exit code of an aggregator whose run has another one, or nobody who wants it."""
 
 
 def _die_if_failed(task: asyncio.Task[None]) -> None:
@@ -74,6 +72,7 @@ class GridLink:
     async def _open(self) -> None:
         self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
         self.storage = Storage(self._broker, self._config)
+        self.cohorts = Cohorts(self._broker, self._config)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self.look_for_absent)
@@ -103,28 +102,6 @@ class GridLink:
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop from another thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    async def cohort(self, round_: int, trial: int, phase: str) -> Cohort:
-        """Whom the coordinator wants to be asked in a phase, and who is there.
-
-        Ends this process if its attempt is not the run's present one: two would take each other's answers.
-        """
-        run, attempt = self._config.run, self._config.attempt
-        question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase)
-        while True:
-            try:
-                raw = await self._broker.ask(
-                    self._subjects.rpc("cohort"), question.model_dump_json().encode(), timeout_s=5
-                )
-                break
-            except TransientError as exc:
-                log.warning("grid.waits_for_coordinator", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
-        answer = Cohort.model_validate_json(raw)
-        if answer.superseded:
-            log.critical("grid.superseded", extra={"run": run, "attempt": attempt})
-            os._exit(SUPERSEDED_CODE)
-        return answer
 
     async def start_clock(self, round_: int, trial: int, phase: str, inbox: Inbox) -> None:
         """The coordinator's word that this phase's time is up goes into `inbox`, also if it came before."""
@@ -308,6 +285,7 @@ class GridLink:
 
     async def _on_presence(self, message: Received) -> None:
         name, online = last_token(message.subject), message.data == b"online"
+        self.cohorts.news.set()
         for task in [t for t, sent in self._outstanding.items() if sent.node.name == name]:
             if online and (timer := self._graces.pop(task, None)):
                 timer.cancel()
@@ -316,7 +294,7 @@ class GridLink:
 
     async def look_for_absent(self) -> None:
         """Nodes that were away before their task was sent: no news will come of them."""
-        online = set((await self.cohort(0, 1, "")).online)
+        online = set((await self.cohorts.ask(0, 1, "")).online)
         for task, sent in list(self._outstanding.items()):
             if sent.node.name not in online:
                 self._wait_no_longer(task, f"node {sent.node.name} is offline")

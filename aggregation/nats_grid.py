@@ -124,7 +124,8 @@ class NatsGrid(Grid):
             nodes = phase.pinned
         else:
             where = (phase.round, phase.trial, phase.name) if phase is not None else (0, 1, "")
-            cohort = self._link.call(self._link.cohort(*where))
+            needed = self._config.spec.policy.min_updates if phase is not None and phase.name == "train" else 0
+            cohort = self._link.call(self._link.cohorts.at_least(needed, *where))
             nodes = [Node.of(n.name, n.region) for n in cohort.nodes]
         with self._lock:
             self._choice = nodes

@@ -15,7 +15,7 @@ def hub(port: int, leaf_port: int, store: Path) -> str:
 listen: 127.0.0.1:{port}
 max_payload: {MAX_PAYLOAD}
 jetstream {{ store_dir: "{store}", domain: {HUB_DOMAIN}, max_mem: 256MB, max_file: 64GB }}
-leafnodes {{ listen: 127.0.0.1:{leaf_port} }}
+leafnodes {{ listen: 127.0.0.1:{leaf_port}, no_advertise: true }}
 """
 
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.cli.client import Client
-from coordinator.cli.run_commands import parse_options
 from coordinator.embedded.home import Home
 from coordinator.embedded.plan import Layout, lay_out
 from coordinator.embedded.supervisor import Supervisor
 from coordinator.event_log import EventLog
 from fabric.apps import bundle, describe
 from fabric.broker import Broker
+from fabric.errors import TransientError
 from fabric.events import Event
-from fabric.round_policy import RoundPolicy
 from fabric.subjects import Subjects
 from tests.faults.tcp_proxy import TcpProxy
 
@@ -52,10 +51,10 @@ class Faulty:
                 self.seen.append(event)
         self._changed.set()
 
-    async def event(self, holds: Callable[[Event], bool], timeout_s: float = SETTLE_S) -> Event:
-        """The first event for which `holds`, from the beginning of this installation on."""
-        looked_at = 0
-        async with asyncio.timeout(timeout_s):
+    async def event(self, holds: Callable[[Event], bool], *, since: int = 0) -> Event:
+        """The first event for which `holds`, from the one at index `since` of `seen` on."""
+        looked_at = since
+        async with asyncio.timeout(SETTLE_S):
             while True:
                 for event in self.seen[looked_at:]:
                     if holds(event):
@@ -65,19 +64,24 @@ class Faulty:
                 await self._changed.wait()
 
     async def get(self, path: str) -> Any:
-        return await asyncio.to_thread(self.client.get, path)
+        """What the API says, once a coordinator leads."""
+        async with asyncio.timeout(SETTLE_S):
+            while True:
+                try:
+                    return await asyncio.to_thread(self.client.get, path)
+                except TransientError:
+                    await asyncio.sleep(0.2)
 
     async def post(self, path: str, body: object) -> Any:
         return await asyncio.to_thread(self.client.post, path, body)
 
-    async def start_run(self, app: Path, policy: str = "", **request: Any) -> str:
+    async def start_run(self, app: Path, policy: dict[str, Any], **request: Any) -> str:
         """The id of a fresh run of `app`."""
         reference = {
             "name": describe(app).name,
             "bundle": json.loads(await asyncio.to_thread(self.client.call, "PUT", "/v1/bundles", bundle(app))),
         }
-        closes = parse_options("--policy", policy, RoundPolicy)
-        view = await self.post("/v1/runs", {"app": reference, "policy": closes, **request})
+        view = await self.post("/v1/runs", {"app": reference, "policy": policy, **request})
         run: str = view["run"]
         return run
 

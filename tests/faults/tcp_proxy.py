@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 class TcpProxy:
-    """Forwards to `target` until it is cut; `stop_after` bytes towards the client it swallows the rest."""
+    """Forwards to `target` until it is cut, or until `stop_after` more bytes went down (to the client) or up."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -15,9 +15,14 @@ class TcpProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self._open = True
-        self.stop_after: int | None = None
-        self.passed = 0
+        self._left: dict[str, int] = {}
+        self.passed = {"down": 0, "up": 0}
         self.stopped = asyncio.Event()
+
+    def stop_after(self, way: str, count: int) -> None:
+        """Let `count` more bytes pass `down` or `up`, then none until `restore`."""
+        self.stopped.clear()
+        self._left[way] = count
 
     @property
     def port(self) -> int:
@@ -44,7 +49,7 @@ class TcpProxy:
 
     def restore(self) -> None:
         self._open = True
-        self.stop_after = None
+        self._left.clear()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._open:
@@ -56,19 +61,20 @@ class TcpProxy:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
-        for source, sink, down in ((reader, far_writer, False), (far_reader, writer, True)):
-            pump = asyncio.create_task(self._pump(source, sink, down=down))
+        for source, sink, way in ((reader, far_writer, "up"), (far_reader, writer, "down")):
+            pump = asyncio.create_task(self._pump(source, sink, way))
             self._pumps.add(pump)
             pump.add_done_callback(self._pumps.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, down: bool) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
         with suppress(OSError):
             while data := await source.read(64 * 1024):
-                if down and self.stop_after is not None:
-                    if self.passed >= self.stop_after:
+                if way in self._left:
+                    self._left[way] -= len(data)
+                    if self._left[way] < 0:
                         self.stopped.set()
-                        await asyncio.Event().wait()
-                    self.passed += len(data)
+                        await asyncio.Event().wait()  # this connection says no more, however long it lives
+                self.passed[way] += len(data)
                 sink.write(data)
                 await sink.drain()
         sink.transport.abort()

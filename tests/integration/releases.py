@@ -48,24 +48,33 @@ def release(
     """Report a produced model as an aggregator would; returns its version once it is published."""
     run = there.train(APPS / "mean", "--rounds", "1")["run"]
     versions = _versions(there, model)
-
-    async def report() -> None:
-        broker = await Broker.connect(there.state["hub_url"], "test-producer")
-        keep: dict[str, BlobRef] = {}
-        for name, parts in (
-            ("onnx", [onnx_bytes or graph(factor)]),
-            ("smoke", smoke(factor if promised is None else promised)),
-            ("arrays", encode([])),
-        ):
-            keep[name] = await put_blob(broker, SUBJECTS.blob, DOWN, parts, ttl_s=None)
-        produced = ModelProduced(run=run, model=model, export=Export(), metrics={"accuracy": factor}, **keep)
-        event = Event.now("test", produced, id=new_id("produced"))
-        await broker.publish(SUBJECTS.report(HUB_REGION, run, "model-produced"), event.model_dump_json().encode())
-        await broker.close()
-
-    asyncio.run(report())
+    asyncio.run(produce(there.state["hub_url"], run, factor, promised=promised, onnx_bytes=onnx_bytes, model=model))
     until(lambda: len(_versions(there, model)) > len(versions), "the release")
     return _versions(there, model)[-1]
+
+
+async def produce(
+    hub_url: str,
+    run: str,
+    factor: float,
+    *,
+    promised: float | None = None,
+    onnx_bytes: bytes | None = None,
+    model: str = "scale",
+) -> None:
+    """Report a model as the product of `run`."""
+    broker = await Broker.connect(hub_url, "test-producer")
+    keep: dict[str, BlobRef] = {}
+    for name, parts in (
+        ("onnx", [onnx_bytes or graph(factor)]),
+        ("smoke", smoke(factor if promised is None else promised)),
+        ("arrays", encode([])),
+    ):
+        keep[name] = await put_blob(broker, SUBJECTS.blob, DOWN, parts, ttl_s=None)
+    produced = ModelProduced(run=run, model=model, export=Export(), metrics={"accuracy": factor}, **keep)
+    event = Event.now("test", produced, id=new_id("produced"))
+    await broker.publish(SUBJECTS.report(HUB_REGION, run, "model-produced"), event.model_dump_json().encode())
+    await broker.close()
 
 
 def _versions(there: Installation, model: str) -> list[int]:

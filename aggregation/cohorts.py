@@ -1,0 +1,67 @@
+"""Whom a run's coordinator wants to be asked, and who is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import suppress
+
+from aggregation.config import WorkerConfig
+from fabric.broker import Broker
+from fabric.errors import TransientError
+from fabric.questions import Cohort, CohortQuestion
+from fabric.subjects import Subjects
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+LOOK_AGAIN_S = 10.0
+"""News of nodes are not stored: one may be missed."""
+SUPERSEDED_CODE = 76
+"""Exit code of an aggregator whose run has another one, or nobody who wants it."""
+
+
+class Cohorts:
+    """Asks the coordinator; `news` is set when a node came or went."""
+
+    def __init__(self, broker: Broker, config: WorkerConfig) -> None:
+        self._broker = broker
+        self._config = config
+        self._question = Subjects(config.tenant).rpc("cohort")
+        self.news = asyncio.Event()
+
+    async def ask(self, round_: int, trial: int, phase: str) -> Cohort:
+        """Whom the coordinator wants to be asked in a phase, and who is there.
+
+        Ends this process if its attempt is not the run's present one: two would take each other's answers.
+        """
+        run, attempt = self._config.run, self._config.attempt
+        question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase)
+        while True:
+            try:
+                raw = await self._broker.ask(self._question, question.model_dump_json().encode(), timeout_s=5)
+                break
+            except TransientError as exc:
+                log.warning("grid.waits_for_coordinator", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+        answer = Cohort.model_validate_json(raw)
+        if answer.superseded:
+            log.critical("grid.superseded", extra={"run": run, "attempt": attempt})
+            os._exit(SUPERSEDED_CODE)
+        return answer
+
+    async def at_least(self, needed: int, round_: int, trial: int, phase: str) -> Cohort:
+        """The cohort as soon as it has `needed` nodes; as it is when the round's time is over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.spec.policy.deadline_s
+        while True:
+            self.news.clear()
+            cohort = await self.ask(round_, trial, phase)
+            left = deadline - loop.time()
+            if len(cohort.nodes) >= needed or left <= 0:
+                return cohort
+            log.info("grid.waits_for_nodes", extra={"there": len(cohort.nodes), "needed": needed})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_AGAIN_S)):
+                    await self.news.wait()
