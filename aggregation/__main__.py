@@ -1,4 +1,4 @@
-"""`python -m aggregation CONFIG`: what a launcher starts."""
+"""`python -m aggregation CONFIG | --wait`: what a launcher starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aggregation.config import WorkerConfig
 from aggregation.worker import run
-from fabric import logs
+from fabric import logs, process_note
 
 LIFELINE = "FEDTIDE_LIFELINE_PID"
 """Set by a supervisor that owns this process though it did not start it (embedded mode)."""
@@ -25,11 +25,26 @@ def _end_with(pid: int) -> None:
     os._exit(1)
 
 
+def _wait() -> WorkerConfig | None:
+    """As a spare: everything is loaded; the next line of standard input is the run. None if there will be none."""
+    file = sys.stdin.readline().strip()
+    if not file:
+        return None
+    config = WorkerConfig.model_validate_json(Path(file).read_bytes())
+    if config.note is not None:
+        process_note.leave(config.note, config.attempt)
+    logfile = os.open(config.work_dir / "aggregator.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(logfile, 1)
+    os.dup2(logfile, 2)
+    return config
+
+
 def main() -> int:
     logs.to_stderr()
     if owner := os.environ.get(LIFELINE):
         threading.Thread(target=_end_with, args=(int(owner),), daemon=True).start()
-    return run(WorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes()))
+    config = _wait() if sys.argv[1] == "--wait" else WorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
+    return run(config) if config is not None else 0
 
 
 if __name__ == "__main__":

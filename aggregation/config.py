@@ -18,3 +18,5 @@ class WorkerConfig(Strict):
     tenant: str = "default"
     work_dir: Path
     regions: list[str]
+    note: Path | None = None
+    """Where the launcher looks for this process."""

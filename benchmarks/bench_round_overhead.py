@@ -64,7 +64,7 @@ def _ours(kilobytes: int, rounds: int) -> tuple[list[float], int]:
 
 
 def _flower(kilobytes: int, rounds: int) -> tuple[list[float], int]:
-    with tempfile.TemporaryDirectory() as folder, _superlink(Path(folder)) as (environment, root):
+    with tempfile.TemporaryDirectory() as folder, superlink(Path(folder)) as (environment, root):
         report = Path(folder, "rounds.json")
         config = f"kilobytes={kilobytes} rounds={rounds} report='{report}'"
         app = Path(folder, "app")
@@ -77,7 +77,7 @@ def _flower(kilobytes: int, rounds: int) -> tuple[list[float], int]:
 
 
 @contextmanager
-def _superlink(folder: Path) -> Iterator[tuple[dict[str, str], int]]:
+def superlink(folder: Path) -> Iterator[tuple[dict[str, str], int]]:
     """A SuperLink and its SuperNodes as children of one shell, so that one tree holds them all."""
     home = folder / "flwr"
     home.mkdir()

@@ -143,11 +143,15 @@ class Engine:
         self._snapshot()
         log.info("event.applied", extra={"kind": event.data.kind, "id": event.id})
         self._execute(commands)
-        for watcher in self._watchers:
-            watcher.set()
+        self.nudge()
         for listener in self._listeners:
             if not listener.full():  # who does not read loses events, and nobody waits for them
                 listener.put_nowait(event)
+
+    def nudge(self) -> None:
+        """Something that is shown has changed, though nothing was logged."""
+        for watcher in self._watchers:
+            watcher.set()
 
     def _remember(self, event: Event) -> None:
         self.applied += 1

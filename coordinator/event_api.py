@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import asdict
 
 from aiohttp import web
 
+from coordinator import causes
 from coordinator.engine import Engine
 from coordinator.event_log import EventLog
 from fabric.errors import ConfigError
 from fabric.events import Event
+from fabric.run_events import RunRequested
 
 MAX_LIMIT = 10_000
 _NAMES = ("run", "rollout", "node", "model", "name", "rule", "id")
@@ -24,7 +27,11 @@ class EventApi:
         self._log = log
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/v1/events", self._query), web.get("/v1/events/watch", self._watch)]
+        return [
+            web.get("/v1/events", self._query),
+            web.get("/v1/events/watch", self._watch),
+            web.get("/v1/why/{name}", self._why),
+        ]
 
     async def _query(self, request: web.Request) -> web.Response:
         limit = request.query.get("limit", "50")
@@ -38,6 +45,20 @@ class EventApi:
                 if len(newest) == int(limit):
                     break
         return web.json_response([e.model_dump(mode="json") for e in reversed(newest)])
+
+    async def _why(self, request: web.Request) -> web.Response:
+        name, asked = request.match_info["name"], request.query.get("round")
+        if asked is not None and not asked.isdigit():
+            raise ConfigError("round", f"{asked!r} is not a number", "For example: run-1234/3")
+        number = int(asked) if asked is not None else None
+        now = causes.present(self._engine.world, name, number)
+        newest: list[causes.Because] = []
+        limit = int(request.query.get("limit", "40"))
+        async for event in self._log().newest_first():
+            newest += causes.history([event], name, number)
+            if len(newest) >= limit or (isinstance(event.data, RunRequested) and event.data.run == name):
+                break
+        return web.json_response({"present": now, "because": [asdict(b) for b in reversed(newest)]})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         wanted = _filter(request)

@@ -112,6 +112,7 @@ class Api:
             publishing=world.is_publishing(key),
             version=release.manifest.version if release is not None else None,
             matching=sum(selection.why_not(n, state.facts.spec) is None for n in world.nodes.values()),
+            doing=lambda node: views.doing(key, world.nodes.get(node), self._presence.telemetry.get(node, {})),
         )
 
     async def _runs(self, _: web.Request) -> web.Response:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from coordinator.commands import LaunchAggregator
+from coordinator.spare_process import SpareProcess
+from fabric import process_note
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,12 @@ class LocalLauncher:
         self._regions = regions
         self._exited = exited
         self._watched: dict[str, tuple[int, asyncio.Task[None]]] = {}
+        self._spare = SpareProcess(root)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def prepare(self) -> None:
+        """Keep a process ready for the next run."""
+        self._spare.prepare()
 
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
         """Start the run's aggregator if it is still wanted, or adopt the one of this attempt that is there."""
@@ -93,11 +100,19 @@ class LocalLauncher:
             "tenant": self._tenant,
             "work_dir": str(folder.resolve()),
             "regions": self._regions,
+            "note": str(self._note(command.run).resolve()),
         }
         file = folder / f"attempt-{command.attempt}.json"
         file.write_text(json.dumps(config))
+        process = await self._spare.give(file)
+        if process is None:
+            process = await self._spawn(file, command, folder)
+        log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
+        return process
+
+    async def _spawn(self, file: Path, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
         with (folder / "aggregator.log").open("ab") as logfile:
-            process = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "aggregation",
@@ -105,10 +120,9 @@ class LocalLauncher:
                 stdout=logfile,
                 stderr=logfile,
                 start_new_session=True,
-                preexec_fn=partial(_leave_note, self._note(command.run), command.attempt),
+                # Written by the child before it becomes the aggregator: there is no moment without a note.
+                preexec_fn=partial(process_note.leave, self._note(command.run), command.attempt),
             )
-        log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
-        return process
 
     async def _watch(self, command: LaunchAggregator, pid: int, process: asyncio.subprocess.Process | None) -> None:
         if process is not None:
@@ -130,26 +144,15 @@ class LocalLauncher:
         return self._root / run / "aggregator.pid"
 
     def _alive(self, run: str, attempt: int | None) -> int | None:
-        try:
-            note = json.loads(self._note(run).read_text())
-            pid = int(note["pid"])
-            cmdline = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError, KeyError):
-            return None
-        ours = b"aggregation" in cmdline and f"/{run}/".encode() in cmdline
-        return pid if ours and attempt in (None, note["attempt"]) else None
+        return process_note.find(self._note(run), attempt)
 
     async def close(self) -> None:
         """Stop watching; the processes go on and are adopted by the next coordinator."""
+        await self._spare.close()
         tasks = [task for _, task in self._watched.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _leave_note(note: Path, attempt: int) -> None:
-    # Written by the child itself before it becomes the aggregator: there is no moment without a note.
-    note.write_text(json.dumps({"pid": os.getpid(), "attempt": attempt}))
 
 
 async def _end(pid: int) -> None:

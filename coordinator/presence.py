@@ -51,7 +51,10 @@ class Presence:
         if beat.get("bye"):
             self._say(name, NodeOffline(node=name, reason="stopped"))
             return
+        before = self.telemetry.get(name, {})
         self.telemetry[name] = beat
+        if any(before.get(field) != beat.get(field) for field in ("busy", "stage")):
+            self._engine.nudge()
         self._expect(name, float(beat.get("heartbeat_s", DEFAULT_HEARTBEAT_S)))
         if node is not None and not node.online:
             self._say(name, NodeOnline(node=name))

@@ -106,6 +106,8 @@ async def _work(
         group.create_task(schedules.keep(engine), name="schedules")
         api = Api(broker, subjects, engine, presence, starter)
         events = EventApi(engine, lambda: EventLog(broker, subjects))
+        if config.warm_aggregator:
+            launcher.prepare()
         await door.serve(api.application(TriggerApi(engine).routes(), events.routes()))
         await asyncio.Event().wait()
     finally:

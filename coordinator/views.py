@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from coordinator import fleet, registry, rollouts, rounds, runs
@@ -37,13 +37,26 @@ def node(state: fleet.Node, telemetry: Mapping[str, Any]) -> View:
     }
 
 
-def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int) -> View:
+Doing = Callable[[str], str]
+"""What a node is doing for a run: queued, downloading, training, offline."""
+
+
+def doing(run: str, node: fleet.Node | None, telemetry: Mapping[str, Any]) -> str:
+    """What an awaited node is doing, by its last word."""
+    if node is None or not node.online:
+        return "offline"
+    busy = str(telemetry.get("busy") or "")
+    return str(telemetry.get("stage")) if busy.startswith(f"{run}-") else "queued"
+
+
+def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int, doing: Doing) -> View:
     """A run with its rounds.
 
     Args:
         publishing: what it produced is not a release yet: it is not completed for those who watch.
         version: of the release it brought.
         matching: nodes that are online and that its selector matches.
+        doing: what an awaited node is doing for this run.
     """
     facts = state.facts
     view: View = {
@@ -58,7 +71,7 @@ def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int
         "requested_at": facts.requested_at.isoformat(timespec="seconds"),
         "selector": facts.spec.selector,
         "participants": sorted(runs.participants(state)),
-        "rounds": [_round(r) for _, r in sorted(state.rounds.items())],
+        "rounds": [_round(r, doing) for _, r in sorted(state.rounds.items())],
     }
     if isinstance(state, runs.Ended):
         view["seconds"] = round((state.ended_at - facts.requested_at).total_seconds(), 3)
@@ -79,14 +92,15 @@ def _run_state(state: runs.Run) -> str:
     return "running" if state.started else "starting"
 
 
-def _round(state: rounds.Round) -> View:
+def _round(state: rounds.Round, doing: Doing) -> View:
+    is_open = isinstance(state, rounds.Open | rounds.Collecting)
     view: View = {
         "round": state.number,
         "trial": state.trial,
         "state": type(state).__name__.lower(),
         "reason": _round_reason(state),
         "abandoned": list(state.before),
-        "phases": {name: _tally(t) for name, t in state.phases.items()},
+        "phases": {name: _tally(t, doing if is_open else None) for name, t in state.phases.items()},
         "metrics": _finite(state.metrics) if isinstance(state, rounds.Closed) else {},
         "seconds": round(state.seconds, 3) if isinstance(state, rounds.Closed) else None,
         "bytes_up": sum(t.bytes_up for t in state.phases.values()),
@@ -115,9 +129,12 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in metrics.items()}
 
 
-def _tally(tally: rounds.Tally) -> View:
+def _tally(tally: rounds.Tally, doing: Doing | None) -> View:
+    states = Counter(answered=len(tally.received), refused=len(tally.refused))
+    states.update(doing(n) if doing is not None else "awaited" for n in tally.awaited)
     return {
         "asked": len(tally.asked),
+        "states": {name: count for name, count in states.items() if count},
         "received": sorted(tally.received),
         "awaited": sorted(tally.awaited),
         "stale": sorted(tally.stale),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import suppress
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -71,8 +72,11 @@ class Agent:
         await self._join()
         await self._catch_up()
         while True:
+            self._tasks.changed.clear()
             await self._heartbeat()
-            await asyncio.sleep(self._config.heartbeat_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._config.heartbeat_s):
+                    await self._tasks.changed.wait()
 
     async def _join(self) -> None:
         joined = NodeJoined(
@@ -119,6 +123,7 @@ class Agent:
             "rss_bytes": resident_bytes(),
             "trainer_rss_bytes": resident_bytes(trainer) if trainer is not None else 0,
             "busy": self._tasks.busy,
+            "stage": self._tasks.stage,
             "serving": self._server.serving(),
             "inferences": self._server.served,
             "heartbeat_s": self._config.heartbeat_s,

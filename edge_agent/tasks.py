@@ -53,6 +53,9 @@ class TaskLoop:
         self._to_send: asyncio.Queue[str] = asyncio.Queue()
         self._running: asyncio.Task[Reply] | None = None
         self.busy: str | None = None
+        self.stage = ""
+        self.changed = asyncio.Event()
+        """Set when `busy` or `stage` is another."""
         for task in self._outbox.waiting():
             self._to_send.put_nowait(task)
         _forget_old(config.data_dir / "runs", "*.state", STATE_KEPT_S)
@@ -101,7 +104,7 @@ class TaskLoop:
             if key in self._cancelled:
                 self._outbox.drop(key)
                 return
-            self.busy = key
+            self._show(key, "downloading")
             self._running = asyncio.create_task(self._train(task), name=f"train-{key}")
             reply = await self._running
             await self._commit(reply)
@@ -112,9 +115,14 @@ class TaskLoop:
             self._outbox.drop(key)
             log.info("task.cancelled", extra={"task": key})
         finally:
-            self.busy = self._running = None
+            self._running = None
+            self._show(None, "")
             self._accepted.discard(key)
             self._cancelled.discard(key)
+
+    def _show(self, task: str | None, stage: str) -> None:
+        self.busy, self.stage = task, stage
+        self.changed.set()
 
     async def _commit(self, reply: Reply) -> None:
         """Until it is on the disk: an answer is not lost because the disk is full for now."""
@@ -175,6 +183,8 @@ class TaskLoop:
             node_id=flower_int(self._config.node),
             node_config=self._config.node_config,
         )
+        self._show(task.task, "training")
+        log.info("task.training", extra={"task": task.task})
         await self._trainer.train(job)
         for path in [*job.blobs.values(), task_file]:
             path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from coordinator.cli.model_commands import infer, models_app
 from coordinator.cli.rollout_commands import rollouts_app
 from coordinator.cli.run_commands import rounds_app, runs_app
 from coordinator.cli.trigger_commands import triggers_app
+from coordinator.cli.why_command import why
 from fabric.errors import FedtideError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ for command in (
     system_commands.status,
     system_commands.demo,
     infer,
+    why,
     system_commands.agent,
     system_commands.coordinator,
 ):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 from urllib.parse import urlencode
 
 import typer
 
 from coordinator.cli.client import Client
-from coordinator.cli.output import Format, Output, show_list
+from coordinator.cli.output import Format, Output, cell, show_list
 
 events_app = typer.Typer(no_args_is_help=True, help="The event log: everything that happened.")
 
@@ -34,9 +35,11 @@ def query(
 
 
 @events_app.command("tail")
-def tail(kind: Kind = "", about: About = "") -> None:
-    """New events as they are logged, one JSON object a line, until interrupted."""
-    import json
-
+def tail(kind: Kind = "", about: About = "", output: Output = Format.table) -> None:
+    """New events as they are logged, one a line, until interrupted (`-o json`: one JSON object a line)."""
     for event in Client.find().stream(f"/v1/events/watch?{urlencode({'kind': kind, 'about': about})}"):
-        typer.echo(json.dumps(event))
+        if output is Format.table:
+            data = {k: v for k, v in event["data"].items() if k != "kind"}
+            typer.echo(f"{event['time'][:23]}  {event['data']['kind']}  {cell(data)}")
+        else:
+            typer.echo(json.dumps(event))

@@ -89,7 +89,7 @@ def trigger(
 
 def _started(client: Client, view: dict[str, Any], watch: bool, output: Format) -> None:
     if watch:
-        _follow(client, view["run"])
+        _follow(client, view["run"], output)
     elif output is Format.table:
         typer.echo(f"{view['run']} requested. Follow it: fedtide run watch {view['run']}")
     else:
@@ -120,9 +120,9 @@ def show(run: str, output: Output = Format.table) -> None:
 
 
 @runs_app.command("watch")
-def watch_run(run: str) -> None:
-    """Follow a run to its end; exit code 1 if it does not complete."""
-    _follow(Client.find(), run)
+def watch_run(run: str, output: Output = Format.table) -> None:
+    """Follow a run to its end; exit code 1 if it does not complete (`-o json`: one view a line)."""
+    _follow(Client.find(), run, output)
 
 
 @runs_app.command("evaluate")
@@ -165,10 +165,16 @@ def _changed(run: str, verb: str, output: Format) -> None:
         show_one(view, output)
 
 
-def _follow(client: Client, run: str) -> None:
+def _follow(client: Client, run: str, output: Format) -> None:
     from coordinator.cli.watching import draw_run, follow, run_lines
 
-    last = follow(client.stream(f"/v1/runs/{run}/watch"), draw_run, run_lines)
+    views = client.stream(f"/v1/runs/{run}/watch")
+    last: dict[str, Any] = {}
+    if output is Format.table:
+        last = follow(views, draw_run, run_lines)
+    else:
+        for last in views:
+            typer.echo(json.dumps(last))
     if last.get("state") != "completed":
         raise typer.Exit(1)
 

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from coordinator.cli.output import megabytes
 
 View = dict[str, Any]
+
+SHOWN_ROUNDS = 12
 
 
 def follow(views: Iterable[View], draw: Callable[[View], RenderableType], lines: Callable[[View], list[str]]) -> View:
@@ -36,13 +37,31 @@ def follow(views: Iterable[View], draw: Callable[[View], RenderableType], lines:
 
 
 def draw_run(view: View) -> RenderableType:
-    title = f"{view['run']}  {view['app']}  {view['state']}" + (f"  {view['reason']}" if view["reason"] else "")
-    table = Table(
-        "round", "state", "nodes", "accuracy", "loss", "up", "down", "seconds", title=title, title_justify="left"
-    )
-    for each in view["rounds"]:
-        table.add_row(*round_cells(each))
-    return Group(table, *[Text(line, style="yellow") for line in refusals(view)])
+    """A tree: the run with its reason, its rounds, and in an open round the nodes by what they do."""
+    tree = Tree(run_title(view))
+    hidden = max(0, len(view["rounds"]) - SHOWN_ROUNDS)
+    if hidden:
+        tree.add(f"{hidden} earlier rounds")
+    for each in view["rounds"][hidden:]:
+        branch = tree.add(round_line(each))
+        for phase, tally in each["phases"].items():
+            if each["state"] != "closed":
+                branch.add(f"{phase}: {', '.join(f'{count} {name}' for name, count in tally['states'].items())}")
+            for line in refusals_of(each["round"], phase, tally):
+                branch.add(Text(line, style="yellow"))
+    return tree
+
+
+def run_title(view: View) -> str:
+    title = f"{view['run']}  {view['app']}  {view['state']}"
+    return f"{title}  {view['reason']}" if view["reason"] else title
+
+
+def round_line(each: View) -> str:
+    if each["state"] == "closed":
+        return "round {} {}  nodes {}  accuracy {}  loss {}  up {}  down {}  {} s".format(*round_cells(each))
+    trial = f" (trial {each['trial']})" if each["trial"] > 1 else ""
+    return f"round {each['round']}{trial} {each['state']}  {each['reason']}"
 
 
 def round_cells(each: View) -> list[str]:
@@ -68,25 +87,20 @@ def _metric(each: View, name: str) -> str:
     return "-"
 
 
-def refusals(view: View) -> list[str]:
+def refusals_of(number: int, phase: str, tally: View) -> list[str]:
     """One line for each answer that did not count."""
-    lines = []
-    for each in view["rounds"]:
-        for phase, tally in each["phases"].items():
-            for node, refused in tally["refused"].items():
-                first = refused["reason"].partition("\n")[0]
-                lines.append(f"round {each['round']} {phase} {node}: {refused['category']}: {first}")
-    return lines
+    return [
+        f"round {number} {phase} {node}: {refused['category']}: {refused['reason'].partition(chr(10))[0]}"
+        for node, refused in tally["refused"].items()
+    ]
 
 
 def run_lines(view: View) -> list[str]:
-    closed = [each for each in view["rounds"] if each["state"] == "closed"]
-    rows = [
-        "round {} {}  nodes {}  accuracy {}  loss {}  up {}  down {}  {} s".format(*round_cells(each))
-        for each in closed
-    ]
+    phases = [(each["round"], phase, tally) for each in view["rounds"] for phase, tally in each["phases"].items()]
+    refused = [line for each in phases for line in refusals_of(*each)]
+    rows = [round_line(each) for each in view["rounds"] if each["state"] in ("closed", "abandoned")]
     state = f"{view['run']} {view['state']}" + (f": {view['reason']}" if view["reason"] else "")
-    return [*refusals(view), *rows, state]
+    return [*refused, *rows, state]
 
 
 def draw_rollout(view: View) -> RenderableType:

@@ -43,7 +43,7 @@ def test_a_run_goes_from_request_to_completion_with_its_books_in_order() -> None
     assert run.outcome == "completed"
     assert runs.participants(run) == {"a", "c"}
     assert runs.accepted_updates(run) == 2
-    view = views.run(run, publishing=False, version=None, matching=3)
+    view = views.run(run, publishing=False, version=None, matching=3, doing=lambda _: "queued")
     assert view["rounds"][0]["phases"]["train"]["refused"]["b"] == {"category": "app_error", "reason": "because"}
     assert story.owed() == []
 
@@ -166,7 +166,7 @@ def test_a_run_is_not_completed_for_those_who_watch_before_its_release_is_publis
     story = Story()
     story.tell(requested(), produced(), RunCompleted(run="run-1", attempt=1))
     assert story.world.is_publishing("run-1")
-    shown = views.run(story.world.run("run-1"), publishing=True, version=None, matching=0)
+    shown = views.run(story.world.run("run-1"), publishing=True, version=None, matching=0, doing=lambda _: "queued")
     assert shown["state"] == "publishing"
     story.tell(published())
     assert not story.world.is_publishing("run-1")

@@ -1,0 +1,67 @@
+"""One aggregator process that waits, its libraries loaded, for the next run: importing Flower takes seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+REFILL_AFTER_S = 5.0
+"""The next spare loads its libraries once the run that took the last one has begun."""
+
+
+class SpareProcess:
+    """Holds at most one waiting process. It ends by itself when this process does: its standard input closes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+        self._refill: asyncio.Task[None] | None = None
+
+    def prepare(self, after_s: float = 0.0) -> None:
+        """Start one soon, unless one is there or coming."""
+        if self._refill is None or self._refill.done():
+            self._refill = asyncio.create_task(self._start(after_s), name="spare-aggregator")
+
+    async def _start(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        if self._process is not None and self._process.returncode is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "spare.log").open("ab") as logfile:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "aggregation",
+                "--wait",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=logfile,
+                stderr=logfile,
+                start_new_session=True,
+            )
+
+    async def give(self, config: Path) -> asyncio.subprocess.Process | None:
+        """Hand the waiting process its configuration; None if there is none."""
+        process, self._process = self._process, None
+        self.prepare(REFILL_AFTER_S)
+        if process is None or process.returncode is not None or process.stdin is None:
+            return None
+        try:
+            process.stdin.write(f"{config}\n".encode())
+            await process.stdin.drain()
+        except ConnectionError:
+            log.warning("spare.was_gone", extra={"pid": process.pid})
+            return None
+        process.stdin.close()
+        return process
+
+    async def close(self) -> None:
+        if self._refill is not None:
+            self._refill.cancel()
+            await asyncio.gather(self._refill, return_exceptions=True)
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
