@@ -1,4 +1,4 @@
-"""`python -m aggregation CONFIG | --wait`: what a launcher starts."""
+"""`python -m aggregation CONFIG | --wait FOLDER`: what a launcher starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aggregation.config import WorkerConfig
 from aggregation.worker import run
-from fabric import logs, process_note
+from fabric import logs
 
 LIFELINE = "FEDTIDE_LIFELINE_PID"
 """Set by a supervisor that owns this process though it did not start it (embedded mode)."""
@@ -31,8 +31,6 @@ def _wait() -> WorkerConfig | None:
     if not file:
         return None
     config = WorkerConfig.model_validate_json(Path(file).read_bytes())
-    if config.note is not None:
-        process_note.leave(config.note, config.attempt)
     logfile = os.open(config.work_dir / "aggregator.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(logfile, 1)
     os.dup2(logfile, 2)

@@ -49,10 +49,19 @@ class TaskOut(Strict):
     name: str
     region: str
     round: int
+    expires_at: float
 
     @property
     def node(self) -> Node:
         return Node.of(self.name, self.region)
+
+
+class Mark(Strict):
+    """A round was abandoned: this is its next trial, and `outstanding` are the answers that it may still count."""
+
+    round: int
+    trial: int
+    outstanding: list[TaskOut]
 
 
 class Head(Strict):
@@ -86,10 +95,15 @@ class Checkpoints:
         found = self._read(f"plan-{phase}", Plan)
         return found if found is not None and (found.round, found.trial) == (round_, trial) else None
 
-    def trial(self, round_: int) -> int:
-        """The trial that a round is in: the first, unless a plan says otherwise."""
-        found = self._read("plan-train", Plan)
-        return found.trial if found is not None and found.round == round_ else 1
+    def mark(self, round_: int) -> Mark | None:
+        """Where an abandoned round goes on, if this one was."""
+        found = self._read("mark", Mark)
+        return found if found is not None and found.round == round_ else None
+
+    def save_mark(self, progress: Progress) -> None:
+        """Make the present trial durable, before the answers of the one before may go."""
+        mark = Mark(round=progress.round, trial=progress.trial, outstanding=_out(progress))
+        self._write("mark", mark)
 
     def save_plan(self, plan: Plan) -> None:
         self._write(f"plan-{plan.phase}", plan)
@@ -97,7 +111,6 @@ class Checkpoints:
     def save_head(self, progress: Progress, bytes_moved: int) -> Head:
         """Make the present round durable. The arrays are what the next round sends: they are stored once."""
         state = strategy_state.capture(progress.strategy)
-        out = [(t, a.node, a.place.round) for t, a in progress.grid.outstanding().items()]
         head = Head(
             round=progress.round,
             arrays=self._upload(progress.arrays),
@@ -106,7 +119,7 @@ class Checkpoints:
             histories={name: _values(getattr(progress.result, name)) for name in _HISTORIES},
             strategy=json.dumps(state.tree),
             strategy_tensors=self._store(state),
-            outstanding=[TaskOut(task=t, name=n.name, region=n.region, round=r) for t, n, r in out],
+            outstanding=_out(progress),
             bases={number: self._upload(base) for number, base in progress.bases.items()},
             bytes_moved=bytes_moved,
         )
@@ -159,6 +172,14 @@ class Checkpoints:
     def _write(self, name: str, value: Strict) -> None:
         subject = self._subjects.checkpoint(self._run, name)
         self._link.call(self._link.storage.write(subject, value.model_dump_json().encode()))
+
+
+def _out(progress: Progress) -> list[TaskOut]:
+    asked = progress.grid.outstanding() | progress.grid.kept()
+    return [
+        TaskOut(task=t, name=a.node.name, region=a.node.region, round=a.place.round, expires_at=a.expires_at)
+        for t, a in asked.items()
+    ]
 
 
 def nodes_of(plan: Plan) -> list[Node]:

@@ -16,6 +16,7 @@ from fabric.subjects import Subjects
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+FRESH_S = 0.25
 LOOK_AGAIN_S = 10.0
 """News of nodes are not stored: one may be missed."""
 SUPERSEDED_CODE = 76
@@ -30,6 +31,7 @@ class Cohorts:
         self._config = config
         self._question = Subjects(config.tenant).rpc("cohort")
         self.news = asyncio.Event()
+        self._last: tuple[float, frozenset[str]] = (0.0, frozenset())
 
     async def ask(self, round_: int, trial: int, phase: str) -> Cohort:
         """Whom the coordinator wants to be asked in a phase, and who is there.
@@ -49,7 +51,15 @@ class Cohorts:
         if answer.superseded:
             log.critical("grid.superseded", extra={"run": run, "attempt": attempt})
             os._exit(SUPERSEDED_CODE)
+        self._last = asyncio.get_running_loop().time(), frozenset(answer.online)
         return answer
+
+    async def online(self) -> frozenset[str]:
+        """The nodes that are there; an answer of the same moment serves twice."""
+        asked_at, online = self._last
+        if asyncio.get_running_loop().time() - asked_at < FRESH_S:
+            return online
+        return frozenset((await self.ask(0, 1, "")).online)
 
     async def at_least(self, needed: int, round_: int, trial: int, phase: str) -> Cohort:
         """The cohort as soon as it has `needed` nodes; as it is when the round's time is over."""

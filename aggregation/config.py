@@ -18,5 +18,3 @@ class WorkerConfig(Strict):
     tenant: str = "default"
     work_dir: Path
     regions: list[str]
-    note: Path | None = None
-    """Where the launcher looks for this process."""

@@ -12,7 +12,7 @@ from aggregation import random_state
 from aggregation.admission import Refusal, inspect
 from aggregation.checkpoints import Checkpoints, Plan, nodes_of
 from aggregation.in_flight import Node
-from aggregation.nats_grid import Phase
+from aggregation.phases import Phase
 from aggregation.progress import Progress
 from aggregation.staleness import rebase
 from fabric import flower
@@ -50,9 +50,10 @@ class Exchange:
         progress.bases[progress.round] = progress.arrays
         counted = progress.grid.carry_on(messages)
         for each in counted:
-            age = progress.round - each.asked_in
+            asked_in = each.asked.place.round
+            age = progress.round - asked_in
             if age:
-                base = progress.bases[each.asked_in]
+                base = progress.bases[asked_in]
                 rebase(each.message, base, progress.arrays, staleness_weight(self._policy, age))
         still_out = {asked.place.round for asked in progress.grid.outstanding().values()}
         progress.bases = {number: base for number, base in progress.bases.items() if number in still_out}

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 CANCEL_TTL_S = 24 * 3600.0
+CATCH_UP_WITHIN_S = 60.0
 
 
 def _die_if_failed(task: asyncio.Task[None]) -> None:
@@ -55,7 +56,8 @@ class GridLink:
         self._held: dict[str, Delivery] | None = {}
         self._taken: dict[str, Delivery] = {}
         self._graces: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed: set[str] = set()
         self._blobs: dict[str, list[str]] = {}
         self._sequence = 0
         self._clock: tuple[tuple[int, int, str], Inbox] | None = None
@@ -75,11 +77,10 @@ class GridLink:
         self.cohorts = Cohorts(self._broker, self._config)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
-        self._broker.when_reconnected(self.look_for_absent)
-        self._broker.when_reconnected(self._read_order)
+        self._broker.when_reconnected(self._on_reconnect)
         listening = self._loop.create_task(self._listen(), name="replies")
         listening.add_done_callback(_die_if_failed)
-        self._tasks.append(listening)
+        self._tasks.add(listening)
 
     def close(self) -> None:
         """Disconnect. What is outstanding stays so: a successor may take it up."""
@@ -110,10 +111,30 @@ class GridLink:
         self._clock = ((round_, trial, phase), inbox)
         await self._read_order()
 
+    async def _on_reconnect(self) -> None:
+        self._spawn(self._look_around())
+
+    async def _look_around(self) -> None:
+        """What was said while the broker was away: that time is up, that nodes came or went."""
+        while True:
+            try:
+                await self._read_order()
+                await self.look_for_absent()
+                return
+            except TransientError as exc:
+                log.warning("grid.looks_again", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _caught_up(self) -> None:
         """What was delivered before this process was there counts, however late its coordinator's word is heard."""
         durable = reply_consumer(self._config.run)
-        while True:
+        deadline = self._loop.time() + CATCH_UP_WITHIN_S
+        while self._loop.time() < deadline:
             try:
                 pending, unacknowledged = await self._broker.backlog(UP, durable)
             except TransientError:
@@ -161,9 +182,11 @@ class GridLink:
             ttl_s=max(1.0, task.expires_at - time.time()),
         )
 
-    async def adopt(self, task: str, node: Node, inbox: Inbox) -> None:
-        """Wait for a task that a predecessor sent in an earlier round."""
+    async def adopt(self, task: str, node: Node, inbox: Inbox, expires_at: float) -> None:
+        """Wait for a task that a predecessor sent in an earlier round or trial."""
         self._outstanding[task] = Outstanding(node, inbox)
+        left = max(0.0, expires_at - time.time())
+        self._loop.call_later(left, self._lost, task, "no answer before the task expired", "timeout")
         early = self._held.pop(task, None) if self._held is not None else None
         if early is not None:
             await self._take(early)
@@ -218,19 +241,17 @@ class GridLink:
 
         Args:
             counted: tasks whose answers the round has taken into account.
-            carries: the others count in a later round: they are neither late nor acknowledged.
+            carries: answers that were taken and not counted yet count in a later round.
         """
-        held = self._held or {}
-        if carries:
-            done = {task: self._taken.pop(task) for task in counted if task in self._taken}
-            late = []
-        else:
-            done = {**self._taken, **held}
-            late = [delivery.data for task, delivery in done.items() if task not in counted]
-            self._taken.clear()
-            held.clear()
+        held = dict(self._held or {})
+        over = [t for t in self._taken if t in counted] if carries else list(self._taken)
+        done = {**{task: self._taken.pop(task) for task in over}, **held}
+        late = [delivery.data for task, delivery in done.items() if task not in counted]
+        if self._held is not None:
+            self._held.clear()
         for delivery in done.values():
             await delivery.ack()
+        self._closed.update(done)
         digests = [d for task in done for d in self._blobs.pop(task, [])]
         await self.storage.forget_updates(digests if carries else None)
         return late
@@ -239,10 +260,13 @@ class GridLink:
         durable = reply_consumer(self._config.run)
         async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
             task = last_token(delivery.subject)
+            known = self._taken.get(task) or (self._held or {}).get(task)
             if task in self._outstanding:
                 await self._take(delivery)
-            elif self._held is None:
+            elif self._held is None or task in self._closed:
                 await delivery.ack()
+            elif known is not None and known.sequence != delivery.sequence:
+                await delivery.ack()  # a copy: its node did not hear that the first one was stored
             elif task in self._taken:
                 # It comes again because its round is long; an early word would lose it for a successor.
                 self._taken[task] = delivery
@@ -287,27 +311,40 @@ class GridLink:
         name, online = last_token(message.subject), message.data == b"online"
         self.cohorts.news.set()
         for task in [t for t, sent in self._outstanding.items() if sent.node.name == name]:
-            if online and (timer := self._graces.pop(task, None)):
-                timer.cancel()
-            elif not online:
+            if online:
+                self._wait_on(task)
+            else:
                 self._wait_no_longer(task, f"node {name} went offline ({message.data.decode()})")
 
     async def look_for_absent(self) -> None:
         """Nodes that were away before their task was sent: no news will come of them."""
-        online = set((await self.cohorts.ask(0, 1, "")).online)
+        online = await self.cohorts.online()
         for task, sent in list(self._outstanding.items()):
-            if sent.node.name not in online:
+            if sent.node.name in online:
+                self._wait_on(task)
+            else:
                 self._wait_no_longer(task, f"node {sent.node.name} is offline")
+
+    def _wait_on(self, task: str) -> None:
+        if timer := self._graces.pop(task, None):
+            timer.cancel()
 
     def _wait_no_longer(self, task: str, why: str) -> None:
         if task not in self._graces:
             grace_s = self._config.spec.policy.node_grace_s
             reason = f"{why} and did not return in {grace_s:.0f} s"
-            self._graces[task] = self._loop.call_later(grace_s, self._lost, task, reason)
+            self._graces[task] = self._loop.call_later(grace_s, lambda: self._spawn(self._grace_over(task, reason)))
+
+    async def _grace_over(self, task: str, reason: str) -> None:
+        """News of nodes are not stored: before a node is given up the coordinator is asked."""
+        sent = self._outstanding.get(task)
+        self._graces.pop(task, None)
+        if sent is not None and sent.node.name not in set((await self.cohorts.ask(0, 1, "")).online):
+            self._lost(task, reason)
 
     def _lost(self, task: str, reason: str, category: Loss = "node_lost") -> None:
         self._graces.pop(task, None)
         if sent := self._outstanding.pop(task, None):
             sent.inbox.put(Arrived(task, None, lost=reason, category=category))
             # A node that returns should not go on with what nobody waits for.
-            self._tasks.append(self._loop.create_task(self._cancel_order(task, sent.node)))
+            self._spawn(self._cancel_order(task, sent.node))

@@ -9,65 +9,27 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 from flwr.app import DEFAULT_TTL, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from aggregation.accounts import Accounts
-from aggregation.admission import Refusal
 from aggregation.config import WorkerConfig
 from aggregation.gathering import Gathering
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Arrived, Inbox, Node
 from aggregation.outgoing import Outgoing, Place
+from aggregation.phases import Asked, Counted, Phase, TooFewUpdates
 from aggregation.replies import Replies
 from fabric import flower
 from fabric.blobs import BlobRef
-from fabric.errors import FedtideError, MalformedMessage, NotFound
+from fabric.errors import MalformedMessage, NotFound
 from fabric.ids import flower_int
 from fabric.round_policy import Cause, quorum_of
 from fabric.wire import ConfigValues, Task
 
 _APP_ERROR = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-
-Admission = Callable[[Message], Refusal | None]
-
-
-class TooFewUpdates(FedtideError):
-    """A phase ended with fewer answers than its run needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A message on its way: what its answer needs to be understood."""
-
-    message: Message
-    node: Node
-    place: Place
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A driven phase: `pinned` are the nodes to choose from, if that was settled before a crash;
-    `before_send` is told the nodes that stood to choice, before the first message leaves."""
-
-    round: int
-    trial: int
-    name: str
-    admission: Admission | None
-    pinned: list[Node] | None
-    before_send: Callable[[list[Node]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """An answer that counts, and the round whose model it was trained from."""
-
-    task: str
-    message: Message
-    asked_in: int
 
 
 class NatsGrid(Grid):
@@ -86,6 +48,7 @@ class NatsGrid(Grid):
         self._carried: Inbox = queue.SimpleQueue()
         self._ready: dict[str, Message] = {}
         self._lock = threading.RLock()
+        self._kept: list[Counted] = []
         self._told_restart = False
         self._phase: Phase | None = None
         self.counted: set[str] = set()
@@ -193,7 +156,8 @@ class NatsGrid(Grid):
             place = Place(phase.round, phase.trial, phase.name, driven=True)
             self._accounts.collected(place, gathering.counted, gathering.cause)
         needed = self._config.spec.policy.min_updates
-        if phase.name == "train" and asked and gathering.counted < needed:
+        # An app may choose to ask nobody; that there is nobody is another matter.
+        if phase.name == "train" and (asked or not self._choice) and gathering.counted < needed:
             raise TooFewUpdates(
                 f"{gathering.counted} of {asked} nodes gave an update that counts, needed are {needed} "
                 f"({gathering.cause})"
@@ -211,19 +175,33 @@ class NatsGrid(Grid):
         assert phase is not None
         also = [asked.node.name for asked in self.outstanding().values()]
         self._push(self.to_free_nodes(messages), self._carried, also=also)
-        asked_in = {task: asked.place.round for task, asked in self.outstanding().items()}
+        asked = self.outstanding()
         full: Cause = "buffer full" if policy.mode == "async" else "quorum"
-        quorum = quorum_of(policy, self._config.spec.selection, len(asked_in))
-        gathering = Gathering(self._carried, set(asked_in), quorum=quorum, full=full)
-        counted = []
+        quorum = quorum_of(policy, self._config.spec.selection, len(asked) + len(self._kept))
+        gathering = Gathering(self._carried, set(asked), quorum=quorum, grace=policy.grace_s > 0, full=full)
+        counted, self._kept = self._kept, []
+        for each in counted:
+            gathering.count()
+            self._book(each)
         for arrived in gathering:
             message = self._reply(arrived)
             self.counted.add(arrived.task)
-            if message.has_content():
+            if message.has_content() and arrived.reply is not None:
                 gathering.count()
-                counted.append(Counted(arrived.task, message, asked_in[arrived.task]))
-        self._collected(phase, gathering, len(asked_in))
+                seconds = arrived.reply.seconds
+                counted.append(Counted(arrived.task, message, asked[arrived.task], arrived.size_bytes, seconds))
+        try:
+            self._collected(phase, gathering, len(asked) + len(counted))
+        except TooFewUpdates:
+            self._kept = counted
+            raise
         return counted
+
+    def _book(self, kept: Counted) -> None:
+        """An answer to an abandoned trial counts in the present one."""
+        place = self._counts_at(kept.asked)
+        age = place.round - kept.asked.place.round
+        self._accounts.received(place, kept.asked.node.name, size=kept.size_bytes, seconds=kept.seconds, staleness=age)
 
     def to_free_nodes(self, messages: Iterable[Message]) -> list[Message]:
         """Those messages whose nodes have no training task of this run."""
@@ -235,13 +213,17 @@ class NatsGrid(Grid):
         with self._lock:
             return {t: a for t, a in self._asked.items() if a.place.driven and a.place.phase == "train"}
 
-    def adopt(self, task: str, node: Node, round_: int) -> None:
-        """Wait for a training task that a predecessor sent in an earlier round."""
+    def kept(self) -> dict[str, Asked]:
+        """Tasks whose answers an abandoned trial has received, and the next one counts."""
+        return {counted.task: counted.asked for counted in self._kept}
+
+    def adopt(self, task: str, node: Node, round_: int, expires_at: float) -> None:
+        """Wait for a training task that a predecessor sent in an earlier round or trial."""
         message = Message(RecordDict(), node.node_id, "train", group_id=str(round_))
         flower.stamp(message, task)
         with self._lock:
-            self._asked[task] = Asked(message, node, Place(round_, 1, "train", driven=True))
-        self._link.call(self._link.adopt(task, node, self._carried))
+            self._asked[task] = Asked(message, node, Place(round_, 1, "train", driven=True), expires_at)
+        self._link.call(self._link.adopt(task, node, self._carried, expires_at))
 
     def _push(self, messages: Iterable[Message], inbox: Inbox, *, also: Iterable[str] = ()) -> list[str]:
         with self._lock:
@@ -283,8 +265,9 @@ class NatsGrid(Grid):
                 f"no node with id {message.metadata.dst_node_id} takes part in this run",
                 "Send only to ids that get_node_ids() returned",
             )
-        asked = Asked(message, node, self._place_of(message))
-        return self._outgoing.prepare(message, node, asked.place), asked
+        place = self._place_of(message)
+        task = self._outgoing.prepare(message, node, place)
+        return task, Asked(message, node, place, task.expires_at)
 
     def _place_of(self, message: Message) -> Place:
         kind = message.metadata.message_type

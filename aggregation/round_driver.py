@@ -23,8 +23,9 @@ from aggregation.checkpoints import Checkpoints, Head
 from aggregation.config import WorkerConfig
 from aggregation.exchange import Exchange
 from aggregation.grid_link import GridLink
-from aggregation.nats_grid import NatsGrid, TooFewUpdates
+from aggregation.nats_grid import NatsGrid
 from aggregation.outgoing import place_of
+from aggregation.phases import TooFewUpdates
 from aggregation.progress import EvaluateFn, Progress
 from fabric import flower
 from fabric.blobs import BlobRef
@@ -71,8 +72,10 @@ class RoundDriver:
         return self._config.spec.purpose == "train"
 
     def check(self) -> None:
-        """Raises NothingLearned if this driver drove rounds and no update was ever averaged."""
+        """Raises NothingLearned if rounds were driven and nothing came of them."""
         progress = self._progress
+        if not self._trains and not self.metrics:
+            raise NothingLearned("no node evaluated the release", "`fedtide run show` lists why each did not")
         if self._trains and progress is not None and progress.round and not progress.rounds_with_updates:
             raise NothingLearned(
                 f"no update was accepted in {progress.round} rounds", "`fedtide run show` lists why each was refused"
@@ -121,7 +124,8 @@ class RoundDriver:
             self._save(progress)
         while progress.round < progress.last_round and not self._is_enough(progress):
             progress.round += 1
-            progress.trial = self._checkpoints.trial(progress.round)
+            mark = self._checkpoints.mark(progress.round)
+            progress.trial = mark.trial if mark is not None else 1
             log.info("round.opened", extra={"round": progress.round, "of": progress.last_round})
             self._round(progress)
         progress.grid.finish()
@@ -131,8 +135,10 @@ class RoundDriver:
         self._checkpoints.restore(head, progress)
         if head.rounds_with_updates:
             progress.result.arrays = progress.arrays
-        for task in head.outstanding:
-            progress.grid.adopt(task.task, task.node, task.round)
+        mark = self._checkpoints.mark(head.round + 1)
+        tasks = {t.task: t for t in [*head.outstanding, *(mark.outstanding if mark is not None else ())]}
+        for task in tasks.values():
+            progress.grid.adopt(task.task, task.node, task.round, task.expires_at)
         log.info("run.resumed", extra={"after_round": head.round})
 
     def _is_enough(self, progress: Progress) -> bool:
@@ -176,11 +182,18 @@ class RoundDriver:
         return sent
 
     def _abandon(self, progress: Progress, why: TooFewUpdates) -> None:
-        """What the trial changed is undone; its answers are acknowledged, and the next trial asks other nodes."""
+        """What the trial changed is undone, and the next trial asks other nodes.
+
+        Where answers are carried the next trial counts those that are there; else they are dropped.
+        """
         number, trial, policy = progress.round, progress.trial, self._config.spec.policy
         self._accounts.abandoned(number, trial, why.what)
-        self._link.call(self._link.close_round(progress.grid.counted, carries=policy.carries))
-        progress.grid.counted.clear()
+        if trial <= policy.retries:
+            progress.trial += 1
+            self._checkpoints.save_mark(progress)
+        if not policy.carries:
+            self._link.call(self._link.close_round(progress.grid.counted, carries=False))
+            progress.grid.counted.clear()
         if trial > policy.retries:
             raise RoundGivenUp(
                 f"round {number} was abandoned {trial} times, the last time because {why.what}",
@@ -189,7 +202,6 @@ class RoundDriver:
         head = self._checkpoints.head()
         if head is not None:
             self._checkpoints.restore_strategy(head, progress.strategy)
-        progress.trial += 1
 
     def _evaluate_here(self, progress: Progress, seconds: float) -> None:
         if progress.evaluate_fn and (metrics := progress.evaluate_fn(progress.round, progress.arrays)) is not None:

@@ -18,7 +18,7 @@ from coordinator.snapshots import Snapshots
 from coordinator.world import World
 from coordinator.world_codec import Snapshot
 from fabric.broker import Broker
-from fabric.errors import InvalidTransition, MalformedMessage, TooLarge, TransientError
+from fabric.errors import FedtideError, InvalidTransition, MalformedMessage, StaleWriter, TooLarge, TransientError
 from fabric.events import Event, EventData, decode_event
 from fabric.jetstream import Received
 from fabric.subjects import UP, Subjects
@@ -92,6 +92,18 @@ class Engine:
                 await asyncio.sleep(RETRY_S)
         await unsubscribe()
 
+    async def take_over(self, data: EventData) -> None:
+        """Append `data` behind everything that was logged: from here on an older leader can append no more."""
+        event = Event.now(SOURCE, data)
+        while True:
+            await self.catch_up()
+            try:
+                await self._handle(event)
+                return
+            except StaleWriter:
+                # The older leader has not noticed yet; it holds the lease no longer, so this ends.
+                log.info("engine.takes_over_again", extra={"last": self._log.last})
+
     def lead(self) -> None:
         """From here on this engine acts: ask again for exactly what the state still wants."""
         log.info("coordinator.leads", extra={"events": self.applied})
@@ -104,7 +116,7 @@ class Engine:
             snapshot = await self._to_save.get()
             try:
                 await self._snapshots.save(snapshot)
-            except TransientError as exc:
+            except FedtideError as exc:
                 log.warning("snapshot.not_saved", extra={"reason": str(exc)})
 
     def _snapshot(self) -> None:
@@ -172,9 +184,13 @@ class Engine:
         await self._inbox.put((event, done))
         await done
 
-    async def listen(self) -> None:
-        """Take in the reports of nodes and aggregators for ever; each is acknowledged once it is in the log."""
-        async for delivery in self._broker.consume(UP, _DURABLE, self._subjects.all_reports):
+    async def listen(self, leads: Callable[[], Awaitable[None]]) -> None:
+        """Take in the reports of nodes and aggregators for ever; each is acknowledged once it is in the log.
+
+        Args:
+            leads: returns once it is certain that this process still leads.
+        """
+        async for delivery in self._broker.consume(UP, _DURABLE, self._subjects.all_reports, may_ask=leads):
             try:
                 # Deadlines are the coordinator's: they must not depend on the clock of a node.
                 event = decode_event(delivery.data)

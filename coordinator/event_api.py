@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -11,6 +12,7 @@ from aiohttp import web
 from coordinator import causes
 from coordinator.engine import Engine
 from coordinator.event_log import EventLog
+from coordinator.views import finite
 from fabric.errors import ConfigError
 from fabric.events import Event
 from fabric.run_events import RunRequested
@@ -34,17 +36,15 @@ class EventApi:
         ]
 
     async def _query(self, request: web.Request) -> web.Response:
-        limit = request.query.get("limit", "50")
-        if not limit.isdigit() or not 1 <= int(limit) <= MAX_LIMIT:
-            raise ConfigError("limit", f"must be 1 to {MAX_LIMIT}")
+        limit = _limit(request, "50")
         wanted = _filter(request)
         newest: list[Event] = []
         async for event in self._log().newest_first():
             if wanted(event):
                 newest.append(event)
-                if len(newest) == int(limit):
+                if len(newest) == limit:
                     break
-        return web.json_response([e.model_dump(mode="json") for e in reversed(newest)])
+        return web.json_response([finite(e.model_dump(mode="json")) for e in reversed(newest)])
 
     async def _why(self, request: web.Request) -> web.Response:
         name, asked = request.match_info["name"], request.query.get("round")
@@ -53,7 +53,7 @@ class EventApi:
         number = int(asked) if asked is not None else None
         now = causes.present(self._engine.world, name, number)
         newest: list[causes.Because] = []
-        limit = int(request.query.get("limit", "40"))
+        limit = _limit(request, "40")
         async for event in self._log().newest_first():
             newest += causes.history([event], name, number)
             if len(newest) >= limit or (isinstance(event.data, RunRequested) and event.data.run == name):
@@ -69,7 +69,14 @@ class EventApi:
             while True:
                 event = await events.get()
                 if wanted(event):
-                    await response.write(event.model_dump_json().encode() + b"\n")
+                    await response.write(json.dumps(finite(event.model_dump(mode="json"))).encode() + b"\n")
+
+
+def _limit(request: web.Request, default: str) -> int:
+    limit = request.query.get("limit", default)
+    if not limit.isdigit() or not 1 <= int(limit) <= MAX_LIMIT:
+        raise ConfigError("limit", f"must be 1 to {MAX_LIMIT}")
+    return int(limit)
 
 
 def _filter(request: web.Request) -> Callable[[Event], bool]:

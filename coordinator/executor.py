@@ -110,6 +110,8 @@ class Executor:
             case SuspendAggregator(run=run):
                 if isinstance(engine.world.run(run), runs.Paused):
                     await self._launcher.stop(run)
+                    # An alarm that rang before the pause is void: the round has its whole time again.
+                    await self._broker.purge(CHECKPOINTS, self._subjects.order(run))
             case TellTimeIsUp(run=run):
                 order = TimeIsUp(round=command.round, trial=command.trial, phase=command.phase, cause=command.cause)
                 await self._broker.publish(self._subjects.order(run), order.model_dump_json().encode())

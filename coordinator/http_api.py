@@ -6,6 +6,7 @@ line is the end: a stream that stops without it was cut off.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -119,8 +120,9 @@ class Api:
         return web.json_response([self._run_view(key) for key in self._engine.world.runs])
 
     async def _start_run(self, request: web.Request) -> web.Response:
-        key = new_id("run")
-        await self._starter.run(key, await read_body(request, RunRequest))
+        key = _key_of(request, "run")
+        if key not in self._engine.world.runs:
+            await self._starter.run(key, await read_body(request, RunRequest))
         return web.json_response(self._run_view(key), status=201)
 
     async def _run(self, request: web.Request) -> web.Response:
@@ -181,8 +183,9 @@ class Api:
         return web.json_response([self._rollout_view(key) for key in self._engine.world.rollouts])
 
     async def _start_rollout(self, request: web.Request) -> web.Response:
-        key = new_id("rollout")
-        await self._starter.rollout(key, await read_body(request, RolloutRequest), "cli")
+        key = _key_of(request, "rollout")
+        if key not in self._engine.world.rollouts:
+            await self._starter.rollout(key, await read_body(request, RolloutRequest), "cli")
         return web.json_response(self._rollout_view(key), status=201)
 
     async def _rollout(self, request: web.Request) -> web.Response:
@@ -219,6 +222,12 @@ class Api:
         await response.write(b"\n")
         await response.write_eof()
         return response
+
+
+def _key_of(request: web.Request, what: str) -> str:
+    """The id of what a request starts: the same for a request that is sent again under one `Idempotency-Key`."""
+    asked = request.headers.get("Idempotency-Key")
+    return new_id(what) if not asked else f"{what}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
 async def read_body(request: web.Request, kind: type[M]) -> M:

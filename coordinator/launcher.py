@@ -62,7 +62,8 @@ class LocalLauncher:
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
         """Start the run's aggregator if it is still wanted, or adopt the one of this attempt that is there."""
         async with self._locks[command.run]:
-            if wanted():
+            newer = process_note.attempt_of(self._note(command.run)) > command.attempt
+            if wanted() and not newer:
                 await self._end_others(command)
                 await self._launch(command)
 
@@ -100,11 +101,10 @@ class LocalLauncher:
             "tenant": self._tenant,
             "work_dir": str(folder.resolve()),
             "regions": self._regions,
-            "note": str(self._note(command.run).resolve()),
         }
         file = folder / f"attempt-{command.attempt}.json"
         file.write_text(json.dumps(config))
-        process = await self._spare.give(file)
+        process = await self._spare.give(file, partial(process_note.leave, self._note(command.run), command.attempt))
         if process is None:
             process = await self._spawn(file, command, folder)
         log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
@@ -130,7 +130,7 @@ class LocalLauncher:
         else:
             await _until_gone(pid)
             code = GONE
-        self._note(command.run).unlink(missing_ok=True)
+        process_note.remove(self._note(command.run), pid)
         await self._exited(command.run, command.attempt, code, _last_line(self._root / command.run / "aggregator.log"))
 
     async def stop(self, run: str) -> None:

@@ -42,6 +42,8 @@ class Leadership:
         self._mine = Lease(holder=name, boot=new_id("boot"), url=url)
         self._sequence = 0
         self._heard = asyncio.Event()
+        self._renewed = asyncio.Event()
+        self._renewed_at = 0.0
         self.leader: Lease | None = None
 
     @property
@@ -96,6 +98,12 @@ class Leadership:
                 self.leader = None
                 raise
 
+    async def confirmed(self) -> None:
+        """Returns while the lease is fresh; else once it is renewed. After a freeze it never returns: `keep` raises."""
+        if asyncio.get_running_loop().time() - self._renewed_at > 2 * BEAT_S:
+            self._renewed.clear()
+            await self._renewed.wait()
+
     async def release(self) -> None:
         """Let a standby take over at once."""
         try:
@@ -126,3 +134,5 @@ class Leadership:
             self._sequence = sequence
             return
         self._sequence = ack.sequence
+        self._renewed_at = asyncio.get_running_loop().time()
+        self._renewed.set()

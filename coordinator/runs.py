@@ -6,7 +6,7 @@
                                |  |--RunPauseRequested--> Paused --RunResumeRequested--> Running(attempt + 1)
                                \\--RunCancelRequested--> Ended(cancelled)
 
-A run whose aggregator dies MAX_CRASHES times without closing a round between fails. A paused
+A run whose aggregator dies MAX_CRASHES times without any progress between fails. A paused
 run has no aggregator; what its nodes still send waits in the stream for the next attempt.
 
 Pure. Reports of an attempt that is not the current one change nothing: its process was given up.
@@ -76,7 +76,7 @@ class Facts:
 class Running:
     """An aggregator works, or is being started. `rounds` outlive it: its successor resumes them.
 
-    `crashes` counts the aggregators that died since a round was closed last.
+    `crashes` counts the aggregators that died without any progress in between: an update, a closed round.
     """
 
     facts: Facts
@@ -173,7 +173,9 @@ def _round(state: Running | Paused, event: rounds.RoundEvent, at: datetime) -> S
         return replace(state, rounds=known), ()
     if isinstance(event, RoundOpened):
         state = replace(state, resumable=state.resumable and event.resumable)
-    crashes = 0 if isinstance(event, RoundClosed) else state.crashes
+    # What an aggregator reports again after a crash changes nothing: that is no progress.
+    progress = isinstance(event, RoundClosed | UpdateReceived) and after != before
+    crashes = 0 if progress else state.crashes
     return replace(state, rounds=known, crashes=crashes), _new_commands(state.facts, before, after)
 
 
@@ -196,7 +198,7 @@ def _new_commands(facts: Facts, before: rounds.Round | None, after: rounds.Round
 def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
     what = f"the aggregator ended with code {event.code}" + (f": {event.reason}" if event.reason else "")
     if state.crashes + 1 >= MAX_CRASHES:
-        return _end(state, "failed", f"{what}; it ended so {MAX_CRASHES} times without closing a round", at)
+        return _end(state, "failed", f"{what}; it ended so {MAX_CRASHES} times without progress", at)
     attempt = state.attempt + 1
     reason = f"{what}; attempt {attempt}"
     again = replace(state, attempt=attempt, started=False, reason=reason, crashes=state.crashes + 1)
@@ -235,10 +237,10 @@ def owed(state: Run) -> Commands:
             return (SuspendAggregator(facts.run),)
         case Ended(cleaned=True):
             return ()
-        case Ended(facts=facts, outcome="cancelled"):
-            return (StopAggregator(facts.run),)
-        case Ended(facts=facts):
+        case Ended(facts=facts, outcome="completed"):
             return (CleanUp(facts.run),)
+        case Ended(facts=facts):
+            return (StopAggregator(facts.run),)
 
 
 def is_current(state: Run, attempt: int) -> bool:

@@ -43,7 +43,7 @@ async def serve(config: CoordinatorConfig) -> None:
     try:
         url = await door.open()
         topology = Topology(broker, subjects)
-        await topology.ensure_hub()
+        await topology.create_missing()
         leadership = Leadership(broker, subjects, config.name, url)
         door.stand_by(leadership)
         async with asyncio.TaskGroup() as group:
@@ -53,7 +53,7 @@ async def serve(config: CoordinatorConfig) -> None:
             await engine.load()
             await _lead(engine, leadership)
             group.create_task(leadership.keep(), name="lease")
-            await _work(config, broker, subjects, topology, executor, engine, door, group)
+            await _work(config, broker, subjects, topology, executor, engine, leadership, door, group)
     finally:
         await door.close()
         if leadership is not None and leadership.is_mine:
@@ -69,7 +69,6 @@ async def _lead(engine: Engine, leadership: Leadership) -> None:
         await acquiring
     finally:
         acquiring.cancel()
-    await engine.catch_up()
 
 
 async def _work(
@@ -79,6 +78,7 @@ async def _work(
     topology: Topology,
     executor: Executor,
     engine: Engine,
+    leadership: Leadership,
     door: FrontDoor,
     group: asyncio.TaskGroup,
 ) -> None:
@@ -88,13 +88,14 @@ async def _work(
     executor.connect(engine, launcher, starter)
     presence = Presence(broker, subjects, engine, group)
     try:
-        group.create_task(engine.run(), name="engine")
         # The first append fences whoever led before; only then may this process act.
-        await engine.submit(CoordinatorElected(name=config.name, url=door.url))
+        await engine.take_over(CoordinatorElected(name=config.name, url=door.url))
+        await topology.ensure_hub()
+        group.create_task(engine.run(), name="engine")
         engine.lead()
         await presence.start()
         await Questions(broker, subjects, engine).listen()
-        group.create_task(engine.listen(), name="reports")
+        group.create_task(engine.listen(leadership.confirmed), name="reports")
         group.create_task(engine.save_snapshots(), name="snapshots")
 
         async def ensure_regions() -> None:

@@ -49,7 +49,10 @@ class Snapshots:
     async def save(self, snapshot: Snapshot) -> None:
         """Store a snapshot; the one before goes once this one stands."""
         data = await asyncio.to_thread(world_codec.encode, snapshot)
-        old = await self._ref()
+        try:
+            old = await self._ref()
+        except MalformedMessage:
+            old = None
         blob = await put_blob(self._broker, self._subjects.snapshot_blob, CONTROL, [data], ttl_s=None)
         ref = SnapshotRef(code=world_codec.CODE, sequence=snapshot.sequence, blob=blob)
         await self._broker.publish(self._subjects.snapshot, ref.model_dump_json().encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -37,22 +38,24 @@ class SpareProcess:
                 "-m",
                 "aggregation",
                 "--wait",
+                str(self._folder),  # so that a list of processes says whose it is
                 stdin=asyncio.subprocess.PIPE,
                 stdout=logfile,
                 stderr=logfile,
                 start_new_session=True,
             )
 
-    async def give(self, config: Path) -> asyncio.subprocess.Process | None:
-        """Hand the waiting process its configuration; None if there is none."""
+    async def give(self, config: Path, note: Callable[[int], None]) -> asyncio.subprocess.Process | None:
+        """Hand the waiting process its configuration; None if there is none. Before that its pid is written down."""
         process, self._process = self._process, None
         self.prepare(REFILL_AFTER_S)
         if process is None or process.returncode is not None or process.stdin is None:
             return None
         try:
+            note(process.pid)
             process.stdin.write(f"{config}\n".encode())
             await process.stdin.drain()
-        except ConnectionError:
+        except OSError:
             log.warning("spare.was_gone", extra={"pid": process.pid})
             return None
         process.stdin.close()

@@ -28,6 +28,11 @@ class Topology:
         self._subjects = subjects
         self._one_at_a_time = asyncio.Lock()
 
+    async def create_missing(self) -> None:
+        """The hub's streams if there are none: all that a standby may do."""
+        for config in hub_streams(self._subjects, ()):
+            await self._broker.create_stream(config)
+
     async def ensure_hub(self) -> None:
         """The hub's streams; what it collects from already goes on."""
         async with self._one_at_a_time:

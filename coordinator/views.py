@@ -101,7 +101,7 @@ def _round(state: rounds.Round, doing: Doing) -> View:
         "reason": _round_reason(state),
         "abandoned": list(state.before),
         "phases": {name: _tally(t, doing if is_open else None) for name, t in state.phases.items()},
-        "metrics": _finite(state.metrics) if isinstance(state, rounds.Closed) else {},
+        "metrics": finite(dict(state.metrics)) if isinstance(state, rounds.Closed) else {},
         "seconds": round(state.seconds, 3) if isinstance(state, rounds.Closed) else None,
         "bytes_up": sum(t.bytes_up for t in state.phases.values()),
         "bytes_down": sum(t.bytes_down for t in state.phases.values()),
@@ -124,9 +124,17 @@ def _round_reason(state: rounds.Round) -> str:
             return f"{phase}: {len(tally.received)} of {len(tally.asked)} answered{wanted}"
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN and no infinity."""
-    return {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {k: finite(v) for k, v in value.items()}
+        case list():
+            return [finite(v) for v in value]
+        case _:
+            return value
 
 
 def _tally(tally: rounds.Tally, doing: Doing | None) -> View:

@@ -17,13 +17,14 @@ from cattrs.preconf.json import JsonConverter, make_converter
 from cattrs.strategies import configure_tagged_union
 from pydantic import BaseModel
 
-from coordinator import fleet, registry, rollouts, rounds, runs, triggers, world
-from fabric import blobs, events, round_policy, run_events, trigger_rule, wire
+from coordinator import conditions, fleet, registry, rollouts, rounds, runs, signals, triggers, world
+from fabric import blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, wire
 from fabric.errors import MalformedMessage
 
 _MODULES = (
-    fleet, registry, rollouts, rounds, runs, triggers, world, events, round_policy, run_events, trigger_rule, wire
-)  # fmt: skip
+    *(conditions, fleet, registry, rollouts, rounds, runs, signals, triggers, world),
+    *(blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, wire),
+)
 CODE = hashlib.sha256("".join(inspect.getsource(m) for m in _MODULES).encode()).hexdigest()[:16]
 
 _TABLES: dict[str, Any] = {

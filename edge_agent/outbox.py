@@ -61,6 +61,8 @@ class Outbox:
 
     def commit(self, reply: Reply) -> None:
         """Make the answer durable: from here on it is sent, whatever dies in between."""
+        if (self._pending / reply.task).exists():
+            return  # an earlier try came that far
         folder = self.folder(reply.task)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "reply.json"

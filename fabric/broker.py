@@ -193,6 +193,14 @@ class Broker:
         body = json.dumps({"filter": pattern}).encode()
         return int((await self._call(f"STREAM.PURGE.{stream}", body, domain)).get("purged", 0))
 
+    async def create_stream(self, config: Mapping[str, object]) -> None:
+        """Create a stream; one of that name stays as it is."""
+        try:
+            await self._call(f"STREAM.CREATE.{config['name']}", json.dumps(config).encode(), None)
+        except ApiError as exc:
+            if exc.code != STREAM_NAME_IN_USE:
+                raise
+
     async def ensure_stream(self, config: Mapping[str, object], *, domain: str | None = None) -> None:
         """Create a stream, or bring an existing one to `config`."""
         body = json.dumps(config).encode()
@@ -224,11 +232,14 @@ class Broker:
         answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
         return int(answer["num_pending"]), int(answer["num_ack_pending"])
 
-    async def consume(self, stream: str, durable: str, pattern: str) -> AsyncIterator[Delivery]:
+    async def consume(
+        self, stream: str, durable: str, pattern: str, *, may_ask: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Delivery]:
         """Every message under `pattern`, at least once, surviving restarts of both sides.
 
         One long poll is open at a time; the server pushes into it as messages come. What a
-        predecessor took and did not acknowledge comes again at once.
+        predecessor took and did not acknowledge comes again at once. Before each poll `may_ask` is
+        awaited: who was frozen may have been replaced meanwhile, and must take nothing any more.
         """
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
@@ -239,6 +250,8 @@ class Broker:
                 if not taken_over:
                     taken_over = await self._take_over(stream, durable, pattern)
                     continue
+                if may_ask is not None:
+                    await may_ask()
                 try:
                     await self._client.publish(
                         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", pull_request(), reply=inbox
@@ -248,7 +261,7 @@ class Broker:
                     await asyncio.sleep(_RETRY_S)
                     continue
                 async for message in _until_poll_ends(arrived):
-                    yield Delivery(message.subject, message.data, message.ack)
+                    yield Delivery(message.subject, message.data, message.ack, message.metadata.sequence.stream)
         finally:
             if not self._client.is_closed:
                 await subscription.unsubscribe()

@@ -15,7 +15,8 @@ PULL_BATCH = 256
 PULL_HEARTBEAT_S = 5.0
 _PULL_EXPIRES_S = 30.0
 _ACK_WAIT_S = 60
-_MAX_ACK_PENDING = 4096
+_UNLIMITED = -1
+"""A round may hold as many unacknowledged replies as it has nodes."""
 _NANOSECONDS = 1_000_000_000
 _WRONG_LAST_SEQUENCE = 10071
 _WRONG_LAST_SEQUENCE_CONSTANT = 10164
@@ -50,6 +51,8 @@ class Delivery:
     subject: str
     data: bytes
     ack: Callable[[], Awaitable[None]]
+    sequence: int = 0
+    """In the stream: the same message delivered again has the same one, a copy of it another."""
 
 
 class ApiError(FedtideError):
@@ -98,7 +101,7 @@ def consumer_request(stream: str, durable: str, pattern: str, start: int | None)
         "filter_subject": pattern,
         "ack_policy": "explicit",
         "ack_wait": _ACK_WAIT_S * _NANOSECONDS,
-        "max_ack_pending": _MAX_ACK_PENDING,
+        "max_ack_pending": _UNLIMITED,
         "deliver_policy": "all",
     }
     if start is not None:

@@ -7,11 +7,30 @@ import os
 from pathlib import Path
 
 
-def leave(note: Path, attempt: int) -> None:
-    """Write down this process."""
+def leave(note: Path, attempt: int, pid: int | None = None) -> None:
+    """Write down a process (None: this one)."""
+    pid = pid if pid is not None else os.getpid()
     part = note.with_suffix(".part")
-    part.write_text(json.dumps({"pid": os.getpid(), "attempt": attempt, "born": _born(os.getpid())}))
+    part.write_text(json.dumps({"pid": pid, "attempt": attempt, "born": _born(pid)}))
     part.replace(note)
+
+
+def remove(note: Path, pid: int) -> None:
+    """Forget a process that is gone; a note that another one has left meanwhile stays."""
+    try:
+        theirs = json.loads(note.read_text())["pid"] != pid
+    except (OSError, ValueError, KeyError):
+        return
+    if not theirs:
+        note.unlink(missing_ok=True)
+
+
+def attempt_of(note: Path) -> int:
+    """Which attempt left `note` last; 0 if there is none."""
+    try:
+        return int(json.loads(note.read_text())["attempt"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def find(note: Path, attempt: int | None) -> int | None:

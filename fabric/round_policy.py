@@ -57,8 +57,8 @@ class RoundPolicy(Strict):
     def _buffer_is_for_async(self) -> RoundPolicy:
         if (self.mode == "async") != (self.buffer is not None):
             raise ValueError("`buffer` belongs to mode `async`, and async needs it")
-        if self.quorum is not None and self.mode == "async":
-            raise ValueError("mode `async` closes by its `buffer`; it takes no `quorum`")
+        if self.mode == "async" and (self.quorum is not None or self.grace_s):
+            raise ValueError("mode `async` closes by its `buffer`; it takes no `quorum` and no `grace_s`")
         return self
 
     @property

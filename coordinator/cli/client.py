@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -46,7 +47,9 @@ class Client:
         return json.loads(self.call("GET", path))
 
     def post(self, path: str, body: object) -> Any:
-        return json.loads(self.call("POST", path, json.dumps(body).encode()))
+        # Sent again to another coordinator it must not start a second run.
+        key = {"Idempotency-Key": secrets.token_hex(8)}
+        return json.loads(self.call("POST", path, json.dumps(body).encode(), key))
 
     def call(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None

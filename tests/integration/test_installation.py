@@ -62,7 +62,7 @@ def test_a_second_up_in_the_same_home_is_refused_and_touches_nothing(installatio
     assert done.returncode == 2
     assert "already up here" in done.stderr
     assert {f: f.read_bytes() for f in files} == before
-    assert (installation.home / "coordinator" / "endpoint.json").exists()
+    assert (installation.home / "coordinator" / "coordinator.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -98,8 +98,8 @@ def test_two_installations_stand_side_by_side_and_a_killed_one_leaves_nothing(
 ) -> None:
     other = bring_up(tmp_path, "eu", 1)
     assert [n["name"] for n in other.json("fleet", "ls")] == ["eu-1"]
-    other.json("run", "start", "--app", str(APPS / "faulty"), "--set", "mode=hang", "--nodes", "node=eu-1")
-    until(lambda: len(_processes(tmp_path)) >= 5, "the aggregator")
+    run = other.json("run", "start", "--app", str(APPS / "faulty"), "--set", "mode=hang", "--nodes", "node=eu-1")["run"]
+    until(lambda: other.json("run", "show", run)["state"] == "running", "the aggregator")
     os.kill(other.state["pid"], signal.SIGKILL)
     until(lambda: not _processes(tmp_path), "the end of every process")
     assert installation.json("status")["nodes"]["online"] == 4

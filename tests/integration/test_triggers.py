@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from fabric.broker import Broker
+from fabric.events import DriftReported, Event
+from fabric.subjects import Subjects
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until
 
@@ -112,3 +117,50 @@ def test_a_schedule_fires_at_its_minute(installation: Installation, tmp_path: Pa
     assert first["outcome"] == "fired"
     assert first["signal"].endswith(":00+00:00")
     installation.run("trigger", "rm", "clock")
+
+
+def test_a_drift_report_of_a_region_starts_a_run(installation: Installation, tmp_path: Path) -> None:
+    file = tmp_path / "rule.yaml"
+    text = RULE.format(name="drifted", policy="skip", app=APPS / "mean")
+    text = text.replace("com.example.drift", "dev.fedtide.drift.reported")
+    file.write_text(text.replace("psi > 0.2", "score > 0.2 and region == 'eu'"))
+    assert installation.run("trigger", "apply", str(file)).returncode == 0
+
+    async def report(score: float) -> None:
+        broker = await Broker.connect(installation.state["hub_url"], "collector")
+        event = Event.now("collector/eu", DriftReported(region="eu", node="eu-1", model="m", score=score))
+        subject = Subjects().report("eu", "eu-1", "drift-reported")
+        await broker.publish(subject, event.model_dump_json().encode())
+        await broker.close()
+
+    asyncio.run(report(0.1))
+    asyncio.run(report(0.3))
+    history = ("trigger", "history", "drifted")
+    until(lambda: len(installation.json(*history)) == 2, "both judgements")
+    assert [line["outcome"] for line in installation.json(*history)] == ["condition", "fired"]
+    assert installation.finish(installation.json(*history)[1]["started"])["state"] == "completed"
+    why = installation.json("why", installation.json(*history)[1]["started"])
+    assert any("because of dev.fedtide.drift.reported" in line for line in why["present"])
+    installation.run("trigger", "rm", "drifted")
+
+
+def test_a_burst_of_events_starts_one_run(installation: Installation, tmp_path: Path) -> None:
+    _apply(installation, tmp_path, "burst", policy="skip")
+
+    async def burst() -> None:
+        headers = {"ce-type": "com.example.drift", "ce-source": "burst", "Content-Type": "application/json"}
+        url = f"{installation.state['apis'][0]}/v1/events"
+        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+
+            async def post(number: int) -> None:
+                async with session.post(url, data=b'{"psi": 0.9}', headers={**headers, "ce-id": str(number)}) as answer:
+                    assert answer.status == 202
+
+            for number in range(1000):
+                group.create_task(post(number))
+
+    asyncio.run(burst())
+    started = [r for r in installation.json("run", "ls") if r["by"] == "trigger burst"]
+    assert len(started) == 1
+    installation.finish(started[0]["run"])
+    installation.run("trigger", "rm", "burst")

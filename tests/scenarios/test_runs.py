@@ -125,8 +125,8 @@ def test_crashes_are_counted_anew_after_each_closed_round() -> None:
 def test_an_app_that_fails_is_not_tried_again() -> None:
     story = Story()
     story.tell(requested())
-    assert story.tell(RunFailed(run="run-1", attempt=1, reason="ValueError")) == (CleanUp("run-1"),)
-    assert story.owed() == [CleanUp("run-1")]
+    assert story.tell(RunFailed(run="run-1", attempt=1, reason="ValueError")) == (StopAggregator("run-1"),)
+    assert story.owed() == [StopAggregator("run-1")]
 
 
 def test_a_cancelled_run_stops_its_aggregator_also_after_a_restart_and_abandons_its_round() -> None:

@@ -1,0 +1,53 @@
+"""The phases that a round driver drives, and what was asked and counted in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from aggregation.admission import Refusal
+from aggregation.in_flight import Node
+from aggregation.outgoing import Place
+from fabric.errors import FedtideError
+
+Admission = Callable[[Message], Refusal | None]
+
+
+class TooFewUpdates(FedtideError):
+    """A phase ended with fewer answers than its run needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A message on its way: what its answer needs to be understood."""
+
+    message: Message
+    node: Node
+    place: Place
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A driven phase: `pinned` are the nodes to choose from, if that was settled before a crash;
+    `before_send` is told the nodes that stood to choice, before the first message leaves."""
+
+    round: int
+    trial: int
+    name: str
+    admission: Admission | None
+    pinned: list[Node] | None
+    before_send: Callable[[list[Node]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An answer that counts, and the round whose model it was trained from."""
+
+    task: str
+    message: Message
+    asked: Asked
+    size_bytes: int
+    seconds: float
