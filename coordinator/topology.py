@@ -31,7 +31,7 @@ class Topology:
     async def create_missing(self) -> None:
         """The hub's streams if there are none: all that a standby may do."""
         for config in hub_streams(self._subjects, ()):
-            await self._broker.create_stream(config)
+            await self._broker.ensure_stream(config, update=False)
 
     async def ensure_hub(self) -> None:
         """The hub's streams; what it collects from already goes on."""

@@ -193,23 +193,18 @@ class Broker:
         body = json.dumps({"filter": pattern}).encode()
         return int((await self._call(f"STREAM.PURGE.{stream}", body, domain)).get("purged", 0))
 
-    async def create_stream(self, config: Mapping[str, object]) -> None:
-        """Create a stream; one of that name stays as it is."""
-        try:
-            await self._call(f"STREAM.CREATE.{config['name']}", json.dumps(config).encode(), None)
-        except ApiError as exc:
-            if exc.code != STREAM_NAME_IN_USE:
-                raise
-
-    async def ensure_stream(self, config: Mapping[str, object], *, domain: str | None = None) -> None:
-        """Create a stream, or bring an existing one to `config`."""
+    async def ensure_stream(
+        self, config: Mapping[str, object], *, domain: str | None = None, update: bool = True
+    ) -> None:
+        """Create a stream; bring an existing one to `config` (or, without `update`, leave it as it is)."""
         body = json.dumps(config).encode()
         try:
             await self._call(f"STREAM.CREATE.{config['name']}", body, domain)
         except ApiError as exc:
             if exc.code != STREAM_NAME_IN_USE:
                 raise
-            await self._call(f"STREAM.UPDATE.{config['name']}", body, domain)
+            if update:
+                await self._call(f"STREAM.UPDATE.{config['name']}", body, domain)
 
     async def sourced_domains(self, stream: str) -> frozenset[str]:
         """The JetStream domains that a stream is sourced from now (none if there is no such stream)."""

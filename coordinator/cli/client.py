@@ -16,6 +16,8 @@ from fabric.errors import FedtideError, NotFound, TransientError
 
 SERVER = "FEDTIDE_SERVER"
 TIMEOUT_S = 60.0
+ANSWER_WITHIN_S = 5.0
+"""One of several coordinators may be frozen: then another is asked."""
 FAIL_OVER_S = 15.0
 """How long one of several coordinators may take to lead."""
 
@@ -93,7 +95,8 @@ class Client:
         deadline = time.monotonic() + FAIL_OVER_S
         while True:
             for url in self._urls:
-                answer = _ask(url, method, path, body, dict(headers or {}), timeout_s)
+                answer_s = ANSWER_WITHIN_S if len(self._urls) > 1 else timeout_s
+                answer = _ask(url, method, path, body, dict(headers or {}), answer_s, timeout_s)
                 if answer is not None:
                     return answer
             if (len(self._urls) == 1 and not patient) or time.monotonic() > deadline:
@@ -103,21 +106,34 @@ class Client:
 
 
 def _ask(
-    url: str, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float | None
+    url: str,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: dict[str, str],
+    answer_s: float | None,
+    timeout_s: float | None,
 ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse] | None:
-    """One coordinator's answer, or that of the leader that it names; None if neither leads."""
+    """One coordinator's answer, or that of the leader that it names; None if neither leads.
+
+    Args:
+        answer_s: how long the beginning of its answer is waited for.
+        timeout_s: how long any later part of it may take.
+    """
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_s)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=answer_s)
     try:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
     except OSError:
         connection.close()
         return None
     if response.status == 307:
         connection.close()
         leader = response.headers["Location"].removesuffix(path)
-        return _ask(leader, method, path, body, headers, timeout_s) if leader != url else None
+        return _ask(leader, method, path, body, headers, answer_s, timeout_s) if leader != url else None
     if response.status == 503 and "Retry-After" in response.headers:
         connection.close()
         return None
