@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from aggregation.cohorts import Cohorts
 from aggregation.config import WorkerConfig
-from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding
+from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size
 from aggregation.storage import Storage
 from fabric.broker import Broker
-from fabric.errors import FedtideError, MalformedMessage, TransientError
+from fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
 from fabric.events import Event, EventData
 from fabric.jetstream import Delivery, Received
 from fabric.round_policy import TimeIsUp
@@ -282,7 +282,7 @@ class GridLink:
             log.warning("grid.reply_comes_again", extra={"task": task, "reason": str(exc)})
             return
         except FedtideError as exc:
-            self._lost(task, str(exc), "malformed")
+            self._lost(task, str(exc), "too_large" if isinstance(exc, TooLarge) else "malformed")
         if self._held is None:
             await delivery.ack()
         else:
@@ -301,6 +301,7 @@ class GridLink:
             return self._subjects.update_blob(node.region, node.name, self._config.run, digest)
 
         self._blobs[reply.task] = [ref.digest for ref in reply.message.blobs()]
+        check_size(reply, self._config.spec.policy.max_update_bytes)
         for ref in reply.message.blobs():
             frames[ref.digest] = memoryview(await self.storage.fetch(ref, stream=UP, prefix=prefix)).toreadonly()
         if self._outstanding.pop(reply.task, None) is not None:

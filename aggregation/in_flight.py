@@ -6,12 +6,13 @@ import queue
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fabric.errors import TooLarge
 from fabric.ids import flower_int
 from fabric.round_policy import TimeIsUp
 from fabric.tensors import Buffer
 from fabric.wire import Reply
 
-Loss = Literal["node_lost", "malformed", "timeout"]
+Loss = Literal["node_lost", "malformed", "timeout", "too_large"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,10 @@ class Outstanding:
 
     node: Node
     inbox: Inbox
+
+
+def check_size(reply: Reply, limit: int | None) -> None:
+    """Raises TooLarge if an update is over its run's limit, before any of it is read."""
+    size = sum(ref.size_bytes for ref in reply.message.blobs())
+    if limit is not None and size > limit:
+        raise TooLarge(f"the update is {size} bytes, allowed are {limit}")

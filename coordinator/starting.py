@@ -17,7 +17,7 @@ from fabric.events import RolloutStarted
 from fabric.ids import check_token
 from fabric.round_policy import RoundPolicy, Selection, StopRule
 from fabric.run_events import RunRequested, RunSpec
-from fabric.trigger_rule import StartRollout, TriggerRule
+from fabric.trigger_rule import StartRollout, StartRound, TriggerRule
 from fabric.wire import AppRef, ConfigValues, Strict
 
 
@@ -94,6 +94,8 @@ class Starter:
                 await self.rollout(key, asked, by)
         elif key not in self._engine.world.runs:
             body = do.model_dump(exclude={"kind"}, exclude_unset=True)
+            if isinstance(do, StartRound):
+                body |= {"rounds": 1, "base": "latest"}
             await self.run(key, RunRequest.model_validate({**body, "by": by, "cause": cause}))
 
 

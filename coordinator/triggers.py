@@ -144,7 +144,7 @@ def owed(state: Trigger) -> Commands:
 def started_id(rule: TriggerRule, signal: Signal) -> str:
     """The id of the run or roll-out that this rule starts for this signal; never another."""
     digest = hashlib.sha256(f"{rule.name}/{_key(rule, signal)}".encode()).hexdigest()[:10]
-    return f"{rule.do.kind}-{digest}"
+    return f"{'rollout' if rule.do.kind == 'rollout' else 'run'}-{digest}"
 
 
 def _fire(state: Trigger, firing: Firing, at: datetime) -> Step:

@@ -48,6 +48,7 @@ class RoundPolicy(Strict):
     min_updates: int = Field(default=1, ge=0, description="With fewer the round is abandoned and tried again")
     retries: int = Field(default=2, ge=0, description="How often an abandoned round is tried again")
     node_grace_s: float = Field(default=15.0, ge=0, description="How long a node that went offline is waited for")
+    max_update_bytes: int | None = Field(default=None, gt=0, description="Larger updates are refused unread")
     evaluate_every: int = Field(default=1, ge=1, description="Nodes evaluate every so many rounds, and after the last")
     buffer: int | None = Field(default=None, ge=1, description="async: updates that close a round")
     max_staleness: int = Field(default=10, ge=0, description="Older updates are refused")

@@ -134,6 +134,7 @@ class UpdateRefused(Strict):
         "stale",
         "wrong_shape",
         "not_finite",
+        "too_large",
         "malformed",
     ]
     reason: str

@@ -39,7 +39,15 @@ class StartRollout(Strict):
     canary: float = Field(default=0.34, ge=0, le=1)
 
 
-Action = Annotated[StartRun | StartRollout, Field(discriminator="kind")]
+class StartRound(Strict):
+    """One more round of a model, from its latest release."""
+
+    kind: Literal["round"] = "round"
+    model: str
+    selector: dict[str, str] = {}
+
+
+Action = Annotated[StartRun | StartRound | StartRollout, Field(discriminator="kind")]
 
 
 class Schedule(Strict):

@@ -118,6 +118,15 @@ def test_nodes_evaluate_only_as_often_as_asked_and_after_the_last_round(installa
     assert evaluated == [2, 3]
 
 
+def test_an_update_over_the_size_limit_is_refused_with_the_reason(installation: Installation) -> None:
+    options = ("--rounds", "1", "--set", "size=10000", "--policy", "max_update_bytes=30000,retries=0")
+    view = _train(installation, *options)
+    assert view["state"] == "failed"
+    refused = _phase(view, 1)["refused"]
+    assert {r["category"] for r in refused.values()} == {"too_large"}
+    assert "allowed are 30000" in refused["eu-1"]["reason"]
+
+
 def test_a_policy_that_makes_no_sense_is_refused_before_anything_starts(installation: Installation) -> None:
     for option, value, words in (
         ("--policy", "quorm=3", "has no 'quorm'"),

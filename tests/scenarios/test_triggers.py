@@ -18,7 +18,7 @@ from fabric.events import (
     TriggerRemoved,
 )
 from fabric.run_events import RunCompleted
-from fabric.trigger_rule import Schedule, Signal, StartRun, TriggerRule
+from fabric.trigger_rule import Schedule, Signal, StartRound, StartRun, TriggerRule
 from tests.scenarios.build import APP, Story, alarm, joined, phase, produced, published, requested, rollout, wave
 
 
@@ -94,6 +94,22 @@ def test_a_cooldown_and_a_budget_hold_firings_back() -> None:
     story.tell(_signal("3"), after_s=30)
     story.tell(_signal("4"), after_s=30)
     assert _outcomes(story) == ["fired", "cooldown", "fired", "budget"]
+
+
+def test_a_budget_of_rounds_is_spent_by_whole_runs_and_needs_their_number() -> None:
+    story = Story()
+    story.tell(_rule(policy="replace", budget_rounds=7, do=StartRun(app=APP, rounds=3)))
+    story.tell(_signal("1"), _signal("2"), _signal("3"))
+    assert _outcomes(story) == ["fired", "fired", "budget"]
+    with pytest.raises(ValueError, match="budget_rounds"):
+        _rule(budget_rounds=7)
+
+
+def test_a_rule_may_ask_for_one_more_round_of_a_model() -> None:
+    story = Story()
+    story.tell(_rule(do=StartRound(model="m")))
+    (key,) = _fired(story.tell(_signal()))
+    assert key.startswith("run-")
 
 
 def test_equal_dedupe_keys_fire_once_and_a_missing_key_is_an_error() -> None:
