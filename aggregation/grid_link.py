@@ -214,11 +214,10 @@ class GridLink:
 
     async def report(self, *events: EventData) -> None:
         """Tell the coordinator, durably; retried until the broker has it."""
-        source = f"aggregator/{self._config.run}"
         for data in events:
             self._sequence += 1
             key = f"{self._config.run}.{self._config.attempt}.{self._sequence}"
-            event = Event.now(source, data, id=key)
+            event = Event.now(f"aggregator/{self._config.run}", data, id=key)
             subject = self._subjects.report(HUB_REGION, self._config.run, data.kind.replace(".", "-"))
             await self._publish_until_stored(subject, event.model_dump_json().encode(), key)
 

@@ -52,7 +52,7 @@ def validate(file: Path, document: dict[str, Any], node: yaml.Node) -> TriggerRu
         return TriggerRule.model_validate(document)
     except ValidationError as exc:
         first = exc.errors()[0]
-        path = [p for p in first["loc"] if p not in ("run", "rollout")]
+        path = [p for p in first["loc"] if p not in ("run", "round", "rollout")]
         field = ".".join(map(str, path)) or "rule"
         raise ConfigError(f"{_at(file, _find(node, path))}: {field}", first["msg"], "See docs/triggers.md") from exc
 
