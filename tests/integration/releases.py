@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -60,15 +61,16 @@ async def produce(
     *,
     promised: float | None = None,
     onnx_bytes: bytes | None = None,
+    arrays: Sequence[Tensor] = (),
     model: str = "scale",
 ) -> None:
-    """Report a model as the product of `run`."""
+    """Report a model as the product of `run`; `arrays` are what a run that starts from it starts from."""
     broker = await Broker.connect(hub_url, "test-producer")
     keep: dict[str, BlobRef] = {}
     for name, parts in (
         ("onnx", [onnx_bytes or graph(factor)]),
         ("smoke", smoke(factor if promised is None else promised)),
-        ("arrays", encode([])),
+        ("arrays", encode(arrays)),
     ):
         keep[name] = await put_blob(broker, SUBJECTS.blob, DOWN, parts, ttl_s=None)
     produced = ModelProduced(run=run, model=model, export=Export(), metrics={"accuracy": factor}, **keep)

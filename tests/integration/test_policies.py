@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
 
+from fabric.tensors import Tensor
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until
+from tests.integration.releases import produce
 
 SLOW_FIRST = ("--set", "delay=3")
 
@@ -125,6 +128,19 @@ def test_an_update_over_the_size_limit_is_refused_with_the_reason(installation: 
     refused = _phase(view, 1)["refused"]
     assert {r["category"] for r in refused.values()} == {"too_large"}
     assert "allowed are 30000" in refused["eu-1"]["reason"]
+
+
+def test_nodes_say_how_good_a_release_is_and_nobody_trains(installation: Installation) -> None:
+    run = _train(installation, "--rounds", "1")["run"]
+    arrays = [Tensor.of("w", np.ones(100, np.float32)), Tensor.of("b", np.zeros((), np.float64))]
+    asyncio.run(produce(installation.state["hub_url"], run, 2.0, model="judged", arrays=arrays))
+    until(lambda: "judged" in [m["model"] for m in installation.json("model", "ls")], "the model")
+    until(lambda: bool(installation.json("model", "show", "judged")["releases"]), "its release")
+    view = installation.finish(installation.json("run", "evaluate", "judged")["run"])
+    assert (view["state"], view["reason"]) == ("completed", "evaluated; no release is made")
+    assert list(view["rounds"][-1]["phases"]) == ["evaluate"]
+    assert view["rounds"][-1]["metrics"]["eval_total"] == 100.0
+    assert len(installation.json("model", "show", "judged")["releases"]) == 1
 
 
 def test_a_policy_that_makes_no_sense_is_refused_before_anything_starts(installation: Installation) -> None:
