@@ -138,7 +138,7 @@ def _wait_until_gone(processes: list[int]) -> None:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
             return
-        time.sleep(0.1)
+        time.sleep(0.1)  # not our children: nothing tells that they are gone but looking
 
 
 def _wait_for(file: Path) -> None:

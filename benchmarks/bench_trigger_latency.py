@@ -75,7 +75,7 @@ def _apply_rule(fedtide: list[str], environment: dict[str, str], folder: Path) -
 
 def _sample(api: str, folder: Path, key: str) -> list[float]:
     """The moments of one event's way, in Unix seconds: sent, then one for each of PHASES."""
-    time.sleep(PAUSE_S)
+    time.sleep(PAUSE_S)  # a quiet machine is part of the measurement, see PAUSE_S
     headers = {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-source": "bench"}
     headers |= {"ce-type": "bench", "ce-id": key}
     sent = time.time()
@@ -108,7 +108,9 @@ def _flower() -> float:
     took = []
     for _ in range(PEER_SAMPLES):
         with tempfile.TemporaryDirectory() as folder, superlink(Path(folder)) as (environment, _):
-            time.sleep(PAUSE_S)  # the SuperNodes are there
+            time.sleep(
+                PAUSE_S
+            )  # Flower's engine has no word for "all SuperNodes are connected": it gets as long as ours has
             began = time.time()
             report = Path(folder, "rounds.json")
             config = f"kilobytes=4 rounds=1 report='{report}' mark='{Path(folder, 'mark')}'"
@@ -136,7 +138,7 @@ def _until(found: Any) -> Any:
     while not (value := found()):
         if time.monotonic() > deadline:
             raise TimeoutError("what the benchmark waits for did not come about")
-        time.sleep(0.05)
+        time.sleep(0.05)  # after what is measured has happened: its moments are read from logs
     return value
 
 

@@ -102,7 +102,7 @@ class Client:
             if (len(self._urls) == 1 and not patient) or time.monotonic() > deadline:
                 where = " or ".join(self._urls)
                 raise TransientError(f"no coordinator answers at {where}", "Is it up? See `fedtide status`")
-            time.sleep(0.2)
+            time.sleep(0.2)  # nothing tells a client that a coordinator has come back: it has to ask
 
 
 def _ask(

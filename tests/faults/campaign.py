@@ -22,6 +22,7 @@ from typing import Any
 from fabric.apps import bundle, describe
 from fabric.events import Event
 from fabric.ids import flower_int
+from fabric.run_events import RunRequested
 from tests.conftest import APPS
 from tests.faults.installation_with_faults import Faulty, faulty_installation
 from tests.faults.schedule import Point, points
@@ -64,8 +65,9 @@ class Campaign:
         def is_it(event: Event) -> bool:
             return event.data.kind == "run.requested" and event.data.cause.endswith(f"{self._seed}-{key}")
 
-        run: str = (await self._there.event(is_it)).data.run  # type: ignore[union-attr]
-        return run
+        requested = (await self._there.event(is_it)).data
+        assert isinstance(requested, RunRequested)
+        return requested.run
 
     async def point(self, point: Point) -> str:
         """Do one point and check everything; returns what was found, or raises AssertionError."""
@@ -154,7 +156,7 @@ def _post_event(api: str, headers: dict[str, str]) -> None:
         except OSError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.2)
+            time.sleep(0.2)  # as a sender of webhooks does: the coordinator may be the victim
 
 
 async def campaign(seed: int, count: int, home: Path, only: int | None = None) -> int:

@@ -11,6 +11,7 @@ import json
 import signal
 import urllib.request
 from collections.abc import AsyncIterator
+from functools import partial
 
 import onnx
 import pytest
@@ -24,6 +25,7 @@ from tests.conftest import APPS
 from tests.faults.campaign import CONFIG, POLICY, REGIONS, Campaign
 from tests.faults.installation_with_faults import Faulty, faulty_installation
 from tests.faults.schedule import Point
+from tests.integration.installation import until
 from tests.integration.releases import graph, produce
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
@@ -163,7 +165,7 @@ async def test_a_roll_out_goes_on_when_its_coordinator_dies_in_every_stage_and_a
     await there.event(lambda e: reached(e, "confirmed", NODE), since=now)
     assert there.send("coordinator", signal.SIGKILL)
     for node in there.layout.nodes:
-        await there.event(lambda e, n=node: reached(e, "confirmed", n), since=now)  # type: ignore[misc]
+        await there.event(partial(reached, phase="confirmed", node=node), since=now)
         url = (await there.get(f"/v1/nodes/{node}"))["inference_url"]
         assert await asyncio.to_thread(_infer, url) == [2.0, 4.0, 6.0]
     assert (await there.get(f"/v1/rollouts/{rollout}"))["state"] == "completed"
@@ -175,7 +177,8 @@ async def test_a_region_that_is_cut_off_serves_on_and_its_finished_updates_flow_
     url = (await there.get(f"/v1/nodes/{NODE}"))["inference_url"]
     run = await there.start_run(APPS / "mean", POLICY, run_config={**CONFIG, "num-server-rounds": 2})
     await there.event(lambda e: e.data.kind == "round.opened" and e.data.run == run)
-    await asyncio.sleep(0.2)  # the task is in the region: its nodes train while the link is gone
+    busy = lambda: str(there.client.get(f"/v1/nodes/{NODE}")["busy"])  # noqa: E731
+    await asyncio.to_thread(until, lambda: busy().startswith(run), "its training, which goes on without the link")
     there.links["eu"].cut()
     now = len(there.seen)
     await there.event(lambda e: e.data.kind == "node.offline" and e.data.node == NODE, since=now)
