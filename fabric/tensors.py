@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,35 @@ def is_carried(dtype: np.dtype[Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor without its data; `dtype` is a safetensors name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def item_bytes(self) -> int:
+        return _ITEM_BYTES[self.dtype]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * self.item_bytes
+
+
+def numbers(dtype: str, data: Buffer) -> npt.NDArray[Any]:
+    """Raw little-endian elements as a flat read-only view; BF16 is widened to float32, which is exact."""
+    if dtype == "BF16":
+        bits = np.frombuffer(data, dtype="<u2").astype("<u4") << 16
+        return bits.view("<f4")
+    return np.frombuffer(data, dtype=_NUMPY_OF[dtype])
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One named tensor: row-major little-endian `data`; `dtype` is a safetensors name.
 
@@ -74,12 +103,13 @@ class Tensor:
         flat: Any = contiguous.reshape(-1).view(np.uint8)
         return cls(name, dtype, tuple(array.shape), memoryview(flat))
 
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.dtype, self.shape)
+
     def numpy(self) -> npt.NDArray[Any]:
-        """A read-only view as numpy; BF16 is widened to float32, which is exact."""
-        if self.dtype == "BF16":
-            bits = np.frombuffer(self.data, dtype="<u2").astype("<u4") << 16
-            return bits.view("<f4").reshape(self.shape)
-        return np.frombuffer(self.data, dtype=_NUMPY_OF[self.dtype]).reshape(self.shape)
+        """A view as numpy; BF16 is widened to float32."""
+        return numbers(self.dtype, self.data).reshape(self.shape)
 
 
 def encode(tensors: Iterable[Tensor]) -> list[Buffer]:
@@ -107,39 +137,66 @@ def decode(frame: Buffer) -> list[Tensor]:
         MalformedMessage: the header lies about offsets, shapes or dtypes.
     """
     view = memoryview(frame)
-    header, start = _header(view)
-    tensors: list[Tensor] = []
+    start = header_end(view, len(view))
+    if len(view) < start:
+        raise MalformedMessage("tensor frame: shorter than its own header")
+    specs = specs_of(view[8:start], len(view) - start)
+    return [Tensor(s.name, s.dtype, s.shape, data) for s, data in _cut(view[start:], specs)]
+
+
+def _cut(view: memoryview, specs: Iterable[TensorSpec]) -> Iterator[tuple[TensorSpec, memoryview]]:
+    for spec in specs:
+        yield spec, view[: spec.size_bytes]
+        view = view[spec.size_bytes :]
+
+
+def header_end(begin: Buffer, frame_bytes: int) -> int:
+    """Where a frame's data starts, from its first 8 bytes.
+
+    Raises:
+        MalformedMessage: that cannot be, in a frame of `frame_bytes`.
+    """
+    if len(begin) < 8:
+        raise MalformedMessage("tensor frame: shorter than its own header")
+    (length,) = struct.unpack("<Q", begin[:8])
+    if length > MAX_HEADER_BYTES or 8 + length > frame_bytes:
+        raise MalformedMessage("tensor frame: header length is out of range")
+    return 8 + int(length)
+
+
+def specs_of(header: Buffer, data_bytes: int) -> list[TensorSpec]:
+    """The tensors that a header names, in the order of their data.
+
+    Raises:
+        MalformedMessage: it lies about offsets, shapes or dtypes; or they do not fill `data_bytes`.
+    """
+    specs: list[TensorSpec] = []
     expected = 0
-    for name, entry in header.items():
+    for name, entry in _entries(header).items():
         try:
-            dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+            spec = TensorSpec(name, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
             begin, end = (int(n) for n in entry["data_offsets"])
-            size = math.prod(shape) * _ITEM_BYTES[dtype]
+            size = spec.size_bytes
         except (KeyError, TypeError, ValueError) as exc:
             raise MalformedMessage(f"tensor frame: entry {name!r} is malformed") from exc
-        if begin != expected or end - begin != size or min(shape, default=0) < 0 or start + end > len(view):
+        if begin != expected or end - begin != size or min(spec.shape, default=0) < 0 or end > data_bytes:
             raise MalformedMessage(f"tensor frame: {name!r} does not fit its offsets")
         expected = end
-        tensors.append(Tensor(name, dtype, shape, view[start + begin : start + end]))
-    if start + expected != len(view):
+        specs.append(spec)
+    if expected != data_bytes:
         raise MalformedMessage("tensor frame: trailing bytes")
-    return tensors
+    return specs
 
 
-def _header(view: memoryview) -> tuple[dict[str, dict[str, Sequence[int]]], int]:
-    if len(view) < 8:
-        raise MalformedMessage("tensor frame: shorter than its own header")
-    (length,) = struct.unpack("<Q", view[:8])
-    if length > MAX_HEADER_BYTES or 8 + length > len(view):
-        raise MalformedMessage("tensor frame: header length is out of range")
+def _entries(header: Buffer) -> dict[str, dict[str, Sequence[int]]]:
     try:
-        header = json.loads(bytes(view[8 : 8 + length]))
+        entries = json.loads(bytes(header))
     except ValueError as exc:
         raise MalformedMessage("tensor frame: header is not JSON") from exc
-    if not isinstance(header, dict):
+    if not isinstance(entries, dict):
         raise MalformedMessage("tensor frame: header is not an object")
-    header.pop("__metadata__", None)
-    return header, 8 + length
+    entries.pop("__metadata__", None)
+    return entries
 
 
 def frame_size(frame: Sequence[Buffer]) -> int:

@@ -1,0 +1,94 @@
+"""A tensor frame read piece by piece, as its bytes arrive: it is never whole in memory.
+
+Feed the frame in any cuts; each piece that comes out is a run of whole elements of one tensor.
+Pieces are views into what was fed, except for an element that a cut went through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fabric.errors import MalformedMessage
+from fabric.tensors import Buffer, TensorSpec, header_end, specs_of
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements [start, start + len(data) / item size) of tensor number `index`."""
+
+    index: int
+    start: int
+    data: memoryview
+
+
+class FrameScanner:
+    """Cuts one frame into pieces. `specs` is there once its header was fed."""
+
+    def __init__(self, frame_bytes: int) -> None:
+        self._frame_bytes = frame_bytes
+        self._head = bytearray()
+        self._torn = b""
+        self._index = 0
+        self._start = 0
+        self.specs: list[TensorSpec] | None = None
+
+    def feed(self, data: Buffer) -> Iterator[Piece]:
+        """The pieces that `data` completes.
+
+        Raises:
+            MalformedMessage: the header lies, or there is more than `frame_bytes`.
+        """
+        view = memoryview(data)
+        if self.specs is None:
+            view = self._read_head(view)
+        if self.specs is not None:
+            yield from self._pieces(view, self.specs)
+
+    @property
+    def done(self) -> bool:
+        """Whether all of the frame was seen."""
+        return self.specs is not None and self._index == len(self.specs)
+
+    def _read_head(self, view: memoryview) -> memoryview:
+        while len(self._head) < (end := self._head_end()):
+            if not len(view):
+                return view
+            missing = end - len(self._head)
+            self._head += view[:missing]
+            view = view[missing:]
+        self.specs = specs_of(bytes(self._head[8:]), self._frame_bytes - len(self._head))
+        self._skip_empty(self.specs)
+        return view
+
+    def _head_end(self) -> int:
+        return 8 if len(self._head) < 8 else header_end(bytes(self._head[:8]), self._frame_bytes)
+
+    def _skip_empty(self, specs: list[TensorSpec]) -> None:
+        while self._index < len(specs) and self._start == specs[self._index].elements:
+            self._index += 1
+            self._start = 0
+
+    def _pieces(self, view: memoryview, specs: list[TensorSpec]) -> Iterator[Piece]:
+        while len(view):
+            if self._index == len(specs):
+                raise MalformedMessage("tensor frame: trailing bytes")
+            spec = specs[self._index]
+            wanted = (spec.elements - self._start) * spec.item_bytes
+            if self._torn:
+                missing = spec.item_bytes - len(self._torn)
+                self._torn += bytes(view[:missing])
+                view = view[missing:]
+                if len(self._torn) < spec.item_bytes:
+                    return
+                piece, self._torn = memoryview(self._torn), b""
+            else:
+                available = min(len(view), wanted)
+                whole = available - available % spec.item_bytes
+                if available < wanted and available > whole:
+                    self._torn = bytes(view[whole:])
+                piece, view = view[:whole], view[available:]
+            if len(piece):
+                yield Piece(self._index, self._start, piece)
+                self._start += len(piece) // spec.item_bytes
+                self._skip_empty(specs)
