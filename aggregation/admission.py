@@ -14,17 +14,28 @@ from typing import Literal
 
 import numpy as np
 
-from fabric.tensors import Tensor
+from fabric.tensors import Tensor, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    category: Literal["wrong_shape", "not_finite", "stale"]
+    category: Literal["wrong_shape", "not_finite", "out_of_range", "bad_weight", "too_far", "malformed"]
     reason: str
 
 
 def inspect(sent: Sequence[Tensor], returned: Sequence[Tensor]) -> Refusal | None:
     """Why `returned` may not be averaged with updates to `sent`, or None."""
+    refusal = compare([t.spec for t in sent], [t.spec for t in returned])
+    if refusal is not None:
+        return refusal
+    for tensor in returned:
+        if not is_finite(tensor):
+            return Refusal("not_finite", f"tensor {tensor.name!r} holds NaN or infinity")
+    return None
+
+
+def compare(sent: Sequence[TensorSpec], returned: Sequence[TensorSpec]) -> Refusal | None:
+    """Why tensors of these names and shapes are no update to those, or None."""
     expected = {t.name: t.shape for t in sent}
     got = {t.name: t.shape for t in returned}
     if expected.keys() != got.keys():
@@ -34,9 +45,6 @@ def inspect(sent: Sequence[Tensor], returned: Sequence[Tensor]) -> Refusal | Non
     for name, shape in expected.items():
         if got[name] != shape:
             return Refusal("wrong_shape", f"tensor {name!r} has shape {got[name]}, expected {shape}")
-    for tensor in returned:
-        if not is_finite(tensor):
-            return Refusal("not_finite", f"tensor {tensor.name!r} holds NaN or infinity")
     return None
 
 

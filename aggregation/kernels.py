@@ -27,7 +27,7 @@ MAGIC = np.float64(6755399441055744.0)
 _MAGIC_BITS = MAGIC.view(np.int64)
 
 
-def _compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiled(*signatures: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile now; kept on disk beside the code or, where that is read-only, in a folder of this user."""
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +52,7 @@ def _in(kind: Any) -> Any:
 _F32, _F64 = _in(nb.float32), _in(nb.float64)
 
 
-@_compiled(*(_i64(_LANE, k, k, k, k, _f64, _f64, _f64, _f64, _i64) for k in (_F32, _F64)))
+@compiled(*(_i64(_LANE, k, k, k, k, _f64, _f64, _f64, _f64, _i64) for k in (_F32, _F64)))
 def fold4(lane: Any, a: Any, b: Any, c: Any, d: Any, fa: Any, fb: Any, fc: Any, fd: Any, half: Any) -> Any:
     """Add a * fa + b * fb + c * fc + d * fd. Terms must be in [-half, half), a power of two.
 
@@ -70,7 +70,7 @@ def fold4(lane: Any, a: Any, b: Any, c: Any, d: Any, fa: Any, fb: Any, fc: Any, 
     return seen
 
 
-@_compiled(*(_i64(_LANE, k, _f64, _i64, _i64) for k in (_F32, _F64)))
+@compiled(*(_i64(_LANE, k, _f64, _i64, _i64) for k in (_F32, _F64)))
 def fold1(lane: Any, a: Any, factor: Any, half: Any, sign: Any) -> Any:
     """Add `sign` (1 or -1) times the terms a * factor; returns as `fold4` does."""
     shift = _MAGIC_BITS - half
@@ -88,7 +88,7 @@ def fold1(lane: Any, a: Any, factor: Any, half: Any, sign: Any) -> Any:
     return seen
 
 
-@_compiled(*(_i64(_LANE, _LANE, k, _f64, _i64, _i64, _f64) for k in (_F32, _F64)))
+@compiled(*(_i64(_LANE, _LANE, k, _f64, _i64, _i64, _f64) for k in (_F32, _F64)))
 def mend(lane: Any, coarse: Any, a: Any, factor: Any, half: Any, sign: Any, unit: Any) -> Any:
     """Take what did not fit out of the lane again, and add it to the coarse one, whose unit is `unit` fine ones.
 
@@ -111,7 +111,7 @@ def mend(lane: Any, coarse: Any, a: Any, factor: Any, half: Any, sign: Any, unit
     return worst
 
 
-@_compiled(_f64(_F32), _f64(_F64))
+@compiled(_f64(_F32), _f64(_F64))
 def largest(a: Any) -> Any:
     """The largest magnitude; infinite if there is an infinity or NaN."""
     found = np.float64(0)
@@ -123,7 +123,7 @@ def largest(a: Any) -> Any:
     return np.inf if bad else found
 
 
-@_compiled(_f64(_F32), _f64(_F64))
+@compiled(_f64(_F32), _f64(_F64))
 def sum_of_squares(a: Any) -> Any:
     """In float64, and in one order on every machine: eight running sums."""
     sums = np.zeros(8)
@@ -142,7 +142,7 @@ def _mean(kind: Any) -> Any:
     return nb.void(kind, _LANE, _f64, _f64)
 
 
-@_compiled(_mean(nb.float32[::1]), _mean(nb.float64[::1]))
+@compiled(_mean(nb.float32[::1]), _mean(nb.float64[::1]))
 def mean_of_fine(out: Any, fine: Any, unit: Any, total: Any) -> None:
     """fine * unit / total, where `unit` is a power of two."""
     for i in range(out.size):
@@ -153,7 +153,7 @@ def _plain(kind: Any) -> Any:
     return nb.void(_f64[::1], kind, _f64)
 
 
-@_compiled(_plain(_F32), _plain(_F64))
+@compiled(_plain(_F32), _plain(_F64))
 def fold_float(lane: Any, a: Any, factor: Any) -> None:
     """Add in float64: the order of terms matters."""
     for i in range(lane.size):

@@ -3,7 +3,8 @@
 Walks the attributes of a strategy (and of a strategy that it wraps): numbers, texts, containers,
 numpy arrays and array records are kept, e.g. the moments of FedAdam (Reddi et al. 2021,
 arXiv:2003.00295) or the clipping norm of adaptive DP. Functions are the app's own and are made
-anew by it. No pickle: a checkpoint is JSON and a tensor frame.
+anew by it, and so is what a strategy of ours names in `of_one_round`. No pickle: a checkpoint is
+JSON and a tensor frame.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def restore(strategy: Strategy, state: StrategyState) -> None:
 
 def _capture_object(owner: object, state: StrategyState) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
+    passing = getattr(owner, "of_one_round", ())
     for name, value in vars(owner).items():
+        if name in passing:
+            continue
         try:
             attributes[name] = _encode(value, state)
         except _Unkept:

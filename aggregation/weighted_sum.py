@@ -80,6 +80,11 @@ def ready(dtype: str, data: Buffer) -> Values:
     return values
 
 
+def mean_dtype(dtype: str) -> str:
+    """numpy's name of the dtype that a mean of tensors of `dtype` has."""
+    return {"F16": "<f2", "F32": "<f4", "BF16": "<f4"}.get(dtype, "<f8")
+
+
 @dataclass(frozen=True, slots=True)
 class Partial:
     """Part of a sum: its lanes by block, the total weight and the number of updates."""
@@ -294,7 +299,7 @@ class WeightedSum:
         if not total:
             raise ZeroDivisionError("the total weight is 0")
         for index, spec in enumerate(self.agreement.specs):
-            out = np.empty(spec.elements, {"F16": "<f2", "F32": "<f4", "BF16": "<f4"}.get(spec.dtype, "<f8"))
+            out = np.empty(spec.elements, mean_dtype(spec.dtype))
             point = self.agreement.points[index]
 
             def work(number: int, index: int = index, out: Any = out, point: FixedPoint | None = point) -> None:

@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from fabric.errors import MalformedMessage
-from fabric.tensors import Buffer, Tensor, decode, encode, is_carried
+from fabric.tensors import Buffer, Tensor, decode, encode, is_carried, numpy_dtype
 from fabric.wire import Packed, Values, WireValue
 
 _NUMPY = "numpy.ndarray"
 """flwr's name for arrays in npy format."""
+
+
+class FrameArray(Array):
+    """An array that still lies in the frame it came in: npy bytes are made only when someone asks for them.
+
+    Its tensor may be a mapped file: an update that is averaged tensor by tensor is never whole in memory.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        values = tensor.numpy() if tensor.dtype == "BF16" else np.empty(0, numpy_dtype(tensor.dtype))
+        self.tensor = tensor
+        self.dtype, self.shape, self.stype = str(values.dtype), tensor.shape, _NUMPY
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        mine = (self.dtype, self.shape, self.stype)
+        return mine == (other.dtype, other.shape, other.stype) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """Array in npy format, made anew at each call."""
+        return npy(self.tensor)
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy that may be written to, as Flower's own gives."""
+        return np.array(self.tensor.numpy())
+
+
+def npy(tensor: Tensor) -> bytes:
+    """A tensor in npy format."""
+    array = tensor.numpy()
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    )
+    data = tensor.data if tensor.dtype != "BF16" else array.tobytes()
+    return b"".join((head.getbuffer(), data))
 
 
 def tensors_of(record: ArrayRecord) -> list[Tensor]:
@@ -31,6 +73,8 @@ def _opaque(name: str, array: Array) -> Tensor:
 
 
 def _tensor(name: str, array: Array) -> Tensor:
+    if isinstance(array, FrameArray):
+        return replace(array.tensor, name=name)
     if array.stype != _NUMPY:
         return _opaque(name, array)
     view = memoryview(array.data)
@@ -61,13 +105,7 @@ def array_of(tensor: Tensor) -> Array:
         stype, dtype, shape, _ = tensor.name.removeprefix(_OPAQUE).split("|", 3)
         dims = tuple(int(n) for n in shape.split("x") if n)
         return Array(dtype, dims, stype, bytes(tensor.data))
-    array = tensor.numpy()
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        head, {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-    )
-    data = tensor.data if tensor.dtype != "BF16" else array.tobytes()
-    return Array(str(array.dtype), array.shape, _NUMPY, b"".join((head.getbuffer(), data)))
+    return FrameArray(tensor)
 
 
 def framed(content: RecordDict) -> list[str]:

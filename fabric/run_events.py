@@ -134,6 +134,9 @@ class UpdateRefused(Strict):
         "stale",
         "wrong_shape",
         "not_finite",
+        "out_of_range",
+        "bad_weight",
+        "too_far",
         "too_large",
         "malformed",
     ]

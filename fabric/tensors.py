@@ -69,6 +69,11 @@ class TensorSpec:
         return self.elements * self.item_bytes
 
 
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """numpy's dtype for a safetensors name (not BF16)."""
+    return _NUMPY_OF[dtype]
+
+
 def numbers(dtype: str, data: Buffer) -> npt.NDArray[Any]:
     """Raw little-endian elements as a flat read-only view; BF16 is widened to float32, which is exact."""
     if dtype == "BF16":

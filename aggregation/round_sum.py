@@ -1,0 +1,145 @@
+"""One round's sum as its updates arrive: whole, or in pieces while they are still on their way.
+
+Owns which updates are in the sum, and takes back those that turn out not to belong there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from aggregation.admission import Refusal, compare
+from aggregation.weighted_sum import Agreement, Fault, WeightedSum, ready
+from fabric.frame_scanner import FrameScanner
+from fabric.tensors import Buffer, Tensor, TensorSpec
+
+_REASONS = {
+    "not_finite": "tensor {name!r} holds NaN or infinity",
+    "out_of_range": "tensor {name!r} holds values too large to be summed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What one update contributes: `term` times its tensors to the sum, `share` to what is divided by."""
+
+    term: float
+    share: float
+
+
+class RoundSum:
+    """`sum_i term_i x_i`, with the totals of `term` and `share`: each exact, so no order shows."""
+
+    def __init__(self, agreement: Agreement) -> None:
+        self.total = WeightedSum(agreement)
+        self.share = Fraction(0)
+        self._taken: set[str] = set()
+
+    def __len__(self) -> int:
+        return self.total.terms
+
+    def holds(self, key: str) -> bool:
+        """Whether the update of this task is in the sum already."""
+        return key in self._taken
+
+    def add(self, updates: Sequence[Sequence[Tensor]], weights: Sequence[Weight]) -> list[Refusal | None]:
+        """Add whole updates (all tensors, in any order) that fit; the others are refused, each for itself.
+
+        Raises:
+            TooManyTerms: more than was agreed; nothing was added.
+        """
+        specs = self.total.agreement.specs
+        refusals = [compare(specs, [t.spec for t in update]) for update in updates]
+        fit = [k for k, refusal in enumerate(refusals) if refusal is None]
+        ordered = [_in_order(specs, updates[k]) for k in fit]
+        faults = self.total.fold_all(ordered, [weights[k].term for k in fit])
+        for k, fault in zip(fit, faults, strict=True):
+            if fault is None:
+                self.share += Fraction(weights[k].share)
+            else:
+                refusals[k] = _refusal(fault, _culprit(ordered[fit.index(k)]))
+        return refusals
+
+    def expect(self, key: str, weight: Weight, frame_bytes: int) -> Incoming:
+        """An update that comes in pieces.
+
+        Raises:
+            TooManyTerms: more than was agreed.
+        """
+        self.total.count(weight.term)
+        return Incoming(self, key, weight, FrameScanner(frame_bytes))
+
+
+@dataclass(slots=True)
+class Incoming:
+    """An update on its way into a sum: `feed` it all of its frame, then `accept`; or `withdraw`.
+
+    An exception in between leaves it where it was: feed it on from `fed` bytes.
+    """
+
+    sum: RoundSum
+    key: str
+    weight: Weight
+    _scanner: FrameScanner
+    fed: int = 0
+    _places: list[int] = field(default_factory=list)
+
+    def feed(self, data: Buffer) -> Refusal | None:
+        """Fold the next bytes of the frame. After a refusal it must be withdrawn.
+
+        Raises:
+            MalformedMessage: these bytes are no tensor frame.
+        """
+        self.fed += len(data)
+        return self._fold(self._scanner, data, back=False)
+
+    def accept(self) -> None:
+        """All of it is in the sum."""
+        assert self._scanner.done
+        self.sum.share += Fraction(self.weight.share)
+        self.sum._taken.add(self.key)
+
+    def withdraw(self, fed: Iterable[Buffer], frame_bytes: int) -> None:
+        """Take back what was fed: the same bytes once more, in the same cuts."""
+        scanner = FrameScanner(frame_bytes)
+        for data in fed:
+            self._fold(scanner, data, back=True)
+        self.sum.total.discount(self.weight.term)
+
+    def _fold(self, scanner: FrameScanner, data: Buffer, *, back: bool) -> Refusal | None:
+        found: Refusal | None = None
+        for piece in scanner.feed(data):
+            assert scanner.specs is not None
+            specs = self.sum.total.agreement.specs
+            if not self._places and (refusal := self._arrange(specs, scanner.specs)) is not None:
+                return refusal
+            spec = scanner.specs[piece.index]
+            values = ready(spec.dtype, piece.data)
+            index = self._places[piece.index]
+            (fault,) = self.sum.total.fold(index, piece.start, [values], [self.weight.term], back=back)
+            if fault is not None and found is None:
+                found = _refusal(fault, spec.name)
+        return found
+
+    def _arrange(self, expected: Sequence[TensorSpec], got: Sequence[TensorSpec]) -> Refusal | None:
+        refusal = compare(expected, got)
+        if refusal is None:
+            places = {spec.name: index for index, spec in enumerate(expected)}
+            self._places = [places[spec.name] for spec in got]
+        return refusal
+
+
+def _in_order(specs: Sequence[TensorSpec], update: Sequence[Tensor]) -> list[Tensor]:
+    tensors = {t.name: t for t in update}
+    return [tensors[spec.name] for spec in specs]
+
+
+def _culprit(update: Sequence[Tensor]) -> str:
+    from aggregation.admission import is_finite
+
+    return next((t.name for t in update if not is_finite(t)), update[0].name)
+
+
+def _refusal(fault: Fault, name: str) -> Refusal:
+    return Refusal(fault, _REASONS[fault].format(name=name))

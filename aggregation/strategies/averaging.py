@@ -1,0 +1,217 @@
+"""FedAvg that streams: updates are folded as they come and dropped, and no order shows in the mean.
+
+McMahan et al. 2017, https://arxiv.org/abs/1602.05629. A drop-in for `flwr.serverapp.strategy.FedAvg`
+under any Grid; the others of this package build on it. Under our Grid updates are folded while
+they are still arriving (`expect`).
+
+An update that does not fit (names, shapes, NaN, its weight) is refused and logged, and the others count;
+Flower's own ends the run instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flowers
+from flwr.serverapp.exception import AggregationError
+
+from aggregation.admission import Refusal
+from aggregation.round_sum import Incoming, RoundSum, Weight
+from aggregation.weighted_sum import Agreement
+from fabric import flower
+from fabric.tensors import Tensor
+
+log = logging.getLogger(__name__)
+
+MAX_UPDATES = 2048
+"""Updates of a round that are summed at full resolution; a round that asks more nodes agrees on more."""
+
+_TOGETHER = 4
+"""Updates that are folded in one pass, if they are there."""
+
+
+@dataclass(slots=True)
+class Round:
+    """What a strategy holds while it collects: the model that went out, and the sum if one was begun."""
+
+    base: ArrayRecord
+    asked: int
+    sum: RoundSum | None = None
+    contents: list[tuple[int, RecordDict]] = field(default_factory=list)
+    """(node, the reply's content without arrays) of every update that counts."""
+
+
+class FedAvg(flowers.FedAvg):
+    """Takes the arguments of `flwr.serverapp.strategy.FedAvg`.
+
+    Attributes:
+        exact: sums are in fixed point; False: in float64, where values span more than fixed point can hold.
+    """
+
+    streams_replies = True
+    of_one_round: tuple[str, ...] = ("round",)
+    exact = True
+    round: Round | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Choose nodes and make their messages, as Flower's FedAvg does."""
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self.round = Round(arrays, len(messages))
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The weighted mean of the replies' arrays and metrics; (None, None) if none counts."""
+        state = self._state()
+        for batch in _batches(self._valid(state, replies)):
+            self._fold(state, batch)
+        return self._close(state)
+
+    folds_pieces = True
+    """Whether `expect` may be used: an update is summed without a look at the whole of it."""
+
+    def expect(self, key: str, metrics: MetricRecord, frame_bytes: int) -> Incoming | Refusal:
+        """Begin to fold an update that is still arriving, as the answer to the task `key`."""
+        weight = self.weight_of(metrics)
+        if isinstance(weight, Refusal):
+            return weight
+        return self._sum(self._state()).expect(key, weight, frame_bytes)
+
+    def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
+        """How an update counts, by what its node reports."""
+        value = metrics.get(self.weighted_by_key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return Refusal("bad_weight", f"the metrics hold no number {self.weighted_by_key!r}")
+        if not (math.isfinite(value) and value >= 0):
+            return Refusal("bad_weight", f"{self.weighted_by_key!r} is {value}, expected a weight of at least 0")
+        return Weight(float(value), float(value))
+
+    def step(self, state: Round, total: RoundSum) -> float:
+        """How far the model moves from the one that went out to the weighted mean; 1: all the way."""
+        return float(total.total.weight / total.share)
+
+    def _state(self) -> Round:
+        if self.round is None:
+            raise AggregationError("configure_train must come first: updates are compared with what was sent")
+        return self.round
+
+    def _sum(self, state: Round) -> RoundSum:
+        if state.sum is None:
+            model = flower.tensors_of(state.base)
+            state.sum = RoundSum(Agreement.of(model, max(MAX_UPDATES, state.asked), exact=self.exact))
+        return state.sum
+
+    def _valid(self, state: Round, replies: Iterable[Message]) -> Iterator[tuple[Message, MetricRecord]]:
+        """Replies whose arrays are still to be folded; those that were folded on their way are booked."""
+        failures = 0
+        for message in replies:
+            if message.has_error():
+                failures += 1
+                log.info("update.error node=%s reason=%s", message.metadata.src_node_id, message.error.reason)
+                continue
+            metrics = list(message.content.metric_records.values())
+            if len(metrics) != 1:
+                refused(message, Refusal("malformed", f"the reply holds {len(metrics)} metric records, expected one"))
+            elif self._sum(state).holds(message.metadata.reply_to_message_id):
+                book(state, message)
+            elif len(message.content.array_records) != 1:
+                count = len(message.content.array_records)
+                refused(message, Refusal("malformed", f"the reply holds {count} array records, expected one"))
+            else:
+                yield message, metrics[0]
+        log.info("aggregate_train: %s updates, %s failures", len(state.contents), failures)
+
+    def _fold(self, state: Round, batch: list[tuple[Message, MetricRecord]]) -> list[list[Tensor]]:
+        """Add what fits of a batch; returns the updates that count."""
+        messages, updates, weights = [], [], []
+        for message, metrics in batch:
+            update = arrays_of(message)
+            weight = self.weigh(state, metrics, update)
+            if isinstance(weight, Refusal):
+                refused(message, weight)
+                continue
+            messages.append(message)
+            updates.append(update)
+            weights.append(weight)
+        refusals = self._sum(state).add(updates, weights)
+        for message, refusal in zip(messages, refusals, strict=True):
+            if refusal is None:
+                book(state, message)
+            else:
+                refused(message, refusal)
+        return [update for update, refusal in zip(updates, refusals, strict=True) if refusal is None]
+
+    def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
+        """The same with the update in view, for rules that look at it."""
+        return self.weight_of(metrics)
+
+    def _close(self, state: Round) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        if not state.contents:
+            return None, None
+        total = self._sum(state)
+        if not total.share:
+            log.warning("update.no_weight: the weights of all %s updates are 0; the model stays", len(state.contents))
+            return None, None
+        return self.moved(state, total), self.metrics_of(state)
+
+    def metrics_of(self, state: Round) -> MetricRecord:
+        """The metrics of the updates that count, aggregated in the order of their nodes; none if they weigh nothing."""
+        contents = [content for _, content in sorted(state.contents, key=lambda c: c[0])]
+        try:
+            return self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        except ZeroDivisionError:
+            return MetricRecord()
+
+    def moved(self, state: Round, total: RoundSum) -> ArrayRecord:
+        """The next model: the one that went out, `step` of the way to the mean."""
+        step = self.step(state, total)
+        if step == 0.0 or not total.total.weight:
+            return state.base
+        moved = {}
+        for mean in total.total.mean():
+            if step != 1.0:
+                base = state.base[mean.name].numpy()
+                array = base + step * (mean.numpy().astype(np.float64) - base)
+                mean = Tensor.of(mean.name, np.asarray(array, mean.numpy().dtype))
+            moved[mean.name] = flower.array_of(mean)
+        return ArrayRecord(moved)
+
+
+def arrays_of(message: Message) -> list[Tensor]:
+    """The tensors of a reply's only array record."""
+    (record,) = message.content.array_records.values()
+    return flower.tensors_of(record)
+
+
+def book(state: Round, message: Message) -> None:
+    """Note that a reply counts; its arrays are not kept."""
+    light = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
+    state.contents.append((message.metadata.src_node_id, light))
+
+
+def refused(message: Message, refusal: Refusal) -> None:
+    """Say why a reply does not count."""
+    node = message.metadata.src_node_id
+    log.warning("update.refused node=%s category=%s reason=%s", node, refusal.category, refusal.reason)
+
+
+def _batches(
+    items: Iterator[tuple[Message, MetricRecord]],
+) -> Iterator[list[tuple[Message, MetricRecord]]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _TOGETHER:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

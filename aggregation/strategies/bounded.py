@@ -1,0 +1,164 @@
+"""Rules that look at how far an update lies from the model that went out, and count it accordingly.
+
+All are one weighted mean: an update x_i that moves the model by d_i = x_i - x counts with a factor f_i, and the
+next model is x + sum_i w_i f_i d_i / sum_i w_i. So they stream, in the memory of the sum and one update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from aggregation.admission import Refusal, inspect
+from aggregation.round_sum import Weight
+from aggregation.strategies.averaging import FedAvg, Round
+from aggregation.weighted_sum import BLOCK, ready
+from fabric import flower
+from fabric.tensors import Tensor
+
+
+class _Bounded(FedAvg):
+    """`factor` says how an update at a distance counts, or why it is refused."""
+
+    folds_pieces = False
+
+    def factor(self, distance: float) -> float | Refusal:
+        raise NotImplementedError
+
+    def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
+        base = flower.tensors_of(state.base)
+        weight = self.weight_of(metrics)
+        if isinstance(weight, Refusal):
+            return weight
+        if (refusal := inspect(base, update)) is not None:
+            return refusal
+        factor = self.factor(math.sqrt(distances(base, update)[0]))
+        return factor if isinstance(factor, Refusal) else Weight(weight.share * factor, weight.share)
+
+
+class NormBound(_Bounded):
+    """Updates that move the model further than `bound` are scaled back to it, or refused.
+
+    Sun et al. 2019, https://arxiv.org/abs/1911.07963.
+    """
+
+    def __init__(self, *args: Any, bound: float, refuse: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            bound: L2 norm over all tensors, above 0.
+            refuse: do not count such updates at all.
+        """
+        super().__init__(*args, **kwargs)
+        if not bound > 0:
+            raise ValueError(f"bound is {bound}, expected a norm above 0")
+        self.bound = bound
+        self.refuse = refuse
+
+    def factor(self, distance: float) -> float | Refusal:
+        if distance <= self.bound:
+            return 1.0
+        if self.refuse:
+            return Refusal("too_far", f"moves the model by {distance:.4g}, allowed are {self.bound:.4g}")
+        return self.bound / distance
+
+
+class CentredClipping(_Bounded):
+    """One step of centred clipping, around the model that went out; all updates weigh the same.
+
+    Karimireddy et al. 2021, https://arxiv.org/abs/2012.10333, algorithm 1 with v_0 = x.
+    """
+
+    def __init__(self, *args: Any, radius: float, **kwargs: Any) -> None:
+        """
+        Args:
+            radius: tau of the paper, an L2 norm over all tensors, above 0.
+        """
+        super().__init__(*args, **kwargs)
+        if not radius > 0:
+            raise ValueError(f"radius is {radius}, expected a norm above 0")
+        self.radius = radius
+
+    def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
+        weight = super().weight_of(metrics)
+        return weight if isinstance(weight, Refusal) else Weight(1.0, 1.0)
+
+    def factor(self, distance: float) -> float | Refusal:
+        return 1.0 if distance <= self.radius else self.radius / distance
+
+
+class FLTrust(FedAvg):
+    """Updates count by how much they point where the server's own update points.
+
+    Cao et al. 2021, https://arxiv.org/abs/2012.13995: trust = max(0, cos(d_i, d_0)), and each update is
+    brought to the length of the server's.
+    """
+
+    folds_pieces = False
+    of_one_round = ("round", "_own")
+    _own: list[Tensor] | None = None
+
+    def __init__(self, *args: Any, own_update: Callable[[int, ArrayRecord], ArrayRecord], **kwargs: Any) -> None:
+        """
+        Args:
+            own_update: from (round, model) the model after training on the server's own small, clean data.
+        """
+        super().__init__(*args, **kwargs)
+        self.own_update = own_update
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        messages = super().configure_train(server_round, arrays, config, grid)
+        self._own = flower.tensors_of(self.own_update(server_round, arrays))
+        if (refusal := inspect(flower.tensors_of(arrays), self._own)) is not None:
+            raise ValueError(f"own_update gave another model: {refusal.reason}")
+        return messages
+
+    def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
+        weight = super().weight_of(metrics)
+        return weight if isinstance(weight, Refusal) else Weight(1.0, 1.0)
+
+    def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
+        base = flower.tensors_of(state.base)
+        weight = self.weight_of(metrics)
+        if isinstance(weight, Refusal):
+            return weight
+        if (refusal := inspect(base, update)) is not None:
+            return refusal
+        assert self._own is not None
+        length, product, own = distances(base, update, self._own)
+        if not length or not own:
+            return Weight(0.0, 0.0)
+        trust = max(0.0, product / math.sqrt(length * own))
+        return Weight(trust * math.sqrt(own / length), trust)
+
+
+def distances(base: list[Tensor], update: list[Tensor], other: list[Tensor] | None = None) -> tuple[float, ...]:
+    """|d|^2 for d = update - base; with `other` also d * e and |e|^2 for e = other - base; over all tensors.
+
+    In float64, block by block.
+    """
+    found = {t.name: t for t in update}
+    third = {t.name: t for t in other or ()}
+    sums: list[list[float]] = [[], [], []]
+    for tensor in base:
+        views = [tensor, found[tensor.name], *([third[tensor.name]] if third else [])]
+        flat = [ready(v.dtype, v.data) for v in views]
+        for low in range(0, flat[0].size, BLOCK):
+            x, y, *rest = (v[low : low + BLOCK].astype(np.float64) for v in flat)
+            d = y - x
+            sums[0].append(_dot(d, d))
+            for z in rest:
+                e = z - x
+                sums[1].append(_dot(d, e))
+                sums[2].append(_dot(e, e))
+    return tuple(math.fsum(s) for s in sums[: 3 if other else 1])
+
+
+def _dot(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    return float(np.add.reduce(a * b))

@@ -1,0 +1,32 @@
+"""Strategies that treat the streamed mean as a pseudo-gradient: Flower's own arithmetic on our sum.
+
+FedAvgM: Hsu et al. 2019, https://arxiv.org/abs/1909.06335. FedAdam, FedYogi, FedAdagrad: Reddi et al. 2021,
+https://arxiv.org/abs/2003.00295. FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127 (the proximal term is the
+node's: its weight travels as `proximal-mu`). They take Flower's arguments and defaults.
+"""
+
+from __future__ import annotations
+
+from flwr.serverapp import strategy as flowers
+
+from aggregation.strategies.averaging import FedAvg
+
+
+class FedProx(flowers.FedProx, FedAvg):
+    """FedAvg whose nodes are held near the model that they were given."""
+
+
+class FedAvgM(flowers.FedAvgM, FedAvg):
+    """FedAvg with momentum on the server."""
+
+
+class FedAdam(flowers.FedAdam, FedAvg):
+    """Adam on the server."""
+
+
+class FedYogi(flowers.FedYogi, FedAvg):
+    """Yogi on the server."""
+
+
+class FedAdagrad(flowers.FedAdagrad, FedAvg):
+    """Adagrad on the server."""
