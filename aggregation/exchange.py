@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flwr.app import Message
-from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, Strategy
+from flwr.app import Message, MetricRecord
+from flwr.serverapp import strategy as flowers
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
 from aggregation import random_state
 from aggregation.admission import Refusal, inspect
 from aggregation.checkpoints import Checkpoints, Plan, nodes_of
 from aggregation.in_flight import Node
+from aggregation.ingest import Expect
 from aggregation.phases import Phase
 from aggregation.progress import Progress
+from aggregation.replies import Replies
+from aggregation.round_sum import Incoming
 from aggregation.staleness import rebase
+from aggregation.strategies.averaging import FedAvg
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError
+from fabric.flower_frames import record_of_values
 from fabric.round_policy import RoundPolicy, staleness_weight
 from fabric.tensors import Tensor
+from fabric.wire import Values
 
 _NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
 
@@ -57,7 +64,7 @@ class Exchange:
                 rebase(each.message, base, progress.arrays, staleness_weight(self._policy, age))
         still_out = {asked.place.round for asked in progress.grid.outstanding().values()}
         progress.bases = {number: base for number, base in progress.bases.items() if number in still_out}
-        return _in_order(progress.strategy, [c.message for c in counted]), []
+        return sorted((c.message for c in counted), key=_by_node), []
 
     def evaluate(self, progress: Progress) -> Iterable[Message]:
         """What the nodes say about the present model."""
@@ -69,7 +76,11 @@ class Exchange:
         # A node that still trains for a later round would hold an evaluation up.
         messages = progress.grid.to_free_nodes(self._messages(progress, phase, configure))
         replies = progress.grid.send_and_receive(messages, timeout=progress.timeout)
-        return _in_order(progress.strategy, replies), progress.grid.model_blob()
+        if phase == "train" and isinstance(progress.strategy, FedAvg) and isinstance(replies, Replies):
+            return replies.once(), progress.grid.model_blob()
+        # flwr's own strategies make a list of all replies anyway: sorting it costs nothing, and the same
+        # updates give the same bytes whatever arrived first.
+        return sorted(replies, key=_by_node), progress.grid.model_blob()
 
     def _messages(
         self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
@@ -87,28 +98,25 @@ class Exchange:
 
         averaged = phase == "train" and _averages(progress.strategy)
         admission = _admission(flower.tensors_of(progress.arrays)) if averaged else None
-        grid.enter(Phase(number, trial, phase, admission, nodes_of(plan) if plan is not None else None, remember))
+        if averaged and isinstance(progress.strategy, FedAvg) and not self._policy.carries:
+            admission = progress.strategy.admit
+        pinned = nodes_of(plan) if plan is not None else None
+        expect = _expect(progress.strategy) if averaged and not self._policy.carries else None
+        grid.enter(Phase(number, trial, phase, admission, pinned, remember, expect))
         return configure(number, progress.arrays, progress.configs[phase], grid)
 
 
-def _in_order(strategy: Strategy, replies: Iterable[Message]) -> Iterable[Message]:
-    """Replies as they come for strategies that stream; else by node, so that a float sum has one order.
-
-    flwr's own strategies make a list of all replies anyway: sorting it costs nothing, and the
-    same updates give the same bytes whatever arrived first.
-    """
-    if getattr(strategy, "streams_replies", False):
-        return replies
-    return sorted(replies, key=lambda m: m.metadata.src_node_id)
+def _by_node(message: Message) -> int:
+    return message.metadata.src_node_id
 
 
 def _averages(strategy: Strategy) -> bool:
-    """Whether flwr's own code sends the global arrays and averages what comes back."""
+    """Whether code that we know sends the global arrays and averages what comes back: flwr's or ours."""
     inner: Any = getattr(strategy, "strategy", strategy)  # the DP wrappers hold the strategy they wrap
-    if not isinstance(inner, FedAvg) or isinstance(inner, _NOT_AVERAGING):
+    if not isinstance(inner, flowers.FedAvg) or isinstance(inner, _NOT_AVERAGING):
         return False
     methods = (type(inner).configure_train, type(inner).aggregate_train)
-    return all(m.__module__.startswith("flwr.") for m in methods)
+    return all(m.__module__.startswith(("flwr.", "aggregation.strategies.")) for m in methods)
 
 
 def _admission(sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
@@ -119,3 +127,16 @@ def _admission(sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
         return inspect(sent, flower.tensors_of(records[0]))
 
     return admit
+
+
+def _expect(strategy: Strategy) -> Expect | None:
+    """How the strategy folds updates while they arrive, if it does."""
+    if not isinstance(strategy, FedAvg) or not strategy.folds_pieces:
+        return None
+
+    def expect(task: str, metrics: Values, frame_bytes: int) -> Incoming | Refusal:
+        record = record_of_values(metrics)
+        assert isinstance(record, MetricRecord)
+        return strategy.expect(task, record, frame_bytes)
+
+    return expect

@@ -59,6 +59,10 @@ class FixedPoint:
         """Fine units in one."""
         return math.ldexp(1.0, self.exponent)
 
+    def holds(self, term: float) -> bool:
+        """Whether a term fits the coarse lane, if not the fine one."""
+        return abs(term) * self.scale < float(self.half << COARSE_SHIFT)
+
     @property
     def half(self) -> int:
         """Terms of [-half, half) units fit a lane."""

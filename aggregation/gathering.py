@@ -43,6 +43,14 @@ class Gathering:
         """What was yielded last counts."""
         self.counted += 1
 
+    def rest(self) -> Iterator[Arrived]:
+        """What was folded already when the waiting ended."""
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if isinstance(item, Arrived) and item.folded and item.task in self.waiting:
+                self.waiting.discard(item.task)
+                yield item
+
     def __iter__(self) -> Iterator[Arrived]:
         while self.waiting:
             if self._quorum is not None and self.counted >= self._quorum and not self._grace:

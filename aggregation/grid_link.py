@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from aggregation.cohorts import Cohorts
 from aggregation.config import WorkerConfig
 from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size
+from aggregation.ingest import Ingest, Refused
 from aggregation.storage import Storage
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
@@ -26,7 +27,6 @@ from fabric.events import Event, EventData
 from fabric.jetstream import Delivery, Received
 from fabric.round_policy import TimeIsUp
 from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
-from fabric.tensors import Buffer
 from fabric.wire import Cancel, Reply, Task
 
 T = TypeVar("T")
@@ -74,6 +74,7 @@ class GridLink:
     async def _open(self) -> None:
         self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
         self.storage = Storage(self._broker, self._config)
+        self.ingest = Ingest(self.storage, self._config.work_dir / "incoming")
         self.cohorts = Cohorts(self._broker, self._config)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
@@ -281,7 +282,8 @@ class GridLink:
             log.warning("grid.reply_comes_again", extra={"task": task, "reason": str(exc)})
             return
         except FedtideError as exc:
-            self._lost(task, str(exc), "too_large" if isinstance(exc, TooLarge) else "malformed")
+            category: Loss = exc.category if isinstance(exc, Refused) else "malformed"
+            self._lost(task, exc.what, "too_large" if isinstance(exc, TooLarge) else category)
         if self._held is None:
             await delivery.ack()
         else:
@@ -294,18 +296,16 @@ class GridLink:
             raise MalformedMessage(f"reply does not decode: {exc.errors()[0]['msg']}") from exc
         sent = self._outstanding[last_token(delivery.subject)]
         node = sent.node
-        frames: dict[str, Buffer] = {}
 
         def prefix(digest: str) -> str:
             return self._subjects.update_blob(node.region, node.name, self._config.run, digest)
 
         self._blobs[reply.task] = [ref.digest for ref in reply.message.blobs()]
         check_size(reply, self._config.spec.policy.max_update_bytes)
-        for ref in reply.message.blobs():
-            frames[ref.digest] = memoryview(await self.storage.fetch(ref, stream=UP, prefix=prefix)).toreadonly()
+        frames = await self.ingest.read(reply, prefix, lambda: reply.task in self._outstanding)
         if self._outstanding.pop(reply.task, None) is not None:
-            size = len(delivery.data) + sum(len(f) for f in frames.values())
-            sent.inbox.put(Arrived(reply.task, reply, frames, size))
+            size = len(delivery.data) + sum(ref.size_bytes for ref in reply.message.blobs())
+            sent.inbox.put(Arrived(reply.task, reply, frames or {}, frames is None, size))
 
     async def _on_presence(self, message: Received) -> None:
         name, online = last_token(message.subject), message.data == b"online"

@@ -12,7 +12,17 @@ from fabric.round_policy import TimeIsUp
 from fabric.tensors import Buffer
 from fabric.wire import Reply
 
-Loss = Literal["node_lost", "malformed", "timeout", "too_large"]
+Loss = Literal[
+    "node_lost",
+    "malformed",
+    "timeout",
+    "too_large",
+    "wrong_shape",
+    "not_finite",
+    "out_of_range",
+    "bad_weight",
+    "too_far",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +40,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A reply with its tensors, or the news that none will come (`lost` says why, `category` counts it)."""
+    """A reply with its tensors (or `folded`: they are in the round's sum), or the news that none will come (`lost`
+    says why, `category` counts it)."""
 
     task: str
     reply: Reply | None
     frames: dict[str, Buffer] = field(default_factory=dict)
+    folded: bool = False
     size_bytes: int = 0
     lost: str = ""
     category: Loss = "node_lost"

@@ -24,7 +24,7 @@ from aggregation.phases import Asked, Counted, Phase, TooFewUpdates
 from aggregation.replies import Replies
 from fabric import flower
 from fabric.blobs import BlobRef
-from fabric.errors import MalformedMessage, NotFound
+from fabric.errors import FedtideError, MalformedMessage, NotFound
 from fabric.ids import flower_int
 from fabric.round_policy import Cause, quorum_of
 from fabric.wire import ConfigValues, Task
@@ -58,6 +58,7 @@ class NatsGrid(Grid):
         """From here on messages belong to `phase`: their tasks get names that a successor would give them too."""
         self._phase = phase
         self._outgoing.enter_phase()
+        self._link.ingest.fold_into(phase.expect)
         if phase.pinned is not None:
             self._nodes |= {n.node_id: n for n in phase.pinned}
 
@@ -146,10 +147,24 @@ class NatsGrid(Grid):
             if message.has_content():
                 gathering.count()
             yield message
+        if phase is not None and phase.expect is not None:
+            yield from self._settled(gathering)
         category = "timeout" if gathering.cause == "deadline" else "not_needed"
         self._give_up(gathering.waiting, f"not there when its phase ended ({gathering.cause})", category)
         if phase is not None:
             self._collected(phase, gathering, asked)
+
+    def _settled(self, gathering: Gathering) -> Iterator[Message]:
+        """The sum is about to be used: what is whole in it counts, what is not is taken back."""
+        try:
+            self._link.call(self._link.ingest.settle())
+        except FedtideError as exc:
+            raise TooFewUpdates(f"an update that must not count could not be taken back: {exc.what}") from exc
+        for arrived in gathering.rest():
+            message = self._reply(arrived)
+            self.counted.add(arrived.task)
+            gathering.count()
+            yield message
 
     def _collected(self, phase: Phase, gathering: Gathering, asked: int) -> None:
         if asked:
@@ -286,12 +301,12 @@ class NatsGrid(Grid):
         if arrived.reply is None:
             return self._refuse(asked, arrived.category, arrived.lost, flower.ErrorCode.NODE_UNAVAILABLE)
         try:
-            message = flower.from_wire(arrived.reply.message, arrived.frames)
+            message = flower.from_wire(arrived.reply.message, None if arrived.folded else arrived.frames)
         except MalformedMessage as exc:
             return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN)
         if message.has_error():
             return self._refuse(asked, "app_error", message.error.reason or "no reason given", message.error.code)
-        admission = self._phase.admission if self._phase is not None else None
+        admission = self._phase.admission if self._phase is not None and not arrived.folded else None
         place = self._counts_at(asked)
         age = place.round - asked.place.round
         if age > self._config.spec.policy.max_staleness:

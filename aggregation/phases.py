@@ -9,6 +9,7 @@ from flwr.app import Message
 
 from aggregation.admission import Refusal
 from aggregation.in_flight import Node
+from aggregation.ingest import Expect
 from aggregation.outgoing import Place
 from fabric.errors import FedtideError
 
@@ -32,7 +33,8 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Phase:
     """A driven phase: `pinned` are the nodes to choose from, if that was settled before a crash;
-    `before_send` is told the nodes that stood to choice, before the first message leaves."""
+    `before_send` is told the nodes that stood to choice, before the first message leaves; `expect`
+    folds updates while they arrive."""
 
     round: int
     trial: int
@@ -40,6 +42,7 @@ class Phase:
     admission: Admission | None
     pinned: list[Node] | None
     before_send: Callable[[list[Node]], None]
+    expect: Expect | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ class Replies(Sequence[Message]):
             yield self._seen[index]
             index += 1
 
+    def once(self) -> Iterator[Message]:
+        """The replies for one walk, none of which is remembered."""
+        return self._source
+
     def __len__(self) -> int:
         while self._advance():
             pass

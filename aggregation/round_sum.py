@@ -5,12 +5,14 @@ Owns which updates are in the sum, and takes back those that turn out not to bel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from aggregation.admission import Refusal, compare
-from aggregation.weighted_sum import Agreement, Fault, WeightedSum, ready
+from aggregation.admission import Refusal, compare, is_finite
+from aggregation.weighted_sum import Agreement, Fault, WeightedSum, magnitude, ready
+from fabric.errors import MalformedMessage
 from fabric.frame_scanner import FrameScanner
 from fabric.tensors import Buffer, Tensor, TensorSpec
 
@@ -35,12 +37,13 @@ class RoundSum:
         self.total = WeightedSum(agreement)
         self.share = Fraction(0)
         self._taken: set[str] = set()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.total.terms
 
     def holds(self, key: str) -> bool:
-        """Whether the update of this task is in the sum already."""
+        """Whether the update of this task was folded while it arrived."""
         return key in self._taken
 
     def add(self, updates: Sequence[Sequence[Tensor]], weights: Sequence[Weight]) -> list[Refusal | None]:
@@ -56,10 +59,24 @@ class RoundSum:
         faults = self.total.fold_all(ordered, [weights[k].term for k in fit])
         for k, fault in zip(fit, faults, strict=True):
             if fault is None:
-                self.share += Fraction(weights[k].share)
+                self._accept(weights[k])
             else:
                 refusals[k] = _refusal(fault, _culprit(ordered[fit.index(k)]))
         return refusals
+
+    def too_large(self, update: Sequence[Tensor], weight: Weight) -> Refusal | None:
+        """Why an update of finite values would be refused by `add`, or None."""
+        points = {s.name: p for s, p in zip(self.total.agreement.specs, self.total.agreement.points, strict=True)}
+        for tensor in update:
+            point = points[tensor.name]
+            if point is not None and not point.holds(magnitude(tensor) * weight.term):
+                return _refusal("out_of_range", tensor.name)
+        return None
+
+    def _accept(self, weight: Weight, key: str = "") -> None:
+        with self._lock:
+            self.share += Fraction(weight.share)
+            self._taken.add(key)
 
     def expect(self, key: str, weight: Weight, frame_bytes: int) -> Incoming:
         """An update that comes in pieces.
@@ -73,7 +90,7 @@ class RoundSum:
 
 @dataclass(slots=True)
 class Incoming:
-    """An update on its way into a sum: `feed` it all of its frame, then `accept`; or `withdraw`.
+    """An update on its way into a sum: `feed` it all of its frame, then `accept`; or take it back (`withdrawal`).
 
     An exception in between leaves it where it was: feed it on from `fed` bytes.
     """
@@ -95,17 +112,18 @@ class Incoming:
         return self._fold(self._scanner, data, back=False)
 
     def accept(self) -> None:
-        """All of it is in the sum."""
-        assert self._scanner.done
-        self.sum.share += Fraction(self.weight.share)
-        self.sum._taken.add(self.key)
+        """All of it is in the sum.
 
-    def withdraw(self, fed: Iterable[Buffer], frame_bytes: int) -> None:
-        """Take back what was fed: the same bytes once more, in the same cuts."""
-        scanner = FrameScanner(frame_bytes)
-        for data in fed:
-            self._fold(scanner, data, back=True)
-        self.sum.total.discount(self.weight.term)
+        Raises:
+            MalformedMessage: it is not.
+        """
+        if not self._scanner.done:
+            raise MalformedMessage("tensor frame: ends before its last tensor")
+        self.sum._accept(self.weight, self.key)
+
+    def withdrawal(self, frame_bytes: int) -> Withdrawal:
+        """Takes back what was fed."""
+        return Withdrawal(self, FrameScanner(frame_bytes))
 
     def _fold(self, scanner: FrameScanner, data: Buffer, *, back: bool) -> Refusal | None:
         found: Refusal | None = None
@@ -130,14 +148,28 @@ class Incoming:
         return refusal
 
 
+@dataclass(slots=True)
+class Withdrawal:
+    """`feed` it all that was fed, in the same cuts; then it is `done`."""
+
+    _incoming: Incoming
+    _scanner: FrameScanner
+
+    def feed(self, data: Buffer) -> None:
+        """Take these bytes back."""
+        self._incoming._fold(self._scanner, data, back=True)
+
+    def done(self) -> None:
+        """Nothing of it is in the sum."""
+        self._incoming.sum.total.discount(self._incoming.weight.term)
+
+
 def _in_order(specs: Sequence[TensorSpec], update: Sequence[Tensor]) -> list[Tensor]:
     tensors = {t.name: t for t in update}
     return [tensors[spec.name] for spec in specs]
 
 
 def _culprit(update: Sequence[Tensor]) -> str:
-    from aggregation.admission import is_finite
-
     return next((t.name for t in update if not is_finite(t)), update[0].name)
 
 

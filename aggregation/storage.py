@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from aggregation.config import WorkerConfig
 from fabric.blobs import BlobRef
@@ -13,7 +13,7 @@ from fabric.errors import FedtideError, TransientError
 from fabric.streams import HUB_DOMAIN
 from fabric.subjects import DOWN, UP, Subjects
 from fabric.tensors import Buffer, frame_size
-from fabric.transfer import Prefix, Source, put_blob, read_blob
+from fabric.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
 from fabric.wire import INLINE_BYTES, Arrays
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,13 @@ class Storage:
 
     async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
         return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
+
+    async def fetch_into(self, sink: Sink, ref: BlobRef, *, stream: str, prefix: Prefix) -> None:
+        await get_blob(Source(self._broker, stream), prefix, ref, sink)
+
+    def stream(self, ref: BlobRef, *, stream: str, prefix: Prefix, from_byte: int) -> AsyncIterator[bytes]:
+        """The chunks of a blob in order, from the one that begins at `from_byte`."""
+        return stream_blob(Source(self._broker, stream), prefix, ref, from_byte)
 
     async def read(self, stream: str, subject: str) -> bytes | None:
         found = await self._broker.last(stream, subject)

@@ -54,7 +54,7 @@ class Agreement:
         Raises:
             ValueError: the model holds NaN or infinity.
         """
-        points = [FixedPoint.agree(_largest(t), max_terms) if exact else None for t in model]
+        points = [FixedPoint.agree(magnitude(t), max_terms) if exact else None for t in model]
         return cls(tuple(t.spec for t in model), tuple(points), max_terms)
 
 
@@ -64,7 +64,8 @@ def _too_many(agreement: Agreement) -> TooManyTerms:
     )
 
 
-def _largest(tensor: Tensor) -> float:
+def magnitude(tensor: Tensor) -> float:
+    """The largest magnitude in a tensor; infinite if there is an infinity or NaN."""
     values = ready(tensor.dtype, tensor.data)
     return float(largest(values)) if values.size else 0.0
 
@@ -125,7 +126,7 @@ class WeightedSum:
         self._device = device or choose()
         self._threads = threads
         sizes = [s.elements for s in agreement.specs]
-        self._making = threading.Lock()
+        self._lock = threading.Lock()
         self._blocks = [[_Block(min(BLOCK, n - low)) for low in range(0, n, BLOCK)] for n in sizes]
         everything = [(i, k) for i, blocks in enumerate(self._blocks) for k in range(len(blocks))]
         number, of = share
@@ -138,15 +139,17 @@ class WeightedSum:
         Raises:
             TooManyTerms: the agreed number is reached.
         """
-        if self.terms >= self.agreement.max_terms:
-            raise _too_many(self.agreement)
-        self.terms += 1
-        self.weight += Fraction(weight)
+        with self._lock:
+            if self.terms >= self.agreement.max_terms:
+                raise _too_many(self.agreement)
+            self.terms += 1
+            self.weight += Fraction(weight)
 
     def discount(self, weight: float) -> None:
         """The opposite, for an update that is taken back."""
-        self.terms -= 1
-        self.weight -= Fraction(weight)
+        with self._lock:
+            self.terms -= 1
+            self.weight -= Fraction(weight)
 
     def fold(
         self, index: int, start: int, values: Sequence[Values], weights: Sequence[float], *, back: bool = False
@@ -237,7 +240,7 @@ class WeightedSum:
 
     def _make_lanes(self, index: int, block: _Block) -> None:
         """Lanes for a slab of blocks at once: memory of this size comes in huge pages, and goes with its last block."""
-        with self._making:
+        with self._lock:
             if block.fine is not None:
                 return
             number = self._blocks[index].index(block)

@@ -146,8 +146,8 @@ def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
     )
 
 
-def from_wire(wire: WireMessage, frames: Mapping[str, Buffer]) -> Message:
-    """Rebuild a message; `frames` holds the fetched blobs by digest.
+def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None) -> Message:
+    """Rebuild a message; `frames` holds the fetched blobs by digest. None: leave records of arrays out.
 
     Raises:
         MalformedMessage: a frame or value that does not decode.
@@ -168,6 +168,8 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer]) -> Message:
     content = RecordDict()
     for name, part in (wire.content or {}).items():
         if isinstance(part, Arrays):
+            if frames is None:
+                continue
             frame = frames[part.blob.digest] if part.blob is not None else part.inline or b""
             content[name] = record_of_frame(frame)
         else:

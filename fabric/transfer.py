@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -103,23 +105,59 @@ async def get_blob(source: Source, prefix: Prefix, ref: BlobRef, sink: Sink) -> 
         BrokerUnavailable: call again to go on where it stopped.
     """
     base = prefix(ref.digest)
-    raw = await source.read(f"{base}.{MANIFEST_CHUNK}")
-    if raw is None:
-        raise NotFound(f"blob {ref.digest[:12]} is not in the broker", "It may have expired: start the run again")
-    manifest = decode_manifest(ref, raw)
+    manifest = await _manifest(source, base, ref)
     window = asyncio.Semaphore(WINDOW)
 
     async def fetch(index: int) -> None:
         async with window:
-            data = await source.read(f"{base}.{index}")
-            if data is None:
-                raise NotFound(f"chunk {index} of blob {ref.digest[:12]} is not in the broker")
-            await asyncio.to_thread(manifest.check, index, data)
-            sink.write(index * manifest.chunk_bytes, data)
+            sink.write(index * manifest.chunk_bytes, await _chunk(source, base, manifest, index))
 
     async with _one_error(), asyncio.TaskGroup() as group:
         for index in sink.missing(manifest):
             group.create_task(fetch(index))
+
+
+async def stream_blob(source: Source, prefix: Prefix, ref: BlobRef, from_byte: int = 0) -> AsyncIterator[bytes]:
+    """The checked chunks of a blob in order; the next ones are fetched while one is being used.
+
+    Args:
+        from_byte: where a chunk begins.
+
+    Raises:
+        NotFound, DigestMismatch, BrokerUnavailable: as `get_blob`; what was yielded is good.
+    """
+    base = prefix(ref.digest)
+    manifest = await _manifest(source, base, ref)
+    ahead: deque[asyncio.Task[bytes]] = deque()
+    rest = iter(range(from_byte // manifest.chunk_bytes, len(manifest.chunks)))
+    try:
+        for index in islice(rest, WINDOW):
+            ahead.append(asyncio.create_task(_chunk(source, base, manifest, index)))
+        while ahead:
+            chunk = await ahead[0]
+            ahead.popleft()
+            for index in islice(rest, 1):
+                ahead.append(asyncio.create_task(_chunk(source, base, manifest, index)))
+            yield chunk
+    finally:
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
+
+
+async def _manifest(source: Source, base: str, ref: BlobRef) -> Manifest:
+    raw = await source.read(f"{base}.{MANIFEST_CHUNK}")
+    if raw is None:
+        raise NotFound(f"blob {ref.digest[:12]} is not in the broker", "It may have expired: start the run again")
+    return decode_manifest(ref, raw)
+
+
+async def _chunk(source: Source, base: str, manifest: Manifest, index: int) -> bytes:
+    data = await source.read(f"{base}.{index}")
+    if data is None:
+        raise NotFound(f"chunk {index} of blob {manifest.ref.digest[:12]} is not in the broker")
+    await asyncio.to_thread(manifest.check, index, data)
+    return data
 
 
 class MemorySink:

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.exception import AggregationError
 
-from aggregation.admission import Refusal
+from aggregation.admission import Refusal, inspect
 from aggregation.round_sum import Incoming, RoundSum, Weight
 from aggregation.weighted_sum import Agreement
 from fabric import flower
@@ -38,13 +38,14 @@ _TOGETHER = 4
 
 @dataclass(slots=True)
 class Round:
-    """What a strategy holds while it collects: the model that went out, and the sum if one was begun."""
+    """What a strategy holds while it collects: the model that went out, and the sum."""
 
     base: ArrayRecord
-    asked: int
-    sum: RoundSum | None = None
+    sum: RoundSum
     contents: list[tuple[int, RecordDict]] = field(default_factory=list)
     """(node, the reply's content without arrays) of every update that counts."""
+    admitted: dict[str, Weight] = field(default_factory=dict)
+    """By task: what `admit` found of replies that are not folded yet."""
 
 
 class FedAvg(flowers.FedAvg):
@@ -64,7 +65,9 @@ class FedAvg(flowers.FedAvg):
     ) -> Iterable[Message]:
         """Choose nodes and make their messages, as Flower's FedAvg does."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        self.round = Round(arrays, len(messages))
+        # Made before the first reply: updates are folded from the thread that receives them.
+        model = flower.tensors_of(arrays)
+        self.round = Round(arrays, RoundSum(Agreement.of(model, max(MAX_UPDATES, len(messages)), exact=self.exact)))
         return messages
 
     def aggregate_train(
@@ -84,7 +87,22 @@ class FedAvg(flowers.FedAvg):
         weight = self.weight_of(metrics)
         if isinstance(weight, Refusal):
             return weight
-        return self._sum(self._state()).expect(key, weight, frame_bytes)
+        return self._state().sum.expect(key, weight, frame_bytes)
+
+    def admit(self, message: Message) -> Refusal | None:
+        """Why a reply must not count, or None: our Grid asks before it reports the reply as received."""
+        state = self._state()
+        if (refusal := _incomplete(message)) is not None:
+            return refusal
+        update = arrays_of(message)
+        (metrics,) = message.content.metric_records.values()
+        weight = inspect(flower.tensors_of(state.base), update) or self.weigh(state, metrics, update)
+        if isinstance(weight, Refusal):
+            return weight
+        if self.folds_pieces and (refusal := state.sum.too_large(update, weight)) is not None:
+            return refusal
+        state.admitted[message.metadata.reply_to_message_id] = weight
+        return None
 
     def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
         """How an update counts, by what its node reports."""
@@ -104,12 +122,6 @@ class FedAvg(flowers.FedAvg):
             raise AggregationError("configure_train must come first: updates are compared with what was sent")
         return self.round
 
-    def _sum(self, state: Round) -> RoundSum:
-        if state.sum is None:
-            model = flower.tensors_of(state.base)
-            state.sum = RoundSum(Agreement.of(model, max(MAX_UPDATES, state.asked), exact=self.exact))
-        return state.sum
-
     def _valid(self, state: Round, replies: Iterable[Message]) -> Iterator[tuple[Message, MetricRecord]]:
         """Replies whose arrays are still to be folded; those that were folded on their way are booked."""
         failures = 0
@@ -118,16 +130,13 @@ class FedAvg(flowers.FedAvg):
                 failures += 1
                 log.info("update.error node=%s reason=%s", message.metadata.src_node_id, message.error.reason)
                 continue
-            metrics = list(message.content.metric_records.values())
-            if len(metrics) != 1:
-                refused(message, Refusal("malformed", f"the reply holds {len(metrics)} metric records, expected one"))
-            elif self._sum(state).holds(message.metadata.reply_to_message_id):
+            if state.sum.holds(message.metadata.reply_to_message_id):
                 book(state, message)
-            elif len(message.content.array_records) != 1:
-                count = len(message.content.array_records)
-                refused(message, Refusal("malformed", f"the reply holds {count} array records, expected one"))
+            elif (refusal := _incomplete(message)) is not None:
+                refused(message, refusal)
             else:
-                yield message, metrics[0]
+                (metrics,) = message.content.metric_records.values()
+                yield message, metrics
         log.info("aggregate_train: %s updates, %s failures", len(state.contents), failures)
 
     def _fold(self, state: Round, batch: list[tuple[Message, MetricRecord]]) -> list[list[Tensor]]:
@@ -135,14 +144,16 @@ class FedAvg(flowers.FedAvg):
         messages, updates, weights = [], [], []
         for message, metrics in batch:
             update = arrays_of(message)
-            weight = self.weigh(state, metrics, update)
+            weight = state.admitted.pop(message.metadata.reply_to_message_id, None) or self.weigh(
+                state, metrics, update
+            )
             if isinstance(weight, Refusal):
                 refused(message, weight)
                 continue
             messages.append(message)
             updates.append(update)
             weights.append(weight)
-        refusals = self._sum(state).add(updates, weights)
+        refusals = state.sum.add(updates, weights)
         for message, refusal in zip(messages, refusals, strict=True):
             if refusal is None:
                 book(state, message)
@@ -157,7 +168,7 @@ class FedAvg(flowers.FedAvg):
     def _close(self, state: Round) -> tuple[ArrayRecord | None, MetricRecord | None]:
         if not state.contents:
             return None, None
-        total = self._sum(state)
+        total = state.sum
         if not total.share:
             log.warning("update.no_weight: the weights of all %s updates are 0; the model stays", len(state.contents))
             return None, None
@@ -184,6 +195,13 @@ class FedAvg(flowers.FedAvg):
                 mean = Tensor.of(mean.name, np.asarray(array, mean.numpy().dtype))
             moved[mean.name] = flower.array_of(mean)
         return ArrayRecord(moved)
+
+
+def _incomplete(message: Message) -> Refusal | None:
+    for kind, found in (("metric", message.content.metric_records), ("array", message.content.array_records)):
+        if len(found) != 1:
+            return Refusal("malformed", f"the reply holds {len(found)} {kind} records, expected one")
+    return None
 
 
 def arrays_of(message: Message) -> list[Tensor]:

@@ -38,10 +38,10 @@ class _Comparing(FedAvg):
         base = flower.tensors_of(state.base)
         kept: list[tuple[Message, list[Tensor]]] = []
         for message, metrics in self._valid(state, replies):
-            weight, update = self.weight_of(metrics), arrays_of(message)
-            refusal = weight if isinstance(weight, Refusal) else inspect(base, update)
-            if refusal is not None:
-                refused(message, refusal)
+            update, task = arrays_of(message), message.metadata.reply_to_message_id
+            weight = state.admitted.pop(task, None) or inspect(base, update) or self.weight_of(metrics)
+            if isinstance(weight, Refusal):
+                refused(message, weight)
                 continue
             by_name = {t.name: t for t in update}
             kept.append((message, [by_name[t.name] for t in base]))
@@ -182,7 +182,7 @@ class MedianOfMeans(_Comparing):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         state = self._state()
         sums: dict[int, RoundSum] = {}
-        agreement = self._sum(state).total.agreement
+        agreement = state.sum.total.agreement
         for message, metrics in self._valid(state, replies):
             weight = self.weight_of(metrics)
             bucket = self._bucket_of.get(message.metadata.src_node_id, 0)
