@@ -40,6 +40,7 @@ class Plan(Strict):
     phase: str
     nodes: list[tuple[str, str]] = Field(description="(name, region) of every node that stood to choice, in order")
     random: str
+    codecs: dict[str, list[str]] = Field(default={}, description="What each node reads and writes")
 
 
 class TaskOut(Strict):
@@ -77,6 +78,7 @@ class Head(Strict):
     outstanding: list[TaskOut] = []
     bases: dict[int, Arrays] = {}
     bytes_moved: int = 0
+    anchor: Arrays | None = Field(default=None, description="What models on their way down are coded against")
 
 
 class Checkpoints:
@@ -122,6 +124,7 @@ class Checkpoints:
             outstanding=_out(progress),
             bases={number: self._upload(base) for number, base in progress.bases.items()},
             bytes_moved=bytes_moved,
+            anchor=self._upload(progress.anchor) if progress.anchor is not None else None,
         )
         self._write("head", head)
         return head
@@ -137,6 +140,7 @@ class Checkpoints:
         progress.bases = {number: self._download(arrays) for number, arrays in head.bases.items()}
         progress.round, progress.rounds_with_updates = head.round, head.rounds_with_updates
         progress.bytes_before = head.bytes_moved
+        progress.anchor = self._download(head.anchor) if head.anchor is not None else None
 
     def restore_strategy(self, head: Head, strategy: Strategy) -> None:
         tensors = decode(memoryview(self._fetch(head.strategy_tensors))) if head.strategy_tensors is not None else []
@@ -183,7 +187,7 @@ def _out(progress: Progress) -> list[TaskOut]:
 
 
 def nodes_of(plan: Plan) -> list[Node]:
-    return [Node.of(name, region) for name, region in plan.nodes]
+    return [Node.of(name, region, plan.codecs.get(name, ())) for name, region in plan.nodes]
 
 
 def _values(history: dict[int, MetricRecord]) -> dict[int, dict[str, Any]]:

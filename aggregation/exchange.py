@@ -94,7 +94,10 @@ class Exchange:
         def remember(choice: list[Node]) -> None:
             if plan is None:
                 nodes = [(n.name, n.region) for n in choice]
-                self._checkpoints.save_plan(Plan(round=number, trial=trial, phase=phase, nodes=nodes, random=state))
+                codecs = {n.name: sorted(n.codecs) for n in choice if n.codecs}
+                self._checkpoints.save_plan(
+                    Plan(round=number, trial=trial, phase=phase, nodes=nodes, random=state, codecs=codecs)
+                )
 
         averaged = phase == "train" and _averages(progress.strategy)
         admission = _admission(flower.tensors_of(progress.arrays)) if averaged else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,10 +33,11 @@ class Node:
     name: str
     region: str
     node_id: int
+    codecs: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, name: str, region: str) -> Node:
-        return cls(name, region, flower_int(name))
+    def of(cls, name: str, region: str, codecs: Iterable[str] = ()) -> Node:
+        return cls(name, region, flower_int(name), frozenset(codecs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,10 +145,10 @@ def _too_late() -> Refused:
 
 
 def _foldable(reply: Reply) -> tuple[Values | None, BlobRef | None]:
-    """The only metrics and the only arrays of a reply, if there is one of each and the arrays are a blob."""
+    """The only metrics and the only arrays of a reply, if there is one of each, and the arrays are a plain blob."""
     records = list((reply.message.content or {}).values())
     metrics = [r for r in records if isinstance(r, Values) and r.kind == "metrics"]
     arrays = [r for r in records if isinstance(r, Arrays)]
-    if len(metrics) != 1 or len(arrays) != 1:
+    if len(metrics) != 1 or len(arrays) != 1 or arrays[0].coded:
         return None, None
     return metrics[0], arrays[0].blob

@@ -11,10 +11,11 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 
-from flwr.app import DEFAULT_TTL, Error, Message, RecordDict
+from flwr.app import DEFAULT_TTL, ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from aggregation.accounts import Accounts
+from aggregation.admission import Refusal
 from aggregation.config import WorkerConfig
 from aggregation.gathering import Gathering
 from aggregation.grid_link import GridLink
@@ -62,8 +63,12 @@ class NatsGrid(Grid):
         if phase.pinned is not None:
             self._nodes |= {n.node_id: n for n in phase.pinned}
 
+    def code_against(self, anchor: ArrayRecord) -> None:
+        """Send models as coded differences to `anchor`, to nodes that read the policy's codec."""
+        self._outgoing.code_against(anchor)
+
     def leave(self) -> None:
-        """The driver is done: what the app still sends is its own affair."""
+        """The driver is done."""
         self._phase = None
 
     def finish(self) -> None:
@@ -72,6 +77,11 @@ class NatsGrid(Grid):
 
     def set_run(self, run: flower.Run) -> None:
         self._run = run
+
+    @property
+    def carries(self) -> bool:
+        """Whether the run's policy counts answers in later rounds than they were asked for."""
+        return self._config.spec.policy.carries
 
     @property
     def run(self) -> flower.Run:
@@ -90,7 +100,7 @@ class NatsGrid(Grid):
             where = (phase.round, phase.trial, phase.name) if phase is not None else (0, 1, "")
             needed = self._config.spec.policy.min_updates if phase is not None and phase.name == "train" else 0
             cohort = self._link.call(self._link.cohorts.at_least(needed, *where))
-            nodes = [Node.of(n.name, n.region) for n in cohort.nodes]
+            nodes = [Node.of(n.name, n.region, n.codecs) for n in cohort.nodes]
         with self._lock:
             self._choice = nodes
             self._nodes |= {n.node_id: n for n in nodes}
@@ -232,9 +242,10 @@ class NatsGrid(Grid):
         """Tasks whose answers an abandoned trial has received, and the next one counts."""
         return {counted.task: counted.asked for counted in self._kept}
 
-    def adopt(self, task: str, node: Node, round_: int, expires_at: float) -> None:
-        """Wait for a training task that a predecessor sent in an earlier round or trial."""
-        message = Message(RecordDict(), node.node_id, "train", group_id=str(round_))
+    def adopt(self, task: str, node: Node, round_: int, expires_at: float, base: ArrayRecord | None) -> None:
+        """Wait for a training task that a predecessor sent, with the model `base`, in an earlier round or trial."""
+        content = RecordDict({"arrays": base}) if base is not None else RecordDict()
+        message = Message(content, node.node_id, "train", group_id=str(round_))
         flower.stamp(message, task)
         with self._lock:
             self._asked[task] = Asked(message, node, Place(round_, 1, "train", driven=True), expires_at)
@@ -269,7 +280,7 @@ class NatsGrid(Grid):
         if also and not groups and self._phase is not None:
             groups = {Place(self._phase.round, self._phase.trial, self._phase.name, driven=True): []}
         for place, group in groups.items():
-            size = sum(len(t.model_dump_json()) + sum(b.size_bytes for b in t.message.blobs()) for t, _ in group)
+            size = sum(len(t.model_dump_json()) + sum(b.size_bytes for b in t.message.carried()) for t, _ in group)
             nodes = [asked.node.name for _, asked in group] + also
             self._accounts.opened(place, nodes, size, self._quorum(len(nodes)))
 
@@ -301,7 +312,8 @@ class NatsGrid(Grid):
         if arrived.reply is None:
             return self._refuse(asked, arrived.category, arrived.lost, flower.ErrorCode.NODE_UNAVAILABLE)
         try:
-            message = flower.from_wire(arrived.reply.message, None if arrived.folded else arrived.frames)
+            sent = next(iter(asked.message.content.array_records.values()), None)
+            message = flower.from_wire(arrived.reply.message, None if arrived.folded else arrived.frames, sent)
         except MalformedMessage as exc:
             return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN)
         if message.has_error():
@@ -311,7 +323,10 @@ class NatsGrid(Grid):
         age = place.round - asked.place.round
         if age > self._config.spec.policy.max_staleness:
             return self._refuse(asked, "stale", f"was trained from the model of {age} rounds ago", _APP_ERROR)
-        refusal = admission(message) if admission is not None else None
+        try:
+            refusal = admission(message) if admission is not None else None
+        except MalformedMessage as exc:
+            refusal = Refusal("malformed", str(exc))
         if refusal is not None:
             return self._refuse(asked, refusal.category, refusal.reason, _APP_ERROR)
         size, seconds = arrived.size_bytes, arrived.reply.seconds

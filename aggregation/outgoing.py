@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Node
 from fabric import flower
+from fabric import tensors as frames
 from fabric.blobs import BlobRef
-from fabric.wire import Arrays, ConfigValues, Task
+from fabric.codecs import Codec, encode, is_coded
+from fabric.tensors import Buffer, Tensor, frame_size
+from fabric.wire import INLINE_BYTES, Arrays, ConfigValues, Task
 
 EXPIRY_MARGIN_S = 60.0
 """How long after its round's deadline a task is still worth an answer: the deadline is the coordinator's."""
@@ -38,6 +43,14 @@ def place_of(task: str, run: str) -> Place | None:
     return Place(int(found[1]), int(found[2]), found[3], driven=True)
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.spec == b.spec and np.array_equal(np.frombuffer(a.data, np.uint8), np.frombuffer(b.data, np.uint8))
+
+
+def _reads(node: Node, codec: str) -> bool:
+    return bool(codec) and Codec.parse(codec).kind in node.codecs
+
+
 class Outgoing:
     """Prepares the messages of one push after the other; `blobs` are those of the present one."""
 
@@ -45,9 +58,18 @@ class Outgoing:
         self._config = config
         self._link = link
         self._run_config = run_config
-        self._uploads: dict[int, tuple[ArrayRecord | MetricRecord | ConfigRecord, Arrays]] = {}
+        self._uploads: dict[tuple[int, bool], tuple[ArrayRecord | MetricRecord | ConfigRecord, Arrays]] = {}
         self._counter = itertools.count(1)
         self._per_node: Counter[str] = Counter()
+        self._anchor: tuple[BlobRef, dict[str, Tensor]] | None = None
+
+    def code_against(self, anchor: ArrayRecord) -> None:
+        """From here on models go down as coded differences to `anchor`, which the nodes keep."""
+        frame = flower.frame_of(anchor)
+        if frame_size(frame) > INLINE_BYTES:
+            storage = self._link.storage
+            ref = self._link.call(storage.store(frame, keep=True, prefix=storage.round_prefix))
+            self._anchor = (ref, {t.name: t for t in flower.tensors_of(anchor)})
 
     def enter_phase(self) -> None:
         """Names are counted anew."""
@@ -59,18 +81,23 @@ class Outgoing:
     def prepare(self, message: Message, node: Node, place: Place) -> Task:
         task_id = self._task_id(node, place)
         flower.stamp(message, task_id)
-        arrays = {name: self._upload(message.content[name]) for name in flower.framed(message.content)}
+        policy = self._config.spec.policy
+        down = place.driven and _reads(node, policy.down)
+        arrays = {name: self._upload(message.content[name], coded=down) for name in flower.framed(message.content)}
+        trains = place.phase == "train" and len(message.content.array_records) == 1
         return Task(
             task=task_id,
             run=self._config.run,
             app=self._config.spec.app,
             run_config=self._run_config,
             message=flower.to_wire(message, arrays),
+            codec=policy.up if trains and _reads(node, policy.up) else "",
             expires_at=message.metadata.created_at + min(message.metadata.ttl, self._worth_s(place)),
         )
 
     def blobs(self) -> list[BlobRef]:
-        return [a.blob for _, a in self._uploads.values() if a.blob is not None]
+        kept = self._anchor[0] if self._anchor is not None else None
+        return [a.blob for _, a in self._uploads.values() if a.blob is not None and a.blob != kept]
 
     def _worth_s(self, place: Place) -> float:
         """Seconds for which a task is worth an answer."""
@@ -80,13 +107,30 @@ class Outgoing:
         rounds = 1 + (policy.max_staleness if policy.carries else 0)
         return policy.deadline_s * rounds + EXPIRY_MARGIN_S
 
-    def _upload(self, record: ArrayRecord | MetricRecord | ConfigRecord) -> Arrays:
+    def _upload(self, record: ArrayRecord | MetricRecord | ConfigRecord, *, coded: bool) -> Arrays:
         # The same record object goes to many nodes: it is encoded and stored once a push.
-        known = self._uploads.get(id(record))
+        key = (id(record), coded)
+        known = self._uploads.get(key)
         if known is None:
-            known = (record, self._link.call(self._link.storage.upload(flower.frame_of(record))))
-            self._uploads[id(record)] = known
+            known = (record, self._coded(record) if coded else self._plain(flower.frame_of(record)))
+            self._uploads[key] = known
         return known[1]
+
+    def _plain(self, frame: list[Buffer]) -> Arrays:
+        return self._link.call(self._link.storage.upload(frame))
+
+    def _coded(self, record: ArrayRecord | MetricRecord | ConfigRecord) -> Arrays:
+        plain = flower.frame_of(record)
+        if self._anchor is None or not isinstance(record, ArrayRecord) or frame_size(plain) <= INLINE_BYTES:
+            return self._plain(plain)
+        anchor, base = self._anchor
+        tensors = flower.tensors_of(record)
+        if all(t.name in base and _equal(t, base[t.name]) for t in tensors):
+            return Arrays(blob=anchor, base=anchor)
+        # One model, one set of bytes, whichever phase it goes out in.
+        seed = zlib.crc32(b"".join(zlib.crc32(t.data).to_bytes(4, "big") for t in tensors))
+        coded = encode(tensors, base, Codec.parse(self._config.spec.policy.down), seed)
+        return self._plain(frames.encode(coded)).model_copy(update={"coded": is_coded(coded), "base": anchor})
 
     def _task_id(self, node: Node, place: Place) -> str:
         run = self._config.run

@@ -16,7 +16,7 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 @dataclass
 class Progress:
     """`round` is the one in progress or, between rounds, the last. `bases` holds the models that tasks which are
-    still out were given, by the round that gave them."""
+    still out were given, by the round that gave them; `anchor` is what models are coded against, if they are."""
 
     strategy: Strategy
     grid: NatsGrid
@@ -31,6 +31,7 @@ class Progress:
     rounds_with_updates: int = 0
     bytes_before: int = 0
     bases: dict[int, ArrayRecord] = field(default_factory=dict)
+    anchor: ArrayRecord | None = None
 
     def metrics(self, number: int) -> dict[str, float]:
         """The numbers of one round, named by their origin (lists are left out)."""

@@ -26,10 +26,12 @@ from aggregation.grid_link import GridLink
 from aggregation.nats_grid import NatsGrid
 from aggregation.outgoing import place_of
 from aggregation.phases import TooFewUpdates
+from aggregation.privacy_ledger import ledger
 from aggregation.progress import EvaluateFn, Progress
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, FedtideError
+from fabric.release import Privacy
 from fabric.round_policy import StopRule, why_stop
 from fabric.subjects import Subjects
 from fabric.wire import Reply
@@ -62,6 +64,13 @@ class RoundDriver:
     @property
     def arrays(self) -> ArrayRecord | None:
         return self._progress.arrays if self._progress is not None else None
+
+    def privacy(self, before: Privacy | None) -> Privacy | None:
+        """What the model has cost its nodes, if that is bounded; `before`: what the release it started from had."""
+        progress = self._progress
+        if progress is None:
+            return None
+        return ledger(before, self._config.run, progress.strategy, progress.rounds_with_updates)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -119,9 +128,13 @@ class RoundDriver:
         if head is not None:
             self._resume(progress, head)
         else:
+            if self._config.spec.policy.down:
+                progress.anchor = progress.arrays
             self._evaluate_here(progress, 0.0)
             # Also before the first round: an app may draw other initial arrays when it is started again.
             self._save(progress)
+        if progress.anchor is not None:
+            progress.grid.code_against(progress.anchor)
         while progress.round < progress.last_round and not self._is_enough(progress):
             progress.round += 1
             mark = self._checkpoints.mark(progress.round)
@@ -138,7 +151,7 @@ class RoundDriver:
         mark = self._checkpoints.mark(head.round + 1)
         tasks = {t.task: t for t in [*head.outstanding, *(mark.outstanding if mark is not None else ())]}
         for task in tasks.values():
-            progress.grid.adopt(task.task, task.node, task.round, task.expires_at)
+            progress.grid.adopt(task.task, task.node, task.round, task.expires_at, progress.bases.get(task.round))
         log.info("run.resumed", extra={"after_round": head.round})
 
     def _is_enough(self, progress: Progress) -> bool:

@@ -23,7 +23,7 @@ from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, FedtideError, TransientError
 from fabric.events import ModelProduced
 from fabric.ids import flower_int
-from fabric.release import ReleaseManifest
+from fabric.release import Privacy, ReleaseManifest
 from fabric.run_events import AggregatorStarted, RunCompleted, RunFailed
 from fabric.tensors import encode
 
@@ -86,7 +86,8 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     run_id = flower_int(config.run)
     flower.adopt_identity(run_id, flower.SUPERLINK_NODE_ID)
     accounts = Accounts(config, link)
-    driver = RoundDriver(config, link, accounts, _base_arrays(config, link))
+    base = _base(config, link)
+    driver = RoundDriver(config, link, accounts, _base_arrays(base, link))
     driver.install()
     legacy = LegacyDriver(config, link)
     legacy.install()
@@ -106,15 +107,22 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     if spec.purpose == "evaluate":
         return "evaluated; no release is made"
     arrays = driver.arrays or legacy.arrays or _left_in(context)
-    published = _publish(config, link, app, app_dir, arrays, context, driver.metrics or legacy.metrics)
+    privacy = driver.privacy(base.lineage.privacy if base is not None else None)
+    metrics = driver.metrics or legacy.metrics
+    published = _publish(config, link, app, app_dir, arrays, context, metrics, privacy)
     return "; ".join(note for note in (driver.note, published) if note)
 
 
-def _base_arrays(config: WorkerConfig, link: GridLink) -> ArrayRecord | None:
+def _base(config: WorkerConfig, link: GridLink) -> ReleaseManifest | None:
     if config.spec.base is None:
         return None
-    manifest = ReleaseManifest.model_validate_json(bytes(link.call(link.storage.fetch(config.spec.base))))
-    return flower.record_of(memoryview(link.call(link.storage.fetch(manifest.arrays))))
+    return ReleaseManifest.model_validate_json(bytes(link.call(link.storage.fetch(config.spec.base))))
+
+
+def _base_arrays(base: ReleaseManifest | None, link: GridLink) -> ArrayRecord | None:
+    if base is None:
+        return None
+    return flower.record_of(memoryview(link.call(link.storage.fetch(base.arrays))))
 
 
 def _left_in(context: Context) -> ArrayRecord | None:
@@ -131,6 +139,7 @@ def _publish(
     arrays: ArrayRecord | None,
     context: Context,
     metrics: dict[str, float],
+    privacy: Privacy | None,
 ) -> str:
     model = config.spec.model or app.model
     if app.export is None or model is None:
@@ -151,6 +160,7 @@ def _publish(
         export=exported.export,
         metrics={**metrics, "onnx_max_abs_diff": exported.max_abs_diff},
         base=config.spec.base,
+        privacy=privacy,
     )
     link.call(link.report(produced))
     return ""

@@ -185,6 +185,7 @@ class Executor:
                 participants=len(runs.participants(run)),
                 updates=runs.accepted_updates(run),
                 base=produced.base,
+                privacy=produced.privacy,
             ),
         )
         parts: list[bytes | memoryview] = [manifest.model_dump_json().encode()]

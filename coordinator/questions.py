@@ -47,5 +47,6 @@ class Questions:
         nodes = world.nodes.values()
         chosen = selection.choose(nodes, run.facts.spec, asking, world.tasks_of_others(question.run), world.last_asked)
         return Cohort(
-            nodes=[Member(name=n.name, region=n.region) for n in chosen], online=[n.name for n in nodes if n.online]
+            nodes=[Member(name=n.name, region=n.region, codecs=n.capabilities.codecs) for n in chosen],
+            online=[n.name for n in nodes if n.online],
         )

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_agent.config import AgentConfig
+from fabric.codecs import KINDS
 from fabric.events import Capabilities
 
 _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
@@ -24,6 +25,7 @@ def collect(config: AgentConfig, inference_url: str) -> Capabilities:
         disk_free_bytes=shutil.disk_usage(config.data_dir).free,
         python=platform.python_version(),
         extras=[name for name in _TRAINING_EXTRAS if find_spec(name) is not None],
+        codecs=list(KINDS) if find_spec("flwr") is not None else [],
         samples=config.samples,
         node_config=config.node_config,
         inference_url=inference_url,

@@ -186,7 +186,8 @@ class TaskLoop:
         self._show(task.task, "training")
         log.info("task.training", extra={"task": task.task})
         await self._trainer.train(job)
-        for path in [*job.blobs.values(), task_file]:
+        kept = {ref.digest for ref in task.message.bases()}
+        for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
             path.unlink(missing_ok=True)
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
 

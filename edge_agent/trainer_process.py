@@ -14,15 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from edge_agent.compression import CompressionMod
 from edge_agent.disk import is_full
 from edge_agent.outbox import STATE
 from edge_agent.trainer import Job
 from fabric import flower, logs
 from fabric.apps import describe
 from fabric.blobs import chunked, manifest_of
+from fabric.codecs import is_coded
 from fabric.errors import ConfigError
 from fabric.tensors import Buffer, frame_size
 from fabric.transfer import map_file
@@ -63,7 +65,8 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         state = flower.load_state(job.state_file.read_bytes()) if job.state_file.exists() else RecordDict()
         context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
-        reply = app(message, context)
+        mod = CompressionMod(task.codec) if task.codec else None
+        reply = mod(message, context, app) if mod is not None else app(message, context)
         # The state changes with the answer: it becomes the run's once the answer is safe (edge_agent.outbox).
         (job.out_dir / STATE).write_bytes(flower.dump_state(context.state))
         _write_reply(job.out_dir, reply)
@@ -93,17 +96,21 @@ def _write_reply(out_dir: Path, reply: Message) -> None:
     if reply.has_content():
         for name in flower.framed(reply.content):
             record = reply.content[name]
-            arrays[name] = _write_frame(out_dir, flower.frame_of(record))
+            arrays[name] = _write_frame(out_dir, flower.frame_of(record), coded=_is_coded(record))
     (out_dir / "message.json").write_text(flower.to_wire(reply, arrays).model_dump_json())
 
 
-def _write_frame(out_dir: Path, frame: list[Buffer]) -> Arrays:
+def _is_coded(record: object) -> bool:
+    return isinstance(record, ArrayRecord) and is_coded(flower.tensors_of(record))
+
+
+def _write_frame(out_dir: Path, frame: list[Buffer], *, coded: bool) -> Arrays:
     if frame_size(frame) <= INLINE_BYTES:
-        return Arrays(inline=b"".join(frame))
+        return Arrays(inline=b"".join(frame), coded=coded)
     ref = manifest_of(list(chunked(frame))).ref
     with (out_dir / ref.digest).open("wb") as file:
         file.writelines(frame)
-    return Arrays(blob=ref)
+    return Arrays(blob=ref, coded=coded)
 
 
 if __name__ == "__main__":

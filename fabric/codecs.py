@@ -17,7 +17,7 @@ topk:F    the share F of elements with the largest magnitude, as bf16; what is l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import ConfigError, MalformedMessage
-from fabric.tensors import Buffer, Tensor
+from fabric.tensors import Tensor, TensorSpec
 
 BLOCK = 1024
 """Elements that share a scale, and are rotated together."""
@@ -33,6 +33,7 @@ _SMALLEST = 1024
 """Tensors with fewer elements are not worth coding."""
 _MARK = "\x02"
 _TOP_BLOCK = 1 << 16
+_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 KINDS = ("bf16", "int8", "int4", "topk")
 
 Floats = npt.NDArray[np.float32]
@@ -84,9 +85,22 @@ def is_coded(tensors: Iterable[Tensor]) -> bool:
     return any(t.name.startswith(_MARK) for t in tensors)
 
 
-def name_of(tensor: Tensor) -> str:
-    """A tensor's name before it was coded."""
-    return tensor.name.split("|", 4)[-1] if tensor.name.startswith(_MARK) else tensor.name
+def spec_of(tensor: Tensor) -> TensorSpec:
+    """A tensor as it will be when it is decoded.
+
+    Raises:
+        MalformedMessage: it says that it is coded, and not how.
+    """
+    if not tensor.name.startswith(_MARK):
+        return tensor.spec
+    try:
+        _, _, dtype, dims, name = tensor.name[1:].split("|", 4)
+        spec = TensorSpec(name, dtype, tuple(int(n) for n in dims.split("x") if n))
+        if dtype not in _FLOATS or min(spec.shape, default=0) < 0:
+            raise ValueError(f"no tensor has the form {dtype} {dims}")
+    except ValueError as exc:
+        raise MalformedMessage(f"coded tensor {tensor.name[1:60]!r}: {exc}") from exc
+    return spec
 
 
 def decode(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
@@ -97,23 +111,22 @@ def decode(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
     """
     if not tensor.name.startswith(_MARK):
         return tensor
+    spec = spec_of(tensor)
     try:
-        text, seed, dtype, dims, name = tensor.name[1:].split("|", 4)
-        shape = tuple(int(n) for n in dims.split("x") if n)
-        codec = Codec.parse(text)
-        kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]
-        difference = _read(codec, math.prod(shape), bytes(tensor.data), tuple(int(s) for s in seed.split(".")))
-        before = base[name].numpy().reshape(-1)
+        text, seed = tensor.name[1:].split("|", 2)[:2]
+        words = tuple(int(s) for s in seed.split("."))
+        difference = _read(Codec.parse(text), spec.elements, bytes(tensor.data), words)
+        before = base[spec.name].numpy().reshape(-1)
         if before.size != difference.size:
             raise ValueError("its base has another size")
     except (ValueError, KeyError, IndexError, ConfigError) as exc:
         raise MalformedMessage(f"coded tensor {tensor.name[1:60]!r}: {exc}") from exc
-    return Tensor.of(name, (before + difference).astype(kind).reshape(shape))
+    return Tensor.of(spec.name, (before + difference).astype(_FLOATS[spec.dtype]).reshape(spec.shape))
 
 
 def _worth_it(tensor: Tensor, base: Mapping[str, Tensor]) -> bool:
     known = base.get(tensor.name)
-    floats = tensor.dtype in ("F16", "F32", "F64")
+    floats = tensor.dtype in _FLOATS
     return floats and tensor.spec.elements >= _SMALLEST and known is not None and known.shape == tensor.shape
 
 
@@ -121,7 +134,8 @@ def _encode(tensor: Tensor, base: Tensor, codec: Codec, seed: tuple[int, int]) -
     difference = np.asarray(tensor.numpy() - base.numpy(), np.float32).reshape(-1)
     if not np.isfinite(difference).all():
         return tensor  # whoever receives it refuses it, and says so
-    data = {"bf16": _bf16, "topk": _topk}.get(codec.kind, _quantise)(difference, codec, seed)
+    writers: dict[str, Callable[[Floats, Codec, tuple[int, int]], bytes]] = {"bf16": _bf16, "topk": _topk}
+    data = writers.get(codec.kind, _quantise)(difference, codec, seed)
     shape = "x".join(map(str, tensor.shape))
     name = f"{_MARK}{codec}|{seed[0]}.{seed[1]}|{tensor.dtype}|{shape}|{tensor.name}"
     return Tensor(name, "U8", (len(data),), data)
@@ -129,17 +143,19 @@ def _encode(tensor: Tensor, base: Tensor, codec: Codec, seed: tuple[int, int]) -
 
 def _read(codec: Codec, count: int, data: bytes, seed: tuple[int, ...]) -> Floats:
     if codec.kind == "bf16":
-        return _from_bf16(np.frombuffer(data, "<u2", count))
+        if len(data) != 2 * count:
+            raise ValueError("has another number of elements")
+        return _from_bf16(np.frombuffer(data, "<u2"))
     if codec.kind == "topk":
         return _from_topk(count, data)
     return _dequantise(codec, count, data, seed)
 
 
-def _bf16(values: Floats, codec: Codec, seed: tuple[int, int]) -> Buffer:
+def _bf16(values: Floats, codec: Codec, seed: tuple[int, int]) -> bytes:
     bits = values.view("<u4")
     # To nearest, ties to even: half a unit minus one, and the lowest bit that is kept.
     rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    return (rounded >> np.uint32(16)).astype("<u2").tobytes()
+    return bytes((rounded >> np.uint32(16)).astype("<u2"))
 
 
 def _from_bf16(bits: npt.NDArray[np.uint16]) -> Floats:
@@ -150,7 +166,7 @@ def _levels(codec: Codec) -> int:
     return 127 if codec.kind == "int8" else 7
 
 
-def _quantise(values: Floats, codec: Codec, seed: tuple[int, int]) -> Buffer:
+def _quantise(values: Floats, codec: Codec, seed: tuple[int, int]) -> bytes:
     blocks = np.zeros((-(-values.size // BLOCK), BLOCK), np.float32)
     blocks.reshape(-1)[: values.size] = values
     if codec.rotate:
@@ -163,8 +179,8 @@ def _quantise(values: Floats, codec: Codec, seed: tuple[int, int]) -> Buffer:
     if codec.kind == "int4":
         nibbles = (codes + 8).astype(np.uint8)
         packed = (nibbles[0::2] | (nibbles[1::2] << 4))[: -(-values.size // 2) if not codec.rotate else None]
-        return scales.astype("<f4").tobytes() + packed.tobytes()
-    return scales.astype("<f4").tobytes() + codes[: values.size if not codec.rotate else None].tobytes()
+        return bytes(scales.astype("<f4")) + bytes(packed)
+    return bytes(scales.astype("<f4")) + bytes(codes[: values.size if not codec.rotate else None])
 
 
 def _dequantise(codec: Codec, count: int, data: bytes, seed: tuple[int, ...]) -> Floats:
@@ -208,12 +224,12 @@ def _rotated(blocks: Floats) -> Floats:
     return blocks.reshape(rows, BLOCK) * np.float32(BLOCK**-0.5)
 
 
-def _topk(values: Floats, codec: Codec, seed: tuple[int, int]) -> Buffer:
+def _topk(values: Floats, codec: Codec, seed: tuple[int, int]) -> bytes:
     count = max(1, math.ceil(codec.share * values.size))
     chosen = np.sort(np.argpartition(np.abs(values), values.size - count)[values.size - count :])
     per_block = np.bincount(chosen // _TOP_BLOCK, minlength=-(-values.size // _TOP_BLOCK)).astype("<u4")
     low = (chosen % _TOP_BLOCK).astype("<u2")
-    return per_block.tobytes() + low.tobytes() + bytes(_bf16(values[chosen], codec, seed))
+    return per_block.tobytes() + low.tobytes() + _bf16(values[chosen], codec, seed)
 
 
 def _from_topk(count: int, data: bytes) -> Floats:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from fabric.blobs import BlobRef
 from fabric.errors import MalformedMessage
 from fabric.ids import new_id
-from fabric.release import Export, ReleaseManifest
+from fabric.release import Export, Privacy, ReleaseManifest
 from fabric.rollout_plan import NodePhase, RolloutPlan
 from fabric.run_events import (
     AggregatorExited,
@@ -51,6 +51,7 @@ class Capabilities(Strict):
     disk_free_bytes: int = Field(ge=0)
     python: str
     extras: list[str] = Field(default=[], description="Training runtimes present: flwr, torch, ...")
+    codecs: list[str] = Field(default=[], description="Codecs that the node reads and writes (fabric.codecs)")
     samples: int | None = Field(default=None, ge=0, description="Training samples the node counts, if configured")
     node_config: ConfigValues = {}
     inference_url: str = ""
@@ -89,6 +90,7 @@ class ModelProduced(Strict):
     export: Export
     metrics: dict[str, float]
     base: BlobRef | None = None
+    privacy: Privacy | None = None
 
 
 class DriftReported(Strict):

@@ -30,7 +30,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fabric.errors import FedtideError
 from fabric.flower_frames import (
+    CodedArray,
     array_of,
+    decoded,
     frame_of,
     framed,
     record_of,
@@ -39,7 +41,7 @@ from fabric.flower_frames import (
     tensors_of,
     values_of,
 )
-from fabric.tensors import Buffer
+from fabric.tensors import Buffer, decode
 from fabric.wire import Arrays, ConfigValues, Values, WireError, WireMessage
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SUPERLINK_NODE_ID",
     "AppLoadError",
+    "CodedArray",
     "ErrorCode",
     "Run",
     "adopt_identity",
@@ -146,8 +149,11 @@ def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
     )
 
 
-def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None) -> Message:
+def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: ArrayRecord | None = None) -> Message:
     """Rebuild a message; `frames` holds the fetched blobs by digest. None: leave records of arrays out.
+
+    Args:
+        sent: what coded updates are differences to.
 
     Raises:
         MalformedMessage: a frame or value that does not decode.
@@ -171,7 +177,11 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None) -> Message
             if frames is None:
                 continue
             frame = frames[part.blob.digest] if part.blob is not None else part.inline or b""
-            content[name] = record_of_frame(frame)
+            if part.coded:
+                base = decode(frames[part.base.digest]) if part.base is not None else tensors_of(sent or ArrayRecord())
+                content[name] = decoded(decode(frame), {t.name: t for t in base})
+            else:
+                content[name] = record_of_frame(frame)
         else:
             content[name] = record_of_values(part)
     return make_message(metadata, content=content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
+from fabric import codecs
 from fabric.errors import MalformedMessage
 from fabric.tensors import Buffer, Tensor, decode, encode, is_carried, numpy_dtype
 from fabric.wire import Packed, Values, WireValue
@@ -46,6 +48,35 @@ class FrameArray(Array):
     def numpy(self) -> npt.NDArray[Any]:
         """A copy that may be written to, as Flower's own gives."""
         return np.array(self.tensor.numpy())
+
+
+class CodedArray(FrameArray):
+    """An array that lies coded in its frame: each look at it decodes it, so a list of them stays small."""
+
+    def __init__(self, coded: Tensor, base: Mapping[str, Tensor]) -> None:
+        spec = codecs.spec_of(coded)
+        self._coded, self._base = coded, base
+        self.dtype, self.shape, self.stype = str(numpy_dtype(spec.dtype)), spec.shape, _NUMPY
+
+    @property
+    def tensor(self) -> Tensor:  # type: ignore[override]
+        """Raises MalformedMessage if the data is not what its name says."""
+        return codecs.decode(self._coded, self._base)
+
+
+def decoded(tensors: Iterable[Tensor], base: Mapping[str, Tensor]) -> ArrayRecord:
+    """Tensors of which some are coded as an array record.
+
+    Raises:
+        MalformedMessage: a name that says nothing, or that stands twice.
+    """
+    arrays: dict[str, Array] = {}
+    for tensor in tensors:
+        name = codecs.spec_of(tensor).name
+        if name in arrays:
+            raise MalformedMessage(f"tensor {name!r} stands twice in one record")
+        arrays[name] = CodedArray(tensor, base) if codecs.is_coded([tensor]) else array_of(tensor)
+    return ArrayRecord(arrays)
 
 
 def npy(tensor: Tensor) -> bytes:

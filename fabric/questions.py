@@ -18,6 +18,7 @@ class CohortQuestion(Strict):
 class Member(Strict):
     name: str
     region: str
+    codecs: list[str] = []
 
 
 class Cohort(Strict):

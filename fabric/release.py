@@ -50,6 +50,25 @@ class Export(Strict):
     labels: list[str] = []
 
 
+class PrivacySpent(Strict):
+    """Rounds of one run that added Gaussian noise of `noise_multiplier` to a sum of clipped updates."""
+
+    run: str
+    rounds: int = Field(ge=1)
+    noise_multiplier: float = Field(gt=0, description="Standard deviation over the norm of one clipped update")
+    cohort: int = Field(ge=1, description="Updates in each sum")
+    population: int | None = Field(default=None, description="Nodes the cohorts were drawn from; None: no sampling")
+
+
+class Privacy(Strict):
+    """The ledger of a model: everything its training has told about any one node, over all its ancestors."""
+
+    entries: list[PrivacySpent]
+    epsilon: float = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    unit: Literal["node"] = "node"
+
+
 class Lineage(Strict):
     """Where a release came from."""
 
@@ -60,6 +79,7 @@ class Lineage(Strict):
     participants: int = Field(ge=0, description="Distinct nodes with at least one accepted update; no names")
     updates: int = Field(ge=0, description="Accepted updates over all rounds")
     base: BlobRef | None = Field(default=None, description="Manifest of the release the run started from")
+    privacy: Privacy | None = Field(default=None, description="None: no guarantee")
 
 
 class ReleaseManifest(Strict):

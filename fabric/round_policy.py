@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from fabric.codecs import Codec
+from fabric.errors import ConfigError
 from fabric.wire import Strict
 
 Cause = Literal["all answered", "quorum", "grace over", "deadline", "buffer full"]
@@ -49,10 +51,20 @@ class RoundPolicy(Strict):
     retries: int = Field(default=2, ge=0, description="How often an abandoned round is tried again")
     node_grace_s: float = Field(default=15.0, ge=0, description="How long a node that went offline is waited for")
     max_update_bytes: int | None = Field(default=None, gt=0, description="Larger updates are refused unread")
+    up: str = Field(default="", description="Codec of updates, e.g. int8 or topk:0.01 (docs/compression.md)")
+    down: str = Field(default="", description="Codec of models on their way to nodes, e.g. int8+hadamard")
     evaluate_every: int = Field(default=1, ge=1, description="Nodes evaluate every so many rounds, and after the last")
     buffer: int | None = Field(default=None, ge=1, description="async: updates that close a round")
     max_staleness: int = Field(default=10, ge=0, description="Older updates are refused")
     staleness_exponent: float = Field(default=0.5, ge=0)
+
+    @field_validator("up", "down")
+    @classmethod
+    def _codec(cls, value: str) -> str:
+        try:
+            return str(Codec.parse(value)) if value else ""
+        except ConfigError as exc:
+            raise ValueError(str(exc)) from exc
 
     @model_validator(mode="after")
     def _buffer_is_for_async(self) -> RoundPolicy:

@@ -49,11 +49,17 @@ WireValue = bool | int | float | str | Packed | list[bool | int | float | str | 
 
 
 class Arrays(Strict):
-    """An array record: exactly one of `inline` (a frame) and `blob` is set."""
+    """An array record: exactly one of `inline` (a frame) and `blob` is set.
+
+    `coded`: its tensors are differences (fabric.codecs), on the way down to the frame `base`, on the way up to
+    what the node was given. `base` without `coded`: keep this frame, differences to it will come.
+    """
 
     kind: Literal["arrays"] = "arrays"
     inline: bytes | None = None
     blob: BlobRef | None = None
+    coded: bool = False
+    base: BlobRef | None = None
 
 
 class Values(Strict):
@@ -87,8 +93,18 @@ class WireMessage(Strict):
 
     def blobs(self) -> list[BlobRef]:
         """The blobs that must be fetched before the message can be read."""
-        records = (self.content or {}).values()
-        return [r.blob for r in records if isinstance(r, Arrays) and r.blob is not None]
+        return list(dict.fromkeys([*self.carried(), *self.bases()]))
+
+    def carried(self) -> list[BlobRef]:
+        """Those of them that hold its records."""
+        return [r.blob for r in self._arrays() if r.blob is not None]
+
+    def bases(self) -> list[BlobRef]:
+        """Those of them that its records, or those of later messages, are coded against."""
+        return [r.base for r in self._arrays() if r.base is not None]
+
+    def _arrays(self) -> list[Arrays]:
+        return [r for r in (self.content or {}).values() if isinstance(r, Arrays)]
 
 
 class AppRef(Strict):
@@ -108,6 +124,7 @@ class Task(Strict):
     run_config: ConfigValues
     message: WireMessage
     expires_at: float = Field(description="Unix seconds after which nobody wants the answer")
+    codec: str = Field(default="", description="How the update should be coded (fabric.codecs); empty: not")
 
 
 class Cancel(Strict):

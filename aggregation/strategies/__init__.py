@@ -5,7 +5,9 @@ Each stands in its own module and cites its paper; none knows of NATS. Apps impo
 
 from aggregation.strategies.averaging import FedAvg
 from aggregation.strategies.bounded import CentredClipping, FLTrust, NormBound
+from aggregation.strategies.fedbuff import FedBuff
 from aggregation.strategies.fednova import FedNova
+from aggregation.strategies.private import PrivateFedAvg
 from aggregation.strategies.robust import (
     CoordinateMedian,
     Krum,
@@ -14,6 +16,7 @@ from aggregation.strategies.robust import (
     StreamingTrimmedMean,
     TrimmedMean,
 )
+from aggregation.strategies.scaffold import Scaffold
 from aggregation.strategies.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedProx, FedYogi
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedBuff",
     "FedNova",
     "FedProx",
     "FedYogi",
@@ -31,6 +35,8 @@ __all__ = [
     "MedianOfMeans",
     "MultiKrum",
     "NormBound",
+    "PrivateFedAvg",
+    "Scaffold",
     "StreamingTrimmedMean",
     "TrimmedMean",
 ]

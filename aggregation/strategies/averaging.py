@@ -25,6 +25,8 @@ from aggregation.admission import Refusal, inspect
 from aggregation.round_sum import Incoming, RoundSum, Weight
 from aggregation.weighted_sum import Agreement
 from fabric import flower
+from fabric.codecs import decode, is_coded
+from fabric.errors import MalformedMessage
 from fabric.tensors import Tensor
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,32 @@ class Round:
     """(node, the reply's content without arrays) of every update that counts."""
     admitted: dict[str, Weight] = field(default_factory=dict)
     """By task: what `admit` found of replies that are not folded yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply with one record of metrics and one of arrays. `update` views the message unless it `was_coded`."""
+
+    message: Message
+    metrics: MetricRecord
+    update: list[Tensor]
+    was_coded: bool
+
+    @classmethod
+    def of(cls, message: Message, sent: ArrayRecord) -> Reply:
+        """Raises MalformedMessage if its node coded the arrays, and they are not what they say."""
+        (metrics,) = message.content.metric_records.values()
+        (record,) = message.content.array_records.values()
+        tensors = flower.tensors_of(record)
+        was_coded = is_coded(tensors) or any(isinstance(a, flower.CodedArray) for a in record.values())
+        if is_coded(tensors):
+            base = {t.name: t for t in flower.tensors_of(sent)}
+            tensors = [decode(t, base) for t in tensors]
+        return cls(message, metrics, tensors, was_coded)
+
+    @property
+    def task(self) -> str:
+        return self.message.metadata.reply_to_message_id
 
 
 class FedAvg(flowers.FedAvg):
@@ -94,14 +122,14 @@ class FedAvg(flowers.FedAvg):
         state = self._state()
         if (refusal := _incomplete(message)) is not None:
             return refusal
-        update = arrays_of(message)
-        (metrics,) = message.content.metric_records.values()
-        weight = inspect(flower.tensors_of(state.base), update) or self.weigh(state, metrics, update)
+        reply = Reply.of(message, state.base)
+        misfit = inspect(flower.tensors_of(state.base), reply.update)
+        weight = misfit or self.weigh(state, reply.metrics, reply.update)
         if isinstance(weight, Refusal):
             return weight
-        if self.folds_pieces and (refusal := state.sum.too_large(update, weight)) is not None:
+        if self.folds_pieces and (refusal := state.sum.too_large(reply.update, weight)) is not None:
             return refusal
-        state.admitted[message.metadata.reply_to_message_id] = weight
+        state.admitted[reply.task] = weight
         return None
 
     def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
@@ -122,7 +150,7 @@ class FedAvg(flowers.FedAvg):
             raise AggregationError("configure_train must come first: updates are compared with what was sent")
         return self.round
 
-    def _valid(self, state: Round, replies: Iterable[Message]) -> Iterator[tuple[Message, MetricRecord]]:
+    def _valid(self, state: Round, replies: Iterable[Message]) -> Iterator[Reply]:
         """Replies whose arrays are still to be folded; those that were folded on their way are booked."""
         failures = 0
         for message in replies:
@@ -135,31 +163,31 @@ class FedAvg(flowers.FedAvg):
             elif (refusal := _incomplete(message)) is not None:
                 refused(message, refusal)
             else:
-                (metrics,) = message.content.metric_records.values()
-                yield message, metrics
+                try:
+                    reply = Reply.of(message, state.base)
+                except MalformedMessage as exc:
+                    refused(message, Refusal("malformed", str(exc)))
+                    continue
+                yield reply
         log.info("aggregate_train: %s updates, %s failures", len(state.contents), failures)
 
-    def _fold(self, state: Round, batch: list[tuple[Message, MetricRecord]]) -> list[list[Tensor]]:
-        """Add what fits of a batch; returns the updates that count."""
-        messages, updates, weights = [], [], []
-        for message, metrics in batch:
-            update = arrays_of(message)
-            weight = state.admitted.pop(message.metadata.reply_to_message_id, None) or self.weigh(
-                state, metrics, update
-            )
+    def _fold(self, state: Round, batch: list[Reply]) -> list[Reply]:
+        """Add what fits of a batch; returns what counts."""
+        replies, weights = [], []
+        for reply in batch:
+            weight = state.admitted.pop(reply.task, None) or self.weigh(state, reply.metrics, reply.update)
             if isinstance(weight, Refusal):
-                refused(message, weight)
+                refused(reply.message, weight)
                 continue
-            messages.append(message)
-            updates.append(update)
+            replies.append(reply)
             weights.append(weight)
-        refusals = state.sum.add(updates, weights)
-        for message, refusal in zip(messages, refusals, strict=True):
+        refusals = state.sum.add([r.update for r in replies], weights)
+        for reply, refusal in zip(replies, refusals, strict=True):
             if refusal is None:
-                book(state, message)
+                book(state, reply.message)
             else:
-                refused(message, refusal)
-        return [update for update, refusal in zip(updates, refusals, strict=True) if refusal is None]
+                refused(reply.message, refusal)
+        return [reply for reply, refusal in zip(replies, refusals, strict=True) if refusal is None]
 
     def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
         """The same with the update in view, for rules that look at it."""
@@ -204,12 +232,6 @@ def _incomplete(message: Message) -> Refusal | None:
     return None
 
 
-def arrays_of(message: Message) -> list[Tensor]:
-    """The tensors of a reply's only array record."""
-    (record,) = message.content.array_records.values()
-    return flower.tensors_of(record)
-
-
 def book(state: Round, message: Message) -> None:
     """Note that a reply counts; its arrays are not kept."""
     light = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
@@ -222,13 +244,12 @@ def refused(message: Message, refusal: Refusal) -> None:
     log.warning("update.refused node=%s category=%s reason=%s", node, refusal.category, refusal.reason)
 
 
-def _batches(
-    items: Iterator[tuple[Message, MetricRecord]],
-) -> Iterator[list[tuple[Message, MetricRecord]]]:
+def _batches(replies: Iterator[Reply]) -> Iterator[list[Reply]]:
+    """Up to _TOGETHER at once; one at a time where each takes memory of its own."""
     batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _TOGETHER:
+    for reply in replies:
+        batch.append(reply)
+        if len(batch) == _TOGETHER or reply.was_coded:
             yield batch
             batch = []
     if batch:

@@ -18,7 +18,7 @@ from aggregation.admission import Refusal, inspect
 from aggregation.krum_scores import closest, squared_distances
 from aggregation.order_statistics import keep_extremes, median_ranks, middle_mean
 from aggregation.round_sum import RoundSum, Weight
-from aggregation.strategies.averaging import FedAvg, Round, arrays_of, book, refused
+from aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
 from aggregation.weighted_sum import Agreement, WeightedSum, mean_dtype, ready
 from fabric import flower
 from fabric.tensors import Tensor
@@ -37,14 +37,14 @@ class _Comparing(FedAvg):
         state = self._state()
         base = flower.tensors_of(state.base)
         kept: list[tuple[Message, list[Tensor]]] = []
-        for message, metrics in self._valid(state, replies):
-            update, task = arrays_of(message), message.metadata.reply_to_message_id
-            weight = state.admitted.pop(task, None) or inspect(base, update) or self.weight_of(metrics)
+        for reply in self._valid(state, replies):
+            known = state.admitted.pop(reply.task, None)
+            weight = known or inspect(base, reply.update) or self.weight_of(reply.metrics)
             if isinstance(weight, Refusal):
-                refused(message, weight)
+                refused(reply.message, weight)
                 continue
-            by_name = {t.name: t for t in update}
-            kept.append((message, [by_name[t.name] for t in base]))
+            by_name = {t.name: t for t in reply.update}
+            kept.append((reply.message, [by_name[t.name] for t in base]))
         if not kept:
             return None, None
         kept.sort(key=lambda k: k[0].metadata.src_node_id)
@@ -124,10 +124,10 @@ class StreamingTrimmedMean(FedAvg):
         weight = super().weight_of(metrics)
         return weight if isinstance(weight, Refusal) else Weight(1.0, 1.0)
 
-    def _fold(self, state: Round, batch: list[tuple[Message, MetricRecord]]) -> list[list[Tensor]]:
+    def _fold(self, state: Round, batch: list[Reply]) -> list[Reply]:
         counted = super()._fold(state, batch)
-        for update in counted:
-            by_name = {t.name: t for t in update}
+        for reply in counted:
+            by_name = {t.name: t for t in reply.update}
             for tensor, (largest, smallest) in zip(flower.tensors_of(state.base), self._extremes, strict=True):
                 new = by_name[tensor.name]
                 values = ready(new.dtype, new.data).astype(largest.dtype)
@@ -183,18 +183,17 @@ class MedianOfMeans(_Comparing):
         state = self._state()
         sums: dict[int, RoundSum] = {}
         agreement = state.sum.total.agreement
-        for message, metrics in self._valid(state, replies):
-            weight = self.weight_of(metrics)
-            bucket = self._bucket_of.get(message.metadata.src_node_id, 0)
+        for reply in self._valid(state, replies):
+            weight = self.weight_of(reply.metrics)
+            bucket = self._bucket_of.get(reply.message.metadata.src_node_id, 0)
             if isinstance(weight, Weight):
-                total = sums.setdefault(bucket, RoundSum(agreement))
-                (refusal,) = total.add([arrays_of(message)], [weight])
+                (refusal,) = sums.setdefault(bucket, RoundSum(agreement)).add([reply.update], [weight])
             else:
                 refusal = weight
             if refusal is None:
-                book(state, message)
+                book(state, reply.message)
             else:
-                refused(message, refusal)
+                refused(reply.message, refusal)
         means = [list(sums[k].total.mean()) for k in sorted(sums) if sums[k].share]
         if not means:
             return None, None

@@ -97,3 +97,30 @@ def test_an_update_that_moves_too_far_is_refused_where_asked(installation: Insta
     view, model = _learn(installation, "NormBound", {"bound": 900.0, "refuse": True}, poisoned=1, lie="far")
     np.testing.assert_allclose(model["w"], _by_hand(_mean, [0, 2, 3])["w"], rtol=1e-5, atol=2e-6)
     assert _refused(view) == [["too_far"], ["too_far"]]
+
+
+def _bytes(view: dict[str, Any]) -> tuple[int, int]:
+    phases = [r["phases"]["train"] for r in view["rounds"] if "train" in r["phases"]]
+    return sum(p["bytes_up"] for p in phases), sum(p["bytes_down"] for p in phases)
+
+
+@pytest.mark.parametrize(
+    ("codecs", "loss", "up", "down"),
+    [("up=int8,down=int8+hadamard", 0.02, 3.8, 1.5), ("up=int4+hadamard,down=bf16", 0.25, 7.0, 1.3)],
+)
+def test_a_codec_by_configuration_saves_bytes_both_ways(
+    installation: Installation, codecs: str, loss: float, up: float, down: float
+) -> None:
+    plain = NODES * ROUNDS * SIZE * 4
+    config = ("--set", "strategy=FedAvg", "--set", "options={}", "--policy", codecs)
+    view = installation.train(APPS / "sums", *config)
+    assert view["state"] == "completed", view["reason"]
+    assert _refused(view) == [[], []]
+    sent, received = _bytes(view)
+    assert plain / sent > up
+    assert plain / received > down  # the first round's model is what later ones are coded against
+    with np.load(installation.out(view["run"]) / "final.npz") as model:
+        expected = _by_hand(_mean, list(range(NODES)))
+        error = np.linalg.norm(model["w"] - expected["w"]) / np.linalg.norm(expected["w"])
+        assert 0 < error < loss
+        np.testing.assert_allclose(model["b"], expected["b"], rtol=1e-6)
