@@ -13,8 +13,7 @@ from aggregation import random_state
 from aggregation.admission import Refusal, inspect
 from aggregation.checkpoints import Checkpoints, Plan, nodes_of
 from aggregation.in_flight import Node
-from aggregation.ingest import Expect
-from aggregation.phases import Phase
+from aggregation.phases import Folding, Phase
 from aggregation.progress import Progress
 from aggregation.replies import Replies
 from aggregation.round_sum import Incoming
@@ -104,8 +103,8 @@ class Exchange:
         if averaged and isinstance(progress.strategy, FedAvg) and not self._policy.carries:
             admission = progress.strategy.admit
         pinned = nodes_of(plan) if plan is not None else None
-        expect = _expect(progress.strategy) if averaged and not self._policy.carries else None
-        grid.enter(Phase(number, trial, phase, admission, pinned, remember, expect))
+        folding = _folding(progress.strategy) if averaged and not self._policy.carries else None
+        grid.enter(Phase(number, trial, phase, admission, pinned, remember, folding))
         return configure(number, progress.arrays, progress.configs[phase], grid)
 
 
@@ -132,7 +131,7 @@ def _admission(sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
     return admit
 
 
-def _expect(strategy: Strategy) -> Expect | None:
+def _folding(strategy: Strategy) -> Folding | None:
     """How the strategy folds updates while they arrive, if it does."""
     if not isinstance(strategy, FedAvg) or not strategy.folds_pieces:
         return None
@@ -142,4 +141,4 @@ def _expect(strategy: Strategy) -> Expect | None:
         assert isinstance(record, MetricRecord)
         return strategy.expect(task, record, frame_bytes)
 
-    return expect
+    return Folding(expect, lambda: strategy.collecting().sum)

@@ -20,6 +20,7 @@ from aggregation.cohorts import Cohorts
 from aggregation.config import WorkerConfig
 from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size
 from aggregation.ingest import Ingest, Refused
+from aggregation.regions import Regions
 from aggregation.storage import Storage
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
@@ -74,7 +75,8 @@ class GridLink:
     async def _open(self) -> None:
         self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
         self.storage = Storage(self._broker, self._config)
-        self.ingest = Ingest(self.storage, self._config.work_dir / "incoming")
+        regions = Regions(self._broker, self._subjects, self.storage, self._config.run)
+        self.ingest = Ingest(self.storage, regions, self._config.work_dir / "incoming")
         self.cohorts = Cohorts(self._broker, self._config)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
@@ -295,14 +297,10 @@ class GridLink:
         except ValidationError as exc:
             raise MalformedMessage(f"reply does not decode: {exc.errors()[0]['msg']}") from exc
         sent = self._outstanding[last_token(delivery.subject)]
-        node = sent.node
-
-        def prefix(digest: str) -> str:
-            return self._subjects.update_blob(node.region, node.name, self._config.run, digest)
 
         self._blobs[reply.task] = [ref.digest for ref in reply.message.blobs()]
         check_size(reply, self._config.spec.policy.max_update_bytes)
-        frames = await self.ingest.read(reply, prefix, lambda: reply.task in self._outstanding)
+        frames = await self.ingest.read(reply, sent.node, lambda: reply.task in self._outstanding)
         if self._outstanding.pop(reply.task, None) is not None:
             size = len(delivery.data) + sum(ref.size_bytes for ref in reply.message.blobs())
             sent.inbox.put(Arrived(reply.task, reply, frames or {}, frames is None, size))

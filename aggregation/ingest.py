@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from aggregation.admission import Refusal
-from aggregation.in_flight import Loss
-from aggregation.round_sum import Incoming
-from aggregation.storage import RETRY_S, Storage
+from aggregation.in_flight import Loss, Node
+from aggregation.regions import Regions
+from aggregation.round_sum import Incoming, RoundSum, Weight
+from aggregation.storage import RETRY_S, Storage, StoredUpdate
 from fabric.blobs import BlobRef
 from fabric.errors import FedtideError, TransientError
-from fabric.subjects import UP
+from fabric.fold_requests import FoldEntry
 from fabric.tensors import Buffer
-from fabric.transfer import FileSink, Prefix, map_file
+from fabric.transfer import FileSink, map_file
 from fabric.wire import Arrays, Reply, Values
 
 log = logging.getLogger(__name__)
 
 FILE_BYTES = 1024 * 1024
 """Larger frames are received into files: however many wait, memory does not grow."""
+
+OUT_OF_REACH_S = 60.0
+"""How long a round waits for a region that holds updates it has counted."""
 
 Expect = Callable[[str, Values, int], Incoming | Refusal]
 """From a task, its reply's metrics and the size of its frame: how to fold it, or why not."""
@@ -41,20 +45,21 @@ class Refused(FedtideError):
 class Ingest:
     """Reads one update at a time."""
 
-    def __init__(self, storage: Storage, folder: Path) -> None:
+    def __init__(self, storage: Storage, regions: Regions, folder: Path) -> None:
         self._storage = storage
         self._folder = folder
         self._expect: Expect | None = None
-        self._partial: dict[str, tuple[Incoming, BlobRef, Prefix]] = {}
+        self._partial: dict[str, tuple[Incoming, StoredUpdate]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._closing = False
+        self.regions = regions
 
     def fold_into(self, expect: Expect | None) -> None:
         """From here on updates are folded as they arrive, if they can be."""
         self._expect = expect
         self._closing = False
 
-    async def read(self, reply: Reply, prefix: Prefix, wanted: Callable[[], bool]) -> dict[str, Buffer] | None:
+    async def read(self, reply: Reply, node: Node, wanted: Callable[[], bool]) -> dict[str, Buffer] | None:
         """The frames of a reply by digest; None if they were folded instead.
 
         Args:
@@ -66,46 +71,94 @@ class Ingest:
         """
         metrics, blob = _foldable(reply)
         if self._expect is None or metrics is None or blob is None:
-            return {ref.digest: await self._receive(ref, prefix) for ref in reply.message.blobs()}
+            refs = reply.message.blobs()
+            return {r.digest: await self._receive(StoredUpdate(r, node.region, node.name, reply.stays)) for r in refs}
+        update = StoredUpdate(blob, node.region, node.name, reply.stays)
         async with self._one_at_a_time:
             if self._closing:
                 raise _too_late()
-            await self._fold(reply.task, metrics, blob, prefix, self._expect, wanted)
+            if reply.task not in self._partial:
+                incoming = self._expect(reply.task, metrics, blob.size_bytes)
+                if isinstance(incoming, Refusal):
+                    raise Refused(incoming.category, incoming.reason)
+                if reply.stays and await self._promised(reply.task, incoming, update):
+                    return None
+                self._partial[reply.task] = (incoming, update)
+            await self._fold(reply.task, wanted)
         return None
 
-    async def settle(self) -> None:
+    async def settle(self, total: RoundSum | None = None) -> None:
         """The sum is about to be used: what is only partly in it is taken back, and nothing more is folded.
 
+        Args:
+            total: where the sums of regions go.
+
         Raises:
-            FedtideError: the broker has lost what is to be taken back: the sum cannot be used.
+            FedtideError: what should be in the sum, or should not, is out of reach: it cannot be used.
         """
         self._closing = True
         async with self._one_at_a_time:
             for task in list(self._partial):
                 await self._withdraw(task)
+            for region in list(self.regions.promised):
+                assert total is not None
+                await self._merge(region, total)
             self._expect = None
 
-    async def _receive(self, ref: BlobRef, prefix: Prefix) -> Buffer:
-        if ref.size_bytes < FILE_BYTES:
-            return memoryview(await self._storage.fetch(ref, stream=UP, prefix=prefix)).toreadonly()
+    async def _promised(self, task: str, incoming: Incoming, update: StoredUpdate) -> bool:
+        """Whether the update's region will sum it."""
+        try:
+            fault = await self.regions.fold(
+                update.region, FoldEntry(task=task, node=update.node, blob=update.blob, term=incoming.weight.term)
+            )
+        except TransientError as exc:
+            log.warning("ingest.region_does_not_sum", extra={"region": update.region, "reason": str(exc)})
+            return False
+        if fault is not None:
+            incoming.dropped()
+            raise Refused(fault.category, fault.reason)
+        incoming.promised()
+        return True
+
+    async def _merge(self, region: str, total: RoundSum) -> None:
+        """A region's sum, or what it should hold folded here: the bytes are the same."""
+        try:
+            total.total.merge(await self.regions.collect(region))
+        except TransientError as exc:
+            log.warning("ingest.region_does_not_sum", extra={"region": region, "reason": str(exc)})
+            for entry in self.regions.promised[region].values():
+                await self._fold_promised(StoredUpdate(entry.blob, region, entry.node, stays=True), entry, total)
+        del self.regions.promised[region]
+
+    async def _fold_promised(self, update: StoredUpdate, entry: FoldEntry, total: RoundSum) -> None:
+        incoming = total.expect(entry.task, Weight(entry.term, 0.0), entry.blob.size_bytes)
+        until = asyncio.get_running_loop().time() + OUT_OF_REACH_S
+        while incoming.fed < entry.blob.size_bytes:
+            try:
+                async for chunk in self._storage.stream_update(update, incoming.fed):
+                    await asyncio.to_thread(incoming.feed, chunk)
+            except TransientError as exc:
+                if asyncio.get_running_loop().time() > until:
+                    raise FedtideError(
+                        f"{update.region} holds an update that counts, and is out of reach: {exc}"
+                    ) from exc
+                await asyncio.sleep(RETRY_S)
+
+    async def _receive(self, update: StoredUpdate) -> Buffer:
+        if update.blob.size_bytes < FILE_BYTES:
+            chunks = [chunk async for chunk in self._storage.stream_update(update)]
+            return b"".join(chunks)
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / ref.digest
-        await self._storage.fetch_into(FileSink(path), ref, stream=UP, prefix=prefix)
+        path = self._folder / update.blob.digest
+        await self._storage.fetch_update(FileSink(path), update)
         frame = map_file(path)
         path.unlink()
         return frame
 
-    async def _fold(
-        self, task: str, metrics: Values, blob: BlobRef, prefix: Prefix, expect: Expect, wanted: Callable[[], bool]
-    ) -> None:
-        if task not in self._partial:
-            incoming = expect(task, metrics, blob.size_bytes)
-            if isinstance(incoming, Refusal):
-                raise Refused(incoming.category, incoming.reason)
-            self._partial[task] = (incoming, blob, prefix)
-        incoming = self._partial[task][0]
+    async def _fold(self, task: str, wanted: Callable[[], bool]) -> None:
+        incoming, update = self._partial[task]
         try:
-            async for chunk in self._chunks(blob, prefix, incoming.fed):
+            async for chunk in self._storage.stream_update(update, incoming.fed):
                 refusal = await asyncio.to_thread(incoming.feed, chunk)
                 if refusal is not None:
                     raise Refused(refusal.category, refusal.reason)
@@ -120,12 +173,12 @@ class Ingest:
         del self._partial[task]
 
     async def _withdraw(self, task: str) -> None:
-        incoming, blob, prefix = self._partial[task]
+        incoming, update = self._partial[task]
         left = incoming.fed
-        taking = incoming.withdrawal(blob.size_bytes)
+        taking = incoming.withdrawal()
         while left:
             try:
-                async for chunk in self._chunks(blob, prefix, incoming.fed - left):
+                async for chunk in self._storage.stream_update(update, incoming.fed - left):
                     await asyncio.to_thread(taking.feed, chunk)
                     left -= len(chunk)
                     if not left:
@@ -135,9 +188,6 @@ class Ingest:
                 await asyncio.sleep(RETRY_S)
         taking.done()
         del self._partial[task]
-
-    def _chunks(self, blob: BlobRef, prefix: Prefix, from_byte: int) -> AsyncIterator[bytes]:
-        return self._storage.stream(blob, stream=UP, prefix=prefix, from_byte=from_byte)
 
 
 def _too_late() -> Refused:

@@ -20,9 +20,10 @@ from aggregation.config import WorkerConfig
 from aggregation.gathering import Gathering
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Arrived, Inbox, Node
-from aggregation.outgoing import Outgoing, Place
+from aggregation.outgoing import Outgoing, Place, place_for
 from aggregation.phases import Asked, Counted, Phase, TooFewUpdates
 from aggregation.replies import Replies
+from aggregation.round_sum import RoundSum
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import FedtideError, MalformedMessage, NotFound
@@ -59,7 +60,7 @@ class NatsGrid(Grid):
         """From here on messages belong to `phase`: their tasks get names that a successor would give them too."""
         self._phase = phase
         self._outgoing.enter_phase()
-        self._link.ingest.fold_into(phase.expect)
+        self._link.ingest.fold_into(phase.folding.expect if phase.folding is not None else None)
         if phase.pinned is not None:
             self._nodes |= {n.node_id: n for n in phase.pinned}
 
@@ -157,17 +158,17 @@ class NatsGrid(Grid):
             if message.has_content():
                 gathering.count()
             yield message
-        if phase is not None and phase.expect is not None:
-            yield from self._settled(gathering)
+        if phase is not None and phase.folding is not None:
+            yield from self._settled(gathering, phase.folding.total())
         category = "timeout" if gathering.cause == "deadline" else "not_needed"
         self._give_up(gathering.waiting, f"not there when its phase ended ({gathering.cause})", category)
         if phase is not None:
             self._collected(phase, gathering, asked)
 
-    def _settled(self, gathering: Gathering) -> Iterator[Message]:
+    def _settled(self, gathering: Gathering, total: RoundSum) -> Iterator[Message]:
         """The sum is about to be used: what is whole in it counts, what is not is taken back."""
         try:
-            self._link.call(self._link.ingest.settle())
+            self._link.call(self._link.ingest.settle(total))
         except FedtideError as exc:
             raise TooFewUpdates(f"an update that must not count could not be taken back: {exc.what}") from exc
         for arrived in gathering.rest():
@@ -178,15 +179,11 @@ class NatsGrid(Grid):
 
     def _collected(self, phase: Phase, gathering: Gathering, asked: int) -> None:
         if asked:
-            place = Place(phase.round, phase.trial, phase.name, driven=True)
-            self._accounts.collected(place, gathering.counted, gathering.cause)
+            self._accounts.collected(phase.place, gathering.counted, gathering.cause)
         needed = self._config.spec.policy.min_updates
         # An app may choose to ask nobody; that there is nobody is another matter.
         if phase.name == "train" and (asked or not self._choice) and gathering.counted < needed:
-            raise TooFewUpdates(
-                f"{gathering.counted} of {asked} nodes gave an update that counts, needed are {needed} "
-                f"({gathering.cause})"
-            )
+            raise TooFewUpdates.of(gathering.counted, asked, needed, gathering.cause)
 
     def carry_on(self, messages: Iterable[Message]) -> list[Counted]:
         """Send to those nodes that have no task, and take the next answers, whichever round they were asked in.
@@ -253,7 +250,7 @@ class NatsGrid(Grid):
 
     def _push(self, messages: Iterable[Message], inbox: Inbox, *, also: Iterable[str] = ()) -> list[str]:
         with self._lock:
-            self._outgoing.begin_push()
+            self._outgoing.begin_push(self._summing_regions())
             sent = [self._prepare(message) for message in messages]
             self._asked |= {task.task: asked for task, asked in sent}
         if self._phase is None:
@@ -268,6 +265,14 @@ class NatsGrid(Grid):
         self._link.call(self._link.look_for_absent())
         return [task.task for task, _ in sent]
 
+    def _summing_regions(self) -> frozenset[str]:
+        """Regions that sum their own updates in this phase."""
+        phase, policy = self._phase, self._config.spec.policy
+        if phase is None or phase.folding is None or not policy.regional:
+            return frozenset()
+        key, agreement = f"{self._config.run}-r{phase.round}-t{phase.trial}", phase.folding.total().total.agreement
+        return self._link.call(self._link.ingest.regions.begin(key, agreement, self._config.regions))
+
     def _restarted(self) -> None:
         """Without a driver a crashed run cannot go on where it was: its first push says that it begins again."""
         self._link.call(self._link.stop_holding())
@@ -278,11 +283,10 @@ class NatsGrid(Grid):
     def _announce(self, sent: list[tuple[Task, Asked]], also: list[str]) -> None:
         groups = {place: list(group) for place, group in itertools.groupby(sent, key=lambda s: s[1].place)}
         if also and not groups and self._phase is not None:
-            groups = {Place(self._phase.round, self._phase.trial, self._phase.name, driven=True): []}
+            groups = {self._phase.place: []}
         for place, group in groups.items():
-            size = sum(len(t.model_dump_json()) + sum(b.size_bytes for b in t.message.carried()) for t, _ in group)
             nodes = [asked.node.name for _, asked in group] + also
-            self._accounts.opened(place, nodes, size, self._quorum(len(nodes)))
+            self._accounts.opened(place, nodes, sum(t.size_bytes() for t, _ in group), self._quorum(len(nodes)))
 
     def _prepare(self, message: Message) -> tuple[Task, Asked]:
         node = self._nodes.get(message.metadata.dst_node_id)
@@ -291,16 +295,9 @@ class NatsGrid(Grid):
                 f"no node with id {message.metadata.dst_node_id} takes part in this run",
                 "Send only to ids that get_node_ids() returned",
             )
-        place = self._place_of(message)
+        place = place_for(message, self._phase.place if self._phase is not None else None)
         task = self._outgoing.prepare(message, node, place)
         return task, Asked(message, node, place, task.expires_at)
-
-    def _place_of(self, message: Message) -> Place:
-        kind = message.metadata.message_type
-        if self._phase is not None:
-            return Place(self._phase.round, self._phase.trial, kind, driven=True)
-        group = message.metadata.group_id
-        return Place(int(group) if group.isdigit() else 0, 1, kind, driven=False)
 
     def model_blob(self) -> list[BlobRef]:
         """The blobs of the last push: a driver drops them when their round is over."""
@@ -337,7 +334,7 @@ class NatsGrid(Grid):
         """A carried answer counts in the present round."""
         if self._phase is None or asked.place.phase != self._phase.name:
             return asked.place
-        return Place(self._phase.round, self._phase.trial, self._phase.name, driven=True)
+        return self._phase.place
 
     def _refuse(self, asked: Asked, category: str, reason: str, code: int) -> Message:
         self._accounts.refused(self._counts_at(asked), asked.node.name, category, reason)

@@ -6,7 +6,8 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -43,6 +44,14 @@ def place_of(task: str, run: str) -> Place | None:
     return Place(int(found[1]), int(found[2]), found[3], driven=True)
 
 
+def place_for(message: Message, driven: Place | None) -> Place:
+    """Where a message belongs: in the phase that is being driven, or where the app itself says."""
+    kind, group = message.metadata.message_type, message.metadata.group_id
+    if driven is not None:
+        return replace(driven, phase=kind)
+    return Place(int(group) if group.isdigit() else 0, 1, kind, driven=False)
+
+
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.spec == b.spec and np.array_equal(np.frombuffer(a.data, np.uint8), np.frombuffer(b.data, np.uint8))
 
@@ -61,6 +70,7 @@ class Outgoing:
         self._uploads: dict[tuple[int, bool], tuple[ArrayRecord | MetricRecord | ConfigRecord, Arrays]] = {}
         self._counter = itertools.count(1)
         self._per_node: Counter[str] = Counter()
+        self._summing: Collection[str] = ()
         self._anchor: tuple[BlobRef, dict[str, Tensor]] | None = None
 
     def code_against(self, anchor: ArrayRecord) -> None:
@@ -75,8 +85,10 @@ class Outgoing:
         """Names are counted anew."""
         self._per_node.clear()
 
-    def begin_push(self) -> None:
+    def begin_push(self, summing: Collection[str] = ()) -> None:
+        """Messages follow that are sent together; updates from the regions in `summing` stay there."""
         self._uploads.clear()
+        self._summing = summing
 
     def prepare(self, message: Message, node: Node, place: Place) -> Task:
         task_id = self._task_id(node, place)
@@ -92,6 +104,7 @@ class Outgoing:
             run_config=self._run_config,
             message=flower.to_wire(message, arrays),
             codec=policy.up if trains and _reads(node, policy.up) else "",
+            stay=trains and place.driven and node.region in self._summing,
             expires_at=message.metadata.created_at + min(message.metadata.ttl, self._worth_s(place)),
         )
 

@@ -11,6 +11,7 @@ from aggregation.admission import Refusal
 from aggregation.in_flight import Node
 from aggregation.ingest import Expect
 from aggregation.outgoing import Place
+from aggregation.round_sum import RoundSum
 from fabric.errors import FedtideError
 
 Admission = Callable[[Message], Refusal | None]
@@ -18,6 +19,10 @@ Admission = Callable[[Message], Refusal | None]
 
 class TooFewUpdates(FedtideError):
     """A phase ended with fewer answers than its run needs."""
+
+    @classmethod
+    def of(cls, counted: int, asked: int, needed: int, cause: str) -> TooFewUpdates:
+        return cls(f"{counted} of {asked} nodes gave an update that counts, needed are {needed} ({cause})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +36,18 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Folding:
+    """`expect` begins one update; `total` is the sum that they are in, once the phase's messages are made."""
+
+    expect: Expect
+    total: Callable[[], RoundSum]
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """A driven phase: `pinned` are the nodes to choose from, if that was settled before a crash;
-    `before_send` is told the nodes that stood to choice, before the first message leaves; `expect`
-    folds updates while they arrive."""
+    `before_send` is told the nodes that stood to choice, before the first message leaves; `folding`
+    says how updates are folded while they arrive, if they are."""
 
     round: int
     trial: int
@@ -42,7 +55,11 @@ class Phase:
     admission: Admission | None
     pinned: list[Node] | None
     before_send: Callable[[list[Node]], None]
-    expect: Expect | None = None
+    folding: Folding | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.round, self.trial, self.name, driven=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 from aggregation.admission import Refusal, compare, is_finite
@@ -59,7 +59,7 @@ class RoundSum:
         faults = self.total.fold_all(ordered, [weights[k].term for k in fit])
         for k, fault in zip(fit, faults, strict=True):
             if fault is None:
-                self._accept(weights[k])
+                self.take(weights[k])
             else:
                 refusals[k] = _refusal(fault, _culprit(ordered[fit.index(k)]))
         return refusals
@@ -73,7 +73,8 @@ class RoundSum:
                 return _refusal("out_of_range", tensor.name)
         return None
 
-    def _accept(self, weight: Weight, key: str = "") -> None:
+    def take(self, weight: Weight, key: str = "") -> None:
+        """Note that an update is in the sum; `key` if it was folded while it arrived."""
         with self._lock:
             self.share += Fraction(weight.share)
             self._taken.add(key)
@@ -85,22 +86,62 @@ class RoundSum:
             TooManyTerms: more than was agreed.
         """
         self.total.count(weight.term)
-        return Incoming(self, key, weight, FrameScanner(frame_bytes))
+        return Incoming(self, key, weight, frame_bytes)
+
+    def withdrawal(self, weight: Weight, frame_bytes: int) -> Withdrawal:
+        """Takes back an update, from the bytes that were folded."""
+        return Withdrawal(self.total, weight, frame_bytes)
 
 
-@dataclass(slots=True)
+class _Folding:
+    """Cuts a frame into pieces, and adds or takes back each."""
+
+    def __init__(self, total: WeightedSum, term: float, frame_bytes: int, *, back: bool) -> None:
+        self.total = total
+        self.term = term
+        self._back = back
+        self._scanner = FrameScanner(frame_bytes)
+        self._places: list[int] = []
+
+    @property
+    def whole(self) -> bool:
+        return self._scanner.done
+
+    def feed(self, data: Buffer) -> Refusal | None:
+        found: Refusal | None = None
+        for piece in self._scanner.feed(data):
+            assert self._scanner.specs is not None
+            if not self._places and (refusal := self._arrange(self._scanner.specs)) is not None:
+                return refusal
+            spec = self._scanner.specs[piece.index]
+            values, index = ready(spec.dtype, piece.data), self._places[piece.index]
+            (fault,) = self.total.fold(index, piece.start, [values], [self.term], back=self._back)
+            if fault is not None and found is None:
+                found = _refusal(fault, spec.name)
+        return found
+
+    def _arrange(self, got: Sequence[TensorSpec]) -> Refusal | None:
+        expected = self.total.agreement.specs
+        refusal = compare(expected, got)
+        if refusal is None:
+            places = {spec.name: index for index, spec in enumerate(expected)}
+            self._places = [places[spec.name] for spec in got]
+        return refusal
+
+
 class Incoming:
     """An update on its way into a sum: `feed` it all of its frame, then `accept`; or take it back (`withdrawal`).
 
     An exception in between leaves it where it was: feed it on from `fed` bytes.
     """
 
-    sum: RoundSum
-    key: str
-    weight: Weight
-    _scanner: FrameScanner
-    fed: int = 0
-    _places: list[int] = field(default_factory=list)
+    def __init__(self, sum_: RoundSum, key: str, weight: Weight, frame_bytes: int) -> None:
+        self._sum = sum_
+        self._key = key
+        self._frame_bytes = frame_bytes
+        self._folding = _Folding(sum_.total, weight.term, frame_bytes, back=False)
+        self.weight = weight
+        self.fed = 0
 
     def feed(self, data: Buffer) -> Refusal | None:
         """Fold the next bytes of the frame. After a refusal it must be withdrawn.
@@ -109,7 +150,7 @@ class Incoming:
             MalformedMessage: these bytes are no tensor frame.
         """
         self.fed += len(data)
-        return self._fold(self._scanner, data, back=False)
+        return self._folding.feed(data)
 
     def accept(self) -> None:
         """All of it is in the sum.
@@ -117,51 +158,39 @@ class Incoming:
         Raises:
             MalformedMessage: it is not.
         """
-        if not self._scanner.done:
+        if not self._folding.whole:
             raise MalformedMessage("tensor frame: ends before its last tensor")
-        self.sum._accept(self.weight, self.key)
+        self._sum.take(self.weight, self._key)
 
-    def withdrawal(self, frame_bytes: int) -> Withdrawal:
+    def promised(self) -> None:
+        """Another sums it, and that sum will be merged."""
+        assert not self.fed
+        self._sum.total.discount(self.weight.term)
+        self._sum.take(self.weight, self._key)
+
+    def dropped(self) -> None:
+        """It will not come."""
+        assert not self.fed
+        self._sum.total.discount(self.weight.term)
+
+    def withdrawal(self) -> Withdrawal:
         """Takes back what was fed."""
-        return Withdrawal(self, FrameScanner(frame_bytes))
-
-    def _fold(self, scanner: FrameScanner, data: Buffer, *, back: bool) -> Refusal | None:
-        found: Refusal | None = None
-        for piece in scanner.feed(data):
-            assert scanner.specs is not None
-            specs = self.sum.total.agreement.specs
-            if not self._places and (refusal := self._arrange(specs, scanner.specs)) is not None:
-                return refusal
-            spec = scanner.specs[piece.index]
-            values = ready(spec.dtype, piece.data)
-            index = self._places[piece.index]
-            (fault,) = self.sum.total.fold(index, piece.start, [values], [self.weight.term], back=back)
-            if fault is not None and found is None:
-                found = _refusal(fault, spec.name)
-        return found
-
-    def _arrange(self, expected: Sequence[TensorSpec], got: Sequence[TensorSpec]) -> Refusal | None:
-        refusal = compare(expected, got)
-        if refusal is None:
-            places = {spec.name: index for index, spec in enumerate(expected)}
-            self._places = [places[spec.name] for spec in got]
-        return refusal
+        return self._sum.withdrawal(self.weight, self._frame_bytes)
 
 
-@dataclass(slots=True)
 class Withdrawal:
     """`feed` it all that was fed, in the same cuts; then it is `done`."""
 
-    _incoming: Incoming
-    _scanner: FrameScanner
+    def __init__(self, total: WeightedSum, weight: Weight, frame_bytes: int) -> None:
+        self._folding = _Folding(total, weight.term, frame_bytes, back=True)
 
     def feed(self, data: Buffer) -> None:
         """Take these bytes back."""
-        self._incoming._fold(self._scanner, data, back=True)
+        self._folding.feed(data)
 
     def done(self) -> None:
         """Nothing of it is in the sum."""
-        self._incoming.sum.total.discount(self._incoming.weight.term)
+        self._folding.total.discount(self._folding.term)
 
 
 def _in_order(specs: Sequence[TensorSpec], update: Sequence[Tensor]) -> list[Tensor]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 
 from aggregation.config import WorkerConfig
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
 from fabric.errors import FedtideError, TransientError
 from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, UP, Subjects
+from fabric.subjects import DOWN, STAY, UP, Subjects
 from fabric.tensors import Buffer, frame_size
 from fabric.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
 from fabric.wire import INLINE_BYTES, Arrays
@@ -20,6 +21,20 @@ log = logging.getLogger(__name__)
 
 ROUND_BLOB_TTL_S = 24 * 3600.0
 RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUpdate:
+    """Where one update's tensors are: in the hub's collection, or still in their region."""
+
+    blob: BlobRef
+    region: str
+    node: str
+    stays: bool
+
+    def prefix(self, subjects: Subjects, run: str) -> Prefix:
+        where = subjects.stay_blob if self.stays else subjects.update_blob
+        return lambda digest: where(self.region, self.node, run, digest)
 
 
 class Storage:
@@ -48,12 +63,22 @@ class Storage:
     async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
         return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
 
-    async def fetch_into(self, sink: Sink, ref: BlobRef, *, stream: str, prefix: Prefix) -> None:
-        await get_blob(Source(self._broker, stream), prefix, ref, sink)
+    async def fetch_from(self, region: str, ref: BlobRef, *, stream: str, prefix: Prefix) -> bytearray:
+        """A blob from a region's own stream: it need not have reached the hub yet."""
+        return await read_blob(Source(self._broker, stream, domain=region), prefix, ref)
 
-    def stream(self, ref: BlobRef, *, stream: str, prefix: Prefix, from_byte: int) -> AsyncIterator[bytes]:
-        """The chunks of a blob in order, from the one that begins at `from_byte`."""
-        return stream_blob(Source(self._broker, stream), prefix, ref, from_byte)
+    async def fetch_update(self, sink: Sink, update: StoredUpdate) -> None:
+        await get_blob(self._source(update), update.prefix(self._subjects, self._config.run), update.blob, sink)
+
+    def stream_update(self, update: StoredUpdate, from_byte: int = 0) -> AsyncIterator[bytes]:
+        """The chunks of an update in order, from the one that begins at `from_byte`."""
+        prefix = update.prefix(self._subjects, self._config.run)
+        return stream_blob(self._source(update), prefix, update.blob, from_byte)
+
+    def _source(self, update: StoredUpdate) -> Source:
+        if update.stays:
+            return Source(self._broker, STAY, domain=update.region)
+        return Source(self._broker, UP)
 
     async def read(self, stream: str, subject: str) -> bytes | None:
         found = await self._broker.last(stream, subject)
@@ -75,6 +100,10 @@ class Storage:
         for pattern in patterns:
             for domain in [HUB_DOMAIN, *self._config.regions]:
                 await self._purge(UP, pattern or self._subjects.update_blobs(run), domain)
+        if self._config.spec.policy.regional:
+            for digest in digests if digests is not None else ["*"]:
+                for domain in self._config.regions:
+                    await self._purge(STAY, self._subjects.stay_blobs(run, digest), domain)
 
     async def forget_blob(self, ref: BlobRef) -> None:
         """Delete a round's model from the hub and every region's cache."""

@@ -260,7 +260,7 @@ class WeightedSum:
         return Partial(tensors, self.weight, self.terms)
 
     def merge(self, partial: Partial) -> None:
-        """Add what another has summed.
+        """Add what another has summed of the same agreement.
 
         Raises:
             TooManyTerms: together they are more than was agreed; nothing was added.

@@ -20,7 +20,7 @@ from fabric.broker import Broker
 from fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
 from fabric.ids import flower_int
 from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, UP, Subjects
+from fabric.subjects import DOWN, STAY, UP, Subjects
 from fabric.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
 from fabric.wire import Cancel, Reply, Task, WireError, WireMessage
 
@@ -165,7 +165,12 @@ class TaskLoop:
                 message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
                 break
         return Reply(
-            task=task.task, run=task.run, node=self._config.node, seconds=time.monotonic() - began, message=message
+            task=task.task,
+            run=task.run,
+            node=self._config.node,
+            seconds=time.monotonic() - began,
+            stays=task.stay,
+            message=message,
         )
 
     async def _answer(self, task: Task, out_dir: Path) -> WireMessage:
@@ -230,11 +235,13 @@ class TaskLoop:
         pending = self._outbox.read(key)
         reply, region, node = pending.reply, self._config.region, self._config.node
 
+        where, stream = (self._subjects.stay_blob, STAY) if reply.stays else (self._subjects.update_blob, UP)
+
         def prefix(digest: str) -> str:
-            return self._subjects.update_blob(region, node, reply.run, digest)
+            return where(region, node, reply.run, digest)
 
         for path in pending.blobs.values():
-            await put_blob(self._broker, prefix, UP, [_mapped(path)], ttl_s=UPDATE_TTL_S)
+            await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=UPDATE_TTL_S)
         subject = self._subjects.reply(region, node, reply.run, reply.task)
         await self._broker.publish(
             subject, reply.model_dump_json().encode(), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S

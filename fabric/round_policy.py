@@ -53,6 +53,7 @@ class RoundPolicy(Strict):
     max_update_bytes: int | None = Field(default=None, gt=0, description="Larger updates are refused unread")
     up: str = Field(default="", description="Codec of updates, e.g. int8 or topk:0.01 (docs/compression.md)")
     down: str = Field(default="", description="Codec of models on their way to nodes, e.g. int8+hadamard")
+    regional: bool = Field(default=False, description="Regions that have an aggregator sum their own updates")
     evaluate_every: int = Field(default=1, ge=1, description="Nodes evaluate every so many rounds, and after the last")
     buffer: int | None = Field(default=None, ge=1, description="async: updates that close a round")
     max_staleness: int = Field(default=10, ge=0, description="Older updates are refused")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fabric.subjects import CHECKPOINTS, CONTROL, DOWN, EVENTS, HUB_REGION, UP, Subjects
+from fabric.subjects import CHECKPOINTS, CONTROL, DOWN, EVENTS, HUB_REGION, STAY, UP, Subjects
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"
@@ -67,7 +67,7 @@ def hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
 
 
 def leaf_streams(subjects: Subjects, region: str) -> list[Config]:
-    """The region's mirror of DOWN, which announces what it stores, and its own UP."""
+    """The region's mirror of DOWN, which announces what it stores, its own UP, and what stays in it."""
     return [
         {
             "name": DOWN,
@@ -85,6 +85,14 @@ def leaf_streams(subjects: Subjects, region: str) -> list[Config]:
             "storage": "file",
             "max_age": 7 * 24 * _HOUR_NS,
             "duplicate_window": _HOUR_NS,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        },
+        {
+            "name": STAY,
+            "subjects": [subjects.all_staying(region)],
+            "storage": "file",
+            "max_age": 7 * 24 * _HOUR_NS,
             "allow_direct": True,
             "allow_msg_ttl": True,
         },

@@ -11,6 +11,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
     up.<region>.<node>.rpt.<kind>                 reports to the coordinator         stream UP, leaf, sourced to hub
     up.<region>.<node>.reply.<run>.<task>         replies to tasks                   stream UP
     up.<region>.<node>.blob.<run>.<digest>.<n>    tensors of updates                 stream UP
+    stay.<region>.<node>.blob.<run>.<digest>.<n>  tensors that a partial aggregator sums  stream STAY, leaf only
     ckpt.<run>.<what>                             checkpoints of aggregators          stream CHECKPOINTS, hub
     ctl.<what>                                    lease and snapshots of coordinators stream CONTROL, hub
     tel.<region>.<node>                           heartbeats (lossy)                 plain
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 EVENTS = "EVENTS"
 DOWN = "DOWN"
 UP = "UP"
+STAY = "STAY"
 CHECKPOINTS = "CHECKPOINTS"
 CONTROL = "CONTROL"
 
@@ -110,6 +112,16 @@ class Subjects:
 
     def update_blobs(self, run: str, digest: str = "*") -> str:
         return f"{self.root}.up.*.*.blob.{run}.{digest}.>"
+
+    def all_staying(self, region: str) -> str:
+        return f"{self.root}.stay.{region}.>"
+
+    def stay_blob(self, region: str, node: str, run: str, digest: str) -> str:
+        """As `update_blob`, for what does not leave its region."""
+        return f"{self.root}.stay.{region}.{node}.blob.{run}.{digest}"
+
+    def stay_blobs(self, run: str, digest: str = "*") -> str:
+        return f"{self.root}.stay.*.*.blob.{run}.{digest}.>"
 
     def checkpoint(self, run: str, what: str) -> str:
         return f"{self.root}.ckpt.{run}.{what}"

@@ -83,14 +83,15 @@ async def expires(broker: Broker, stream: str, base: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where to read from: a stream, and the domain to fall back to when the region's cache lacks a chunk."""
+    """Where to read from: a stream (of another `domain`), and the domain to fall back to when it lacks a chunk."""
 
     broker: Broker
     stream: str
     fallback_domain: str | None = None
+    domain: str | None = None
 
     async def read(self, subject: str) -> bytes | None:
-        found = await self.broker.last(self.stream, subject, timeout_s=60)
+        found = await self.broker.last(self.stream, subject, domain=self.domain, timeout_s=60)
         if found is None and self.fallback_domain is not None:
             found = await self.broker.last(self.stream, subject, domain=self.fallback_domain, timeout_s=60)
         return None if found is None else found.data

@@ -125,6 +125,11 @@ class Task(Strict):
     message: WireMessage
     expires_at: float = Field(description="Unix seconds after which nobody wants the answer")
     codec: str = Field(default="", description="How the update should be coded (fabric.codecs); empty: not")
+    stay: bool = Field(default=False, description="Leave the update's tensors in the region, which sums them")
+
+    def size_bytes(self) -> int:
+        """What it takes to send it, with its records."""
+        return len(self.model_dump_json()) + sum(ref.size_bytes for ref in self.message.carried())
 
 
 class Cancel(Strict):
@@ -145,6 +150,7 @@ class Reply(Strict):
     run: str
     node: str
     seconds: float = Field(ge=0, description="From start of the task to its answer, on the node's clock")
+    stays: bool = Field(default=False, description="Its blobs are in its region's stream STAY, not in UP")
     message: WireMessage
 
 

@@ -102,7 +102,7 @@ class FedAvg(flowers.FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The weighted mean of the replies' arrays and metrics; (None, None) if none counts."""
-        state = self._state()
+        state = self.collecting()
         for batch in _batches(self._valid(state, replies)):
             self._fold(state, batch)
         return self._close(state)
@@ -115,11 +115,11 @@ class FedAvg(flowers.FedAvg):
         weight = self.weight_of(metrics)
         if isinstance(weight, Refusal):
             return weight
-        return self._state().sum.expect(key, weight, frame_bytes)
+        return self.collecting().sum.expect(key, weight, frame_bytes)
 
     def admit(self, message: Message) -> Refusal | None:
         """Why a reply must not count, or None: our Grid asks before it reports the reply as received."""
-        state = self._state()
+        state = self.collecting()
         if (refusal := _incomplete(message)) is not None:
             return refusal
         reply = Reply.of(message, state.base)
@@ -145,7 +145,8 @@ class FedAvg(flowers.FedAvg):
         """How far the model moves from the one that went out to the weighted mean; 1: all the way."""
         return float(total.total.weight / total.share)
 
-    def _state(self) -> Round:
+    def collecting(self) -> Round:
+        """The round under way."""
         if self.round is None:
             raise AggregationError("configure_train must come first: updates are compared with what was sent")
         return self.round

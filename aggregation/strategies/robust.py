@@ -34,7 +34,7 @@ class _Comparing(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        state = self._state()
+        state = self.collecting()
         base = flower.tensors_of(state.base)
         kept: list[tuple[Message, list[Tensor]]] = []
         for reply in self._valid(state, replies):
@@ -180,7 +180,7 @@ class MedianOfMeans(_Comparing):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        state = self._state()
+        state = self.collecting()
         sums: dict[int, RoundSum] = {}
         agreement = state.sum.total.agreement
         for reply in self._valid(state, replies):

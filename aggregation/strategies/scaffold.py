@@ -68,7 +68,7 @@ class Scaffold(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         found = super().aggregate_train(server_round, self._without_changes(replies))
-        counted = {node for node, _ in self._state().contents}
+        counted = {node for node, _ in self.collecting().contents}
         self._move_control([change for node, change in sorted(self._changes.items()) if node in counted])
         return found
 

@@ -35,6 +35,7 @@ def up(
     nodes_per_region: Annotated[int, typer.Option(min=1, help="Agents in each region")] = 2,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one")] = 0,
     coordinators: Annotated[int, typer.Option(min=1, help="More than one: the others stand by")] = 1,
+    regional_aggregators: Annotated[bool, typer.Option(help="A process in each region that sums its updates")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
@@ -45,6 +46,7 @@ def up(
             signal.signal(number, signal.default_int_handler)
     command = [sys.executable, "-m", "coordinator.embedded", "--regions", regions]
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
+    command += ["--regional-aggregators"] if regional_aggregators else []
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:
         bound = None if detach else end_with_parent

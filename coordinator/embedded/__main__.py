@@ -31,13 +31,15 @@ def main() -> int:
     parser.add_argument("--nodes-per-region", type=int, required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--coordinators", type=int, default=1)
+    parser.add_argument("--regional-aggregators", action="store_true")
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
     try:
         with locked(home):
             regions, nodes = arguments.regions.split(","), arguments.nodes_per_region
-            layout = lay_out(home, regions, nodes, arguments.port, arguments.coordinators)
+            port, coordinators, regional = arguments.port, arguments.coordinators, arguments.regional_aggregators
+            layout = lay_out(home, regions, nodes, port, coordinators, regional=regional)
             asyncio.run(_until_signalled(Supervisor(home, layout)))
     except FedtideError as exc:
         print(f"fedtide up: {exc}", file=sys.stderr)

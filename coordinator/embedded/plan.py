@@ -38,7 +38,15 @@ class Layout:
     apis: tuple[str, ...]
 
 
-def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int = 0, coordinators: int = 1) -> Layout:
+def lay_out(
+    home: Home,
+    regions: list[str],
+    nodes_per_region: int,
+    api_port: int = 0,
+    coordinators: int = 1,
+    *,
+    regional: bool = False,
+) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
 
     Raises:
@@ -66,6 +74,8 @@ def lay_out(home: Home, regions: list[str], nodes_per_region: int, api_port: int
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
         children.append(_coordinator(home, config_dir, name, hub_url, regions, port))
+    if regional:
+        children += [_regional(config_dir, region, port) for region, port in zip(regions, ports, strict=True)]
     nodes: list[str] = []
     for region, port in zip(regions, ports, strict=True):
         for number in range(1, nodes_per_region + 1):
@@ -125,6 +135,12 @@ def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions:
     file = config_dir / f"{name}.json"
     file.write_text(json.dumps(config, indent=2))
     return Child(name, (sys.executable, "-m", "coordinator", str(file)))
+
+
+def _regional(config_dir: Path, region: str, port: int) -> Child:
+    file = config_dir / f"regional-{region}.json"
+    file.write_text(json.dumps({"region": region, "nats_url": f"nats://127.0.0.1:{port}"}, indent=2))
+    return Child(f"regional-{region}", (sys.executable, "-m", "aggregation.regional_aggregator", str(file)))
 
 
 def _agent(home: Home, config_dir: Path, node: str, region: str, port: int, index: int, count: int) -> Child:

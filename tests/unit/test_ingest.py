@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregation.in_flight import Node
 from aggregation.ingest import Ingest, Refused
+from aggregation.regions import Regions
 from aggregation.round_sum import RoundSum, Weight
+from aggregation.storage import StoredUpdate
 from aggregation.weighted_sum import Agreement
 from fabric.blobs import BlobRef
 from fabric.errors import DigestMismatch, TransientError
+from fabric.subjects import Subjects
 from fabric.tensors import Tensor, encode
 from fabric.wire import Arrays, Reply, Values, WireMessage
 
@@ -39,8 +43,8 @@ class Stored:
         self.blobs[digest] = frame
         return BlobRef(digest=digest, size_bytes=len(frame))
 
-    async def stream(self, ref: BlobRef, *, stream: str, prefix: Any, from_byte: int) -> AsyncIterator[bytes]:
-        for start in range(from_byte, ref.size_bytes, CHUNK):
+    async def stream_update(self, update: StoredUpdate, from_byte: int = 0) -> AsyncIterator[bytes]:
+        for start in range(from_byte, update.blob.size_bytes, CHUNK):
             number = start // CHUNK
             if number in self.breaks:
                 raise self.breaks.pop(number)
@@ -48,14 +52,15 @@ class Stored:
                 self.reached.set()
                 await self.go_on.wait()
             self.read.append(number)
-            yield self.blobs[ref.digest][start : start + CHUNK]
+            yield self.blobs[update.blob.digest][start : start + CHUNK]
 
 
 class Setting:
     def __init__(self, folder: Path) -> None:
         self.stored = Stored()
         self.sum = RoundSum(Agreement.of([Tensor.of("w", np.zeros(SIZE, "f4"))], 8))
-        self.ingest = Ingest(self.stored, folder)  # type: ignore[arg-type]
+        regions = Regions(None, Subjects(), self.stored, "r")  # type: ignore[arg-type]
+        self.ingest = Ingest(self.stored, regions, folder)  # type: ignore[arg-type]
         self.ingest.fold_into(lambda task, metrics, size: self.sum.expect(task, Weight(2.0, 2.0), size))
         self.wanted = True
 
@@ -77,7 +82,7 @@ class Setting:
         return Reply(task=task, run="r", node="n", seconds=1, message=message)
 
     async def take(self, reply: Reply) -> Any:
-        return await self.ingest.read(reply, str, lambda: self.wanted)
+        return await self.ingest.read(reply, Node.of("n", "eu"), lambda: self.wanted)
 
     def holds_only(self, array: np.ndarray) -> bool:
         clean = RoundSum(self.sum.total.agreement)

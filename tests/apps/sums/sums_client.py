@@ -1,4 +1,8 @@
-"""Moves every weight by a draw that is seeded by node and round; the `poisoned` node lies in its last weight."""
+"""Moves every weight by a draw that is seeded by node and round; the `poisoned` node lies in its last weight.
+
+The first node takes `delay` seconds."""
+
+import time
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -19,6 +23,8 @@ def moved(arrays: dict, pid: int, round_: int) -> dict:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     pid = int(context.node_config["partition-id"])
+    if pid == 0:
+        time.sleep(float(context.run_config["delay"]))
     arrays = {k: a.numpy() for k, a in message.content["arrays"].items()}
     new = moved(arrays, pid, int(message.content["config"]["server-round"]))
     if pid == context.run_config["poisoned"]:

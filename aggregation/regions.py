@@ -1,0 +1,96 @@
+"""The aggregator's side of partial aggregation: which regions sum for it, and what they were promised to hold.
+
+Owns nothing of the sum: it gets partial sums, or the word that a region cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from fractions import Fraction
+
+from aggregation.regional_aggregator import FOLDER, plan_of
+from aggregation.storage import Storage
+from aggregation.weighted_sum import Agreement, Partial
+from fabric.broker import Broker
+from fabric.errors import TransientError
+from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fabric.subjects import UP, Subjects
+from fabric.tensors import decode
+
+log = logging.getLogger(__name__)
+
+_PING_S = 2.0
+_FOLD_S = 120.0
+_AT_ONCE = 16
+
+
+class Regions:
+    """One run's partial sums, for one round after the other."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, storage: Storage, run: str) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._storage = storage
+        self._run = run
+        self._plan: FoldPlan | None = None
+        self.promised: dict[str, dict[str, FoldEntry]] = {}
+        """By region, then task: updates that its sum must hold."""
+
+    async def begin(self, key: str, agreement: Agreement, regions: Iterable[str]) -> frozenset[str]:
+        """A round begins: nothing is promised. Returns those of `regions` whose aggregator answers."""
+        self._plan = plan_of(agreement, self._run, key)
+        self.promised = {}
+        names = list(regions)
+        there = await asyncio.gather(*(self._is_there(region) for region in names))
+        return frozenset(region for region, answers in zip(names, there, strict=True) if answers)
+
+    async def fold(self, region: str, entry: FoldEntry) -> FoldFault | None:
+        """Have a region add one update to its sum.
+
+        Raises:
+            TransientError: it did not answer.
+        """
+        answer = await self._ask(region, FoldRequest(plan=self._plan, entries=[entry]))
+        fault = answer.faults.get(entry.task)
+        if fault is None:
+            self.promised.setdefault(region, {})[entry.task] = entry
+        return fault
+
+    async def collect(self, region: str) -> Partial:
+        """The sum of exactly what was promised.
+
+        Raises:
+            TransientError: the region did not answer, or cannot give it.
+        """
+        entries = list(self.promised[region].values())
+        # One that was restarted folds all of them anew: in steps, each of which it answers in time.
+        for first in range(0, len(entries), _AT_ONCE):
+            await self._ask(region, FoldRequest(plan=self._plan, entries=entries[first : first + _AT_ONCE]))
+        answer = await self._ask(region, FoldRequest(plan=self._plan, entries=entries, finish=True))
+        if answer.faults or answer.partial is None or answer.terms != len(entries):
+            raise TransientError(f"the aggregator of {region} holds {answer.terms} of {len(entries)} updates")
+        prefix = lambda digest: self._subjects.update_blob(region, FOLDER, self._run, digest)  # noqa: E731
+        frame = await self._storage.fetch_from(region, answer.partial, stream=UP, prefix=prefix)
+        return Partial(decode(memoryview(frame)), Fraction(answer.weight), answer.terms)
+
+    async def _is_there(self, region: str) -> bool:
+        try:
+            await self._broker.ask(self._subject(region), FoldRequest().model_dump_json().encode(), timeout_s=_PING_S)
+        except TransientError:
+            return False
+        return True
+
+    async def _ask(self, region: str, request: FoldRequest) -> FoldAnswer:
+        # Folding takes its time; a process that is frozen or gone shows at once.
+        if not await self._is_there(region):
+            raise TransientError(f"the aggregator of {region} does not answer")
+        raw = await self._broker.ask(self._subject(region), request.model_dump_json().encode(), timeout_s=_FOLD_S)
+        answer = FoldAnswer.model_validate_json(raw)
+        if answer.error:
+            raise TransientError(f"the aggregator of {region}: {answer.error}")
+        return answer
+
+    def _subject(self, region: str) -> str:
+        return self._subjects.rpc(f"fold.{region}")

@@ -1,0 +1,79 @@
+"""Regions that sum their own updates: the same bytes as without, whatever happens to the one who sums."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import APPS
+from tests.integration.conftest import bring_up
+from tests.integration.installation import Installation, until
+
+START = ("run", "start", "--app", str(APPS / "sums"))
+
+
+@pytest.fixture(scope="module")
+def regional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """Two regions of two nodes, each with a partial aggregator."""
+    there = bring_up(tmp_path_factory.mktemp("regional"), "eu,us", 2, "--regional-aggregators")
+    yield there
+    there.run("down")
+
+
+@pytest.fixture(scope="module")
+def flat(regional: Installation) -> bytes:
+    """The model that an aggregator makes alone."""
+    view = regional.train(APPS / "sums")
+    assert view["state"] == "completed", view["reason"]
+    return _model(regional, view)
+
+
+def _model(there: Installation, view: dict[str, Any]) -> bytes:
+    return (there.out(view["run"]) / "final.npz").read_bytes()
+
+
+def _forwarded(there: Installation, region: str, run: str) -> int:
+    log = (there.home / "logs" / f"regional-{region}.log").read_text()
+    return sum("fold.forwarded" in line and run in line for line in log.splitlines())
+
+
+def test_regions_forward_one_sum_each_and_the_model_is_the_same(regional: Installation, flat: bytes) -> None:
+    view = regional.train(APPS / "sums", "--policy", "regional=true")
+    assert view["state"] == "completed", view["reason"]
+    assert _model(regional, view) == flat
+    assert [_forwarded(regional, region, view["run"]) for region in ("eu", "us")] == [2, 2]
+
+
+def test_an_update_that_cannot_be_summed_is_refused_in_its_region(regional: Installation) -> None:
+    poisoned = ("--set", "poisoned=2")
+    alone = regional.train(APPS / "sums", *poisoned)
+    view = regional.train(APPS / "sums", "--policy", "regional=true", *poisoned)
+    refused = [t["refused"] for r in view["rounds"] for t in r["phases"].values() if t["refused"]]
+    assert [[r["category"] for r in each.values()] for each in refused] == [["not_finite"], ["not_finite"]]
+    assert _model(regional, view) == _model(regional, alone)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_region_whose_aggregator_dies_or_freezes_is_summed_all_the_same(
+    regional: Installation, flat: bytes, how: signal.Signals
+) -> None:
+    run = regional.json(*START, "--policy", "regional=true", "--set", "delay=4.0")["run"]
+
+    def received() -> int:
+        rounds = regional.json("run", "show", run)["rounds"]
+        return sum(len(t["received"]) for r in rounds for t in r["phases"].values())
+
+    until(lambda: received() == 3, "all updates but one")
+    pid = regional.child("regional-eu")
+    os.kill(pid, how)
+    try:
+        view = regional.finish(run)
+    finally:
+        if how == signal.SIGSTOP:
+            os.kill(pid, signal.SIGCONT)
+    assert view["state"] == "completed", view["reason"]
+    assert _model(regional, view) == flat
