@@ -20,7 +20,6 @@ from aggregation.cohorts import Cohorts
 from aggregation.config import WorkerConfig
 from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size
 from aggregation.ingest import Ingest, Refused
-from aggregation.regions import Regions
 from aggregation.storage import Storage
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
@@ -75,8 +74,7 @@ class GridLink:
     async def _open(self) -> None:
         self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
         self.storage = Storage(self._broker, self._config)
-        regions = Regions(self._broker, self._subjects, self.storage, self._config.run)
-        self.ingest = Ingest(self.storage, regions, self._config.work_dir / "incoming")
+        self.ingest = Ingest.of(self._broker, self.storage, self._config)
         self.cohorts = Cohorts(self._broker, self._config)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
@@ -95,6 +93,7 @@ class GridLink:
 
     async def _close(self) -> None:
         await self.stop_listening()
+        await self.ingest.shards.stop()
         await self._broker.close()
 
     async def stop_listening(self) -> None:

@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aggregation.admission import Refusal
+from aggregation.config import WorkerConfig
 from aggregation.in_flight import Loss, Node
 from aggregation.regions import Regions
 from aggregation.round_sum import Incoming, RoundSum, Weight
+from aggregation.shards import Shards
 from aggregation.storage import RETRY_S, Storage, StoredUpdate
 from fabric.blobs import BlobRef
+from fabric.broker import Broker
 from fabric.errors import FedtideError, TransientError
 from fabric.fold_requests import FoldEntry
+from fabric.subjects import Subjects
 from fabric.tensors import Buffer
 from fabric.transfer import FileSink, map_file
 from fabric.wire import Arrays, Reply, Values
@@ -45,7 +49,7 @@ class Refused(FedtideError):
 class Ingest:
     """Reads one update at a time."""
 
-    def __init__(self, storage: Storage, regions: Regions, folder: Path) -> None:
+    def __init__(self, storage: Storage, regions: Regions, shards: Shards, folder: Path) -> None:
         self._storage = storage
         self._folder = folder
         self._expect: Expect | None = None
@@ -53,6 +57,13 @@ class Ingest:
         self._one_at_a_time = asyncio.Lock()
         self._closing = False
         self.regions = regions
+        self.shards = shards
+
+    @classmethod
+    def of(cls, broker: Broker, storage: Storage, config: WorkerConfig) -> Ingest:
+        """For one run."""
+        regions = Regions(broker, Subjects(config.tenant), storage, config.run)
+        return cls(storage, regions, Shards(broker, storage, config), config.work_dir / "incoming")
 
     def fold_into(self, expect: Expect | None) -> None:
         """From here on updates are folded as they arrive, if they can be."""
@@ -81,7 +92,7 @@ class Ingest:
                 incoming = self._expect(reply.task, metrics, blob.size_bytes)
                 if isinstance(incoming, Refusal):
                     raise Refused(incoming.category, incoming.reason)
-                if reply.stays and await self._promised(reply.task, incoming, update):
+                if (reply.stays or self.shards.active) and await self._promised(reply.task, incoming, update):
                     return None
                 self._partial[reply.task] = (incoming, update)
             await self._fold(reply.task, wanted)
@@ -100,18 +111,28 @@ class Ingest:
         async with self._one_at_a_time:
             for task in list(self._partial):
                 await self._withdraw(task)
-            for region in list(self.regions.promised):
-                assert total is not None
-                await self._merge(region, total)
+            if total is not None:
+                for region in list(self.regions.promised):
+                    await self._merge(region, total)
+                if self.shards.promised:
+                    await self.shards.finish(total.total)
             self._expect = None
 
     async def _promised(self, task: str, incoming: Incoming, update: StoredUpdate) -> bool:
-        """Whether the update's region will sum it."""
+        """Whether its region, or the shards, will sum an update."""
+        entry = FoldEntry(
+            task=task,
+            region=update.region,
+            node=update.node,
+            stays=update.stays,
+            blob=update.blob,
+            term=incoming.weight.term,
+        )
         try:
-            fault = await self.regions.fold(
-                update.region, FoldEntry(task=task, node=update.node, blob=update.blob, term=incoming.weight.term)
-            )
+            fault = await (self.shards if self.shards.active else self.regions).fold(entry)
         except TransientError as exc:
+            if self.shards.active:
+                raise
             log.warning("ingest.region_does_not_sum", extra={"region": update.region, "reason": str(exc)})
             return False
         if fault is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aggregation.weighted_sum import ready
+from aggregation.agreement import ready
 from fabric.tensors import Tensor
 
 _SHARD_ELEMENTS = 1 << 21

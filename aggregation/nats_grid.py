@@ -266,12 +266,14 @@ class NatsGrid(Grid):
         return [task.task for task, _ in sent]
 
     def _summing_regions(self) -> frozenset[str]:
-        """Regions that sum their own updates in this phase."""
+        """Regions that sum their own updates in this phase; shards are told what they will sum."""
         phase, policy = self._phase, self._config.spec.policy
-        if phase is None or phase.folding is None or not policy.regional:
+        if phase is None or phase.folding is None:
             return frozenset()
         key, agreement = f"{self._config.run}-r{phase.round}-t{phase.trial}", phase.folding.total().total.agreement
-        return self._link.call(self._link.ingest.regions.begin(key, agreement, self._config.regions))
+        self._link.call(self._link.ingest.shards.begin(key, agreement))
+        regions = self._config.regions if policy.regional else []
+        return self._link.call(self._link.ingest.regions.begin(key, agreement, regions))
 
     def _restarted(self) -> None:
         """Without a driver a crashed run cannot go on where it was: its first push says that it begins again."""

@@ -20,9 +20,10 @@ from numba import carray  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from aggregation.agreement import mean_dtype, ready
 from aggregation.device import THREADS, Values, on_all_cores
 from aggregation.kernels import compiled
-from aggregation.weighted_sum import BLOCK, mean_dtype, ready
+from aggregation.weighted_sum import BLOCK
 from fabric.tensors import Tensor
 
 Pairs = npt.NDArray[np.int64]

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Iterable
 from fractions import Fraction
 
-from aggregation.regional_aggregator import FOLDER, plan_of
+from aggregation.agreement import Agreement
+from aggregation.fold_worker import FOLDER, plan_of
 from aggregation.storage import Storage
-from aggregation.weighted_sum import Agreement, Partial
+from aggregation.weighted_sum import Partial
 from fabric.broker import Broker
 from fabric.errors import TransientError
 from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
@@ -46,16 +47,16 @@ class Regions:
         there = await asyncio.gather(*(self._is_there(region) for region in names))
         return frozenset(region for region, answers in zip(names, there, strict=True) if answers)
 
-    async def fold(self, region: str, entry: FoldEntry) -> FoldFault | None:
-        """Have a region add one update to its sum.
+    async def fold(self, entry: FoldEntry) -> FoldFault | None:
+        """Have the region of an update add it to its sum.
 
         Raises:
             TransientError: it did not answer.
         """
-        answer = await self._ask(region, FoldRequest(plan=self._plan, entries=[entry]))
+        answer = await self._ask(entry.region, FoldRequest(plan=self._plan, entries=[entry]))
         fault = answer.faults.get(entry.task)
         if fault is None:
-            self.promised.setdefault(region, {})[entry.task] = entry
+            self.promised.setdefault(entry.region, {})[entry.task] = entry
         return fault
 
     async def collect(self, region: str) -> Partial:
@@ -68,11 +69,11 @@ class Regions:
         # One that was restarted folds all of them anew: in steps, each of which it answers in time.
         for first in range(0, len(entries), _AT_ONCE):
             await self._ask(region, FoldRequest(plan=self._plan, entries=entries[first : first + _AT_ONCE]))
-        answer = await self._ask(region, FoldRequest(plan=self._plan, entries=entries, finish=True))
-        if answer.faults or answer.partial is None or answer.terms != len(entries):
+        answer = await self._ask(region, FoldRequest(plan=self._plan, entries=entries, finish="sum"))
+        if answer.faults or answer.result is None or answer.terms != len(entries):
             raise TransientError(f"the aggregator of {region} holds {answer.terms} of {len(entries)} updates")
         prefix = lambda digest: self._subjects.update_blob(region, FOLDER, self._run, digest)  # noqa: E731
-        frame = await self._storage.fetch_from(region, answer.partial, stream=UP, prefix=prefix)
+        frame = await self._storage.fetch_from(region, answer.result, stream=UP, prefix=prefix)
         return Partial(decode(memoryview(frame)), Fraction(answer.weight), answer.terms)
 
     async def _is_there(self, region: str) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from aggregation.admission import Refusal, compare, is_finite
-from aggregation.weighted_sum import Agreement, Fault, WeightedSum, magnitude, ready
+from aggregation.agreement import Agreement, magnitude, ready
+from aggregation.weighted_sum import Fault, WeightedSum
 from fabric.errors import MalformedMessage
 from fabric.frame_scanner import FrameScanner
 from fabric.tensors import Buffer, Tensor, TensorSpec
@@ -33,8 +34,8 @@ class Weight:
 class RoundSum:
     """`sum_i term_i x_i`, with the totals of `term` and `share`: each exact, so no order shows."""
 
-    def __init__(self, agreement: Agreement) -> None:
-        self.total = WeightedSum(agreement)
+    def __init__(self, agreement: Agreement, *, share: tuple[int, int] = (0, 1)) -> None:
+        self.total = WeightedSum(agreement, share=share)
         self.share = Fraction(0)
         self._taken: set[str] = set()
         self._lock = threading.Lock()
@@ -94,20 +95,33 @@ class RoundSum:
 
 
 class _Folding:
-    """Cuts a frame into pieces, and adds or takes back each."""
+    """Cuts a frame into pieces, and adds or takes back each; parts may be skipped."""
 
     def __init__(self, total: WeightedSum, term: float, frame_bytes: int, *, back: bool) -> None:
         self.total = total
         self.term = term
+        self.fed = 0
         self._back = back
         self._scanner = FrameScanner(frame_bytes)
         self._places: list[int] = []
 
     @property
+    def specs(self) -> list[TensorSpec] | None:
+        """What the frame holds, once its header was fed."""
+        return self._scanner.specs
+
+    @property
     def whole(self) -> bool:
+        """Whether all of the frame was fed or skipped."""
         return self._scanner.done
 
     def feed(self, data: Buffer) -> Refusal | None:
+        """Fold the next bytes of the frame.
+
+        Raises:
+            MalformedMessage: these bytes are no tensor frame.
+        """
+        self.fed += len(data)
         found: Refusal | None = None
         for piece in self._scanner.feed(data):
             assert self._scanner.specs is not None
@@ -120,6 +134,24 @@ class _Folding:
                 found = _refusal(fault, spec.name)
         return found
 
+    def skip_to(self, byte: int) -> None:
+        """The frame goes on at `byte`: what is in between belongs to another's share."""
+        self._scanner.skip(byte - self.fed)
+        self.fed = byte
+
+    def wanted_chunks(self, chunk_bytes: int) -> list[int]:
+        """The numbers of the chunks that hold something of the sum's share."""
+        wanted: set[int] = set()
+        at = self._scanner.data_start
+        for spec in self._scanner.specs or ():
+            index = next((k for k, s in enumerate(self.total.agreement.specs) if s.name == spec.name), None)
+            if index is not None:
+                for low, high in self.total.runs(index):
+                    first, last = at + low * spec.item_bytes, at + min(high, spec.elements) * spec.item_bytes
+                    wanted.update(range(first // chunk_bytes, -(-last // chunk_bytes)))
+            at += spec.size_bytes
+        return sorted(wanted)
+
     def _arrange(self, got: Sequence[TensorSpec]) -> Refusal | None:
         expected = self.total.agreement.specs
         refusal = compare(expected, got)
@@ -129,28 +161,19 @@ class _Folding:
         return refusal
 
 
-class Incoming:
+class Incoming(_Folding):
     """An update on its way into a sum: `feed` it all of its frame, then `accept`; or take it back (`withdrawal`).
 
-    An exception in between leaves it where it was: feed it on from `fed` bytes.
+    An exception in between leaves it where it was: feed it on from `fed` bytes. After a refusal it must be
+    withdrawn.
     """
 
     def __init__(self, sum_: RoundSum, key: str, weight: Weight, frame_bytes: int) -> None:
+        super().__init__(sum_.total, weight.term, frame_bytes, back=False)
         self._sum = sum_
         self._key = key
         self._frame_bytes = frame_bytes
-        self._folding = _Folding(sum_.total, weight.term, frame_bytes, back=False)
         self.weight = weight
-        self.fed = 0
-
-    def feed(self, data: Buffer) -> Refusal | None:
-        """Fold the next bytes of the frame. After a refusal it must be withdrawn.
-
-        Raises:
-            MalformedMessage: these bytes are no tensor frame.
-        """
-        self.fed += len(data)
-        return self._folding.feed(data)
 
     def accept(self) -> None:
         """All of it is in the sum.
@@ -158,7 +181,7 @@ class Incoming:
         Raises:
             MalformedMessage: it is not.
         """
-        if not self._folding.whole:
+        if not self.whole:
             raise MalformedMessage("tensor frame: ends before its last tensor")
         self._sum.take(self.weight, self._key)
 
@@ -178,19 +201,15 @@ class Incoming:
         return self._sum.withdrawal(self.weight, self._frame_bytes)
 
 
-class Withdrawal:
+class Withdrawal(_Folding):
     """`feed` it all that was fed, in the same cuts; then it is `done`."""
 
     def __init__(self, total: WeightedSum, weight: Weight, frame_bytes: int) -> None:
-        self._folding = _Folding(total, weight.term, frame_bytes, back=True)
-
-    def feed(self, data: Buffer) -> None:
-        """Take these bytes back."""
-        self._folding.feed(data)
+        super().__init__(total, weight.term, frame_bytes, back=True)
 
     def done(self) -> None:
         """Nothing of it is in the sum."""
-        self._folding.total.discount(self._folding.term)
+        self.total.discount(self.term)
 
 
 def _in_order(specs: Sequence[TensorSpec], update: Sequence[Tensor]) -> list[Tensor]:

@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aggregation.agreement import Agreement, mean_dtype, ready
 from aggregation.device import THREADS, Device, Values, choose, on_all_cores
 from aggregation.fixed_point import COARSE_SHIFT, FixedPoint
-from aggregation.kernels import largest, mean_of_fine
+from aggregation.kernels import mean_of_fine
 from fabric.errors import FedtideError, MalformedMessage
-from fabric.tensors import Buffer, Tensor, TensorSpec, numbers
+from fabric.tensors import Tensor
 
 BLOCK = 1 << 17
 """Elements of a block: its lane (1 MiB) and four inputs stay in a core's cache."""
@@ -36,54 +37,10 @@ class TooManyTerms(FedtideError):
     """A sum is asked to hold more updates than was agreed; nothing was added."""
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """What all who sum parts of one round have agreed on before it.
-
-    `points[i]` belongs to `specs[i]`; it is None where sums are taken in float64, in any order.
-    """
-
-    specs: tuple[TensorSpec, ...]
-    points: tuple[FixedPoint | None, ...]
-    max_terms: int
-
-    @classmethod
-    def of(cls, model: Sequence[Tensor], max_terms: int, *, exact: bool = True) -> Agreement:
-        """For updates to `model`.
-
-        Raises:
-            ValueError: the model holds NaN or infinity.
-        """
-        points = [FixedPoint.agree(magnitude(t), max_terms) if exact else None for t in model]
-        return cls(tuple(t.spec for t in model), tuple(points), max_terms)
-
-
 def _too_many(agreement: Agreement) -> TooManyTerms:
     return TooManyTerms(
         f"more than the {agreement.max_terms} updates that were agreed on for this round", "Agree on more before it"
     )
-
-
-def magnitude(tensor: Tensor) -> float:
-    """The largest magnitude in a tensor; infinite if there is an infinity or NaN."""
-    values = ready(tensor.dtype, tensor.data)
-    return float(largest(values)) if values.size else 0.0
-
-
-def ready(dtype: str, data: Buffer) -> Values:
-    """Elements as kernels take them; float16, bfloat16 and small integers are widened, which is exact."""
-    values = numbers(dtype, data)
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
-    if not values.flags.aligned:
-        values = values.copy()
-    values.flags.writeable = False
-    return values
-
-
-def mean_dtype(dtype: str) -> str:
-    """numpy's name of the dtype that a mean of tensors of `dtype` has."""
-    return {"F16": "<f2", "F32": "<f4", "BF16": "<f4"}.get(dtype, "<f8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +59,8 @@ class _Block:
     elements: int
     fine: Any = None
     coarse: Any = None
+    mean: Any = None
+    """Instead of lanes, where another has summed this block."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -249,6 +208,12 @@ class WeightedSum:
             for place, each in enumerate(slab):
                 each.fine = lanes[place * BLOCK : place * BLOCK + each.elements]
 
+    def runs(self, index: int) -> Iterator[tuple[int, int]]:
+        """Elements [low, high) of tensor `index` that are in this share."""
+        for owner, number in self._mine:
+            if owner == index:
+                yield number * BLOCK, number * BLOCK + self._blocks[index][number].elements
+
     def partial(self) -> Partial:
         """What was summed so far, to be merged into another sum of the same agreement."""
         tensors = [
@@ -290,6 +255,41 @@ class WeightedSum:
             raise MalformedMessage(f"partial sum: {tensor.name!r} has another form than its block")
         return int(index), block, name
 
+    def mean_blocks(self) -> Iterator[Tensor]:
+        """The weighted mean of this share, block by block, for the `adopt` of another sum; this one is empty after it.
+
+        Raises:
+            ZeroDivisionError: the total weight is 0.
+        """
+        for index, number in self._mine:
+            block = self._blocks[index][number]
+            out = np.empty(block.elements, mean_dtype(self.agreement.specs[index].dtype))
+            self._mean_of(self.agreement.points[index], block, self._total(), out)
+            block.fine = block.coarse = None
+            yield Tensor.of(f"{index}.{number}.mean", out)
+
+    def adopt(self, tensors: Sequence[Tensor], weight: Fraction, terms: int) -> None:
+        """Take the means of a share, whose terms others have summed.
+
+        Raises:
+            MalformedMessage: they are no blocks of this sum.
+        """
+        for tensor in tensors:
+            place = tensor.name.removesuffix(".mean").split(".")
+            block = (
+                self._blocks[int(place[0])][int(place[1])] if len(place) == 2 and all(map(str.isdigit, place)) else None
+            )
+            if block is None or tensor.shape != (block.elements,):
+                raise MalformedMessage(f"mean of a share: {tensor.name!r} is no block of this sum")
+            block.mean = tensor.numpy()
+        self.weight, self.terms = weight, terms
+
+    def _total(self) -> float:
+        total = float(self.weight)
+        if not total:
+            raise ZeroDivisionError("the total weight is 0")
+        return total
+
     def mean(self) -> Iterator[Tensor]:
         """The weighted mean, tensor by tensor; what was yielded is not kept, and the sum is empty after it.
 
@@ -298,9 +298,7 @@ class WeightedSum:
         Raises:
             ZeroDivisionError: the total weight is 0.
         """
-        total = float(self.weight)
-        if not total:
-            raise ZeroDivisionError("the total weight is 0")
+        total = self._total()
         for index, spec in enumerate(self.agreement.specs):
             out = np.empty(spec.elements, mean_dtype(spec.dtype))
             point = self.agreement.points[index]
@@ -308,14 +306,14 @@ class WeightedSum:
             def work(number: int, index: int = index, out: Any = out, point: FixedPoint | None = point) -> None:
                 block = self._blocks[index][number]
                 self._mean_of(point, block, total, out[number * BLOCK : number * BLOCK + block.elements])
-                block.fine = block.coarse = None
+                block.fine = block.coarse = block.mean = None
 
             on_all_cores(work, range(len(self._blocks[index])), self._threads)
             yield Tensor.of(spec.name, out.reshape(spec.shape))
 
     def _mean_of(self, point: FixedPoint | None, block: _Block, total: float, out: Any) -> None:
-        if block.fine is None:
-            out[:] = 0.0
+        if block.mean is not None or block.fine is None:
+            out[:] = 0.0 if block.mean is None else block.mean
             return
         fine, unit = self._device.host(block.fine), 1.0 / point.scale if point is not None else 1.0
         if block.coarse is None and point is not None and out.dtype != np.float16:

@@ -7,7 +7,6 @@ state, on disk. The agent talks to the process in JSON lines; tensors pass throu
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import logging
 import os
@@ -20,11 +19,11 @@ from pydantic import Field
 
 from edge_agent.config import AgentConfig
 from fabric.errors import CapabilityMissing, RemoteError, TransientError
+from fabric.lifelines import die_with_parent
 from fabric.wire import ConfigValues, Strict
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -130,7 +129,7 @@ class Trainer:
 
     def _become_polite(self) -> None:
         os.nice(self._config.train_nice)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
 
 
 def _describe(code: int) -> str:

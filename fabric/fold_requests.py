@@ -22,23 +22,26 @@ class FoldPlan(Strict):
     specs: list[tuple[str, str, list[int]]] = Field(description="Name, dtype and shape of each tensor")
     points: list[tuple[int, int] | None]
     max_terms: int = Field(ge=1)
+    share: tuple[int, int] = Field(default=(0, 1), description="(k, n): part k of n of the model's blocks")
 
 
 class FoldEntry(Strict):
     """One update: `term` is what its tensors are multiplied by."""
 
     task: str
+    region: str
     node: str
+    stays: bool
     blob: BlobRef
     term: float = Field(ge=0)
 
 
 class FoldRequest(Strict):
-    """Without a plan: are you there? `finish`: answer with the sum of exactly these entries."""
+    """Without a plan: are you there? `finish`: answer with the sum of exactly these entries, or with their mean."""
 
     plan: FoldPlan | None = None
     entries: list[FoldEntry] = []
-    finish: bool = False
+    finish: Literal["", "sum", "mean"] = ""
 
 
 class FoldFault(Strict):
@@ -47,10 +50,10 @@ class FoldFault(Strict):
 
 
 class FoldAnswer(Strict):
-    """`faults` by task; `error`: ask again. `partial` is a frame of lanes, `weight` their exact total."""
+    """`faults` by task; `error`: ask again. `result` is a frame of blocks, `weight` the exact total of terms."""
 
     faults: dict[str, FoldFault] = {}
     error: str = ""
-    partial: BlobRef | None = None
+    result: BlobRef | None = None
     weight: str = "0"
     terms: int = 0

@@ -29,6 +29,7 @@ class FrameScanner:
         self._frame_bytes = frame_bytes
         self._head = bytearray()
         self._torn = b""
+        self._into = 0
         self._index = 0
         self._start = 0
         self.specs: list[TensorSpec] | None = None
@@ -44,6 +45,28 @@ class FrameScanner:
             view = self._read_head(view)
         if self.specs is not None:
             yield from self._pieces(view, self.specs)
+
+    @property
+    def data_start(self) -> int:
+        """Where the data begin, in bytes; known with `specs`."""
+        return len(self._head)
+
+    def skip(self, size: int) -> None:
+        """Go on `size` bytes further. An element that is only partly skipped comes in no piece.
+
+        Raises:
+            MalformedMessage: the frame is not that long.
+        """
+        assert self.specs is not None
+        self._into, self._torn = self._into + len(self._torn), b""
+        while size > 0:
+            if self._index == len(self.specs):
+                raise MalformedMessage("tensor frame: trailing bytes")
+            spec = self.specs[self._index]
+            step = min(size, (spec.elements - self._start) * spec.item_bytes - self._into)
+            size -= step
+            whole, self._into = divmod(self._into + step, spec.item_bytes)
+            self._advance(whole, self.specs)
 
     @property
     def done(self) -> bool:
@@ -74,21 +97,30 @@ class FrameScanner:
             if self._index == len(specs):
                 raise MalformedMessage("tensor frame: trailing bytes")
             spec = specs[self._index]
-            wanted = (spec.elements - self._start) * spec.item_bytes
+            if self._into:
+                view = self._drop_rest(view, spec, specs)
+                continue
             if self._torn:
                 missing = spec.item_bytes - len(self._torn)
-                self._torn += bytes(view[:missing])
-                view = view[missing:]
-                if len(self._torn) < spec.item_bytes:
-                    return
-                piece, self._torn = memoryview(self._torn), b""
+                data, view = memoryview(self._torn + bytes(view[:missing])), view[missing:]
             else:
-                available = min(len(view), wanted)
-                whole = available - available % spec.item_bytes
-                if available < wanted and available > whole:
-                    self._torn = bytes(view[whole:])
-                piece, view = view[:whole], view[available:]
-            if len(piece):
-                yield Piece(self._index, self._start, piece)
-                self._start += len(piece) // spec.item_bytes
-                self._skip_empty(specs)
+                size = min(len(view), (spec.elements - self._start) * spec.item_bytes)
+                data, view = view[:size], view[size:]
+            whole = len(data) - len(data) % spec.item_bytes
+            self._torn = bytes(data[whole:])
+            if whole:
+                yield Piece(self._index, self._start, data[:whole])
+                self._advance(whole // spec.item_bytes, specs)
+
+    def _drop_rest(self, view: memoryview, spec: TensorSpec, specs: list[TensorSpec]) -> memoryview:
+        """Behind the element that was partly skipped."""
+        dropped = min(len(view), spec.item_bytes - self._into)
+        self._into += dropped
+        if self._into == spec.item_bytes:
+            self._into = 0
+            self._advance(1, specs)
+        return view[dropped:]
+
+    def _advance(self, elements: int, specs: list[TensorSpec]) -> None:
+        self._start += elements
+        self._skip_empty(specs)

@@ -54,6 +54,7 @@ class RoundPolicy(Strict):
     up: str = Field(default="", description="Codec of updates, e.g. int8 or topk:0.01 (docs/compression.md)")
     down: str = Field(default="", description="Codec of models on their way to nodes, e.g. int8+hadamard")
     regional: bool = Field(default=False, description="Regions that have an aggregator sum their own updates")
+    shards: int = Field(default=1, ge=1, le=64, description="Processes that each sum a share of a large model")
     evaluate_every: int = Field(default=1, ge=1, description="Nodes evaluate every so many rounds, and after the last")
     buffer: int | None = Field(default=None, ge=1, description="async: updates that close a round")
     max_staleness: int = Field(default=10, ge=0, description="Older updates are refused")
@@ -73,6 +74,12 @@ class RoundPolicy(Strict):
             raise ValueError("`buffer` belongs to mode `async`, and async needs it")
         if self.mode == "async" and (self.quorum is not None or self.grace_s):
             raise ValueError("mode `async` closes by its `buffer`; it takes no `quorum` and no `grace_s`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_sum(self) -> RoundPolicy:
+        if self.regional and self.shards > 1:
+            raise ValueError("takes either `regional` or `shards`")
         return self
 
     @property

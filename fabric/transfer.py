@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -118,11 +118,14 @@ async def get_blob(source: Source, prefix: Prefix, ref: BlobRef, sink: Sink) -> 
             group.create_task(fetch(index))
 
 
-async def stream_blob(source: Source, prefix: Prefix, ref: BlobRef, from_byte: int = 0) -> AsyncIterator[bytes]:
+async def stream_blob(
+    source: Source, prefix: Prefix, ref: BlobRef, from_byte: int = 0, *, chunks: Sequence[int] | None = None
+) -> AsyncIterator[bytes]:
     """The checked chunks of a blob in order; the next ones are fetched while one is being used.
 
     Args:
         from_byte: where a chunk begins.
+        chunks: only those of these numbers.
 
     Raises:
         NotFound, DigestMismatch, BrokerUnavailable: as `get_blob`; what was yielded is good.
@@ -130,7 +133,7 @@ async def stream_blob(source: Source, prefix: Prefix, ref: BlobRef, from_byte: i
     base = prefix(ref.digest)
     manifest = await _manifest(source, base, ref)
     ahead: deque[asyncio.Task[bytes]] = deque()
-    rest = iter(range(from_byte // manifest.chunk_bytes, len(manifest.chunks)))
+    rest = iter(range(from_byte // manifest.chunk_bytes, len(manifest.chunks)) if chunks is None else list(chunks))
     try:
         for index in islice(rest, WINDOW):
             ahead.append(asyncio.create_task(_chunk(source, base, manifest, index)))

@@ -22,8 +22,8 @@ from flwr.serverapp import strategy as flowers
 from flwr.serverapp.exception import AggregationError
 
 from aggregation.admission import Refusal, inspect
+from aggregation.agreement import Agreement
 from aggregation.round_sum import Incoming, RoundSum, Weight
-from aggregation.weighted_sum import Agreement
 from fabric import flower
 from fabric.codecs import decode, is_coded
 from fabric.errors import MalformedMessage

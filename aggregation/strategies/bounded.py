@@ -15,9 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal, inspect
+from aggregation.agreement import ready
 from aggregation.round_sum import Weight
 from aggregation.strategies.averaging import FedAvg, Round
-from aggregation.weighted_sum import BLOCK, ready
+from aggregation.weighted_sum import BLOCK
 from fabric import flower
 from fabric.tensors import Tensor
 

@@ -15,11 +15,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal, inspect
+from aggregation.agreement import Agreement, mean_dtype, ready
 from aggregation.krum_scores import closest, squared_distances
 from aggregation.order_statistics import keep_extremes, median_ranks, middle_mean
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
-from aggregation.weighted_sum import Agreement, WeightedSum, mean_dtype, ready
+from aggregation.weighted_sum import WeightedSum
 from fabric import flower
 from fabric.tensors import Tensor
 

@@ -15,9 +15,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal, inspect
+from aggregation.agreement import Agreement
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.strategies.averaging import MAX_UPDATES, FedAvg, refused
-from aggregation.weighted_sum import Agreement
 from fabric import flower
 from fabric.tensors import Tensor
 

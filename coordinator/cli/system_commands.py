@@ -15,8 +15,8 @@ import typer
 from coordinator.cli.client import SERVER, Client
 from coordinator.cli.output import Format, Output, show_one
 from coordinator.embedded.home import Home, UpState
-from coordinator.lifelines import end_with_parent
 from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+from fabric.lifelines import end_with_parent
 
 UP_WITHIN_S = 180.0
 DOWN_WITHIN_S = 30.0

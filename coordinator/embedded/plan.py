@@ -139,8 +139,8 @@ def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions:
 
 def _regional(config_dir: Path, region: str, port: int) -> Child:
     file = config_dir / f"regional-{region}.json"
-    file.write_text(json.dumps({"region": region, "nats_url": f"nats://127.0.0.1:{port}"}, indent=2))
-    return Child(f"regional-{region}", (sys.executable, "-m", "aggregation.regional_aggregator", str(file)))
+    file.write_text(json.dumps({"name": region, "region": region, "nats_url": f"nats://127.0.0.1:{port}"}, indent=2))
+    return Child(f"regional-{region}", (sys.executable, "-m", "aggregation.fold_worker", str(file)))
 
 
 def _agent(home: Home, config_dir: Path, node: str, region: str, port: int, index: int, count: int) -> Child:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from coordinator.embedded.home import Home, UpState
 from coordinator.embedded.plan import Child, Layout
-from coordinator.lifelines import die_with_parent
 from fabric.errors import ConfigError, FedtideError, TransientError
+from fabric.lifelines import die_with_parent
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Regions that sum their own updates: the same bytes as without, whatever happens to the one who sums."""
+"""Updates that are summed elsewhere, in regions or shards: the same bytes, whatever happens to those who sum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import APPS
 from tests.integration.conftest import bring_up
-from tests.integration.installation import Installation, until
+from tests.integration.installation import Installation, children, until
 
 START = ("run", "start", "--app", str(APPS / "sums"))
 
@@ -75,5 +75,29 @@ def test_a_region_whose_aggregator_dies_or_freezes_is_summed_all_the_same(
     finally:
         if how == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
+    assert view["state"] == "completed", view["reason"]
+    assert _model(regional, view) == flat
+
+
+def test_shards_make_the_same_model_and_refuse_the_same(regional: Installation, flat: bytes) -> None:
+    view = regional.train(APPS / "sums", "--policy", "shards=3")
+    assert view["state"] == "completed", view["reason"]
+    assert _model(regional, view) == flat
+    poisoned = regional.train(APPS / "sums", "--policy", "shards=3", "--set", "poisoned=2")
+    alone = regional.train(APPS / "sums", "--set", "poisoned=2")
+    assert _model(regional, poisoned) == _model(regional, alone)
+
+
+def test_a_shard_that_is_killed_is_started_again_and_knows_what_it_held(regional: Installation, flat: bytes) -> None:
+    run = regional.json(*START, "--policy", "shards=2", "--set", "delay=4.0")["run"]
+
+    def received() -> int:
+        rounds = regional.json("run", "show", run)["rounds"]
+        return sum(len(t["received"]) for r in rounds for t in r["phases"].values())
+
+    until(lambda: received() >= 3, "most of the first round")
+    (pid,) = children(regional.aggregator(run), "shard-1.json")
+    os.kill(pid, signal.SIGKILL)
+    view = regional.finish(run)
     assert view["state"] == "completed", view["reason"]
     assert _model(regional, view) == flat

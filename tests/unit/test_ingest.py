@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregation.agreement import Agreement
+from aggregation.config import WorkerConfig
 from aggregation.in_flight import Node
 from aggregation.ingest import Ingest, Refused
 from aggregation.regions import Regions
 from aggregation.round_sum import RoundSum, Weight
+from aggregation.shards import Shards
 from aggregation.storage import StoredUpdate
-from aggregation.weighted_sum import Agreement
 from fabric.blobs import BlobRef
 from fabric.errors import DigestMismatch, TransientError
+from fabric.run_events import RunSpec
 from fabric.subjects import Subjects
 from fabric.tensors import Tensor, encode
-from fabric.wire import Arrays, Reply, Values, WireMessage
+from fabric.wire import AppRef, Arrays, Reply, Values, WireMessage
 
+APP = AppRef(name="a", bundle=BlobRef(digest="0" * 64, size_bytes=1))
 CHUNK = 64 * 1024
 SIZE = 100_000
 
@@ -60,7 +64,9 @@ class Setting:
         self.stored = Stored()
         self.sum = RoundSum(Agreement.of([Tensor.of("w", np.zeros(SIZE, "f4"))], 8))
         regions = Regions(None, Subjects(), self.stored, "r")  # type: ignore[arg-type]
-        self.ingest = Ingest(self.stored, regions, folder)  # type: ignore[arg-type]
+        config = WorkerConfig(run="r", attempt=1, spec=RunSpec(app=APP), nats_url="", work_dir=folder, regions=[])
+        shards = Shards(None, self.stored, config)  # type: ignore[arg-type]
+        self.ingest = Ingest(self.stored, regions, shards, folder)  # type: ignore[arg-type]
         self.ingest.fold_into(lambda task, metrics, size: self.sum.expect(task, Weight(2.0, 2.0), size))
         self.wanted = True
 

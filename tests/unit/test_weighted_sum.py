@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregation import weighted_sum
+from aggregation.agreement import Agreement, ready
 from aggregation.device import Cpu, Torch
 from aggregation.fixed_point import COARSE_SHIFT, FixedPoint
-from aggregation.weighted_sum import BLOCK, Agreement, TooManyTerms, WeightedSum, ready
+from aggregation.weighted_sum import BLOCK, TooManyTerms, WeightedSum
 from fabric.errors import MalformedMessage
 from fabric.frame_scanner import FrameScanner
 from fabric.tensors import Tensor, encode

@@ -1,7 +1,7 @@
-"""The partial aggregator beside a region's leaf: sums what its region's nodes send, and forwards one sum.
+"""Sums updates for an aggregator elsewhere: those of one region, or one share of a large model.
 
-Runs as `python -m aggregation.regional_aggregator CONFIG`. Holds one sum a run, in memory only: what
-it had is folded anew when a run asks after a restart. It knows neither Flower nor strategies.
+`python -m aggregation.fold_worker CONFIG`. Holds one sum a run, in memory only: what it had is folded anew
+when a run asks after a restart. It knows neither Flower nor strategies.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from aggregation.admission import Refusal
+from aggregation.agreement import Agreement
 from aggregation.fixed_point import FixedPoint
-from aggregation.round_sum import RoundSum, Weight
-from aggregation.weighted_sum import Agreement
+from aggregation.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fabric import logs
+from fabric.blobs import CHUNK_BYTES
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
 from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
@@ -31,15 +32,16 @@ from fabric.wire import Strict
 
 log = logging.getLogger(__name__)
 
-PARTIAL_TTL_S = 24 * 3600.0
+RESULT_TTL_S = 24 * 3600.0
 FOLDER = "fold"
-"""Stands for the node in the subjects of partial sums."""
+"""Stands for the node in the subjects of results."""
 
 
-class RegionalConfig(Strict):
+class FoldWorkerConfig(Strict):
     """Read from a JSON file."""
 
-    region: str
+    name: str = Field(description="Asked as `fold.NAME`: the region it works for, or what an aggregator calls it")
+    region: str = Field(description="Whose leaf it is connected to; `hub`: to the hub")
     nats_url: str
     tenant: str = "default"
 
@@ -53,10 +55,11 @@ class _Sum:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class RegionalAggregator:
+class FoldWorker:
     """Answers fold requests; one at a time for each run."""
 
-    def __init__(self, config: RegionalConfig, broker: Broker) -> None:
+    def __init__(self, config: FoldWorkerConfig, broker: Broker) -> None:
+        self._name = config.name
         self._region = config.region
         self._broker = broker
         self._subjects = Subjects(config.tenant)
@@ -64,7 +67,7 @@ class RegionalAggregator:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
-        await self._broker.subscribe(self._subjects.rpc(f"fold.{self._region}"), self._on_request)
+        await self._broker.subscribe(self._subjects.rpc(f"fold.{self._name}"), self._on_request)
 
     async def _on_request(self, message: Received) -> None:
         # A question whether anyone is here must not wait behind a long fold.
@@ -86,7 +89,7 @@ class RegionalAggregator:
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         sum_ = self._sums.get(plan.run)
         if sum_ is None or sum_.key != plan.key:
-            sum_ = self._sums[plan.run] = _Sum(plan.key, RoundSum(agreement_of(plan)))
+            sum_ = self._sums[plan.run] = _Sum(plan.key, RoundSum(agreement_of(plan), share=plan.share))
         async with sum_.lock:
             try:
                 return await self._bring_up(sum_, plan, request)
@@ -110,17 +113,22 @@ class RegionalAggregator:
         for task in [t for t in sum_.held if t not in wanted]:
             entry = sum_.held.pop(task)
             await self._withdraw(sum_, plan.run, entry, entry.blob.size_bytes)
-        partial = sum_.total.total.partial()
+        total = sum_.total.total
+        weight, terms = str(total.weight), total.terms
+        # A mean takes the sum with it: it is the last word of a round.
+        blocks = total.partial().tensors if request.finish == "sum" else list(total.mean_blocks())
         prefix = lambda digest: self._subjects.update_blob(self._region, FOLDER, plan.run, digest)  # noqa: E731
-        blob = await put_blob(self._broker, prefix, UP, encode(partial.tensors), ttl_s=PARTIAL_TTL_S)
-        log.info("fold.forwarded", extra={"sum": plan.key, "updates": partial.terms, "bytes": blob.size_bytes})
-        return FoldAnswer(faults=faults, partial=blob, weight=str(partial.weight), terms=partial.terms)
+        blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=RESULT_TTL_S)
+        if request.finish == "mean":
+            del self._sums[plan.run]
+        log.info("fold.forwarded", extra={"sum": plan.key, "updates": terms, "bytes": blob.size_bytes})
+        return FoldAnswer(faults=faults, result=blob, weight=weight, terms=terms)
 
     async def _fold(self, sum_: _Sum, run: str, entry: FoldEntry) -> Refusal | None:
         incoming = sum_.total.expect(entry.task, Weight(entry.term, entry.term), entry.blob.size_bytes)
         refusal: Refusal | None = None
         try:
-            async for chunk in self._chunks(run, entry):
+            async for chunk in self._wanted(run, entry, incoming):
                 refusal = await asyncio.to_thread(incoming.feed, chunk)
                 if refusal is not None:
                     break
@@ -132,19 +140,31 @@ class RegionalAggregator:
             await self._withdraw(sum_, run, entry, incoming.fed)
         return refusal
 
-    async def _withdraw(self, sum_: _Sum, run: str, entry: FoldEntry, left: int) -> None:
+    async def _withdraw(self, sum_: _Sum, run: str, entry: FoldEntry, upto: int) -> None:
         taking = sum_.total.withdrawal(Weight(entry.term, entry.term), entry.blob.size_bytes)
-        if left:
-            async for chunk in self._chunks(run, entry):
+        if upto:
+            async for chunk in self._wanted(run, entry, taking):
                 await asyncio.to_thread(taking.feed, chunk)
-                left -= len(chunk)
-                if left <= 0:
+                if taking.fed >= upto:
                     break
         taking.done()
 
-    def _chunks(self, run: str, entry: FoldEntry) -> AsyncIterator[bytes]:
-        prefix = lambda digest: self._subjects.stay_blob(self._region, entry.node, run, digest)  # noqa: E731
-        return stream_blob(Source(self._broker, STAY), prefix, entry.blob)
+    async def _wanted(self, run: str, entry: FoldEntry, to: Incoming | Withdrawal) -> AsyncIterator[bytes]:
+        """The chunks that hold something of this worker's share; `to` skips the others."""
+        source = Source(self._broker, STAY if entry.stays else UP)
+        where = self._subjects.stay_blob if entry.stays else self._subjects.update_blob
+        prefix = lambda digest: where(entry.region, entry.node, run, digest)  # noqa: E731
+        async for chunk in stream_blob(source, prefix, entry.blob):
+            yield chunk
+            if to.specs is not None:
+                break
+        first = to.fed
+        wanted = to.wanted_chunks(CHUNK_BYTES)
+        rest = [k for k in wanted if k * CHUNK_BYTES >= first]
+        async for chunk in stream_blob(source, prefix, entry.blob, chunks=rest):
+            to.skip_to(rest.pop(0) * CHUNK_BYTES)
+            yield chunk
+        to.skip_to(entry.blob.size_bytes)
 
 
 def agreement_of(plan: FoldPlan) -> Agreement:
@@ -156,7 +176,7 @@ def agreement_of(plan: FoldPlan) -> Agreement:
     return Agreement(specs, points, plan.max_terms)
 
 
-def plan_of(agreement: Agreement, run: str, key: str) -> FoldPlan:
+def plan_of(agreement: Agreement, run: str, key: str, share: tuple[int, int] = (0, 1)) -> FoldPlan:
     """The inverse."""
     return FoldPlan(
         key=key,
@@ -164,19 +184,20 @@ def plan_of(agreement: Agreement, run: str, key: str) -> FoldPlan:
         specs=[(s.name, s.dtype, list(s.shape)) for s in agreement.specs],
         points=[(p.exponent, p.term_bits) if p is not None else None for p in agreement.points],
         max_terms=agreement.max_terms,
+        share=share,
     )
 
 
-async def _serve(config: RegionalConfig) -> None:
-    broker = await Broker.connect(config.nats_url, f"regional-aggregator-{config.region}", wait_s=None)
-    await RegionalAggregator(config, broker).listen()
-    log.info("fold.ready", extra={"region": config.region})
+async def _serve(config: FoldWorkerConfig) -> None:
+    broker = await Broker.connect(config.nats_url, f"fold-worker-{config.name}", wait_s=None)
+    await FoldWorker(config, broker).listen()
+    log.info("fold.ready", extra={"worker": config.name})
     await asyncio.Event().wait()
 
 
 def main() -> int:
     logs.to_stderr()
-    asyncio.run(_serve(RegionalConfig.model_validate_json(Path(sys.argv[1]).read_bytes())))
+    asyncio.run(_serve(FoldWorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes())))
     return 0
 
 

@@ -1,0 +1,57 @@
+"""What is agreed on before updates are summed, and how their elements become numbers that kernels take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aggregation.device import Values
+from aggregation.fixed_point import FixedPoint
+from aggregation.kernels import largest
+from fabric.tensors import Buffer, Tensor, TensorSpec, numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What all who sum parts of one round have agreed on before it.
+
+    `points[i]` belongs to `specs[i]`; it is None where sums are taken in float64, in any order.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    points: tuple[FixedPoint | None, ...]
+    max_terms: int
+
+    @classmethod
+    def of(cls, model: Sequence[Tensor], max_terms: int, *, exact: bool = True) -> Agreement:
+        """For updates to `model`.
+
+        Raises:
+            ValueError: the model holds NaN or infinity.
+        """
+        points = [FixedPoint.agree(magnitude(t), max_terms) if exact else None for t in model]
+        return cls(tuple(t.spec for t in model), tuple(points), max_terms)
+
+
+def magnitude(tensor: Tensor) -> float:
+    """The largest magnitude in a tensor; infinite if there is an infinity or NaN."""
+    values = ready(tensor.dtype, tensor.data)
+    return float(largest(values)) if values.size else 0.0
+
+
+def ready(dtype: str, data: Buffer) -> Values:
+    """Elements as kernels take them; float16, bfloat16 and small integers are widened, which is exact."""
+    values = numbers(dtype, data)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
+    if not values.flags.aligned:
+        values = values.copy()
+    values.flags.writeable = False
+    return values
+
+
+def mean_dtype(dtype: str) -> str:
+    """numpy's name of the dtype that a mean of tensors of `dtype` has."""
+    return {"F16": "<f2", "F32": "<f4", "BF16": "<f4"}.get(dtype, "<f8")

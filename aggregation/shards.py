@@ -1,0 +1,152 @@
+"""Sharded aggregation: k processes beside the aggregator, each of which sums one share of the model.
+
+Owns these processes. What one of them held is folded anew by its successor if it dies; the aggregator itself
+never holds more than the model and its mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from fractions import Fraction
+from typing import Literal
+
+from aggregation.agreement import Agreement
+from aggregation.config import WorkerConfig
+from aggregation.fold_worker import FOLDER, FoldWorkerConfig, plan_of
+from aggregation.storage import Storage
+from aggregation.weighted_sum import WeightedSum
+from fabric.broker import Broker
+from fabric.errors import TransientError
+from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fabric.lifelines import die_with_parent
+from fabric.subjects import HUB_REGION, UP, Subjects
+from fabric.tensors import decode
+
+log = logging.getLogger(__name__)
+
+_PING_S = 1.0
+_FOLD_S = 120.0
+_AT_ONCE = 16
+_TRIES = 120
+_RETRY_S = 0.25
+
+
+class Shards:
+    """`count` workers of one run; none is started before the first round that wants them."""
+
+    def __init__(self, broker: Broker, storage: Storage, config: WorkerConfig) -> None:
+        self._broker = broker
+        self._subjects = Subjects(config.tenant)
+        self._storage = storage
+        self._config = config
+        self._count = config.spec.policy.shards
+        self._plans: list[FoldPlan] = []
+        self._workers: dict[int, asyncio.subprocess.Process] = {}
+        self.promised: dict[str, FoldEntry] = {}
+        """By task: updates that the shares must hold."""
+
+    @property
+    def active(self) -> bool:
+        """Whether the present round is summed in shares."""
+        return bool(self._plans)
+
+    async def begin(self, key: str, agreement: Agreement) -> None:
+        """A round begins: nothing is promised. Workers that are not there are started, while nodes train."""
+        shares = [(number, self._count) for number in range(self._count)] if self._count > 1 else []
+        self._plans = [plan_of(agreement, self._config.run, key, share) for share in shares]
+        self.promised = {}
+        for number in range(len(shares)):
+            await self._ensure_started(number)
+
+    async def fold(self, entry: FoldEntry) -> FoldFault | None:
+        """Have every share add its part of one update.
+
+        Raises:
+            TransientError: a worker does not answer, though it was started again.
+        """
+        answers = await self._ask_all([entry], "")
+        faults = [a.faults[entry.task] for a in answers if entry.task in a.faults]
+        if not faults:
+            self.promised[entry.task] = entry
+        return faults[0] if faults else None
+
+    async def finish(self, total: WeightedSum) -> None:
+        """Put the mean of exactly what was promised, share by share, into `total`.
+
+        Raises:
+            TransientError: as above.
+        """
+        entries = list(self.promised.values())
+        for first in range(0, len(entries), _AT_ONCE):
+            await self._ask_all(entries[first : first + _AT_ONCE], "")
+        for answer in await self._ask_all(entries, "mean"):
+            if answer.result is None or answer.terms != len(entries) or answer.faults:
+                raise TransientError(f"a share holds {answer.terms} of {len(entries)} updates")
+            prefix = lambda d: self._subjects.update_blob(HUB_REGION, FOLDER, self._config.run, d)  # noqa: E731
+            frame = await self._storage.fetch(answer.result, stream=UP, prefix=prefix)
+            total.adopt(decode(memoryview(frame)), Fraction(answer.weight), answer.terms)
+        self.promised = {}
+
+    async def stop(self) -> None:
+        """End the workers."""
+        for worker in self._workers.values():
+            if worker.returncode is None:
+                worker.kill()
+            await worker.wait()
+        self._workers.clear()
+
+    async def _ask_all(self, entries: list[FoldEntry], finish: Literal["", "mean"]) -> list[FoldAnswer]:
+        requests = [FoldRequest(plan=plan, entries=entries, finish=finish) for plan in self._plans]
+        return list(await asyncio.gather(*(self._ask(k, r) for k, r in enumerate(requests))))
+
+    async def _ask(self, number: int, request: FoldRequest) -> FoldAnswer:
+        await self._until_there(number)
+        raw = await self._broker.ask(self._subject(number), request.model_dump_json().encode(), timeout_s=_FOLD_S)
+        answer = FoldAnswer.model_validate_json(raw)
+        if answer.error:
+            raise TransientError(f"shard {number}: {answer.error}")
+        return answer
+
+    async def _until_there(self, number: int) -> None:
+        ping = FoldRequest().model_dump_json().encode()
+        for _ in range(_TRIES):
+            await self._ensure_started(number)
+            try:
+                await self._broker.ask(self._subject(number), ping, timeout_s=_PING_S)
+                return
+            except TransientError:
+                await asyncio.sleep(_RETRY_S)
+        raise TransientError(f"shard {number} of {self._count} does not answer", "See shard.log of the run")
+
+    async def _ensure_started(self, number: int) -> None:
+        worker = self._workers.get(number)
+        if worker is None or worker.returncode is not None:
+            self._workers[number] = await self._start(number)
+
+    async def _start(self, number: int) -> asyncio.subprocess.Process:
+        config = FoldWorkerConfig(
+            name=self._name(number), region=HUB_REGION, nats_url=self._config.nats_url, tenant=self._config.tenant
+        )
+        file = self._config.work_dir / f"shard-{number}.json"
+        file.write_text(config.model_dump_json())
+        log.info("shard.starts", extra={"number": number})
+        with (self._config.work_dir / "shard.log").open("ab") as logfile:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "aggregation.fold_worker",
+                str(file.resolve()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=logfile,
+                stderr=logfile,
+                preexec_fn=die_with_parent,
+            )
+
+    def _name(self, number: int) -> str:
+        # Workers of an attempt that is not gone yet must not answer for this one.
+        return f"{self._config.run}-a{self._config.attempt}-shard-{number}"
+
+    def _subject(self, number: int) -> str:
+        return self._subjects.rpc(f"fold.{self._name(number)}")
