@@ -46,8 +46,11 @@ def ready(dtype: str, data: Buffer) -> Values:
     values = numbers(dtype, data)
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
-    if not values.flags.aligned:
-        values = values.copy()
+    return read_only(values if values.flags.aligned else values.copy())
+
+
+def read_only(values: Values) -> Values:
+    """The same elements, not to be written to: kernels are compiled for such."""
     values.flags.writeable = False
     return values
 

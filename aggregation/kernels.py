@@ -123,18 +123,18 @@ def largest(a: Any) -> Any:
     return np.inf if bad else found
 
 
-@compiled(_f64(_F32), _f64(_F64))
-def sum_of_squares(a: Any) -> Any:
-    """In float64, and in one order on every machine: eight running sums."""
+@compiled(*(_f64(k, k, k, k) for k in (_F32, _F64)))
+def product_of_gaps(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The scalar product of a - b and c - d, in float64 and in one order on every machine: eight running sums."""
     sums = np.zeros(8)
     whole = a.size - a.size % 8
     for low in range(0, whole, 8):
-        eight = a[low : low + 8]
+        p, q, r, s = a[low : low + 8], b[low : low + 8], c[low : low + 8], d[low : low + 8]
         for k in range(8):
-            sums[k] += np.float64(eight[k]) * np.float64(eight[k])
+            sums[k] += (np.float64(p[k]) - np.float64(q[k])) * (np.float64(r[k]) - np.float64(s[k]))
     rest = 0.0
-    for value in a[whole:]:
-        rest += np.float64(value) * np.float64(value)
+    for k in range(whole, a.size):
+        rest += (np.float64(a[k]) - np.float64(b[k])) * (np.float64(c[k]) - np.float64(d[k]))
     return sums.sum() + rest
 
 

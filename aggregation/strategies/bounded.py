@@ -15,7 +15,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal, inspect
-from aggregation.agreement import ready
+from aggregation.agreement import read_only, ready
+from aggregation.kernels import product_of_gaps
 from aggregation.round_sum import Weight
 from aggregation.strategies.averaging import FedAvg, Round
 from aggregation.weighted_sum import BLOCK
@@ -142,24 +143,19 @@ class FLTrust(FedAvg):
 def distances(base: list[Tensor], update: list[Tensor], other: list[Tensor] | None = None) -> tuple[float, ...]:
     """|d|^2 for d = update - base; with `other` also d * e and |e|^2 for e = other - base; over all tensors.
 
-    In float64, block by block.
+    In float64, block by block, in one order on every machine.
     """
-    found = {t.name: t for t in update}
-    third = {t.name: t for t in other or ()}
+    found, third = ({t.name: t for t in tensors} for tensors in (update, other or ()))
     sums: list[list[float]] = [[], [], []]
     for tensor in base:
         views = [tensor, found[tensor.name], *([third[tensor.name]] if third else [])]
         flat = [ready(v.dtype, v.data) for v in views]
+        if len({v.dtype for v in flat}) > 1:
+            flat = [read_only(v.astype(np.float64)) for v in flat]
         for low in range(0, flat[0].size, BLOCK):
-            x, y, *rest = (v[low : low + BLOCK].astype(np.float64) for v in flat)
-            d = y - x
-            sums[0].append(_dot(d, d))
+            x, y, *rest = (v[low : low + BLOCK] for v in flat)
+            sums[0].append(product_of_gaps(y, x, y, x))
             for z in rest:
-                e = z - x
-                sums[1].append(_dot(d, e))
-                sums[2].append(_dot(e, e))
+                sums[1].append(product_of_gaps(y, x, z, x))
+                sums[2].append(product_of_gaps(z, x, z, x))
     return tuple(math.fsum(s) for s in sums[: 3 if other else 1])
-
-
-def _dot(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    return float(np.add.reduce(a * b))

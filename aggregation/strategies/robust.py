@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal, inspect
-from aggregation.agreement import Agreement, mean_dtype, ready
+from aggregation.agreement import Agreement, mean_dtype, read_only, ready
 from aggregation.krum_scores import closest, squared_distances
 from aggregation.order_statistics import keep_extremes, median_ranks, middle_mean
 from aggregation.round_sum import RoundSum, Weight
@@ -131,9 +131,7 @@ class StreamingTrimmedMean(FedAvg):
             by_name = {t.name: t for t in reply.update}
             for tensor, (largest, smallest) in zip(flower.tensors_of(state.base), self._extremes, strict=True):
                 new = by_name[tensor.name]
-                values = ready(new.dtype, new.data).astype(largest.dtype)
-                values.flags.writeable = False
-                keep_extremes(largest, smallest, values)
+                keep_extremes(largest, smallest, read_only(ready(new.dtype, new.data).astype(largest.dtype)))
         return counted
 
     def moved(self, state: Round, total: RoundSum) -> ArrayRecord:
@@ -143,9 +141,8 @@ class StreamingTrimmedMean(FedAvg):
             return state.base
         for index, (largest, smallest) in enumerate(self._extremes):
             for row in (*largest, *smallest):
-                row.flags.writeable = False
                 if row.size:
-                    total.total.fold(index, 0, [row], [1.0], back=True)
+                    total.total.fold(index, 0, [read_only(row)], [1.0], back=True)
         for _ in range(2 * cut):
             total.total.discount(1.0)
         return _record(total.total.mean())
@@ -204,7 +201,7 @@ class MedianOfMeans(_Comparing):
 class MultiKrum(_Comparing):
     """The mean of the updates that lie closest to their neighbours (see aggregation.krum_scores).
 
-    Differs from Flower's by `neighbours`: there it is always n - f - 2, in byzfl n - f.
+    Differs from Flower's by `neighbours`: there it is always n - f - 2, in byzfl n - f - 1.
     """
 
     def __init__(

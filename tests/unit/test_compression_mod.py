@@ -12,7 +12,7 @@ from aggregation.strategies import CoordinateMedian, FedAvg
 from edge_agent.compression import CompressionMod
 from fabric import flower
 from fabric.codecs import is_coded
-from tests.unit.test_strategies import OfflineGrid
+from tests.offline_grid import OfflineGrid
 
 SIZE = 4000
 

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from aggregation.strategies import FedAvg, FedBuff, Scaffold
 from edge_agent.scaffold import ScaffoldMod
 from fabric import flower
-from tests.unit.test_strategies import OfflineGrid
+from tests.offline_grid import OfflineGrid
 
 RATE, STEPS, ROUNDS = 0.1, 10, 60
 # f_i(x) = a_i (x - b_i)^2 / 2: FedAvg's local steps pull towards b_i, and its fixed point is not the optimum.

@@ -8,43 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flowers
 
 from aggregation import strategies as ours
 from fabric import flower
+from tests.offline_grid import OfflineGrid
 
 CASES = 1000
 """Random rounds a rule is compared on."""
 Arrays = dict[str, np.ndarray]
-
-
-class OfflineGrid(Grid):
-    """Only names nodes: these tests hand the replies over themselves."""
-
-    def __init__(self, nodes: int) -> None:
-        self._nodes = list(range(1, nodes + 1))
-
-    def set_run(self, run: Any) -> None: ...
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._nodes
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        raise NotImplementedError
 
 
 def _record(arrays: Arrays) -> ArrayRecord:

@@ -1,0 +1,93 @@
+"""Peak memory of one round's mean over N updates, above a process that holds the model: ours, and Flower's.
+
+Each case is a process of its own. Updates arrive as frames in chunks of 1 MiB, made one after the other, so
+what a case needs for itself is what it keeps. Flower's needs all of them at once: beyond what this
+machine holds it is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+
+from benchmarks.report import Row, load_now, write
+
+TENSORS, ELEMENTS = 8, 1_000_000
+MODEL_BYTES = TENSORS * ELEMENTS * 4
+COUNTS = (10, 100, 1000)
+FLOWERS_LIMIT = 100
+
+
+def _model(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed % 8)
+    return {f"t{k}": rng.standard_normal(ELEMENTS, dtype=np.float32) for k in range(TENSORS)}
+
+
+def _peak_bytes() -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+
+def _reset_peak() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _ours(count: int) -> None:
+    from aggregation.agreement import Agreement
+    from aggregation.round_sum import RoundSum, Weight
+    from fabric.tensors import Tensor, encode
+
+    base = [Tensor.of(k, v) for k, v in _model(0).items()]
+    frames = [b"".join(encode([Tensor.of(k, v) for k, v in _model(s).items()])) for s in (1, 2)]
+    _reset_peak()
+    before = _peak_bytes()
+    total = RoundSum(Agreement.of(base, 2048))
+    for number in range(count):
+        frame = memoryview(frames[number % 2])
+        incoming = total.expect(str(number), Weight(3.0, 3.0), len(frame))
+        for low in range(0, len(frame), 1 << 20):
+            assert incoming.feed(bytes(frame[low : low + (1 << 20)])) is None
+        incoming.accept()
+    assert len(list(total.total.mean())) == TENSORS
+    print(json.dumps(_peak_bytes() - before))
+
+
+def _flowers(count: int) -> None:
+    from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+    def record(seed: int) -> ArrayRecord:
+        return ArrayRecord({k: Array(v) for k, v in _model(seed).items()})
+
+    base = record(0)
+    _reset_peak()
+    before = _peak_bytes()
+    records = [RecordDict({"a": record(s), "m": MetricRecord({"n": 3})}) for s in range(count)]
+    assert len(aggregate_arrayrecords(records, "n")) == len(base)
+    print(json.dumps(_peak_bytes() - before))
+
+
+def _measure(who: str, count: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.bench_memory", who, str(count)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout)) / MODEL_BYTES
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        {"ours": _ours, "flowers": _flowers}[sys.argv[1]](int(sys.argv[2]))
+        return
+    load = load_now()
+    rows = []
+    for count in COUNTS:
+        theirs = _measure("flowers", count) if count <= FLOWERS_LIMIT else None
+        rows.append(Row(f"N = {count}", "peak above base", "models", _measure("ours", count), theirs, "Flower's mean"))
+    write("memory", load, rows)
+
+
+if __name__ == "__main__":
+    main()
