@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Message
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
@@ -22,10 +22,9 @@ from aggregation.strategies.averaging import FedAvg
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError
-from fabric.flower_frames import record_of_values
 from fabric.round_policy import RoundPolicy, staleness_weight
 from fabric.tensors import Tensor
-from fabric.wire import Values
+from fabric.wire import Reply
 
 _NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
 
@@ -75,7 +74,8 @@ class Exchange:
         # A node that still trains for a later round would hold an evaluation up.
         messages = progress.grid.to_free_nodes(self._messages(progress, phase, configure))
         replies = progress.grid.send_and_receive(messages, timeout=progress.timeout)
-        if phase == "train" and isinstance(progress.strategy, FedAvg) and isinstance(replies, Replies):
+        streams = isinstance(progress.strategy, FedAvg) and _averages(progress.strategy)
+        if phase == "train" and streams and isinstance(replies, Replies):
             return replies.once(), progress.grid.model_blob()
         # flwr's own strategies make a list of all replies anyway: sorting it costs nothing, and the same
         # updates give the same bytes whatever arrived first.
@@ -136,9 +136,11 @@ def _folding(strategy: Strategy) -> Folding | None:
     if not isinstance(strategy, FedAvg) or not strategy.folds_pieces:
         return None
 
-    def expect(task: str, metrics: Values, frame_bytes: int) -> Incoming | Refusal:
-        record = record_of_values(metrics)
-        assert isinstance(record, MetricRecord)
-        return strategy.expect(task, record, frame_bytes)
+    def expect(reply: Reply, frame_bytes: int) -> Incoming | Refusal:
+        # All of it must decode before any of it is in the sum.
+        metrics = list(flower.from_wire(reply.message, None).content.metric_records.values())
+        if len(metrics) != 1:
+            return Refusal("malformed", f"the reply holds {len(metrics)} metric records, expected one")
+        return strategy.expect(reply.task, metrics[0], frame_bytes)
 
     return Folding(expect, lambda: strategy.collecting().sum)

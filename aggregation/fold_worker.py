@@ -33,6 +33,8 @@ from fabric.wire import Strict
 log = logging.getLogger(__name__)
 
 RESULT_TTL_S = 24 * 3600.0
+IDLE_S = 900.0
+"""How long a sum is kept that nobody asks for; should it be wanted after all, it is folded anew."""
 FOLDER = "fold"
 """Stands for the node in the subjects of results."""
 
@@ -50,6 +52,7 @@ class FoldWorkerConfig(Strict):
 class _Sum:
     key: str
     total: RoundSum
+    expiry: asyncio.TimerHandle
     held: dict[str, FoldEntry] = field(default_factory=dict)
     faults: dict[str, FoldFault] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -89,14 +92,23 @@ class FoldWorker:
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         sum_ = self._sums.get(plan.run)
         if sum_ is None or sum_.key != plan.key:
-            sum_ = self._sums[plan.run] = _Sum(plan.key, RoundSum(agreement_of(plan), share=plan.share))
+            sum_ = self._sums[plan.run] = _Sum(
+                plan.key, RoundSum(agreement_of(plan), share=plan.share), asyncio.get_running_loop().call_later(0, int)
+            )
         async with sum_.lock:
+            sum_.expiry.cancel()
             try:
                 return await self._bring_up(sum_, plan, request)
             except FedtideError:
                 # What is in the sum is not known any more: it is made anew when it is asked for again.
-                self._sums.pop(plan.run, None)
+                self._forget(sum_, plan.run)
                 raise
+            finally:
+                sum_.expiry = asyncio.get_running_loop().call_later(IDLE_S, self._forget, sum_, plan.run)
+
+    def _forget(self, sum_: _Sum, run: str) -> None:
+        if self._sums.get(run) is sum_:
+            del self._sums[run]
 
     async def _bring_up(self, sum_: _Sum, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         for entry in request.entries:
@@ -120,7 +132,7 @@ class FoldWorker:
         prefix = lambda digest: self._subjects.update_blob(self._region, FOLDER, plan.run, digest)  # noqa: E731
         blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=RESULT_TTL_S)
         if request.finish == "mean":
-            del self._sums[plan.run]
+            self._forget(sum_, plan.run)
         log.info("fold.forwarded", extra={"sum": plan.key, "updates": terms, "bytes": blob.size_bytes})
         return FoldAnswer(faults=faults, result=blob, weight=weight, terms=terms)
 

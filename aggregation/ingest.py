@@ -24,7 +24,7 @@ from fabric.fold_requests import FoldEntry
 from fabric.subjects import Subjects
 from fabric.tensors import Buffer
 from fabric.transfer import FileSink, map_file
-from fabric.wire import Arrays, Reply, Values
+from fabric.wire import Arrays, Reply
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ FILE_BYTES = 1024 * 1024
 OUT_OF_REACH_S = 60.0
 """How long a round waits for a region that holds updates it has counted."""
 
-Expect = Callable[[str, Values, int], Incoming | Refusal]
-"""From a task, its reply's metrics and the size of its frame: how to fold it, or why not."""
+Expect = Callable[[Reply, int], Incoming | Refusal]
+"""From a reply and the size of its frame: how to fold it, or why not. Raises MalformedMessage."""
 
 
 class Refused(FedtideError):
@@ -80,8 +80,8 @@ class Ingest:
             Refused: it does not fit the sum.
             TransientError: the broker went away; call again to go on.
         """
-        metrics, blob = _foldable(reply)
-        if self._expect is None or metrics is None or blob is None:
+        blob = _foldable(reply)
+        if self._expect is None or blob is None:
             refs = reply.message.blobs()
             return {r.digest: await self._receive(StoredUpdate(r, node.region, node.name, reply.stays)) for r in refs}
         update = StoredUpdate(blob, node.region, node.name, reply.stays)
@@ -89,7 +89,7 @@ class Ingest:
             if self._closing:
                 raise _too_late()
             if reply.task not in self._partial:
-                incoming = self._expect(reply.task, metrics, blob.size_bytes)
+                incoming = self._expect(reply, blob.size_bytes)
                 if isinstance(incoming, Refusal):
                     raise Refused(incoming.category, incoming.reason)
                 if (reply.stays or self.shards.active) and await self._promised(reply.task, incoming, update):
@@ -132,6 +132,7 @@ class Ingest:
             fault = await (self.shards if self.shards.active else self.regions).fold(entry)
         except TransientError as exc:
             if self.shards.active:
+                incoming.dropped()
                 raise
             log.warning("ingest.region_does_not_sum", extra={"region": update.region, "reason": str(exc)})
             return False
@@ -215,11 +216,7 @@ def _too_late() -> Refused:
     return Refused("timeout", "was still arriving when its phase ended")
 
 
-def _foldable(reply: Reply) -> tuple[Values | None, BlobRef | None]:
-    """The only metrics and the only arrays of a reply, if there is one of each, and the arrays are a plain blob."""
-    records = list((reply.message.content or {}).values())
-    metrics = [r for r in records if isinstance(r, Values) and r.kind == "metrics"]
-    arrays = [r for r in records if isinstance(r, Arrays)]
-    if len(metrics) != 1 or len(arrays) != 1 or arrays[0].coded:
-        return None, None
-    return metrics[0], arrays[0].blob
+def _foldable(reply: Reply) -> BlobRef | None:
+    """The only arrays of a reply, if they are a blob and not coded."""
+    arrays = [r for r in (reply.message.content or {}).values() if isinstance(r, Arrays)]
+    return arrays[0].blob if len(arrays) == 1 and not arrays[0].coded else None

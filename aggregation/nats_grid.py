@@ -75,6 +75,7 @@ class NatsGrid(Grid):
     def finish(self) -> None:
         """The last round is closed: nobody waits for what is outstanding."""
         self._give_up(set(self.outstanding()), "the run is over", "not_needed")
+        self._outgoing.finish()
 
     def set_run(self, run: flower.Run) -> None:
         self._run = run
@@ -135,13 +136,8 @@ class NatsGrid(Grid):
         waiting = set(self._push(messages, inbox))
         policy = self._config.spec.policy
         quorum = self._quorum(len(waiting))
-        gathering = Gathering(
-            inbox,
-            waiting,
-            quorum=quorum,
-            grace=policy.grace_s > 0 and policy.mode == "sync",
-            limit_s=limit_s,
-        )
+        grace = policy.grace_s > 0 and policy.mode == "sync"
+        gathering = Gathering(inbox, waiting, quorum=quorum, grace=grace, limit_s=limit_s)
         return Replies(self._replies(gathering, len(waiting)))
 
     def _quorum(self, asked: int) -> int | None:
@@ -221,8 +217,7 @@ class NatsGrid(Grid):
 
     def _book(self, kept: Counted) -> None:
         """An answer to an abandoned trial counts in the present one."""
-        place = self._counts_at(kept.asked)
-        age = place.round - kept.asked.place.round
+        place, age = self._counts_at(kept.asked), self._age(kept.asked)
         self._accounts.received(place, kept.asked.node.name, size=kept.size_bytes, seconds=kept.seconds, staleness=age)
 
     def to_free_nodes(self, messages: Iterable[Message]) -> list[Message]:
@@ -266,13 +261,13 @@ class NatsGrid(Grid):
         return [task.task for task, _ in sent]
 
     def _summing_regions(self) -> frozenset[str]:
-        """Regions that sum their own updates in this phase; shards are told what they will sum."""
-        phase, policy = self._phase, self._config.spec.policy
+        """Regions that sum their own updates in this phase."""
+        phase = self._phase
         if phase is None or phase.folding is None:
             return frozenset()
-        key, agreement = f"{self._config.run}-r{phase.round}-t{phase.trial}", phase.folding.total().total.agreement
+        key, agreement = phase.key(self._config.run), phase.folding.total().total.agreement
         self._link.call(self._link.ingest.shards.begin(key, agreement))
-        regions = self._config.regions if policy.regional else []
+        regions = self._config.regions if self._config.spec.policy.regional else []
         return self._link.call(self._link.ingest.regions.begin(key, agreement, regions))
 
     def _restarted(self) -> None:
@@ -318,8 +313,7 @@ class NatsGrid(Grid):
         if message.has_error():
             return self._refuse(asked, "app_error", message.error.reason or "no reason given", message.error.code)
         admission = self._phase.admission if self._phase is not None and not arrived.folded else None
-        place = self._counts_at(asked)
-        age = place.round - asked.place.round
+        place, age = self._counts_at(asked), self._age(asked)
         if age > self._config.spec.policy.max_staleness:
             return self._refuse(asked, "stale", f"was trained from the model of {age} rounds ago", _APP_ERROR)
         try:
@@ -337,6 +331,9 @@ class NatsGrid(Grid):
         if self._phase is None or asked.place.phase != self._phase.name:
             return asked.place
         return self._phase.place
+
+    def _age(self, asked: Asked) -> int:
+        return self._counts_at(asked).round - asked.place.round
 
     def _refuse(self, asked: Asked, category: str, reason: str, code: int) -> Message:
         self._accounts.refused(self._counts_at(asked), asked.node.name, category, reason)

@@ -26,6 +26,10 @@ EXPIRY_MARGIN_S = 60.0
 """How long after its round's deadline a task is still worth an answer: the deadline is the coordinator's."""
 
 
+ANCHOR_TTL_S = 30 * 24 * 3600.0
+"""How long a run may last whose models are coded against the first one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where in a run a message belongs; `driven` if a successor would send it under the same name."""
@@ -78,8 +82,13 @@ class Outgoing:
         frame = flower.frame_of(anchor)
         if frame_size(frame) > INLINE_BYTES:
             storage = self._link.storage
-            ref = self._link.call(storage.store(frame, keep=True, prefix=storage.round_prefix))
+            ref = self._link.call(storage.store(frame, keep=False, prefix=storage.round_prefix, ttl_s=ANCHOR_TTL_S))
             self._anchor = (ref, {t.name: t for t in flower.tensors_of(anchor)})
+
+    def finish(self) -> None:
+        """Nothing goes out any more."""
+        if self._anchor is not None:
+            self._link.call(self._link.storage.forget_blob(self._anchor[0]))
 
     def enter_phase(self) -> None:
         """Names are counted anew."""
@@ -94,9 +103,10 @@ class Outgoing:
         task_id = self._task_id(node, place)
         flower.stamp(message, task_id)
         policy = self._config.spec.policy
-        down = place.driven and _reads(node, policy.down)
+        one_model = len(message.content.array_records) == 1
+        down = place.driven and one_model and _reads(node, policy.down)
         arrays = {name: self._upload(message.content[name], coded=down) for name in flower.framed(message.content)}
-        trains = place.phase == "train" and len(message.content.array_records) == 1
+        trains = place.phase == "train" and one_model
         return Task(
             task=task_id,
             run=self._config.run,

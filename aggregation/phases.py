@@ -57,6 +57,10 @@ class Phase:
     before_send: Callable[[list[Node]], None]
     folding: Folding | None = None
 
+    def key(self, run: str) -> str:
+        """Names this phase's sum."""
+        return f"{run}-r{self.round}-t{self.trial}"
+
     @property
     def place(self) -> Place:
         return Place(self.round, self.trial, self.name, driven=True)

@@ -55,10 +55,16 @@ class Storage:
         return Arrays(blob=await self.store(frame, keep=False, prefix=self.round_prefix))
 
     async def store(
-        self, parts: Iterable[Buffer], *, keep: bool, stream: str = DOWN, prefix: Prefix | None = None
+        self,
+        parts: Iterable[Buffer],
+        *,
+        keep: bool,
+        stream: str = DOWN,
+        prefix: Prefix | None = None,
+        ttl_s: float = ROUND_BLOB_TTL_S,
     ) -> BlobRef:
-        ttl_s = None if keep else ROUND_BLOB_TTL_S
-        return await put_blob(self._broker, prefix or self._subjects.blob, stream, parts, ttl_s=ttl_s)
+        """Store a blob; one that is not kept goes after `ttl_s` seconds."""
+        return await put_blob(self._broker, prefix or self._subjects.blob, stream, parts, ttl_s=None if keep else ttl_s)
 
     async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
         return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)

@@ -32,7 +32,7 @@ UPDATE_TTL_S = 7 * 24 * 3600.0
 STATE_KEPT_S = 90 * 24 * 3600.0
 """How long the state that a run's ClientApp keeps on this node outlives its last use."""
 DOWNLOAD_KEPT_S = 24 * 3600.0
-"""How long part of a model that was never needed again stays."""
+"""How long part of a model, or one that others were coded against, stays after its last use."""
 RETRY_S = 1.0
 
 
@@ -192,6 +192,9 @@ class TaskLoop:
         log.info("task.training", extra={"task": task.task})
         await self._trainer.train(job)
         kept = {ref.digest for ref in task.message.bases()}
+        for digest in kept:
+            job.blobs[digest].touch()
+        _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
         for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
             path.unlink(missing_ok=True)
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())

@@ -204,11 +204,15 @@ class FedAvg(flowers.FedAvg):
         return self.moved(state, total), self.metrics_of(state)
 
     def metrics_of(self, state: Round) -> MetricRecord:
-        """The metrics of the updates that count, aggregated in the order of their nodes; none if they weigh nothing."""
+        """The metrics of the updates that count, aggregated in the order of their nodes.
+
+        None if they weigh nothing, or if one node's metrics do not fit the others': they are no reason to end a run.
+        """
         contents = [content for _, content in sorted(state.contents, key=lambda c: c[0])]
         try:
             return self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        except ZeroDivisionError:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as exc:
+            log.warning("metrics.left_out: %s: %s", type(exc).__name__, exc)
             return MetricRecord()
 
     def moved(self, state: Round, total: RoundSum) -> ArrayRecord:

@@ -67,7 +67,7 @@ class Setting:
         config = WorkerConfig(run="r", attempt=1, spec=RunSpec(app=APP), nats_url="", work_dir=folder, regions=[])
         shards = Shards(None, self.stored, config)  # type: ignore[arg-type]
         self.ingest = Ingest(self.stored, regions, shards, folder)  # type: ignore[arg-type]
-        self.ingest.fold_into(lambda task, metrics, size: self.sum.expect(task, Weight(2.0, 2.0), size))
+        self.ingest.fold_into(lambda reply, size: self.sum.expect(reply.task, Weight(2.0, 2.0), size))
         self.wanted = True
 
     def reply(self, task: str, array: np.ndarray) -> Reply:
