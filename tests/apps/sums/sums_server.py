@@ -1,4 +1,4 @@
-"""One of our strategies over `size` float32 weights, a scalar and a counter; leaves the result in final.npz."""
+"""One of our strategies over `size` float32 weights, a scalar and a counter; leaves final.npz below `out`."""
 
 import json
 
@@ -19,4 +19,4 @@ def main(grid: Grid, context: Context) -> None:
     result = strategy.start(
         grid, ArrayRecord({k: Array(v) for k, v in start.items()}), int(context.run_config["num-server-rounds"])
     )
-    np.savez("final.npz", **{k: a.numpy() for k, a in result.arrays.items()})
+    np.savez(str(context.run_config["out"]) + "final.npz", **{k: a.numpy() for k, a in result.arrays.items()})
