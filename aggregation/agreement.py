@@ -10,7 +10,10 @@ import numpy as np
 from aggregation.device import Values
 from aggregation.fixed_point import FixedPoint
 from aggregation.kernels import largest
+from fabric.errors import ConfigError
 from fabric.tensors import Buffer, Tensor, TensorSpec, numbers
+
+_USUAL_COUNT = 2.0**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,23 @@ class Agreement:
         """For updates to `model`.
 
         Raises:
-            ValueError: the model holds NaN or infinity.
+            ConfigError: the model holds NaN or infinity.
         """
-        points = [FixedPoint.agree(magnitude(t), max_terms) if exact else None for t in model]
+        for tensor in model:
+            if not np.isfinite(magnitude(tensor)):
+                raise ConfigError(
+                    f"tensor {tensor.name}",
+                    "holds NaN or infinity: updates to it cannot be averaged",
+                    "Keep buffers of constants (masks) out of the arrays; if it diverged, lower the learning rate",
+                )
+        points = [FixedPoint.agree(_expected(t), max_terms) if exact else None for t in model]
         return cls(tuple(t.spec for t in model), tuple(points), max_terms)
+
+
+def _expected(tensor: Tensor) -> float:
+    """How large its values may be: counters start at 0 and go far."""
+    found = magnitude(tensor)
+    return found if tensor.dtype in ("F16", "F32", "F64", "BF16") else max(found, _USUAL_COUNT)
 
 
 def magnitude(tensor: Tensor) -> float:

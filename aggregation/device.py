@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -155,6 +156,6 @@ def on_all_cores(work: Callable[[T], None], items: Iterable[T], threads: int = T
         for item in queue[number::threads]:
             work(item)
 
-    pool = _pool() if threads <= THREADS else ThreadPoolExecutor(threads)
-    for done in [pool.submit(share, number) for number in range(threads)]:
-        done.result()
+    with nullcontext(_pool()) if threads <= THREADS else ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(share, number) for number in range(threads)]:
+            done.result()

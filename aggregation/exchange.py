@@ -99,7 +99,7 @@ class Exchange:
                 )
 
         averaged = phase == "train" and _averages(progress.strategy)
-        admission = _admission(flower.tensors_of(progress.arrays)) if averaged else None
+        admission = _admission(progress.strategy, flower.tensors_of(progress.arrays)) if averaged else None
         if averaged and isinstance(progress.strategy, FedAvg) and not self._policy.carries:
             admission = progress.strategy.admit
         pinned = nodes_of(plan) if plan is not None else None
@@ -121,11 +121,17 @@ def _averages(strategy: Strategy) -> bool:
     return all(m.__module__.startswith(("flwr.", "aggregation.strategies.")) for m in methods)
 
 
-def _admission(sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
+def _admission(strategy: Strategy, sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
     def admit(message: Message) -> Refusal | None:
         records = list(message.content.array_records.values())
         if len(records) != 1:
             return Refusal("wrong_shape", f"the reply holds {len(records)} array records, expected one")
+        if isinstance(strategy, FedAvg):
+            weights = [strategy.weight_of(m) for m in message.content.metric_records.values()]
+            if len(weights) != 1:
+                return Refusal("malformed", f"the reply holds {len(weights)} metric records, expected one")
+            if isinstance(weights[0], Refusal):
+                return weights[0]
         return inspect(sent, flower.tensors_of(records[0]))
 
     return admit

@@ -31,6 +31,8 @@ USUAL_WEIGHT = 2.0**16
 
 HEADROOM = 4.0
 
+LEAST_MAGNITUDE = 2.0**-60
+
 
 @dataclass(frozen=True, slots=True)
 class FixedPoint:
@@ -43,7 +45,7 @@ class FixedPoint:
 
     @classmethod
     def agree(cls, largest: float, max_terms: int) -> FixedPoint:
-        """The integers for updates to a tensor whose largest magnitude is `largest`.
+        """The integers for updates to a tensor whose largest magnitude is `largest` (0: taken for 1).
 
         Raises:
             ValueError: `largest` is not finite, or `max_terms` is not from 1 to 2**24.
@@ -51,7 +53,7 @@ class FixedPoint:
         if not (math.isfinite(largest) and 1 <= max_terms <= 2**24):
             raise ValueError(f"no fixed point for values up to {largest} and {max_terms} terms")
         term_bits = min(MAX_TERM_BITS, SUM_BITS - math.ceil(math.log2(max_terms)))
-        reach = HEADROOM * max(1.0, largest) * USUAL_WEIGHT
+        reach = HEADROOM * max(LEAST_MAGNITUDE, largest or 1.0) * USUAL_WEIGHT
         return cls(term_bits - math.ceil(math.log2(reach)), term_bits)
 
     @property

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,24 +88,36 @@ class FoldWorker:
         except FedtideError as exc:
             log.warning("fold.failed", extra={"reason": str(exc)})
             answer = FoldAnswer(error=str(exc))
+        except Exception as exc:  # whoever asked must not wait for an answer that never comes
+            log.exception("fold.crashed")
+            answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
         await self._broker.tell(message.reply, answer.model_dump_json().encode())
 
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
+        while True:
+            sum_ = self._sum_for(plan)
+            async with sum_.lock:
+                if self._sums.get(plan.run) is sum_:  # else it was dropped while this waited
+                    return await self._work(sum_, plan, request)
+
+    def _sum_for(self, plan: FoldPlan) -> _Sum:
         sum_ = self._sums.get(plan.run)
         if sum_ is None or sum_.key != plan.key:
             sum_ = self._sums[plan.run] = _Sum(
                 plan.key, RoundSum(agreement_of(plan), share=plan.share), asyncio.get_running_loop().call_later(0, int)
             )
-        async with sum_.lock:
-            sum_.expiry.cancel()
-            try:
-                return await self._bring_up(sum_, plan, request)
-            except FedtideError:
-                # What is in the sum is not known any more: it is made anew when it is asked for again.
-                self._forget(sum_, plan.run)
-                raise
-            finally:
-                sum_.expiry = asyncio.get_running_loop().call_later(IDLE_S, self._forget, sum_, plan.run)
+        return sum_
+
+    async def _work(self, sum_: _Sum, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
+        sum_.expiry.cancel()
+        try:
+            return await self._bring_up(sum_, plan, request)
+        except BaseException:
+            # What is in the sum is not known any more: it is made anew when it is asked for again.
+            self._forget(sum_, plan.run)
+            raise
+        finally:
+            sum_.expiry = asyncio.get_running_loop().call_later(IDLE_S, self._forget, sum_, plan.run)
 
     def _forget(self, sum_: _Sum, run: str) -> None:
         if self._sums.get(run) is sum_:
@@ -148,13 +161,16 @@ class FoldWorker:
                 incoming.accept()
         except (RemoteError, NotFound) as exc:
             refusal = Refusal("malformed", exc.what)
-        if refusal is not None:
+        if refusal is not None and incoming.fed:
             await self._withdraw(sum_, run, entry, incoming.fed)
+        elif refusal is not None:
+            incoming.drop()
         return refusal
 
     async def _withdraw(self, sum_: _Sum, run: str, entry: FoldEntry, upto: int) -> None:
         taking = sum_.total.withdrawal(Weight(entry.term, entry.term), entry.blob.size_bytes)
-        if upto:
+        # What made no sense makes none now, at the same place: nothing behind it was added.
+        with suppress(MalformedMessage):
             async for chunk in self._wanted(run, entry, taking):
                 await asyncio.to_thread(taking.feed, chunk)
                 if taking.fed >= upto:
@@ -170,6 +186,8 @@ class FoldWorker:
             yield chunk
             if to.specs is not None:
                 break
+        if to.specs is None:
+            raise MalformedMessage("tensor frame: ends before its header does")
         first = to.fed
         wanted = to.wanted_chunks(CHUNK_BYTES)
         rest = [k for k in wanted if k * CHUNK_BYTES >= first]

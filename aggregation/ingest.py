@@ -14,12 +14,12 @@ from aggregation.admission import Refusal
 from aggregation.config import WorkerConfig
 from aggregation.in_flight import Loss, Node
 from aggregation.regions import Regions
-from aggregation.round_sum import Incoming, RoundSum, Weight
+from aggregation.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from aggregation.shards import Shards
 from aggregation.storage import RETRY_S, Storage, StoredUpdate
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
-from fabric.errors import FedtideError, TransientError
+from fabric.errors import FedtideError, MalformedMessage, TransientError
 from fabric.fold_requests import FoldEntry
 from fabric.subjects import Subjects
 from fabric.tensors import Buffer
@@ -54,6 +54,7 @@ class Ingest:
         self._folder = folder
         self._expect: Expect | None = None
         self._partial: dict[str, tuple[Incoming, StoredUpdate]] = {}
+        self._withdrawals: dict[str, Withdrawal] = {}
         self._one_at_a_time = asyncio.Lock()
         self._closing = False
         self.regions = regions
@@ -69,6 +70,8 @@ class Ingest:
         """From here on updates are folded as they arrive, if they can be."""
         self._expect = expect
         self._closing = False
+        self._partial.clear()  # of a sum that nobody wants any more
+        self._withdrawals.clear()
 
     async def read(self, reply: Reply, node: Node, wanted: Callable[[], bool]) -> dict[str, Buffer] | None:
         """The frames of a reply by digest; None if they were folded instead.
@@ -81,6 +84,8 @@ class Ingest:
             TransientError: the broker went away; call again to go on.
         """
         blob = _foldable(reply)
+        if blob is None and self._expect is not None and self.shards.active and reply.message.content is not None:
+            raise Refused("malformed", "the shards sum updates of one plain blob, and this is none")
         if self._expect is None or blob is None:
             refs = reply.message.blobs()
             return {r.digest: await self._receive(StoredUpdate(r, node.region, node.name, reply.stays)) for r in refs}
@@ -92,7 +97,7 @@ class Ingest:
                 incoming = self._expect(reply, blob.size_bytes)
                 if isinstance(incoming, Refusal):
                     raise Refused(incoming.category, incoming.reason)
-                if (reply.stays or self.shards.active) and await self._promised(reply.task, incoming, update):
+                if (reply.stays or self.shards.active) and await self._promised(reply.task, incoming, update, wanted):
                     return None
                 self._partial[reply.task] = (incoming, update)
             await self._fold(reply.task, wanted)
@@ -118,7 +123,7 @@ class Ingest:
                     await self.shards.finish(total.total)
             self._expect = None
 
-    async def _promised(self, task: str, incoming: Incoming, update: StoredUpdate) -> bool:
+    async def _promised(self, task: str, incoming: Incoming, update: StoredUpdate, wanted: Callable[[], bool]) -> bool:
         """Whether its region, or the shards, will sum an update."""
         entry = FoldEntry(
             task=task,
@@ -132,21 +137,27 @@ class Ingest:
             fault = await (self.shards if self.shards.active else self.regions).fold(entry)
         except TransientError as exc:
             if self.shards.active:
-                incoming.dropped()
+                incoming.drop()
                 raise
             log.warning("ingest.region_does_not_sum", extra={"region": update.region, "reason": str(exc)})
             return False
         if fault is not None:
-            incoming.dropped()
+            incoming.drop()
             raise Refused(fault.category, fault.reason)
-        incoming.promised()
+        if self._closing or not wanted():
+            # Whoever sums takes back what it is not asked for in the end.
+            self.regions.promised.get(update.region, {}).pop(task, None)
+            self.shards.promised.pop(task, None)
+            incoming.drop()
+            raise _too_late()
+        incoming.promise()
         return True
 
     async def _merge(self, region: str, total: RoundSum) -> None:
         """A region's sum, or what it should hold folded here: the bytes are the same."""
         try:
             total.total.merge(await self.regions.collect(region))
-        except TransientError as exc:
+        except (TransientError, MalformedMessage) as exc:
             log.warning("ingest.region_does_not_sum", extra={"region": region, "reason": str(exc)})
             for entry in self.regions.promised[region].values():
                 await self._fold_promised(StoredUpdate(entry.blob, region, entry.node, stays=True), entry, total)
@@ -196,20 +207,18 @@ class Ingest:
 
     async def _withdraw(self, task: str) -> None:
         incoming, update = self._partial[task]
-        left = incoming.fed
-        taking = incoming.withdrawal()
-        while left:
+        taking = self._withdrawals.setdefault(task, incoming.withdrawal())
+        while taking.fed < incoming.fed:
             try:
-                async for chunk in self._storage.stream_update(update, incoming.fed - left):
+                async for chunk in self._storage.stream_update(update, taking.fed):
                     await asyncio.to_thread(taking.feed, chunk)
-                    left -= len(chunk)
-                    if not left:
+                    if taking.fed >= incoming.fed:
                         break
             except TransientError as exc:
                 log.warning("ingest.withdrawal_waits", extra={"task": task, "reason": str(exc)})
                 await asyncio.sleep(RETRY_S)
         taking.done()
-        del self._partial[task]
+        del self._partial[task], self._withdrawals[task]
 
 
 def _too_late() -> Refused:

@@ -75,7 +75,6 @@ class NatsGrid(Grid):
     def finish(self) -> None:
         """The last round is closed: nobody waits for what is outstanding."""
         self._give_up(set(self.outstanding()), "the run is over", "not_needed")
-        self._outgoing.finish()
 
     def set_run(self, run: flower.Run) -> None:
         self._run = run
@@ -318,7 +317,7 @@ class NatsGrid(Grid):
             return self._refuse(asked, "stale", f"was trained from the model of {age} rounds ago", _APP_ERROR)
         try:
             refusal = admission(message) if admission is not None else None
-        except MalformedMessage as exc:
+        except (MalformedMessage, ArithmeticError, MemoryError) as exc:
             refusal = Refusal("malformed", str(exc))
         if refusal is not None:
             return self._refuse(asked, refusal.category, refusal.reason, _APP_ERROR)

@@ -24,7 +24,7 @@ from aggregation.agreement import mean_dtype, ready
 from aggregation.device import THREADS, Values, on_all_cores
 from aggregation.kernels import compiled
 from aggregation.weighted_sum import BLOCK
-from fabric.tensors import Tensor
+from fabric.tensors import Tensor, TensorSpec
 
 Pairs = npt.NDArray[np.int64]
 
@@ -121,18 +121,23 @@ def network(rows: int, low: int, high: int) -> Pairs:
     return np.array(needed[::-1], np.int64).reshape(-1, 2)
 
 
-def middle_mean(updates: Sequence[Sequence[Tensor]], low: int, high: int, threads: int = THREADS) -> list[Tensor]:
+def middle_mean(
+    base: Sequence[Tensor], updates: Sequence[Sequence[Tensor]], low: int, high: int, threads: int = THREADS
+) -> list[Tensor]:
     """Per coordinate the mean of the values of rank low .. high - 1 among the updates.
 
     Args:
-        updates: the same tensors in the same order, finite. Dtypes of the result are those of a weighted mean.
+        base: the model; it alone decides the dtypes of the result, which are those of a weighted mean.
+        updates: the same tensors in the same order, finite, of any dtypes.
     """
     pairs = network(len(updates), low, high)
-    return [_of_one_tensor([u[index] for u in updates], pairs, low, high, threads) for index in range(len(updates[0]))]
+    columns = [[update[index] for update in updates] for index in range(len(base))]
+    return [_of_one_tensor(b.spec, c, pairs, low, high, threads) for b, c in zip(base, columns, strict=True)]
 
 
-def _of_one_tensor(tensors: Sequence[Tensor], pairs: Pairs, low: int, high: int, threads: int) -> Tensor:
-    first = tensors[0]
+def _of_one_tensor(
+    spec: TensorSpec, tensors: Sequence[Tensor], pairs: Pairs, low: int, high: int, threads: int
+) -> Tensor:
     rows: list[Values] = [ready(t.dtype, t.data) for t in tensors]
     if len({r.dtype for r in rows}) > 1:
         rows = [r.astype(np.float64) for r in rows]
@@ -146,8 +151,7 @@ def _of_one_tensor(tensors: Sequence[Tensor], pairs: Pairs, low: int, high: int,
         _middle_mean(to, to.view(key), addresses, pairs, low, high, key(bits), key((1 << bits) - 1))
 
     on_all_cores(work, range(0, out.size, BLOCK), threads)
-    kind = mean_dtype(first.dtype)
-    return Tensor.of(first.name, out.astype(kind, copy=False).reshape(first.shape))
+    return Tensor.of(spec.name, out.astype(mean_dtype(spec.dtype), copy=False).reshape(spec.shape))
 
 
 def median_ranks(count: int) -> tuple[int, int]:

@@ -83,12 +83,8 @@ class Outgoing:
         if frame_size(frame) > INLINE_BYTES:
             storage = self._link.storage
             ref = self._link.call(storage.store(frame, keep=False, prefix=storage.round_prefix, ttl_s=ANCHOR_TTL_S))
+            storage.anchors.append(ref)
             self._anchor = (ref, {t.name: t for t in flower.tensors_of(anchor)})
-
-    def finish(self) -> None:
-        """Nothing goes out any more."""
-        if self._anchor is not None:
-            self._link.call(self._link.storage.forget_blob(self._anchor[0]))
 
     def enter_phase(self) -> None:
         """Names are counted anew."""

@@ -8,50 +8,51 @@ https://arxiv.org/abs/1702.07476).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import Strategy
 
 from aggregation.strategies.private import PrivateFedAvg
 from fabric.errors import CapabilityMissing
 from fabric.release import Privacy, PrivacySpent
 
-DELTA = 1e-5
-"""Where a strategy names no delta."""
 
-_FLOWERS = (
-    flowers.DifferentialPrivacyServerSideFixedClipping,
-    flowers.DifferentialPrivacyServerSideAdaptiveClipping,
-    flowers.DifferentialPrivacyClientSideFixedClipping,
-    flowers.DifferentialPrivacyClientSideAdaptiveClipping,
-)
+def ledger(before: Privacy | None, run: str, strategy: Strategy) -> Privacy | None:
+    """What a model has cost after this run, or None if nothing bounds it.
 
-
-def ledger(before: Privacy | None, run: str, strategy: Strategy, rounds: int) -> Privacy | None:
-    """What a model has cost after `rounds` of this run, or None if nothing bounds it.
-
-    A run without noise makes whatever was spent before unbounded: the ledger ends there.
+    A run without noise makes whatever was spent before unbounded: the ledger ends there. Flower's own DP wrappers
+    count as that: they scale their noise by the nodes they expected, whoever answered, and weigh by examples.
     """
-    spent = _spent(run, strategy, rounds)
+    spent = _spent(run, strategy)
     if not spent:
         return None
-    delta = strategy.delta if isinstance(strategy, PrivateFedAvg) else DELTA
+    assert isinstance(strategy, PrivateFedAvg)
+    delta = strategy.delta
     entries = [*(before.entries if before is not None else []), *spent]
     return Privacy(entries=entries, epsilon=epsilon(entries, delta), delta=delta)
 
 
-def _spent(run: str, strategy: Strategy, rounds: int) -> list[PrivacySpent]:
+def _spent(run: str, strategy: Strategy) -> list[PrivacySpent]:
     if isinstance(strategy, PrivateFedAvg):
         noise, population = strategy.noise_multiplier, strategy.population
         return [
             PrivacySpent(run=run, rounds=count, noise_multiplier=noise, cohort=cohort, population=population)
             for cohort, count in sorted(strategy.rounds_by_cohort.items())
         ]
-    if isinstance(strategy, _FLOWERS) and rounds:
-        cohort, noise = strategy.num_sampled_clients, strategy.noise_multiplier
-        return [PrivacySpent(run=run, rounds=rounds, noise_multiplier=noise, cohort=cohort)]
     return []
+
+
+def check(strategy: Strategy) -> None:
+    """Before anything is trained: can its ledger be kept?
+
+    Raises:
+        CapabilityMissing: `dp-accounting` is not installed here.
+    """
+    if isinstance(strategy, PrivateFedAvg) and find_spec("dp_accounting") is None:
+        raise CapabilityMissing(
+            "the privacy ledger needs dp-accounting, which is not installed here", "pip install 'fedtide[privacy]'"
+        )
 
 
 def epsilon(entries: Sequence[PrivacySpent], delta: float) -> float:
@@ -59,17 +60,10 @@ def epsilon(entries: Sequence[PrivacySpent], delta: float) -> float:
 
     Where a population is known, its cohorts are samples of fixed size, and data sets are neighbours if one
     node's data are replaced; else every node takes part, and they are neighbours if one is added or removed.
-
-    Raises:
-        CapabilityMissing: `dp-accounting` is not installed here.
     """
-    try:
-        import dp_accounting
-        from dp_accounting.rdp import RdpAccountant
-    except ModuleNotFoundError as exc:
-        raise CapabilityMissing(
-            "the privacy ledger needs dp-accounting, which is not installed here", "pip install 'fedtide[privacy]'"
-        ) from exc
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
     replaced = any(e.population is not None for e in entries)
     relation = dp_accounting.NeighboringRelation
     accountant = RdpAccountant(neighboring_relation=relation.REPLACE_ONE if replaced else relation.ADD_OR_REMOVE_ONE)

@@ -10,12 +10,14 @@ import logging
 from collections.abc import Iterable
 from fractions import Fraction
 
+from pydantic import ValidationError
+
 from aggregation.agreement import Agreement
 from aggregation.fold_worker import FOLDER, plan_of
 from aggregation.storage import Storage
 from aggregation.weighted_sum import Partial
 from fabric.broker import Broker
-from fabric.errors import TransientError
+from fabric.errors import NotFound, RemoteError, TransientError
 from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fabric.subjects import UP, Subjects
 from fabric.tensors import decode
@@ -25,6 +27,21 @@ log = logging.getLogger(__name__)
 _PING_S = 2.0
 _FOLD_S = 120.0
 _AT_ONCE = 16
+
+
+def understood(raw: bytes, who: str) -> FoldAnswer:
+    """A worker's answer.
+
+    Raises:
+        TransientError: it says that it failed, or nothing that makes sense.
+    """
+    try:
+        answer = FoldAnswer.model_validate_json(raw)
+    except ValidationError as exc:
+        raise TransientError(f"{who}: its answer does not decode: {exc.errors()[0]['msg']}") from exc
+    if answer.error:
+        raise TransientError(f"{who}: {answer.error}")
+    return answer
 
 
 class Regions:
@@ -70,11 +87,15 @@ class Regions:
         for first in range(0, len(entries), _AT_ONCE):
             await self._ask(region, FoldRequest(plan=self._plan, entries=entries[first : first + _AT_ONCE]))
         answer = await self._ask(region, FoldRequest(plan=self._plan, entries=entries, finish="sum"))
-        if answer.faults or answer.result is None or answer.terms != len(entries):
+        weight = sum((Fraction(entry.term) for entry in entries), Fraction(0))
+        if answer.faults or answer.result is None or (answer.terms, answer.weight) != (len(entries), str(weight)):
             raise TransientError(f"the aggregator of {region} holds {answer.terms} of {len(entries)} updates")
         prefix = lambda digest: self._subjects.update_blob(region, FOLDER, self._run, digest)  # noqa: E731
-        frame = await self._storage.fetch_from(region, answer.result, stream=UP, prefix=prefix)
-        return Partial(decode(memoryview(frame)), Fraction(answer.weight), answer.terms)
+        try:
+            frame = await self._storage.fetch_from(region, answer.result, stream=UP, prefix=prefix)
+        except (NotFound, RemoteError) as exc:
+            raise TransientError(f"the sum of {region}: {exc.what}") from exc
+        return Partial(decode(memoryview(frame)), weight, answer.terms)
 
     async def _is_there(self, region: str) -> bool:
         try:
@@ -88,10 +109,7 @@ class Regions:
         if not await self._is_there(region):
             raise TransientError(f"the aggregator of {region} does not answer")
         raw = await self._broker.ask(self._subject(region), request.model_dump_json().encode(), timeout_s=_FOLD_S)
-        answer = FoldAnswer.model_validate_json(raw)
-        if answer.error:
-            raise TransientError(f"the aggregator of {region}: {answer.error}")
-        return answer
+        return understood(raw, f"the aggregator of {region}")
 
     def _subject(self, region: str) -> str:
         return self._subjects.rpc(f"fold.{region}")

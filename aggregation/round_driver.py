@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from pydantic import ValidationError
 
+from aggregation import privacy_ledger
 from aggregation.accounts import Accounts
 from aggregation.admission import inspect
 from aggregation.checkpoints import Checkpoints, Head
@@ -26,7 +27,6 @@ from aggregation.grid_link import GridLink
 from aggregation.nats_grid import NatsGrid
 from aggregation.outgoing import place_of
 from aggregation.phases import TooFewUpdates
-from aggregation.privacy_ledger import ledger
 from aggregation.progress import EvaluateFn, Progress
 from fabric import flower
 from fabric.blobs import BlobRef
@@ -70,7 +70,7 @@ class RoundDriver:
         progress = self._progress
         if progress is None:
             return None
-        return ledger(before, self._config.run, progress.strategy, progress.rounds_with_updates)
+        return privacy_ledger.ledger(before, self._config.run, progress.strategy)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -123,6 +123,7 @@ class RoundDriver:
 
     def _drive(self, progress: Progress) -> Result:
         self._progress = progress
+        privacy_ledger.check(progress.strategy)
         progress.strategy.summary()
         head = self._checkpoints.head()
         if head is not None:
@@ -130,11 +131,11 @@ class RoundDriver:
         else:
             if self._config.spec.policy.down:
                 progress.anchor = progress.arrays
+                # Before the head, which names the same bytes and would let them go after a day.
+                progress.grid.code_against(progress.anchor)
             self._evaluate_here(progress, 0.0)
             # Also before the first round: an app may draw other initial arrays when it is started again.
             self._save(progress)
-        if progress.anchor is not None:
-            progress.grid.code_against(progress.anchor)
         while progress.round < progress.last_round and not self._is_enough(progress):
             progress.round += 1
             mark = self._checkpoints.mark(progress.round)
@@ -146,12 +147,15 @@ class RoundDriver:
 
     def _resume(self, progress: Progress, head: Head) -> None:
         self._checkpoints.restore(head, progress)
+        if progress.anchor is not None:
+            progress.grid.code_against(progress.anchor)
         if head.rounds_with_updates:
             progress.result.arrays = progress.arrays
         mark = self._checkpoints.mark(head.round + 1)
         tasks = {t.task: t for t in [*head.outstanding, *(mark.outstanding if mark is not None else ())]}
         for task in tasks.values():
-            progress.grid.adopt(task.task, task.node, task.round, task.expires_at, progress.bases.get(task.round))
+            base = progress.arrays if task.round == head.round + 1 else progress.bases.get(task.round)
+            progress.grid.adopt(task.task, task.node, task.round, task.expires_at, base)
         log.info("run.resumed", extra={"after_round": head.round})
 
     def _is_enough(self, progress: Progress) -> bool:

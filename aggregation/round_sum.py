@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -78,7 +79,8 @@ class RoundSum:
         """Note that an update is in the sum; `key` if it was folded while it arrived."""
         with self._lock:
             self.share += Fraction(weight.share)
-            self._taken.add(key)
+            if key:
+                self._taken.add(key)
 
     def expect(self, key: str, weight: Weight, frame_bytes: int) -> Incoming:
         """An update that comes in pieces.
@@ -103,7 +105,7 @@ class _Folding:
         self.fed = 0
         self._back = back
         self._scanner = FrameScanner(frame_bytes)
-        self._places: list[int] = []
+        self._places: list[int] | None = None
 
     @property
     def specs(self) -> list[TensorSpec] | None:
@@ -125,14 +127,15 @@ class _Folding:
         found: Refusal | None = None
         for piece in self._scanner.feed(data):
             assert self._scanner.specs is not None
-            if not self._places and (refusal := self._arrange(self._scanner.specs)) is not None:
+            if (refusal := self._misfit()) is not None:
                 return refusal
             spec = self._scanner.specs[piece.index]
+            assert self._places is not None
             values, index = ready(spec.dtype, piece.data), self._places[piece.index]
             (fault,) = self.total.fold(index, piece.start, [values], [self.term], back=self._back)
             if fault is not None and found is None:
                 found = _refusal(fault, spec.name)
-        return found
+        return found or self._misfit()
 
     def skip_to(self, byte: int) -> None:
         """The frame goes on at `byte`: what is in between belongs to another's share."""
@@ -152,8 +155,11 @@ class _Folding:
             at += spec.size_bytes
         return sorted(wanted)
 
-    def _arrange(self, got: Sequence[TensorSpec]) -> Refusal | None:
-        expected = self.total.agreement.specs
+    def _misfit(self) -> Refusal | None:
+        """Why the tensors that the header names are no update, once it is there."""
+        got, expected = self._scanner.specs, self.total.agreement.specs
+        if got is None or self._places is not None:
+            return None
         refusal = compare(expected, got)
         if refusal is None:
             places = {spec.name: index for index, spec in enumerate(expected)}
@@ -185,13 +191,13 @@ class Incoming(_Folding):
             raise MalformedMessage("tensor frame: ends before its last tensor")
         self._sum.take(self.weight, self._key)
 
-    def promised(self) -> None:
+    def promise(self) -> None:
         """Another sums it, and that sum will be merged."""
         assert not self.fed
         self._sum.total.discount(self.weight.term)
         self._sum.take(self.weight, self._key)
 
-    def dropped(self) -> None:
+    def drop(self) -> None:
         """It will not come."""
         assert not self.fed
         self._sum.total.discount(self.weight.term)
@@ -206,6 +212,11 @@ class Withdrawal(_Folding):
 
     def __init__(self, total: WeightedSum, weight: Weight, frame_bytes: int) -> None:
         super().__init__(total, weight.term, frame_bytes, back=True)
+
+    def feed(self, data: Buffer) -> None:
+        """Take these bytes back. Where they made no sense they make none now: nothing of that was added."""
+        with suppress(MalformedMessage):
+            super().feed(data)
 
     def done(self) -> None:
         """Nothing of it is in the sum."""

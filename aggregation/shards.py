@@ -15,6 +15,7 @@ from typing import Literal
 from aggregation.agreement import Agreement
 from aggregation.config import WorkerConfig
 from aggregation.fold_worker import FOLDER, FoldWorkerConfig, plan_of
+from aggregation.regions import understood
 from aggregation.storage import Storage
 from aggregation.weighted_sum import WeightedSum
 from fabric.broker import Broker
@@ -23,6 +24,7 @@ from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, Fol
 from fabric.lifelines import die_with_parent
 from fabric.subjects import HUB_REGION, UP, Subjects
 from fabric.tensors import decode
+from fabric.wire import INLINE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,9 @@ class Shards:
 
     async def begin(self, key: str, agreement: Agreement) -> None:
         """A round begins: nothing is promised. Workers that are not there are started, while nodes train."""
-        shares = [(number, self._count) for number in range(self._count)] if self._count > 1 else []
+        # Models that travel inside messages are not worth it.
+        large = sum(s.size_bytes for s in agreement.specs) > INLINE_BYTES
+        shares = [(number, self._count) for number in range(self._count)] if self._count > 1 and large else []
         self._plans = [plan_of(agreement, self._config.run, key, share) for share in shares]
         self.promised = {}
         for number in range(len(shares)):
@@ -104,10 +108,7 @@ class Shards:
     async def _ask(self, number: int, request: FoldRequest) -> FoldAnswer:
         await self._until_there(number)
         raw = await self._broker.ask(self._subject(number), request.model_dump_json().encode(), timeout_s=_FOLD_S)
-        answer = FoldAnswer.model_validate_json(raw)
-        if answer.error:
-            raise TransientError(f"shard {number}: {answer.error}")
-        return answer
+        return understood(raw, f"shard {number}")
 
     async def _until_there(self, number: int) -> None:
         ping = FoldRequest().model_dump_json().encode()

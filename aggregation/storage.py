@@ -44,6 +44,8 @@ class Storage:
         self._broker = broker
         self._config = config
         self._subjects = Subjects(config.tenant)
+        self.anchors: list[BlobRef] = []
+        """Models that others were coded against: wanted until the run's end is known."""
 
     def round_prefix(self, digest: str) -> str:
         return self._subjects.round_blob(self._config.run, digest)
@@ -110,6 +112,11 @@ class Storage:
             for digest in digests if digests is not None else ["*"]:
                 for domain in self._config.regions:
                     await self._purge(STAY, self._subjects.stay_blobs(run, digest), domain)
+
+    async def forget_anchors(self) -> None:
+        """The run has ended."""
+        for ref in self.anchors:
+            await self.forget_blob(ref)
 
     async def forget_blob(self, ref: BlobRef) -> None:
         """Delete a round's model from the hub and every region's cache."""

@@ -166,7 +166,8 @@ class WeightedSum:
                     begin = place * BLOCK * item_bytes
                     inputs.append(ready(dtype, data[begin : begin + block.elements * item_bytes]))
                 run = slice(0, block.elements)
-                faults = self._fold_block(index, block, run, inputs, weights[first : first + _TOGETHER], sign)
+                with block.lock:
+                    faults = self._fold_block(index, block, run, inputs, weights[first : first + _TOGETHER], sign)
                 for k, fault in enumerate(faults):
                     found[first + k] = found[first + k] or fault
 
@@ -242,8 +243,9 @@ class WeightedSum:
                     block.coarse = self._device.lane(block.elements)
                 mine = getattr(block, name)
                 mine += self._device.load(lane)
-        self.terms += partial.terms
-        self.weight += partial.weight
+        with self._lock:
+            self.terms += partial.terms
+            self.weight += partial.weight
 
     def _place_of(self, tensor: Tensor) -> tuple[int, _Block, str]:
         index, number, name = tensor.name.split(".") if tensor.name.count(".") == 2 else ("", "", "")

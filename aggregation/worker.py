@@ -68,6 +68,7 @@ def run(config: WorkerConfig) -> int:
             link.call(link.close_round((), carries=False))
             link.call(link.stop_listening())
             link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
+            link.call(link.storage.forget_anchors())
     finally:
         link.close()
     return 0

@@ -113,12 +113,13 @@ def decode(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
         return tensor
     spec = spec_of(tensor)
     try:
+        # Before anything is made of that size: the name is only a claim.
+        if base[spec.name].shape != spec.shape:
+            raise ValueError("its base has another shape")
         text, seed = tensor.name[1:].split("|", 2)[:2]
         words = tuple(int(s) for s in seed.split("."))
         difference = _read(Codec.parse(text), spec.elements, bytes(tensor.data), words)
         before = base[spec.name].numpy().reshape(-1)
-        if before.size != difference.size:
-            raise ValueError("its base has another size")
     except (ValueError, KeyError, IndexError, ConfigError) as exc:
         raise MalformedMessage(f"coded tensor {tensor.name[1:60]!r}: {exc}") from exc
     return Tensor.of(spec.name, (before + difference).astype(_FLOATS[spec.dtype]).reshape(spec.shape))

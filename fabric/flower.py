@@ -28,7 +28,7 @@ from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fabric.errors import FedtideError
+from fabric.errors import FedtideError, MalformedMessage
 from fabric.flower_frames import (
     CodedArray,
     array_of,
@@ -171,6 +171,15 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: Arra
     )
     if wire.error is not None:
         return make_message(metadata, error=Error(wire.error.code, wire.error.reason))
+    try:
+        return make_message(metadata, content=_content(wire, frames, sent))
+    except MalformedMessage:
+        raise
+    except Exception as exc:  # what a node sends may be anything, and is no reason to end a run
+        raise MalformedMessage(f"the message does not decode: {type(exc).__name__}: {exc}") from exc
+
+
+def _content(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: ArrayRecord | None) -> RecordDict:
     content = RecordDict()
     for name, part in (wire.content or {}).items():
         if isinstance(part, Arrays):
@@ -184,7 +193,7 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: Arra
                 content[name] = record_of_frame(frame)
         else:
             content[name] = record_of_values(part)
-    return make_message(metadata, content=content)
+    return content
 
 
 def stamp(message: Message, message_id: str) -> Message:

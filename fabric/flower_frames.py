@@ -193,12 +193,12 @@ def values_of(record: MetricRecord | ConfigRecord) -> Values:
 def record_of_values(part: Values) -> MetricRecord | ConfigRecord:
     """The inverse of `values_of`."""
     values: dict[str, Any] = {}
-    for key, value in part.values.items():
-        if isinstance(value, list):
-            values[key] = [v.unpack() if isinstance(v, Packed) else v for v in value]
-        else:
-            values[key] = value.unpack() if isinstance(value, Packed) else value
     try:
+        for key, value in part.values.items():
+            if isinstance(value, list):
+                values[key] = [v.unpack() if isinstance(v, Packed) else v for v in value]
+            else:
+                values[key] = value.unpack() if isinstance(value, Packed) else value
         return MetricRecord(values) if part.kind == "metrics" else ConfigRecord(values)
     except (TypeError, ValueError) as exc:
         raise MalformedMessage(f"{part.kind} record does not decode: {exc}") from exc

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fabric.codecs import Codec
 from fabric.errors import ConfigError
@@ -62,11 +62,14 @@ class RoundPolicy(Strict):
 
     @field_validator("up", "down")
     @classmethod
-    def _codec(cls, value: str) -> str:
+    def _codec(cls, value: str, info: ValidationInfo) -> str:
         try:
-            return str(Codec.parse(value)) if value else ""
+            codec = Codec.parse(value) if value else None
         except ConfigError as exc:
             raise ValueError(str(exc)) from exc
+        if codec is not None and codec.kind == "topk" and info.field_name == "down":
+            raise ValueError("topk leaves most of a model out: it is for `up`, where nodes send the rest later")
+        return str(codec) if codec is not None else ""
 
     @model_validator(mode="after")
     def _buffer_is_for_async(self) -> RoundPolicy:
@@ -78,8 +81,8 @@ class RoundPolicy(Strict):
 
     @model_validator(mode="after")
     def _one_way_to_sum(self) -> RoundPolicy:
-        if self.regional and self.shards > 1:
-            raise ValueError("takes either `regional` or `shards`")
+        if self.shards > 1 and (self.regional or self.up):
+            raise ValueError("takes either `shards` or one of `regional` and `up`")
         return self
 
     @property

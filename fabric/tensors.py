@@ -182,7 +182,7 @@ def specs_of(header: Buffer, data_bytes: int) -> list[TensorSpec]:
             spec = TensorSpec(name, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
             begin, end = (int(n) for n in entry["data_offsets"])
             size = spec.size_bytes
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
             raise MalformedMessage(f"tensor frame: entry {name!r} is malformed") from exc
         if begin != expected or end - begin != size or min(spec.shape, default=0) < 0 or end > data_bytes:
             raise MalformedMessage(f"tensor frame: {name!r} does not fit its offsets")
@@ -196,7 +196,7 @@ def specs_of(header: Buffer, data_bytes: int) -> list[TensorSpec]:
 def _entries(header: Buffer) -> dict[str, dict[str, Sequence[int]]]:
     try:
         entries = json.loads(bytes(header))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise MalformedMessage("tensor frame: header is not JSON") from exc
     if not isinstance(entries, dict):
         raise MalformedMessage("tensor frame: header is not an object")

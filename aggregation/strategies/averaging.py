@@ -86,6 +86,8 @@ class FedAvg(flowers.FedAvg):
     streams_replies = True
     of_one_round: tuple[str, ...] = ("round",)
     exact = True
+    sums = True
+    """Whether updates must fit the sum of their round."""
     round: Round | None = None
 
     def configure_train(
@@ -120,14 +122,14 @@ class FedAvg(flowers.FedAvg):
     def admit(self, message: Message) -> Refusal | None:
         """Why a reply must not count, or None: our Grid asks before it reports the reply as received."""
         state = self.collecting()
-        if (refusal := _incomplete(message)) is not None:
+        if (refusal := incomplete(message)) is not None:
             return refusal
         reply = Reply.of(message, state.base)
         misfit = inspect(flower.tensors_of(state.base), reply.update)
         weight = misfit or self.weigh(state, reply.metrics, reply.update)
         if isinstance(weight, Refusal):
             return weight
-        if self.folds_pieces and (refusal := state.sum.too_large(reply.update, weight)) is not None:
+        if self.sums and (refusal := state.sum.too_large(reply.update, weight)) is not None:
             return refusal
         state.admitted[reply.task] = weight
         return None
@@ -137,9 +139,13 @@ class FedAvg(flowers.FedAvg):
         value = metrics.get(self.weighted_by_key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return Refusal("bad_weight", f"the metrics hold no number {self.weighted_by_key!r}")
-        if not (math.isfinite(value) and value >= 0):
-            return Refusal("bad_weight", f"{self.weighted_by_key!r} is {value}, expected a weight of at least 0")
-        return Weight(float(value), float(value))
+        try:
+            weight = float(value)
+        except OverflowError:
+            weight = math.inf
+        if not (math.isfinite(weight) and weight >= 0):
+            return Refusal("bad_weight", f"{self.weighted_by_key!r} is {weight}, expected a weight of at least 0")
+        return Weight(weight, weight)
 
     def step(self, state: Round, total: RoundSum) -> float:
         """How far the model moves from the one that went out to the weighted mean; 1: all the way."""
@@ -161,7 +167,7 @@ class FedAvg(flowers.FedAvg):
                 continue
             if state.sum.holds(message.metadata.reply_to_message_id):
                 book(state, message)
-            elif (refusal := _incomplete(message)) is not None:
+            elif (refusal := incomplete(message)) is not None:
                 refused(message, refusal)
             else:
                 try:
@@ -230,7 +236,8 @@ class FedAvg(flowers.FedAvg):
         return ArrayRecord(moved)
 
 
-def _incomplete(message: Message) -> Refusal | None:
+def incomplete(message: Message) -> Refusal | None:
+    """Why a reply has not one record of metrics and one of arrays, or None."""
     for kind, found in (("metric", message.content.metric_records), ("array", message.content.array_records)):
         if len(found) != 1:
             return Refusal("malformed", f"the reply holds {len(found)} {kind} records, expected one")

@@ -23,6 +23,8 @@ from aggregation.weighted_sum import BLOCK
 from fabric import flower
 from fabric.tensors import Tensor
 
+FAR_OUT = Refusal("out_of_range", "the update is so far from the model that the distance overflows")
+
 
 class _Bounded(FedAvg):
     """`factor` says how an update at a distance counts, or why it is refused."""
@@ -39,7 +41,10 @@ class _Bounded(FedAvg):
             return weight
         if (refusal := inspect(base, update)) is not None:
             return refusal
-        factor = self.factor(math.sqrt(distances(base, update)[0]))
+        distance = math.sqrt(distances(base, update)[0])
+        if math.isinf(distance):
+            return FAR_OUT
+        factor = self.factor(distance)
         return factor if isinstance(factor, Refusal) else Weight(weight.share * factor, weight.share)
 
 
@@ -134,6 +139,8 @@ class FLTrust(FedAvg):
             return refusal
         assert self._own is not None
         length, product, own = distances(base, update, self._own)
+        if math.isinf(length) or math.isinf(product):
+            return FAR_OUT
         if not length or not own:
             return Weight(0.0, 0.0)
         trust = max(0.0, product / math.sqrt(length * own))
@@ -143,7 +150,7 @@ class FLTrust(FedAvg):
 def distances(base: list[Tensor], update: list[Tensor], other: list[Tensor] | None = None) -> tuple[float, ...]:
     """|d|^2 for d = update - base; with `other` also d * e and |e|^2 for e = other - base; over all tensors.
 
-    In float64, block by block, in one order on every machine.
+    In float64, block by block, in one order on every machine; infinite where that overflows.
     """
     found, third = ({t.name: t for t in tensors} for tensors in (update, other or ()))
     sums: list[list[float]] = [[], [], []]
@@ -158,4 +165,13 @@ def distances(base: list[Tensor], update: list[Tensor], other: list[Tensor] | No
             for z in rest:
                 sums[1].append(product_of_gaps(y, x, z, x))
                 sums[2].append(product_of_gaps(z, x, z, x))
-    return tuple(math.fsum(s) for s in sums[: 3 if other else 1])
+    return tuple(_sum(s) for s in sums[: 3 if other else 1])
+
+
+def _sum(terms: list[float]) -> float:
+    """Exactly rounded; infinite if the terms are too large."""
+    try:
+        total = math.fsum(terms)
+    except (OverflowError, ValueError):
+        return math.inf
+    return total if math.isfinite(total) else math.inf

@@ -16,8 +16,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from aggregation.admission import Refusal, inspect
 from aggregation.staleness import rebase
-from aggregation.strategies.averaging import FedAvg
+from aggregation.strategies.averaging import FedAvg, Reply, incomplete, refused
+from fabric import flower
+from fabric.errors import MalformedMessage
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class FedBuff(FedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
-        """As Flower's; a round is `buffer` updates, and `timeout` is how long it may wait for them, in seconds."""
+        """As Flower's, but nodes only train; a round is `buffer` updates, for which it waits `timeout` seconds."""
         if getattr(grid, "carries", False):
             return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
         result, config = Result(), train_config or ConfigRecord()
@@ -75,6 +78,24 @@ class FedBuff(FedAvg):
             still_out = {sent_in for sent_in, _ in out.values()}
             bases = {number: base for number, base in bases.items() if number in still_out}
         return result
+
+    def _rebased(self, message: Message, age: int, base: ArrayRecord, present: ArrayRecord) -> bool:
+        """Whether a reply may count; if so it is brought to the present model."""
+        if message.has_error() or age > self.max_staleness or incomplete(message) is not None:
+            return False
+        try:
+            update = Reply.of(message, base).update
+        except MalformedMessage as exc:
+            refused(message, Refusal("malformed", str(exc)))
+            return False
+        if (refusal := inspect(flower.tensors_of(base), update)) is not None:
+            refused(message, refusal)
+            return False
+        (name,) = message.content.array_records
+        message.content[name] = ArrayRecord({t.name: flower.array_of(t) for t in update})
+        if age:
+            rebase(message, base, present, (1.0 + age) ** -self.exponent)
+        return True
 
     def _collect(
         self,
@@ -97,14 +118,11 @@ class FedBuff(FedAvg):
             ]
             keys = grid.push_messages(free)
             out |= {key: (round_, m.metadata.dst_node_id) for key, m in zip(keys, free, strict=True)}
-            arrived = list(grid.pull_messages(list(out)))
-            for message in arrived:
+            counting = len(ready)
+            for message in list(grid.pull_messages(list(out))):
                 sent_in, _ = out.pop(message.metadata.reply_to_message_id)
-                age = round_ - sent_in
-                if age <= self.max_staleness:
-                    if age and not message.has_error() and self.admit(message) is None:
-                        rebase(message, bases[sent_in], present, (1.0 + age) ** -self.exponent)
+                if self._rebased(message, round_ - sent_in, bases[sent_in], present):
                     ready.append(message)
-            if not arrived:
+            if len(ready) == counting:
                 time.sleep(_POLL_S)  # Flower's Grid has no way to wait
         return ready

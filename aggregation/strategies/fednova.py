@@ -28,7 +28,7 @@ class FedNova(FedAvg):
         steps = metrics.get(self.steps_key)
         if isinstance(weight, Refusal):
             return weight
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps < 2**53:
             return Refusal("bad_weight", f"{self.steps_key!r} is {steps!r}, expected a number of steps of at least 1")
         return Weight(weight.share / steps, weight.share)
 

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from aggregation.admission import Refusal, inspect
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.strategies.averaging import FedAvg, Reply, Round
-from aggregation.strategies.bounded import distances
+from aggregation.strategies.bounded import FAR_OUT, distances
 from fabric import flower
 from fabric.tensors import Tensor
 
@@ -70,8 +70,9 @@ class PrivateFedAvg(FedAvg):
         self.clip_learning_rate = clip_learning_rate
         self.count_noise = count_noise
         self.rounds_by_cohort: dict[int, int] = {}
-        # Part of the strategy's state: a round that is done again after a crash draws the same noise, since
-        # two noises on one sum would tell more than the ledger says.
+        # Part of the strategy's state: a round that is done again after a crash draws the same noise, since two
+        # noises on one sum would tell more than the ledger says; and another one if other nodes count, since
+        # one noise on two sums would tell their difference.
         self.next_seed = secrets.randbits(128)
         self._not_clipped = 0
 
@@ -92,6 +93,8 @@ class PrivateFedAvg(FedAvg):
         if isinstance(weight, Refusal) or refusal is not None:
             return refusal or weight
         distance = math.sqrt(distances([t for t in base if _is_float(t)], update)[0])
+        if math.isinf(distance):
+            return FAR_OUT
         return Weight(1.0 if distance <= self.clip else self.clip / distance, 1.0)
 
     def _fold(self, state: Round, batch: list[Reply]) -> list[Reply]:
@@ -106,7 +109,8 @@ class PrivateFedAvg(FedAvg):
 
     def moved(self, state: Round, total: RoundSum) -> ArrayRecord:
         count = len(total)
-        generator = np.random.Generator(np.random.PCG64DXSM(self.next_seed))
+        nodes = sorted(node for node, _ in state.contents)
+        generator = np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence([self.next_seed, *nodes])))
         self.next_seed = secrets.randbits(128)
         self.rounds_by_cohort[count] = self.rounds_by_cohort.get(count, 0) + 1
         clip, noise = self.clip, self.noise_multiplier

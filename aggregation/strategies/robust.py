@@ -7,6 +7,7 @@ Grid large ones are files, of which only the part at hand is read), and are walk
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from aggregation.admission import Refusal, inspect
-from aggregation.agreement import Agreement, mean_dtype, read_only, ready
+from aggregation.agreement import Agreement, read_only, ready
 from aggregation.krum_scores import closest, squared_distances
 from aggregation.order_statistics import keep_extremes, median_ranks, middle_mean
 from aggregation.round_sum import RoundSum, Weight
@@ -31,6 +32,7 @@ class _Comparing(FedAvg):
     """`combine` gets all updates that fit, by node, and says what the next model is and who shaped it."""
 
     folds_pieces = False
+    sums = False
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -66,7 +68,7 @@ class CoordinateMedian(_Comparing):
     def combine(
         self, base: list[Tensor], updates: list[list[Tensor]], messages: list[Message]
     ) -> tuple[Iterable[Tensor], list[Message]]:
-        return middle_mean(updates, *median_ranks(len(updates))), messages
+        return middle_mean(base, updates, *median_ranks(len(updates))), messages
 
 
 class TrimmedMean(_Comparing):
@@ -86,11 +88,11 @@ class TrimmedMean(_Comparing):
         self, base: list[Tensor], updates: list[list[Tensor]], messages: list[Message]
     ) -> tuple[Iterable[Tensor], list[Message]]:
         cut = int(self.beta * len(updates))
-        return middle_mean(updates, cut, len(updates) - cut), messages
+        return middle_mean(base, updates, cut, len(updates) - cut), messages
 
 
 class StreamingTrimmedMean(FedAvg):
-    """The trimmed mean for a known number of hostile nodes: streams, in the memory of 2 f + 2 models.
+    """The trimmed mean for a known number of hostile nodes: streams, in the memory of 4 f + 2 models.
 
     The values that are cut off are taken back out of the exact sum, so the order of updates does not show.
     All updates weigh the same.
@@ -117,8 +119,8 @@ class StreamingTrimmedMean(FedAvg):
         self._extremes = []
         for tensor in flower.tensors_of(arrays):
             shape = (self.num_malicious_nodes, tensor.spec.elements)
-            kind = np.float64 if mean_dtype(tensor.dtype) == "<f8" else np.float32
-            self._extremes.append((np.full(shape, -np.inf, kind), np.full(shape, np.inf, kind)))
+            # Nodes may answer in float64, whatever the model is: what is taken back must be what was added.
+            self._extremes.append((np.full(shape, -np.inf), np.full(shape, np.inf)))
         return messages
 
     def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
@@ -151,7 +153,7 @@ class StreamingTrimmedMean(FedAvg):
 class MedianOfMeans(_Comparing):
     """The median of the means of random buckets of nodes: streams, in the memory of one sum a bucket.
 
-    Nodes are dealt to buckets by a shuffle that is seeded by the round. Chen et al. 2017,
+    Nodes are dealt to buckets anew in each round, by Python's generator. Chen et al. 2017,
     https://arxiv.org/abs/1705.05491.
     """
 
@@ -171,7 +173,7 @@ class MedianOfMeans(_Comparing):
     ) -> Iterable[Message]:
         messages = list(super().configure_train(server_round, arrays, config, grid))
         nodes = sorted(m.metadata.dst_node_id for m in messages)
-        np.random.default_rng(server_round).shuffle(nodes)
+        random.shuffle(nodes)
         self._bucket_of = {node: place % self.buckets for place, node in enumerate(nodes)}
         return messages
 
@@ -192,10 +194,11 @@ class MedianOfMeans(_Comparing):
                 book(state, reply.message)
             else:
                 refused(reply.message, refusal)
+        base = flower.tensors_of(state.base)
         means = [list(sums[k].total.mean()) for k in sorted(sums) if sums[k].share]
         if not means:
             return None, None
-        return _record(middle_mean(means, *median_ranks(len(means)))), self.metrics_of(state)
+        return _record(middle_mean(base, means, *median_ranks(len(means)))), self.metrics_of(state)
 
 
 class MultiKrum(_Comparing):
@@ -236,8 +239,9 @@ class MultiKrum(_Comparing):
             assert isinstance(weight, Weight)
             weights.append(weight.term)
         total = WeightedSum(Agreement.of(base, len(chosen), exact=self.exact))
-        total.fold_all([updates[k] for k in chosen], weights)
-        return (total.mean() if total.weight else base), [messages[k] for k in chosen]
+        faults = total.fold_all([updates[k] for k in chosen], weights)
+        counted = [messages[k] for k, fault in zip(chosen, faults, strict=True) if fault is None]
+        return (total.mean() if total.weight else base), counted
 
 
 class Krum(MultiKrum):

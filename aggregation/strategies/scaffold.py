@@ -32,16 +32,21 @@ class Scaffold(FedAvg):
 
     Attributes:
         control: c of the paper, by tensor; None before the first round.
-        nodes: N; all nodes that may take part, as many as the largest round saw.
+        nodes: N; all nodes that may take part.
     """
 
     folds_pieces = False
     of_one_round = ("round", "_changes", "_summed")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, nodes: int | None = None, **kwargs: Any) -> None:
+        """
+        Args:
+            nodes: N of the paper; None: as many as the largest round asked.
+        """
         super().__init__(*args, **kwargs)
         self.control: dict[str, Any] | None = None
-        self.nodes = 0
+        self._all_nodes = nodes or 0
+        self.nodes = self._all_nodes
         self._changes: dict[int, list[Tensor]] = {}
         self._summed: RoundSum | None = None
 
@@ -56,7 +61,7 @@ class Scaffold(FedAvg):
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             message.content = RecordDict({**message.content, CONTROL: record})
-        self.nodes = max(self.nodes, len(list(grid.get_node_ids())), len(messages))
+        self.nodes = self._all_nodes or max(self.nodes, len(messages))
         self._changes = {}
         self._summed = RoundSum(Agreement.of(control, max(MAX_UPDATES, len(messages))))
         return messages

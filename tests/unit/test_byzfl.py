@@ -28,8 +28,8 @@ def test_medians_trimmed_means_krum_and_clipping_are_byzfls(tmp_path: Path) -> N
         base = [Tensor.of("w", np.zeros(values.shape[1]))]
         count = len(updates)
         found = {
-            "median": middle_mean(updates, *median_ranks(count))[0].numpy(),
-            "trimmed": middle_mean(updates, f, count - f)[0].numpy(),
+            "median": middle_mean(base, updates, *median_ranks(count))[0].numpy(),
+            "trimmed": middle_mean(base, updates, f, count - f)[0].numpy(),
             "clipping": np.mean(
                 [
                     v * min(1.0, radius / max(distances(base, u)[0] ** 0.5, 1e-300))

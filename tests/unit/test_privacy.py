@@ -95,22 +95,29 @@ def test_the_ledger_grows_over_runs_and_ends_with_one_that_has_no_noise() -> Non
     strategy = _strategy(2)
     for _ in range(3):
         _round(strategy, _case([1.0, 1.0]))
-    first = ledger(None, "run-1", strategy, 3)
+    first = ledger(None, "run-1", strategy)
     assert first is not None
     assert [(e.rounds, e.cohort, e.noise_multiplier) for e in first.entries] == [(3, 2, 1.0)]
-    second = ledger(first, "run-2", strategy, 3)
+    second = ledger(first, "run-2", strategy)
     assert second is not None
     assert [e.run for e in second.entries] == ["run-1", "run-2"]
     assert second.epsilon > first.epsilon
     assert Privacy.model_validate_json(second.model_dump_json()) == second
-    assert ledger(second, "run-3", FedAvg(), 3) is None
+    assert ledger(second, "run-3", FedAvg()) is None
 
 
-def test_flowers_own_wrappers_are_in_the_ledger_too() -> None:
+def test_flowers_own_wrappers_promise_nothing_that_we_would_sign() -> None:
     wrapped = DifferentialPrivacyServerSideFixedClipping(FlowersFedAvg(), 1.5, 2.0, num_sampled_clients=8)
-    found = ledger(None, "r", wrapped, 4)
-    assert found is not None
-    assert [(e.rounds, e.cohort, e.noise_multiplier) for e in found.entries] == [(4, 8, 1.5)]
+    assert ledger(None, "r", wrapped) is None
+
+
+def test_the_same_noise_is_not_drawn_for_other_updates() -> None:
+    case = _case([1.0, 1.0, 1.0])
+    strategy, successor = _strategy(3), _strategy(3)
+    strategy_state.restore(successor, strategy_state.capture(strategy))
+    arrays, _ = successor.aggregate_train(1, case.replies(_messages(successor, case))[:2])
+    two = arrays["w"].numpy()
+    assert np.abs(np.diff(_round(strategy, case) * 3) - np.diff(two * 2)).max() > 0.1
 
 
 @pytest.mark.parametrize(
