@@ -25,6 +25,7 @@ from fabric.blobs import CHUNK_BYTES
 from fabric.broker import Broker
 from fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
 from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fabric.ids import new_id
 from fabric.jetstream import Received
 from fabric.subjects import STAY, UP, Subjects
 from fabric.tensors import TensorSpec, encode
@@ -67,6 +68,7 @@ class FoldWorker:
         self._region = config.region
         self._broker = broker
         self._subjects = Subjects(config.tenant)
+        self._instance = new_id("fold")
         self._sums: dict[str, _Sum] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -91,7 +93,8 @@ class FoldWorker:
         except Exception as exc:  # whoever asked must not wait for an answer that never comes
             log.exception("fold.crashed")
             answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
-        await self._broker.tell(message.reply, answer.model_dump_json().encode())
+        told = answer.model_copy(update={"instance": self._instance})
+        await self._broker.tell(message.reply, told.model_dump_json().encode())
 
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         while True:

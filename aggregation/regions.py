@@ -10,9 +10,8 @@ import logging
 from collections.abc import Iterable
 from fractions import Fraction
 
-from pydantic import ValidationError
-
 from aggregation.agreement import Agreement
+from aggregation.fold_client import ask, in_steps, instance_of
 from aggregation.fold_worker import FOLDER, plan_of
 from aggregation.storage import Storage
 from aggregation.weighted_sum import Partial
@@ -23,25 +22,6 @@ from fabric.subjects import UP, Subjects
 from fabric.tensors import decode
 
 log = logging.getLogger(__name__)
-
-_PING_S = 2.0
-_FOLD_S = 120.0
-_AT_ONCE = 16
-
-
-def understood(raw: bytes, who: str) -> FoldAnswer:
-    """A worker's answer.
-
-    Raises:
-        TransientError: it says that it failed, or nothing that makes sense.
-    """
-    try:
-        answer = FoldAnswer.model_validate_json(raw)
-    except ValidationError as exc:
-        raise TransientError(f"{who}: its answer does not decode: {exc.errors()[0]['msg']}") from exc
-    if answer.error:
-        raise TransientError(f"{who}: {answer.error}")
-    return answer
 
 
 class Regions:
@@ -83,9 +63,9 @@ class Regions:
             TransientError: the region did not answer, or cannot give it.
         """
         entries = list(self.promised[region].values())
-        # One that was restarted folds all of them anew: in steps, each of which it answers in time.
-        for first in range(0, len(entries), _AT_ONCE):
-            await self._ask(region, FoldRequest(plan=self._plan, entries=entries[first : first + _AT_ONCE]))
+        assert self._plan is not None
+        for step in in_steps(self._plan, entries):
+            await self._ask(region, step)
         answer = await self._ask(region, FoldRequest(plan=self._plan, entries=entries, finish="sum"))
         weight = sum((Fraction(entry.term) for entry in entries), Fraction(0))
         if answer.faults or answer.result is None or (answer.terms, answer.weight) != (len(entries), str(weight)):
@@ -99,17 +79,13 @@ class Regions:
 
     async def _is_there(self, region: str) -> bool:
         try:
-            await self._broker.ask(self._subject(region), FoldRequest().model_dump_json().encode(), timeout_s=_PING_S)
+            await instance_of(self._broker, self._subject(region))
         except TransientError:
             return False
         return True
 
     async def _ask(self, region: str, request: FoldRequest) -> FoldAnswer:
-        # Folding takes its time; a process that is frozen or gone shows at once.
-        if not await self._is_there(region):
-            raise TransientError(f"the aggregator of {region} does not answer")
-        raw = await self._broker.ask(self._subject(region), request.model_dump_json().encode(), timeout_s=_FOLD_S)
-        return understood(raw, f"the aggregator of {region}")
+        return await ask(self._broker, self._subject(region), request, f"the aggregator of {region}")
 
     def _subject(self, region: str) -> str:
         return self._subjects.rpc(f"fold.{region}")

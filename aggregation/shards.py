@@ -14,8 +14,8 @@ from typing import Literal
 
 from aggregation.agreement import Agreement
 from aggregation.config import WorkerConfig
+from aggregation.fold_client import ask, in_steps, instance_of
 from aggregation.fold_worker import FOLDER, FoldWorkerConfig, plan_of
-from aggregation.regions import understood
 from aggregation.storage import Storage
 from aggregation.weighted_sum import WeightedSum
 from fabric.broker import Broker
@@ -28,9 +28,7 @@ from fabric.wire import INLINE_BYTES
 
 log = logging.getLogger(__name__)
 
-_PING_S = 1.0
-_FOLD_S = 120.0
-_AT_ONCE = 16
+_RESTARTS = 3
 _TRIES = 120
 _RETRY_S = 0.25
 
@@ -70,7 +68,7 @@ class Shards:
         Raises:
             TransientError: a worker does not answer, though it was started again.
         """
-        answers = await self._ask_all([entry], "")
+        answers = await self._every([entry], "")
         faults = [a.faults[entry.task] for a in answers if entry.task in a.faults]
         if not faults:
             self.promised[entry.task] = entry
@@ -83,9 +81,7 @@ class Shards:
             TransientError: as above.
         """
         entries = list(self.promised.values())
-        for first in range(0, len(entries), _AT_ONCE):
-            await self._ask_all(entries[first : first + _AT_ONCE], "")
-        for answer in await self._ask_all(entries, "mean"):
+        for answer in await self._every(entries, "mean"):
             if answer.result is None or answer.terms != len(entries) or answer.faults:
                 raise TransientError(f"a share holds {answer.terms} of {len(entries)} updates")
             prefix = lambda d: self._subjects.update_blob(HUB_REGION, FOLDER, self._config.run, d)  # noqa: E731
@@ -101,24 +97,32 @@ class Shards:
             await worker.wait()
         self._workers.clear()
 
-    async def _ask_all(self, entries: list[FoldEntry], finish: Literal["", "mean"]) -> list[FoldAnswer]:
-        requests = [FoldRequest(plan=plan, entries=entries, finish=finish) for plan in self._plans]
-        return list(await asyncio.gather(*(self._ask(k, r) for k, r in enumerate(requests))))
+    async def _every(self, entries: list[FoldEntry], finish: Literal["", "mean"]) -> list[FoldAnswer]:
+        return list(await asyncio.gather(*(self._ask(k, entries, finish) for k in range(self._count))))
 
-    async def _ask(self, number: int, request: FoldRequest) -> FoldAnswer:
-        await self._until_there(number)
-        raw = await self._broker.ask(self._subject(number), request.model_dump_json().encode(), timeout_s=_FOLD_S)
-        return understood(raw, f"shard {number}")
+    async def _ask(self, number: int, entries: list[FoldEntry], finish: Literal["", "mean"]) -> FoldAnswer:
+        plan, who = self._plans[number], f"shard {number}"
+        for again in range(_RESTARTS + 1):
+            await self._until_there(number)
+            try:
+                for step in in_steps(plan, entries) if finish else []:
+                    await ask(self._broker, self._subject(number), step, who)
+                request = FoldRequest(plan=plan, entries=entries, finish=finish)
+                return await ask(self._broker, self._subject(number), request, who)
+            except TransientError as exc:
+                if again == _RESTARTS:
+                    raise
+                log.warning("shard.asked_again", extra={"number": number, "reason": str(exc)})
+        raise AssertionError("the last try returns or raises")
 
     async def _until_there(self, number: int) -> None:
-        ping = FoldRequest().model_dump_json().encode()
         for _ in range(_TRIES):
             await self._ensure_started(number)
             try:
-                await self._broker.ask(self._subject(number), ping, timeout_s=_PING_S)
+                await instance_of(self._broker, self._subject(number))
                 return
             except TransientError:
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(_RETRY_S)  # a process that starts tells nobody
         raise TransientError(f"shard {number} of {self._count} does not answer", "See shard.log of the run")
 
     async def _ensure_started(self, number: int) -> None:

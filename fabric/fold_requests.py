@@ -52,6 +52,7 @@ class FoldFault(Strict):
 class FoldAnswer(Strict):
     """`faults` by task; `error`: ask again. `result` is a frame of blocks, `weight` the exact total of terms."""
 
+    instance: str = Field(default="", description="Of the process that answers: another one knows nothing")
     faults: dict[str, FoldFault] = {}
     error: str = ""
     result: BlobRef | None = None

@@ -62,7 +62,7 @@ def test_an_update_that_cannot_be_summed_is_refused_in_its_region(regional: Inst
     assert _model(regional, view) == _model(regional, alone)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_region_whose_aggregator_dies_or_freezes_is_summed_all_the_same(
     regional: Installation, flat: bytes, how: signal.Signals
 ) -> None:
@@ -80,7 +80,15 @@ def test_a_region_whose_aggregator_dies_or_freezes_is_summed_all_the_same(
     assert _model(regional, view) == flat
 
 
-@pytest.mark.parametrize("policy", ["grace_s=0", "regional=true", "shards=2", "up=int8,down=int8"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "regional=true",
+        pytest.param("grace_s=0", marks=pytest.mark.slow),
+        pytest.param("shards=2", marks=pytest.mark.slow),
+        pytest.param("up=int8,down=int8", marks=pytest.mark.slow),
+    ],
+)
 def test_an_aggregator_that_is_killed_has_a_successor_that_makes_the_same_model(
     regional: Installation, policy: str
 ) -> None:

@@ -1,0 +1,65 @@
+"""Asking a fold worker: it may take its time, but not die unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from fabric.broker import Broker
+from fabric.errors import TransientError
+from fabric.fold_requests import FoldAnswer, FoldEntry, FoldPlan, FoldRequest
+
+_PING_S = 2.0
+_LOOK_S = 2.0
+_FOLD_S = 600.0
+_AT_ONCE = 16
+
+
+async def instance_of(broker: Broker, subject: str) -> str:
+    """Which process answers on a subject.
+
+    Raises:
+        TransientError: none.
+    """
+    raw = await broker.ask(subject, FoldRequest().model_dump_json().encode(), timeout_s=_PING_S)
+    return _understood(raw, subject).instance
+
+
+async def ask(broker: Broker, subject: str, request: FoldRequest, who: str) -> FoldAnswer:
+    """The answer of a worker that is looked at again and again while it works.
+
+    Raises:
+        TransientError: it is not there, froze, was started again in between, or says that it failed.
+    """
+    first = await instance_of(broker, subject)
+    data = request.model_dump_json().encode()
+    asking = asyncio.create_task(broker.ask(subject, data, timeout_s=_FOLD_S))
+    try:
+        while not (await asyncio.wait({asking}, timeout=_LOOK_S))[0]:
+            if await instance_of(broker, subject) != first:
+                raise TransientError(f"{who} was started again while it worked")
+        return _understood(asking.result(), who)
+    finally:
+        if not asking.done():
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+
+def in_steps(plan: FoldPlan, entries: Sequence[FoldEntry]) -> list[FoldRequest]:
+    """Requests that bring a worker up to these entries: one that was restarted folds all of them anew."""
+    return [
+        FoldRequest(plan=plan, entries=list(entries[first : first + _AT_ONCE]))
+        for first in range(0, len(entries), _AT_ONCE)
+    ]
+
+
+def _understood(raw: bytes, who: str) -> FoldAnswer:
+    try:
+        answer = FoldAnswer.model_validate_json(raw)
+    except ValidationError as exc:
+        raise TransientError(f"{who}: its answer does not decode: {exc.errors()[0]['msg']}") from exc
+    if answer.error:
+        raise TransientError(f"{who}: {answer.error}")
+    return answer
