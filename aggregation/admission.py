@@ -50,6 +50,13 @@ def compare(sent: Sequence[TensorSpec], returned: Sequence[TensorSpec]) -> Refus
     return None
 
 
+def beyond(distance: float, limit: float) -> Refusal | None:
+    """Why an update may not move the model by `distance`, or None."""
+    if distance <= limit:
+        return None
+    return Refusal("too_far", f"moves the model by {distance:.4g}, allowed are {limit:.4g}")
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether every element is finite, without a temporary of the tensor's size."""
     array = tensor.numpy().reshape(-1)

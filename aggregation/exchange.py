@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,15 +11,16 @@ from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
 from aggregation import random_state
-from aggregation.admission import Refusal, inspect
+from aggregation.admission import Refusal, beyond, inspect
 from aggregation.checkpoints import Checkpoints, Plan, nodes_of
 from aggregation.in_flight import Node
-from aggregation.phases import Folding, Phase
+from aggregation.phases import Admission, Folding, Phase
 from aggregation.progress import Progress
 from aggregation.replies import Replies
-from aggregation.round_sum import Incoming
+from aggregation.round_sum import Incoming, Reach
 from aggregation.staleness import rebase
 from aggregation.strategies.averaging import FedAvg
+from aggregation.strategies.bounded import distances
 from fabric import flower
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError
@@ -99,13 +101,43 @@ class Exchange:
                 )
 
         averaged = phase == "train" and _averages(progress.strategy)
-        admission = _admission(progress.strategy, flower.tensors_of(progress.arrays)) if averaged else None
-        if averaged and isinstance(progress.strategy, FedAvg) and not self._policy.carries:
-            admission = progress.strategy.admit
+        admission = self._admission(progress) if averaged else None
         pinned = nodes_of(plan) if plan is not None else None
-        folding = _folding(progress.strategy) if averaged and not self._policy.carries else None
+        folding = self._folding(progress) if averaged and not self._policy.carries else None
         grid.enter(Phase(number, trial, phase, admission, pinned, remember, folding))
         return configure(number, progress.arrays, progress.configs[phase], grid)
+
+    def _admission(self, progress: Progress) -> Admission:
+        strategy, sent, limit = progress.strategy, flower.tensors_of(progress.arrays), self._policy.max_update_norm
+        whole = strategy.admit if isinstance(strategy, FedAvg) and not self._policy.carries else None
+
+        def admit(message: Message) -> Refusal | None:
+            refusal = whole(message) if whole is not None else _inspect(strategy, sent, message)
+            if refusal is None and limit is not None:
+                (record,) = message.content.array_records.values()
+                refusal = beyond(math.sqrt(distances(sent, flower.tensors_of(record))[0]), limit)
+            return refusal
+
+        return admit
+
+    def _folding(self, progress: Progress) -> Folding | None:
+        """How the strategy folds updates while they arrive, if it does."""
+        strategy, limit = progress.strategy, self._policy.max_update_norm
+        if not isinstance(strategy, FedAvg) or not strategy.folds_pieces:
+            return None
+        base = flower.tensors_of(progress.arrays)
+
+        def expect(reply: Reply, frame_bytes: int) -> Incoming | Refusal:
+            # All of it must decode before any of it is in the sum.
+            metrics = list(flower.from_wire(reply.message, None).content.metric_records.values())
+            if len(metrics) != 1:
+                return Refusal("malformed", f"the reply holds {len(metrics)} metric records, expected one")
+            incoming = strategy.expect(reply.task, metrics[0], frame_bytes)
+            if limit is not None and isinstance(incoming, Incoming):
+                incoming.reach = Reach(base, limit)
+            return incoming
+
+        return Folding(expect, lambda: strategy.collecting().sum)
 
 
 def _by_node(message: Message) -> int:
@@ -121,32 +153,14 @@ def _averages(strategy: Strategy) -> bool:
     return all(m.__module__.startswith(("flwr.", "aggregation.strategies.")) for m in methods)
 
 
-def _admission(strategy: Strategy, sent: list[Tensor]) -> Callable[[Message], Refusal | None]:
-    def admit(message: Message) -> Refusal | None:
-        records = list(message.content.array_records.values())
-        if len(records) != 1:
-            return Refusal("wrong_shape", f"the reply holds {len(records)} array records, expected one")
-        if isinstance(strategy, FedAvg):
-            weights = [strategy.weight_of(m) for m in message.content.metric_records.values()]
-            if len(weights) != 1:
-                return Refusal("malformed", f"the reply holds {len(weights)} metric records, expected one")
-            if isinstance(weights[0], Refusal):
-                return weights[0]
-        return inspect(sent, flower.tensors_of(records[0]))
-
-    return admit
-
-
-def _folding(strategy: Strategy) -> Folding | None:
-    """How the strategy folds updates while they arrive, if it does."""
-    if not isinstance(strategy, FedAvg) or not strategy.folds_pieces:
-        return None
-
-    def expect(reply: Reply, frame_bytes: int) -> Incoming | Refusal:
-        # All of it must decode before any of it is in the sum.
-        metrics = list(flower.from_wire(reply.message, None).content.metric_records.values())
-        if len(metrics) != 1:
-            return Refusal("malformed", f"the reply holds {len(metrics)} metric records, expected one")
-        return strategy.expect(reply.task, metrics[0], frame_bytes)
-
-    return Folding(expect, lambda: strategy.collecting().sum)
+def _inspect(strategy: Strategy, sent: list[Tensor], message: Message) -> Refusal | None:
+    records = list(message.content.array_records.values())
+    if len(records) != 1:
+        return Refusal("wrong_shape", f"the reply holds {len(records)} array records, expected one")
+    if isinstance(strategy, FedAvg):
+        weights = [strategy.weight_of(m) for m in message.content.metric_records.values()]
+        if len(weights) != 1:
+            return Refusal("malformed", f"the reply holds {len(weights)} metric records, expected one")
+        if isinstance(weights[0], Refusal):
+            return weights[0]
+    return inspect(sent, flower.tensors_of(records[0]))

@@ -5,14 +5,19 @@ Owns which updates are in the sum, and takes back those that turn out not to bel
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
-from aggregation.admission import Refusal, compare, is_finite
-from aggregation.agreement import Agreement, magnitude, ready
+import numpy as np
+
+from aggregation.admission import Refusal, beyond, compare, is_finite
+from aggregation.agreement import Agreement, magnitude, read_only, ready
+from aggregation.device import Values
+from aggregation.kernels import product_of_gaps
 from aggregation.weighted_sum import Fault, WeightedSum
 from fabric.errors import MalformedMessage
 from fabric.frame_scanner import FrameScanner
@@ -106,6 +111,8 @@ class _Folding:
         self._back = back
         self._scanner = FrameScanner(frame_bytes)
         self._places: list[int] | None = None
+        self.reach: Reach | None = None
+        """Set it before anything is fed, to refuse what goes too far."""
 
     @property
     def specs(self) -> list[TensorSpec] | None:
@@ -132,10 +139,13 @@ class _Folding:
             spec = self._scanner.specs[piece.index]
             assert self._places is not None
             values, index = ready(spec.dtype, piece.data), self._places[piece.index]
+            if self.reach is not None:
+                self.reach.see(index, piece.start, values)
             (fault,) = self.total.fold(index, piece.start, [values], [self.term], back=self._back)
             if fault is not None and found is None:
                 found = _refusal(fault, spec.name)
-        return found or self._misfit()
+        found = found or self._misfit()
+        return found or (self.reach.refusal() if self.reach is not None and self.whole else None)
 
     def skip_to(self, byte: int) -> None:
         """The frame goes on at `byte`: what is in between belongs to another's share."""
@@ -165,6 +175,35 @@ class _Folding:
             places = {spec.name: index for index, spec in enumerate(expected)}
             self._places = [places[spec.name] for spec in got]
         return refusal
+
+
+class Reach:
+    """How far an update that comes in pieces moves the model, and how far it may."""
+
+    def __init__(self, base: Sequence[Tensor], limit: float) -> None:
+        self._base = [ready(t.dtype, t.data) for t in base]
+        self._limit = limit
+        self._squares: list[float] = []
+
+    def see(self, index: int, start: int, values: Values) -> None:
+        """A piece of tensor `index`, from element `start`."""
+        base = self._base[index][start : start + values.size]
+        if base.dtype != values.dtype:
+            base, values = (read_only(v.astype(np.float64)) for v in (base, values))
+        self._squares.append(product_of_gaps(values, base, values, base))
+
+    def refusal(self) -> Refusal | None:
+        """Once all was seen."""
+        return beyond(math.sqrt(fsum(self._squares)), self._limit)
+
+
+def fsum(terms: Sequence[float]) -> float:
+    """Exactly rounded; infinite if that overflows."""
+    try:
+        total = math.fsum(terms)
+    except (OverflowError, ValueError):
+        return math.inf
+    return total if math.isfinite(total) else math.inf
 
 
 class Incoming(_Folding):

@@ -8,8 +8,10 @@ machine holds it is left out.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 
@@ -56,6 +58,37 @@ def _ours(count: int) -> None:
     print(json.dumps(_peak_bytes() - before))
 
 
+def _share(count: int) -> None:
+    """One of `count` shards of a model of 1 GB, which lies in a file: what a fold worker keeps of two updates."""
+    from aggregation.agreement import Agreement
+    from aggregation.fixed_point import FixedPoint
+    from aggregation.round_sum import RoundSum, Weight
+    from fabric.tensors import Tensor, encode
+
+    elements, chunk = 250_000_000 // TENSORS, 1 << 20
+    one = np.random.default_rng(0).standard_normal(elements, dtype=np.float32)
+    with tempfile.TemporaryFile() as file:
+        parts = encode([Tensor.of(f"t{k}", one) for k in range(TENSORS)])
+        file.writelines(parts)
+        size = file.tell()
+        specs = tuple(Tensor.of(f"t{k}", one).spec for k in range(TENSORS))
+        del one, parts
+        _reset_peak()
+        before = _peak_bytes()
+        total = RoundSum(Agreement(specs, (FixedPoint.agree(4.0, 2),) * TENSORS, 2), share=(0, count))
+        for number in range(2):
+            incoming = total.expect(str(number), Weight(1.0, 1.0), size)
+            assert incoming.feed(os.pread(file.fileno(), chunk, 0)) is None
+            for k in incoming.wanted_chunks(chunk)[1:]:
+                incoming.skip_to(k * chunk)
+                assert incoming.feed(os.pread(file.fileno(), chunk, k * chunk)) is None
+            incoming.skip_to(size)
+            incoming.accept()
+        for _ in total.total.mean_blocks():
+            pass
+    print(json.dumps((_peak_bytes() - before) / size * MODEL_BYTES))
+
+
 def _flowers(count: int) -> None:
     from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
@@ -79,13 +112,17 @@ def _measure(who: str, count: int) -> float:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        {"ours": _ours, "flowers": _flowers}[sys.argv[1]](int(sys.argv[2]))
+        {"ours": _ours, "flowers": _flowers, "share": _share}[sys.argv[1]](int(sys.argv[2]))
         return
     load = load_now()
     rows = []
     for count in COUNTS:
         theirs = _measure("flowers", count) if count <= FLOWERS_LIMIT else None
         rows.append(Row(f"N = {count}", "peak above base", "models", _measure("ours", count), theirs, "Flower's mean"))
+    whole = _measure("share", 1)
+    for count in (2, 4):
+        share = _measure("share", count)
+        rows.append(Row(f"1 GB, {count} shards", "peak above base", "models", share, whole, "one process"))
     write("memory", load, rows)
 
 

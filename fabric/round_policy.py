@@ -51,6 +51,9 @@ class RoundPolicy(Strict):
     retries: int = Field(default=2, ge=0, description="How often an abandoned round is tried again")
     node_grace_s: float = Field(default=15.0, ge=0, description="How long a node that went offline is waited for")
     max_update_bytes: int | None = Field(default=None, gt=0, description="Larger updates are refused unread")
+    max_update_norm: float | None = Field(
+        default=None, gt=0, description="Updates that move the model further do not count"
+    )
     up: str = Field(default="", description="Codec of updates, e.g. int8 or topk:0.01 (docs/compression.md)")
     down: str = Field(default="", description="Codec of models on their way to nodes, e.g. int8+hadamard")
     regional: bool = Field(default=False, description="Regions that have an aggregator sum their own updates")
@@ -81,8 +84,10 @@ class RoundPolicy(Strict):
 
     @model_validator(mode="after")
     def _one_way_to_sum(self) -> RoundPolicy:
-        if self.shards > 1 and (self.regional or self.up):
-            raise ValueError("takes either `shards` or one of `regional` and `up`")
+        if self.shards > 1 and (self.regional or self.up or self.max_update_norm):
+            raise ValueError("takes either `shards` or `regional`, `up` and `max_update_norm`")
+        if self.regional and self.max_update_norm:
+            raise ValueError("takes either `regional` or `max_update_norm`: regions do not have the model")
         return self
 
     @property

@@ -14,10 +14,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from aggregation.admission import Refusal, inspect
+from aggregation.admission import Refusal, beyond, inspect
 from aggregation.agreement import read_only, ready
 from aggregation.kernels import product_of_gaps
-from aggregation.round_sum import Weight
+from aggregation.round_sum import Weight, fsum
 from aggregation.strategies.averaging import FedAvg, Round
 from aggregation.weighted_sum import BLOCK
 from fabric import flower
@@ -69,9 +69,7 @@ class NormBound(_Bounded):
     def factor(self, distance: float) -> float | Refusal:
         if distance <= self.bound:
             return 1.0
-        if self.refuse:
-            return Refusal("too_far", f"moves the model by {distance:.4g}, allowed are {self.bound:.4g}")
-        return self.bound / distance
+        return (beyond(distance, self.bound) if self.refuse else None) or self.bound / distance
 
 
 class CentredClipping(_Bounded):
@@ -165,13 +163,4 @@ def distances(base: list[Tensor], update: list[Tensor], other: list[Tensor] | No
             for z in rest:
                 sums[1].append(product_of_gaps(y, x, z, x))
                 sums[2].append(product_of_gaps(z, x, z, x))
-    return tuple(_sum(s) for s in sums[: 3 if other else 1])
-
-
-def _sum(terms: list[float]) -> float:
-    """Exactly rounded; infinite if the terms are too large."""
-    try:
-        total = math.fsum(terms)
-    except (OverflowError, ValueError):
-        return math.inf
-    return total if math.isfinite(total) else math.inf
+    return tuple(fsum(s) for s in sums[: 3 if other else 1])

@@ -93,9 +93,20 @@ def test_an_update_that_turns_bad_at_its_end_leaves_no_trace(
     assert _refused(view) == [[category], [category]]
 
 
-def test_an_update_that_moves_too_far_is_refused_where_asked(installation: Installation) -> None:
-    view, model = _learn(installation, "NormBound", {"bound": 900.0, "refuse": True}, poisoned=1, lie="far")
-    np.testing.assert_allclose(model["w"], _by_hand(_mean, [0, 2, 3])["w"], rtol=1e-5, atol=2e-6)
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("NormBound", {"bound": 900.0, "refuse": True}), ("FedAvg", {}), ("CoordinateMedian", {})],
+)
+def test_an_update_that_moves_too_far_is_refused_where_asked(
+    installation: Installation, strategy: str, options: dict[str, Any]
+) -> None:
+    poisoned = ("--set", "poisoned=1", "--set", "lie=far", "--set", f"strategy={strategy}")
+    more = ("--policy", "max_update_norm=900") if not options else ()
+    view = installation.train(APPS / "sums", *poisoned, "--set", f"options={json.dumps(options)}", *more)
+    with np.load(installation.out(view["run"]) / "final.npz") as saved:
+        model = dict(saved)
+    rule = _median if strategy == "CoordinateMedian" else _mean
+    np.testing.assert_allclose(model["w"], _by_hand(rule, [0, 2, 3])["w"], rtol=1e-5, atol=2e-6)
     assert _refused(view) == [["too_far"], ["too_far"]]
 
 

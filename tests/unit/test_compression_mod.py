@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.mod import LocalDpMod
 
 from aggregation.strategies import CoordinateMedian, FedAvg
 from edge_agent.compression import CompressionMod
@@ -76,3 +77,23 @@ def test_answers_of_several_records_and_errors_pass_unchanged() -> None:
     several = RecordDict({"a": _record(np.ones(SIZE, "f4")), "b": _record(np.ones(SIZE, "f4"))})
     answer = CompressionMod("int8")(message, _contexts(1)[0], lambda m, c: Message(several, reply_to=m))
     assert answer.content == several
+
+
+def test_flowers_local_privacy_and_our_compression_go_together() -> None:
+    strategy = FedAvg(min_train_nodes=2, min_available_nodes=2)
+    start = _record(np.zeros(SIZE, "f4"))
+    sent = list(strategy.configure_train(1, start, ConfigRecord(), OfflineGrid(2)))
+    local = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=100.0, delta=1e-5)
+    replies = []
+    for message, context in zip(sent, _contexts(2), strict=True):
+        flower.stamp(message, f"1-{message.metadata.dst_node_id}")
+        private = lambda m, c: local(m, c, _without_counter)  # noqa: E731
+        replies.append(CompressionMod("int8")(message, context, private))
+    model, _ = strategy.aggregate_train(1, replies)
+    assert np.linalg.norm(model["w"].numpy()) == pytest.approx(1.0, abs=1.5)  # clipped from 63, and noise
+
+
+def _without_counter(message: Message, context: Context) -> Message:
+    reply = _app(message, context)
+    reply.content["arrays"]["n"] = Array(np.asarray(3.0))
+    return reply
