@@ -197,6 +197,8 @@ class Ingest:
                     raise Refused(refusal.category, refusal.reason)
                 if self._closing or not wanted():
                     raise _too_late()
+            if self._closing or not wanted():  # the stream's end may have taken its time
+                raise _too_late()
             incoming.accept()
         except TransientError:
             raise

@@ -19,7 +19,7 @@ from edge_agent.compression import CompressionMod
 from fabric import codecs, flower
 from fabric.tensors import Tensor, encode, frame_size
 
-ROUNDS, SPLIT, SEED, EPOCHS = 25, "dirichlet 0.5", 1, 2
+ROUNDS, SPLIT, SEED, EPOCHS = 15, "dirichlet 0.5", 1, 2
 TARGET = 0.93
 CASES = [
     ("", ""),

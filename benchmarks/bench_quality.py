@@ -20,7 +20,7 @@ from benchmarks.simulation import NODES, RATE, SPLITS, Fleet
 from edge_agent.scaffold import ScaffoldMod
 from fabric import flower
 
-ROUNDS, SEEDS = 10, (1,)
+ROUNDS, SEEDS = 8, (1,)
 FEW = {"min_train_nodes": NODES, "min_available_nodes": NODES}
 FAULTY = 1
 

@@ -116,7 +116,8 @@ SERVERS = ["FedAdam", "FedYogi", "FedAdagrad", "FedAvgM"]
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_server_optimisers_follow_flowers_over_rounds(name: str) -> None:
-    options: dict[str, Any] = {"server_momentum": 0.9, "server_learning_rate": 0.7} if name == "FedAvgM" else {}
+    momentum = {"server_momentum": 0.9, "server_learning_rate": 0.7}
+    options: dict[str, Any] = momentum if name == "FedAvgM" else {"eta": 0.05, "tau": 0.002}
     for seed in range(40):
         case = Case(seed)
         case.base = {k: np.asarray(v, "f4") for k, v in case.base.items()}
