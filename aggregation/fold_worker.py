@@ -143,8 +143,10 @@ class FoldWorker:
             await self._withdraw(sum_, plan.run, entry, entry.blob.size_bytes)
         total = sum_.total.total
         weight, terms = str(total.weight), total.terms
-        # A mean takes the sum with it: it is the last word of a round.
-        blocks = total.partial().tensors if request.finish == "sum" else list(total.mean_blocks())
+        # A mean takes the sum with it: it is the last word of a round. Of updates that weigh nothing there is none.
+        blocks = (
+            total.partial().tensors if request.finish == "sum" else list(total.mean_blocks() if total.weight else ())
+        )
         prefix = lambda digest: self._subjects.update_blob(self._region, FOLDER, plan.run, digest)  # noqa: E731
         blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=RESULT_TTL_S)
         if request.finish == "mean":
