@@ -73,8 +73,12 @@ class Scaffold(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         found = super().aggregate_train(server_round, self._without_changes(replies))
-        counted = {node for node, _ in self.collecting().contents}
-        self._move_control([change for node, change in sorted(self._changes.items()) if node in counted])
+        # Weighed as the updates are: else c would be the mean of another objective than the model is moved along.
+        weights = {
+            node: self.weight_of(next(iter(c.metric_records.values()))) for node, c in self.collecting().contents
+        }
+        counted = {node: weight for node, weight in weights.items() if isinstance(weight, Weight)}
+        self._move_control([self._changes[node] for node in counted], list(counted.values()))
         return found
 
     def _without_changes(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -99,14 +103,14 @@ class Scaffold(FedAvg):
             del message.content[CHANGE]
         return refusal
 
-    def _move_control(self, changes: list[list[Tensor]]) -> None:
+    def _move_control(self, changes: list[list[Tensor]], weights: list[Weight]) -> None:
         total, control = self._summed, self.control
         assert total is not None
         assert control is not None
-        for refusal in total.add(changes, [Weight(1.0, 1.0)] * len(changes)):
+        for refusal in total.add(changes, weights):
             if refusal is not None:
                 log.warning("scaffold.change_left_out: %s", refusal.reason)
-        if not len(total):
+        if not total.share:
             return
         share = len(total) / self.nodes
         for mean in total.total.mean():

@@ -2,8 +2,8 @@
 
 FedAvgM: Hsu et al. 2019, https://arxiv.org/abs/1909.06335. FedAdam, FedYogi, FedAdagrad: Reddi et al. 2021,
 https://arxiv.org/abs/2003.00295. FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127 (the proximal term is the
-node's: its weight travels as `proximal-mu`). They take Flower's arguments and, but for FedYogi and FedAdagrad, its
-defaults: at Flower's these two end below FedAvg on our digits (`make bench NAME=quality`).
+node's: its weight travels as `proximal-mu`). They take Flower's arguments. The adaptive ones have other default steps:
+at Flower's they end below FedAvg, or diverge, on skewed splits of our digits (`make bench NAME=quality`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class FedAvgM(flowers.FedAvgM, FedAvg):
 
 
 class FedAdam(flowers.FedAdam, FedAvg):
-    """Adam on the server."""
+    """Adam on the server; Flower's default `eta` is 0.1."""
+
+    def __init__(self, *, eta: float = 0.03, **kwargs: Any) -> None:
+        super().__init__(eta=eta, **kwargs)
 
 
 class FedYogi(flowers.FedYogi, FedAvg):
