@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,17 +21,18 @@ from tests.integration.test_sums import NODES, _by_hand, _mean, _median, _middle
 
 @pytest.mark.slow
 def test_strategies_give_the_same_under_flowers_own_grid(tmp_path: Path) -> None:
-    rules = {
-        "FedAvg": ("{}", _mean),
-        "CoordinateMedian": ("{}", _median),
-        "StreamingTrimmedMean": ('{\\"num_malicious_nodes\\": 1}', _middle),
+    everyone = {"min_available_nodes": NODES, "min_train_nodes": NODES}
+    rules: dict[str, tuple[dict[str, int], Any]] = {
+        "FedAvg": (everyone, _mean),
+        "CoordinateMedian": (everyone, _median),
+        "StreamingTrimmedMean": ({**everyone, "num_malicious_nodes": 1}, _middle),
     }
     shutil.copytree(APPS / "sums", tmp_path / "sums")
     with superlink(tmp_path) as (environment, _):
         environment["PYTHONPATH"] = os.getcwd()
         for strategy, (options, rule) in rules.items():
             out = tmp_path / strategy
-            config = f"strategy='{strategy}' options=\"{options}\" out='{out}-'"
+            config = f"strategy='{strategy}' options='{json.dumps(options)}' out='{out}-'"
             command = [str(BIN / "flwr"), "run", str(tmp_path / "sums"), "bench", "--run-config", config]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
             assert done.returncode == 0, done.stderr

@@ -83,7 +83,7 @@ def test_a_region_whose_aggregator_dies_or_freezes_is_summed_all_the_same(
 @pytest.mark.parametrize(
     "policy",
     [
-        "regional=true",
+        pytest.param("regional=true", marks=pytest.mark.slow),
         pytest.param("grace_s=0", marks=pytest.mark.slow),
         pytest.param("shards=2", marks=pytest.mark.slow),
         pytest.param("up=int8,down=int8", marks=pytest.mark.slow),

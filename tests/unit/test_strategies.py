@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -57,6 +58,7 @@ class Case:
 
 @pytest.fixture(autouse=True)
 def _a_process_of_flower() -> None:
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # thousands of lines that nobody reads
     flower.adopt_identity(1, flower.SUPERLINK_NODE_ID)
 
 
