@@ -23,10 +23,9 @@ import numpy as np
 from aggregation.agreement import Agreement
 from aggregation.round_sum import RoundSum, Weight
 from benchmarks.bench_round_overhead import APP, BIN, superlink
+from benchmarks.hub import hub
 from benchmarks.process_memory import tree
 from benchmarks.report import Row, load_now, write
-from coordinator.embedded import nats_config
-from coordinator.embedded.plan import free_ports, nats_server
 from coordinator.topology import Topology
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
@@ -100,17 +99,8 @@ async def _ours(url: str, server: int) -> tuple[float, float]:
 
 
 def _with_server() -> tuple[float, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        port, leaf_port = free_ports(2)
-        config = Path(folder, "hub.conf")
-        config.write_text(nats_config.hub(port, leaf_port, Path(folder, "store")))
-        quiet = subprocess.DEVNULL
-        server = subprocess.Popen([nats_server(), "-c", str(config)], stdout=quiet, stderr=quiet)
-        try:
-            return asyncio.run(_ours(f"nats://127.0.0.1:{port}", server.pid))
-        finally:
-            server.kill()
-            server.wait()
+    with hub() as (url, pid):
+        return asyncio.run(_ours(url, pid))
 
 
 def _flower() -> float:

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
+from benchmarks.hub import hub
 from benchmarks.report import Row, load_now, write
 from coordinator.commands import Commands
-from coordinator.embedded import nats_config
-from coordinator.embedded.plan import free_ports, nats_server
 from coordinator.engine import SNAPSHOT_EVERY, Engine
 from coordinator.event_log import EventLog
 from coordinator.snapshots import Snapshots
@@ -53,25 +48,10 @@ def main() -> None:
     load = load_now()
     rows = []
     for size in SIZES:
-        with _server() as url:
+        with hub() as (url, _):
             ours, peer = asyncio.run(_measure(url, size))
         rows.append(Row(f"{size:,} events", "restart to first action", "s", ours, peer, "replay of the whole log"))
     write("replay", load, rows)
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        port, leaf_port = free_ports(2)
-        config = Path(folder, "hub.conf")
-        config.write_text(nats_config.hub(port, leaf_port, Path(folder, "store")))
-        quiet = subprocess.DEVNULL
-        server = subprocess.Popen([nats_server(), "-c", str(config)], stdout=quiet, stderr=quiet)
-        try:
-            yield f"nats://127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait()
 
 
 async def _measure(url: str, size: int) -> tuple[float, float]:

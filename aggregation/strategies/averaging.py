@@ -88,6 +88,8 @@ class FedAvg(flowers.FedAvg):
     exact = True
     sums = True
     """Whether updates must fit the sum of their round."""
+    evenly = False
+    """Whether all updates weigh the same."""
     round: Round | None = None
 
     def configure_train(
@@ -145,7 +147,11 @@ class FedAvg(flowers.FedAvg):
             weight = math.inf
         if not (math.isfinite(weight) and weight >= 0):
             return Refusal("bad_weight", f"{self.weighted_by_key!r} is {weight}, expected a weight of at least 0")
-        return Weight(weight, weight)
+        return Weight(1.0, 1.0) if self.evenly else Weight(weight, weight)
+
+    def fits(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
+        """The weight of an update that was looked at, and fits the model; else why not."""
+        return inspect(flower.tensors_of(state.base), update) or self.weight_of(metrics)
 
     def step(self, state: Round, total: RoundSum) -> float:
         """How far the model moves from the one that went out to the weighted mean; 1: all the way."""

@@ -7,6 +7,7 @@ next model is x + sum_i w_i f_i d_i / sum_i w_i. So they stream, in the memory o
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,17 +32,15 @@ class _Bounded(FedAvg):
 
     folds_pieces = False
 
+    @abstractmethod
     def factor(self, distance: float) -> float | Refusal:
-        raise NotImplementedError
+        """At least 0; `distance` is finite."""
 
     def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
-        base = flower.tensors_of(state.base)
-        weight = self.weight_of(metrics)
+        weight = self.fits(state, metrics, update)
         if isinstance(weight, Refusal):
             return weight
-        if (refusal := inspect(base, update)) is not None:
-            return refusal
-        distance = math.sqrt(distances(base, update)[0])
+        distance = math.sqrt(distances(flower.tensors_of(state.base), update)[0])
         if math.isinf(distance):
             return FAR_OUT
         factor = self.factor(distance)
@@ -78,6 +77,8 @@ class CentredClipping(_Bounded):
     Karimireddy et al. 2021, https://arxiv.org/abs/2012.10333, algorithm 1 with v_0 = x.
     """
 
+    evenly = True
+
     def __init__(self, *args: Any, radius: float, **kwargs: Any) -> None:
         """
         Args:
@@ -87,10 +88,6 @@ class CentredClipping(_Bounded):
         if not radius > 0:
             raise ValueError(f"radius is {radius}, expected a norm above 0")
         self.radius = radius
-
-    def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
-        weight = super().weight_of(metrics)
-        return weight if isinstance(weight, Refusal) else Weight(1.0, 1.0)
 
     def factor(self, distance: float) -> float | Refusal:
         return 1.0 if distance <= self.radius else self.radius / distance
@@ -104,6 +101,7 @@ class FLTrust(FedAvg):
     """
 
     folds_pieces = False
+    evenly = True
     of_one_round = ("round", "_own")
     _own: list[Tensor] | None = None
 
@@ -124,19 +122,12 @@ class FLTrust(FedAvg):
             raise ValueError(f"own_update gave another model: {refusal.reason}")
         return messages
 
-    def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
-        weight = super().weight_of(metrics)
-        return weight if isinstance(weight, Refusal) else Weight(1.0, 1.0)
-
     def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
-        base = flower.tensors_of(state.base)
-        weight = self.weight_of(metrics)
+        weight = self.fits(state, metrics, update)
         if isinstance(weight, Refusal):
             return weight
-        if (refusal := inspect(base, update)) is not None:
-            return refusal
         assert self._own is not None
-        length, product, own = distances(base, update, self._own)
+        length, product, own = distances(flower.tensors_of(state.base), update, self._own)
         if math.isinf(length) or math.isinf(product):
             return FAR_OUT
         if not length or not own:

@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from aggregation.admission import Refusal, inspect
+from aggregation.admission import Refusal
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.strategies.averaging import FedAvg, Reply, Round
 from aggregation.strategies.bounded import FAR_OUT, distances
@@ -35,6 +35,7 @@ class PrivateFedAvg(FedAvg):
     """
 
     folds_pieces = False
+    evenly = True
 
     def __init__(
         self,
@@ -82,17 +83,12 @@ class PrivateFedAvg(FedAvg):
         self._not_clipped = 0
         return super().configure_train(server_round, arrays, config, grid)
 
-    def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
-        weight = super().weight_of(metrics)
-        return weight if isinstance(weight, Refusal) else Weight(1.0, 1.0)
-
     def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
-        base = flower.tensors_of(state.base)
-        weight = self.weight_of(metrics)
-        refusal = inspect(base, update)
-        if isinstance(weight, Refusal) or refusal is not None:
-            return refusal or weight
-        distance = math.sqrt(distances([t for t in base if _is_float(t)], update)[0])
+        weight = self.fits(state, metrics, update)
+        if isinstance(weight, Refusal):
+            return weight
+        floats = [t for t in flower.tensors_of(state.base) if _is_float(t)]
+        distance = math.sqrt(distances(floats, update)[0])
         if math.isinf(distance):
             return FAR_OUT
         return Weight(1.0 if distance <= self.clip else self.clip / distance, 1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from aggregation.admission import Refusal, inspect
+from aggregation.admission import Refusal
 from aggregation.agreement import Agreement, read_only, ready
 from aggregation.krum_scores import closest, squared_distances
 from aggregation.order_statistics import keep_extremes, median_ranks, middle_mean
@@ -41,8 +42,7 @@ class _Comparing(FedAvg):
         base = flower.tensors_of(state.base)
         kept: list[tuple[Message, list[Tensor]]] = []
         for reply in self._valid(state, replies):
-            known = state.admitted.pop(reply.task, None)
-            weight = known or inspect(base, reply.update) or self.weight_of(reply.metrics)
+            weight = state.admitted.pop(reply.task, None) or self.fits(state, reply.metrics, reply.update)
             if isinstance(weight, Refusal):
                 refused(reply.message, weight)
                 continue
@@ -56,10 +56,11 @@ class _Comparing(FedAvg):
             book(state, message)
         return _record(model), self.metrics_of(state)
 
+    @abstractmethod
     def combine(
         self, base: list[Tensor], updates: list[list[Tensor]], messages: list[Message]
     ) -> tuple[Iterable[Tensor], list[Message]]:
-        raise NotImplementedError
+        """The tensors of the next model, in the order of `base`, and the replies that shaped it."""
 
 
 class CoordinateMedian(_Comparing):
@@ -99,6 +100,7 @@ class StreamingTrimmedMean(FedAvg):
     """
 
     folds_pieces = False
+    evenly = True
     of_one_round = ("round", "_extremes")
     _extremes: list[tuple[Any, Any]]
 
@@ -123,10 +125,6 @@ class StreamingTrimmedMean(FedAvg):
             self._extremes.append((np.full(shape, -np.inf), np.full(shape, np.inf)))
         return messages
 
-    def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
-        weight = super().weight_of(metrics)
-        return weight if isinstance(weight, Refusal) else Weight(1.0, 1.0)
-
     def _fold(self, state: Round, batch: list[Reply]) -> list[Reply]:
         counted = super()._fold(state, batch)
         for reply in counted:
@@ -150,12 +148,14 @@ class StreamingTrimmedMean(FedAvg):
         return _record(total.total.mean())
 
 
-class MedianOfMeans(_Comparing):
+class MedianOfMeans(FedAvg):
     """The median of the means of random buckets of nodes: streams, in the memory of one sum a bucket.
 
     Nodes are dealt to buckets anew in each round, by Python's generator. Chen et al. 2017,
     https://arxiv.org/abs/1705.05491.
     """
+
+    folds_pieces = False
 
     def __init__(self, *args: Any, buckets: int = 5, **kwargs: Any) -> None:
         """
