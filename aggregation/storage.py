@@ -12,7 +12,7 @@ from fabric.blobs import BlobRef
 from fabric.broker import Broker
 from fabric.errors import FedtideError, TransientError
 from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, STAY, UP, Subjects
+from fabric.subjects import DOWN, RELEASES, STAY, UP, Subjects
 from fabric.tensors import Buffer, frame_size
 from fabric.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
 from fabric.wire import INLINE_BYTES, Arrays
@@ -70,6 +70,13 @@ class Storage:
 
     async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
         return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
+
+    async def store_release(self, parts: Iterable[Buffer]) -> BlobRef:
+        """Keep a blob that releases are made of."""
+        return await self.store(parts, keep=True, stream=RELEASES, prefix=self._subjects.release_blob)
+
+    async def fetch_release(self, ref: BlobRef) -> bytearray:
+        return await self.fetch(ref, stream=RELEASES, prefix=self._subjects.release_blob)
 
     async def fetch_from(self, region: str, ref: BlobRef, *, stream: str, prefix: Prefix) -> bytearray:
         """A blob from a region's own stream: it need not have reached the hub yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, RecordDict
@@ -16,16 +17,17 @@ from aggregation.grid_link import GridLink
 from aggregation.legacy_driver import LegacyDriver
 from aggregation.nats_grid import NatsGrid
 from aggregation.onnx_export import export
+from aggregation.onnx_parts import cut
 from aggregation.round_driver import RoundDriver
 from fabric import flower
 from fabric.apps import AppDescription, describe, fuse, unpack
-from fabric.blobs import BlobRef
+from fabric.blobs import BlobRef, chunked, manifest_of
 from fabric.errors import ConfigError, FedtideError, TransientError
 from fabric.events import ModelProduced
 from fabric.ids import flower_int
 from fabric.release import Privacy, ReleaseManifest
 from fabric.run_events import AggregatorStarted, RunCompleted, RunFailed
-from fabric.tensors import encode
+from fabric.tensors import Buffer, encode
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +119,13 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
 def _base(config: WorkerConfig, link: GridLink) -> ReleaseManifest | None:
     if config.spec.base is None:
         return None
-    return ReleaseManifest.model_validate_json(bytes(link.call(link.storage.fetch(config.spec.base))))
+    return ReleaseManifest.model_validate_json(bytes(link.call(link.storage.fetch_release(config.spec.base))))
 
 
 def _base_arrays(base: ReleaseManifest | None, link: GridLink) -> ArrayRecord | None:
     if base is None:
         return None
-    return flower.record_of(memoryview(link.call(link.storage.fetch(base.arrays))))
+    return flower.record_of(memoryview(link.call(link.storage.fetch_release(base.arrays))))
 
 
 def _left_in(context: Context) -> ArrayRecord | None:
@@ -149,13 +151,14 @@ def _publish(
         return "no release: the app left no global model"
     exported = export(app, app_dir, arrays, context, config.work_dir)
 
-    def keep(parts: list[bytes | memoryview]) -> BlobRef:
-        return link.call(link.storage.store(parts, keep=True))
+    def keep(parts: Sequence[Buffer]) -> BlobRef:
+        return link.call(link.storage.store_release(parts))
 
     produced = ModelProduced(
         run=config.run,
         model=model,
-        onnx=keep([exported.onnx]),
+        onnx=manifest_of(list(chunked([exported.onnx]))).ref,
+        parts=[keep([part]) for part in cut(exported.onnx)],
         arrays=keep(encode(flower.tensors_of(arrays))),
         smoke=keep(encode(exported.smoke)),
         export=exported.export,

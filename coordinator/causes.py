@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from coordinator import rounds, runs, selection
+from coordinator import rollout_views, rounds, runs, selection
 from coordinator.world import World
 from fabric.errors import NotFound
-from fabric.events import AlarmRang, Event, NodeJoined, NodeOffline, NodeOnline, NodePhaseReported
+from fabric.events import AlarmRang, Event, NodeJoined, NodeMeasured, NodeOffline, NodeOnline, NodePhaseReported
 from fabric.run_events import (
     AggregatorExited,
     AggregatorStarted,
@@ -107,6 +107,9 @@ def _node(world: World, name: str) -> Iterator[str]:
     for model, serving in sorted(world.serving.items()):
         if name in serving:
             yield f"serves release {serving[name].digest[:12]} of {model}"
+    for rollout in world.rollouts.values():
+        if line := rollout_views.why(rollout, name):
+            yield line
 
 
 def history(events: Iterable[Event], name: str, number: int | None) -> list[Because]:
@@ -178,6 +181,9 @@ def _node_sentence(event: Event) -> str | None:
             return "it was heard of again"
         case NodeOffline(reason=reason):
             return f"went offline: {reason}"
+        case NodeMeasured(rollout=rollout, measured=measured):
+            told = ", ".join(f"{k} {v:g}" for k, v in measured.model_dump().items() if v)
+            return f"{rollout}: measured {told}" if told else None
         case NodePhaseReported(rollout=rollout, phase=phase, reason=reason):
             return f"{rollout}: {phase}" + (f", {reason}" if reason else "")
         case _:

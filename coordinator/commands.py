@@ -8,9 +8,12 @@ from typing import Literal
 
 from fabric.blobs import BlobRef
 from fabric.events import ModelProduced
+from fabric.rollout_plan import Terms
 from fabric.round_policy import Cause
 from fabric.run_events import RunSpec
 from fabric.trigger_rule import TriggerRule
+
+_NO_TERMS = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,27 @@ class SetDesired:
     counter: int
     rollout: str
     release: BlobRef | None
+    expires_at: datetime | None = None
+    terms: Terms = _NO_TERMS
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRelease:
+    """Bring a release to a region's leaf, once over the link; ends in `RegionCached`."""
+
+    rollout: str
+    region: str
+    counter: int
+    release: BlobRef
+    bytes_per_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRun:
+    """End a run that trains on a release that was withdrawn."""
+
+    run: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,5 +131,6 @@ class StopFired:
 
 
 RunCommand = LaunchAggregator | StopAggregator | SuspendAggregator | TellTimeIsUp | CleanUp
-Command = RunCommand | PublishRelease | SetDesired | SetAlarm | AnnouncePresence | Fire | StopFired
+RolloutCommand = SetDesired | CacheRelease | CancelRun
+Command = RunCommand | RolloutCommand | PublishRelease | SetAlarm | AnnouncePresence | Fire | StopFired
 Commands = tuple[Command, ...]

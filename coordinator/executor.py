@@ -9,6 +9,8 @@ from coordinator import runs
 from coordinator.alarms import Alarms
 from coordinator.commands import (
     AnnouncePresence,
+    CacheRelease,
+    CancelRun,
     CleanUp,
     Command,
     Commands,
@@ -23,6 +25,7 @@ from coordinator.commands import (
     SuspendAggregator,
     TellTimeIsUp,
 )
+from coordinator.distribution import Distribution
 from coordinator.engine import Engine
 from coordinator.launcher import Launcher
 from coordinator.starting import Starter
@@ -37,8 +40,7 @@ from fabric.release import Lineage, ReleaseManifest
 from fabric.round_policy import TimeIsUp
 from fabric.run_events import AggregatorExited, RunCancelRequested, RunCleanedUp
 from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
-from fabric.transfer import put_blob
-from fabric.wire import Cancel, Desired
+from fabric.wire import Cancel
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Executor:
     def __init__(self, broker: Broker, subjects: Subjects, group: asyncio.TaskGroup) -> None:
         self._broker = broker
         self._subjects = subjects
+        self._distribution = Distribution(broker, subjects)
         self._group = group
         self._engine: Engine | None = None
         self._launcher: Launcher | None = None
@@ -86,7 +89,11 @@ class Executor:
             case PublishRelease():
                 await self._publish_release(command, self._engine)
             case SetDesired():
-                await self._set_desired(command)
+                await self._distribution.set_desired(command, self._engine.world)
+            case CacheRelease():
+                await self._distribution.cache(command, self._engine)
+            case CancelRun(run=run, reason=reason):
+                await self._engine.submit(RunCancelRequested(run=run, reason=reason), id=f"{run}.withdrawn")
             case SetAlarm():
                 self._alarms.set(command)
             case Fire():
@@ -153,19 +160,6 @@ class Executor:
         self._alarms.forget("run", run)
         await self._engine.submit(RunCleanedUp(run=run), id=f"{run}.cleaned")
 
-    async def _set_desired(self, command: SetDesired) -> None:
-        assert self._engine is not None
-        node = self._engine.world.node(command.node)
-        desired = Desired(
-            model=command.model, counter=command.counter, rollout=command.rollout, release=command.release
-        )
-        subject = self._subjects.desired(node.region, node.name, command.model)
-        key = f"{command.rollout}.{command.counter}.{node.name}"
-        last = await self._broker.last(DOWN, subject)
-        if last is not None and Desired.model_validate_json(last.data).counter > command.counter:
-            return  # a newer word stands there: an older one must not cover it
-        await self._broker.publish(subject, desired.model_dump_json().encode(), message_id=key)
-
     async def _publish_release(self, command: PublishRelease, engine: Engine) -> None:
         produced = command.produced
         run = engine.world.run(produced.run)
@@ -173,6 +167,7 @@ class Executor:
             model=produced.model,
             version=command.version,
             onnx=produced.onnx,
+            parts=produced.parts,
             arrays=produced.arrays,
             smoke=produced.smoke,
             export=produced.export,
@@ -188,8 +183,7 @@ class Executor:
                 privacy=produced.privacy,
             ),
         )
-        parts: list[bytes | memoryview] = [manifest.model_dump_json().encode()]
-        ref = await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None)
+        ref = await self._distribution.store(manifest)
         await engine.submit(ReleasePublished(release=ref, manifest=manifest), id=f"{produced.run}.released")
 
     async def aggregator_exited(self, run: str, attempt: int, code: int, reason: str) -> None:

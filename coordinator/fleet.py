@@ -27,7 +27,8 @@ class Node:
     @property
     def labels(self) -> dict[str, str]:
         """The node's labels; its region and name count as labels too."""
-        return {**self.capabilities.labels, "region": self.region, "node": self.name}
+        own = {"region": self.region, "node": self.name}
+        return {"hardware": self.capabilities.hardware, **self.capabilities.labels, **own}
 
 
 def step(state: Node | None, event: NodeEvent, at: datetime) -> tuple[Node, Commands]:

@@ -14,19 +14,18 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from coordinator import rollouts, runs, selection, views
+from coordinator import runs, selection, views
+from coordinator.distribution import Distribution
 from coordinator.engine import Engine, views_of
-from coordinator.planning import RolloutRequest
 from coordinator.presence import Presence
 from coordinator.starting import RunRequest, Starter
 from fabric.apps import MAX_BUNDLE_BYTES
 from fabric.broker import Broker
 from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
-from fabric.events import RolloutAbortRequested
 from fabric.ids import new_id
 from fabric.run_events import RunCancelRequested, RunPauseRequested, RunResumeRequested
 from fabric.subjects import DOWN, Subjects
-from fabric.transfer import Source, put_blob, read_blob
+from fabric.transfer import put_blob
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -62,11 +61,6 @@ class Api:
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model}", self._model),
                 web.get("/v1/models/{model}/versions/{version}/onnx", self._onnx),
-                web.get("/v1/rollouts", self._rollouts),
-                web.post("/v1/rollouts", self._start_rollout),
-                web.get("/v1/rollouts/{rollout}", self._rollout),
-                web.get("/v1/rollouts/{rollout}/watch", self._watch_rollout),
-                web.post("/v1/rollouts/{rollout}/abort", self._abort_rollout),
             ]
         )
         for routes in more:
@@ -120,7 +114,7 @@ class Api:
         return web.json_response([self._run_view(key) for key in self._engine.world.runs])
 
     async def _start_run(self, request: web.Request) -> web.Response:
-        key = _key_of(request, "run")
+        key = key_of(request, "run")
         if key not in self._engine.world.runs:
             await self._starter.run(key, await read_body(request, RunRequest))
         return web.json_response(self._run_view(key), status=201)
@@ -135,7 +129,7 @@ class Api:
         def over() -> bool:
             return isinstance(world.runs[key], runs.Ended) and not world.is_publishing(key)
 
-        return await self._stream(request, lambda: self._run_view(key), over)
+        return await stream(self._engine, request, lambda: self._run_view(key), over)
 
     async def _cancel_run(self, request: web.Request) -> web.Response:
         key = request.match_info["run"]
@@ -171,60 +165,25 @@ class Api:
         model, wanted = self._engine.world.model(request.match_info["model"]), request.match_info["version"]
         for release in model.releases:
             if wanted in (str(release.manifest.version), "latest") and (wanted != "latest" or release is model.latest):
-                data = await read_blob(Source(self._broker, DOWN), self._subjects.blob, release.manifest.onnx)
-                return web.Response(body=bytes(data), content_type="application/octet-stream")
+                data = await Distribution(self._broker, self._subjects).onnx(release.manifest)
+                return web.Response(body=data, content_type="application/octet-stream")
         raise NotFound(f"model {model.name!r} has no release {wanted}", "See `fedtide model ls`")
 
-    def _rollout_view(self, key: str) -> views.View:
-        regions = {n.name: n.region for n in self._engine.world.nodes.values()}
-        return views.rollout(self._engine.world.rollout(key), regions)
 
-    async def _rollouts(self, _: web.Request) -> web.Response:
-        return web.json_response([self._rollout_view(key) for key in self._engine.world.rollouts])
-
-    async def _start_rollout(self, request: web.Request) -> web.Response:
-        key = _key_of(request, "rollout")
-        if key not in self._engine.world.rollouts:
-            await self._starter.rollout(key, await read_body(request, RolloutRequest), "cli")
-        return web.json_response(self._rollout_view(key), status=201)
-
-    async def _rollout(self, request: web.Request) -> web.Response:
-        return web.json_response(self._rollout_view(request.match_info["rollout"]))
-
-    async def _watch_rollout(self, request: web.Request) -> web.StreamResponse:
-        key, world = request.match_info["rollout"], self._engine.world
-        world.rollout(key)
-
-        def over() -> bool:
-            state = world.rollouts[key]
-            if isinstance(state, rollouts.RolledBack):
-                return all(not world.nodes[n].online or n in state.restored for n in state.nodes)
-            return not isinstance(state, rollouts.Rolling)
-
-        return await self._stream(request, lambda: self._rollout_view(key), over)
-
-    async def _abort_rollout(self, request: web.Request) -> web.Response:
-        key = request.match_info["rollout"]
-        state = self._engine.world.rollout(key)
-        if not isinstance(state, rollouts.Rolling | rollouts.Paused):
-            what = type(state).__name__.lower()
-            raise ConfigError(key, f"is {what}, there is nothing to abort", "Roll an earlier version out instead")
-        await self._engine.submit(RolloutAbortRequested(rollout=key))
-        return web.json_response(self._rollout_view(key))
-
-    async def _stream(
-        self, request: web.Request, view: Callable[[], object], last: Callable[[], bool]
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        async for snapshot in views_of(self._engine, view, last=last):
-            await response.write(json.dumps(snapshot).encode() + b"\n")
-        await response.write(b"\n")
-        await response.write_eof()
-        return response
+async def stream(
+    engine: Engine, request: web.Request, view: Callable[[], object], last: Callable[[], bool]
+) -> web.StreamResponse:
+    """`view()` now and at every change, a line each, until `last()` holds."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async for snapshot in views_of(engine, view, last=last):
+        await response.write(json.dumps(snapshot).encode() + b"\n")
+    await response.write(b"\n")
+    await response.write_eof()
+    return response
 
 
-def _key_of(request: web.Request, what: str) -> str:
+def key_of(request: web.Request, what: str) -> str:
     """The id of what a request starts: the same for a request that is sent again under one `Idempotency-Key`."""
     asked = request.headers.get("Idempotency-Key")
     return new_id(what) if not asked else f"{what}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"

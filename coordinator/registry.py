@@ -1,7 +1,7 @@
 """The model registry: every model's releases, in order, and its desired-state counter.
 
 Pure. Versions count from 1 and are given when a model is produced; the counter only grows, by
-two a roll-out: one for going forward, one kept for coming back.
+two a roll-out, and two each time it is retried: one for going forward, one kept for coming back.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from coordinator.commands import Commands, PublishRelease
 from fabric.blobs import BlobRef
-from fabric.events import ModelProduced, ReleasePublished, RolloutStarted
+from fabric.events import ModelProduced, ReleasePublished, RolloutRetryRequested, RolloutStarted
 from fabric.release import ReleaseManifest
 
-ModelEvent = ModelProduced | ReleasePublished | RolloutStarted
+ModelEvent = ModelProduced | ReleasePublished | RolloutStarted | RolloutRetryRequested
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def step(state: Model, event: ModelEvent) -> tuple[Model, Commands]:
             left = tuple(p for p in state.producing if p[0].run != manifest.lineage.run)
             releases = sorted((*state.releases, Release(ref, manifest)), key=lambda r: r.manifest.version)
             return replace(state, releases=tuple(releases), producing=left), ()
-        case RolloutStarted(counter=counter):
+        case RolloutStarted(counter=counter) | RolloutRetryRequested(counter=counter):
             return replace(state, counter=max(state.counter, counter + 1)), ()
 
 

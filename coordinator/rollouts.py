@@ -1,74 +1,67 @@
-"""A roll-out: one release to a cohort of nodes, region by region, and back when it is worse.
+"""A roll-out: one release to a fleet, wave by wave (`waves`), and back when it is worse.
 
-    (none) --RolloutStarted--> Rolling(wave 0) --gates pass--> Rolling(wave n) ... --> Completed
-                                  |    \\--gate cannot be evaluated--> Paused
-                                  \\--error gate, or abort--> RolledBack
+    (none) --RolloutStarted--> Rolling --every wave over--> Completed
+                                  |  \\\\--a gate that cannot decide, or a person--> Paused --resume--> Rolling
+                                  \\\\--errors, a failed gate, or a person--> RolledBack
 
-Gate order, each time something is reported: abort, error threshold, inconclusive, success. The
-denominator is the nodes that attempted (reached an end, or took the release and got stuck);
-nodes that never took it by the claim deadline leave the wave and take it when they return.
-"Everything has ended" alone never promotes. Pure; times come from the events.
+Waves of one group go side by side, groups one after the other. Nodes that were away are served by
+the catch-up cohort, also after the roll-out is completed. Pure; times come from the events.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Literal
+from datetime import datetime
 
-from coordinator.commands import Commands, SetAlarm, SetDesired
+from coordinator import catch_up, wave_steps, wave_wishes, waves
+from coordinator.commands import Commands, SetAlarm
+from coordinator.fleet import Node
+from coordinator.waves import Baking, Facts, NodeState, Offering, Over, Report, TakenBack, Trouble, Waiting, Wave
 from fabric.blobs import BlobRef
 from fabric.errors import InvalidTransition
 from fabric.events import (
     AlarmRang,
+    NodeMeasured,
     NodePhaseReported,
+    RegionCached,
     RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRetryRequested,
+    RolloutRollbackRequested,
     RolloutStarted,
 )
-from fabric.rollout_plan import NodePhase, RolloutPlan, WavePlan
 
-RolloutEvent = RolloutStarted | RolloutAbortRequested | NodePhaseReported | AlarmRang
-
-FAILED: frozenset[NodePhase] = frozenset({"failed", "rolled_back", "rejected"})
-ENDED: frozenset[NodePhase] = FAILED | {"confirmed", "timed_out", "superseded"}
-
-Stage = Literal["canary", "rest"]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeState:
-    """The last phase that counts; `claimed` once the node was heard of in this roll-out."""
-
-    phase: NodePhase
-    reason: str = ""
-    claimed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    rollout: str
-    plan: RolloutPlan
-    counter: int
-    by: str
-    started_at: datetime
+Wish = (
+    RolloutAbortRequested
+    | RolloutRollbackRequested
+    | RolloutPauseRequested
+    | RolloutResumeRequested
+    | RolloutPromoteRequested
+    | RolloutNextRequested
+    | RolloutRetryRequested
+)
+RolloutEvent = RolloutStarted | Report | Wish | AlarmRang
 
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """Wave `wave` is under way; `nodes` holds every node that was offered the release so far."""
+    """`group`: waves up to this one may be under way. `alarms`: how many have rung."""
 
     facts: Facts
-    wave: int
-    stage: Stage
-    stage_opened_at: datetime
-    nodes: Mapping[str, NodeState]
-    wave_seconds: tuple[float, ...] = ()
-    wave_opened_at: datetime | None = None
+    waves: tuple[Wave, ...]
+    group: int = 0
+    alarms: int = 0
+    due: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Paused:
+    """Nothing is offered and nothing decided, but what nodes report is noted, and errors still take it back."""
+
     at: Rolling
     reason: str
 
@@ -77,15 +70,20 @@ class Paused:
         return self.at.facts
 
     @property
-    def nodes(self) -> Mapping[str, NodeState]:
-        return self.at.nodes
+    def waves(self) -> tuple[Wave, ...]:
+        return self.at.waves
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
+    """Every wave is over; nodes that come back are still served, unless that was `stopped` for a reason."""
+
     facts: Facts
-    nodes: Mapping[str, NodeState]
-    wave_seconds: tuple[float, ...]
+    waves: tuple[Wave, ...]
+    ended_at: datetime
+    stopped: str = ""
+    alarms: int = 0
+    due: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +91,16 @@ class RolledBack:
     """Every node that was offered the release is told to serve the previous one, under a higher counter."""
 
     facts: Facts
+    waves: tuple[Wave, ...]
     reason: str
-    nodes: Mapping[str, NodeState]
+    at: datetime
     restored: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
     facts: Facts
-    nodes: Mapping[str, NodeState]
+    waves: tuple[Wave, ...]
     by: str
 
 
@@ -113,144 +112,250 @@ def step(state: Rollout | None, event: RolloutEvent, at: datetime) -> Step:
     """The roll-out after `event`.
 
     Raises:
-        InvalidTransition: started twice, or never.
+        InvalidTransition: started twice, never, or a person's wish that its state does not allow.
     """
     if isinstance(event, RolloutStarted):
         if state is not None:
             raise InvalidTransition(f"roll-out {event.rollout} was started twice")
-        return _open(Facts(event.rollout, event.plan, event.counter, event.by, at), 0, {}, (), at)
+        facts = Facts(event.rollout, event.plan, event.counter, event.by, at)
+        return _settle(Rolling(facts, tuple(Waiting() for _ in event.plan.waves)), at)
     if state is None:
         name = event.id if isinstance(event, AlarmRang) else event.rollout
         raise InvalidTransition(f"{event.kind} for a roll-out {name} that was never started")
-    match state, event:
-        case RolledBack(), NodePhaseReported(phase="confirmed", node=node) if event.counter > state.facts.counter:
-            return replace(state, restored=state.restored | {node}), ()
-        case ((Rolling() | Paused()), RolloutAbortRequested(reason=reason)):
-            return _roll_back(state.facts, state.nodes, f"aborted: {reason}")
-        case Rolling(), NodePhaseReported() if event.counter == state.facts.counter and event.node in state.nodes:
-            return _settle(_note(state, event), at)
-        case Rolling(), AlarmRang(key=key) if key == alarm_key(state):
-            return _settle(_time_out(state), at)
+    match event:
+        case AlarmRang(key=key):
+            if isinstance(state, Rolling | Completed) and key == alarm_key(state):
+                return _settle(replace(state, alarms=state.alarms + 1, due=None), at)
+            return state, ()
+        case NodePhaseReported() | NodeMeasured() | RegionCached():
+            return _take(state, event, at)
+        case _:
+            return _obey(state, event, at)
+
+
+def returned(state: Rollout, node: Node, at: datetime) -> Step:
+    """A node joined or came back."""
+    match state:
+        case Rolling() | Completed(stopped=""):
+            changed = catch_up.returned(state.facts, state.waves, node, at)
+            return (state, ()) if changed == state.waves else _settle(replace(state, waves=changed), at)
+        case Paused(at=inner):
+            changed = catch_up.returned(state.facts, state.waves, node, at)
+            return replace(state, at=replace(inner, waves=changed)), ()
         case _:
             return state, ()
 
 
 def served_after(state: Rollout, event: NodePhaseReported) -> BlobRef | None:
     """What a node serves once it confirmed: the release, or what it went back to under the higher counter."""
-    plan = state.facts.plan
-    return plan.release if event.counter == state.facts.counter else plan.previous.get(event.node)
+    known = nodes_of(state).get(event.node)
+    if known is not None and known.counter == event.counter:
+        return state.facts.plan.release
+    return waves.release_before(state.facts.plan, event.node)
 
 
 def supersede(state: Rollout, by: str) -> Rollout:
     """What becomes of a roll-out when a newer one of the same model starts."""
     match state:
         case Rolling() | Paused():
-            return Superseded(state.facts, state.nodes, by)
+            return Superseded(state.facts, state.waves, by)
+        case Completed():
+            return replace(state, stopped=f"superseded by {by}", due=None)
         case RolledBack():
             # What it still owes absent nodes is now the newer one's to say.
-            return replace(state, restored=frozenset(state.nodes))
+            return replace(state, restored=frozenset(nodes_of(state)))
         case _:
             return state
 
 
-def alarm_key(state: Rolling) -> str:
-    return f"{state.wave}-{state.stage}"
+def nodes_of(state: Rollout) -> Mapping[str, NodeState]:
+    """Every node that was offered the release so far, or waits in the catch-up cohort."""
+    return {name: known for wave in state.waves for name, known in waves.nodes_of(wave).items()}
 
 
-def cohort(state: Rolling) -> list[str]:
-    """The nodes whose outcome decides the present stage."""
-    wave = state.facts.plan.waves[state.wave]
-    return wave.canaries if state.stage == "canary" else [*wave.canaries, *wave.nodes]
+def holders(state: Rollout) -> frozenset[str]:
+    """The nodes that were offered the release, and may have it."""
+    return frozenset(n for n, s in nodes_of(state).items() if not (s.back and not s.claimed))
 
 
-def _note(state: Rolling, event: NodePhaseReported) -> Rolling:
-    known = state.nodes[event.node]
-    if known.phase in ENDED and known.phase != "timed_out":
-        return state
-    return replace(state, nodes={**state.nodes, event.node: NodeState(event.phase, event.reason, claimed=True)})
+def is_open(state: Rollout) -> bool:
+    return isinstance(state, Rolling | Paused)
 
 
-def _time_out(state: Rolling) -> Rolling:
-    nodes = dict(state.nodes)
-    for name in cohort(state):
-        if nodes[name].phase not in ENDED:
-            stuck = nodes[name].claimed
-            reason = f"stuck in {nodes[name].phase}" if stuck else "did not take the release by the claim deadline"
-            nodes[name] = NodeState("timed_out", reason, stuck)
-    return replace(state, nodes=nodes)
+def wants_alarm(state: Rollout, key: str) -> bool:
+    return isinstance(state, Rolling | Completed) and state.due is not None and key == alarm_key(state)
 
 
-def _settle(state: Rolling, at: datetime) -> Step:
+def alarm_key(state: Rolling | Completed) -> str:
+    return f"{type(state).__name__.lower()}-{state.alarms}"
+
+
+def _take(state: Rollout, event: Report, at: datetime) -> Step:
+    match state:
+        case RolledBack(restored=restored):
+            if not isinstance(event, NodePhaseReported) or event.phase != "confirmed":
+                return state, ()
+            if event.node in restored or event.counter <= state.facts.counter:
+                return state, ()
+            return replace(state, restored=restored | {event.node}), ()
+        case Superseded():
+            return state, ()
+        case Completed(stopped=stopped) if stopped:
+            return replace(state, waves=waves.reported(state.facts, state.waves, event, at)), ()
+        case Rolling() | Completed():
+            noted = waves.reported(state.facts, state.waves, event, at)
+            return (state, ()) if noted is state.waves else _settle(replace(state, waves=noted), at)
+        case Paused(at=inner):
+            noted = waves.reported(state.facts, inner.waves, event, at)
+            if noted is inner.waves:
+                return state, ()
+            return _watch(replace(state, at=replace(inner, waves=noted)), at)
+
+
+def _watch(state: Paused, at: datetime) -> Step:
+    """A paused roll-out decides nothing, except that it is taken back."""
     plan = state.facts.plan
-    states = [state.nodes[n] for n in cohort(state)]
-    failed = [s for s in states if s.phase in FAILED or (s.phase == "timed_out" and s.claimed)]
-    confirmed = sum(s.phase == "confirmed" for s in states)
-    attempted = len(failed) + confirmed
-    if attempted >= plan.min_attempted and len(failed) / attempted > plan.max_error:
-        return _roll_back(state.facts, state.nodes, _why_failed(state, failed, attempted))
-    if any(s.phase not in ENDED for s in states):
-        return state, ()
-    where = f"{plan.waves[state.wave].region}, {state.stage}"
-    if attempted < max(1, plan.min_attempted):
-        return Paused(state, f"{where}: {attempted} nodes attempted, the gates need {plan.min_attempted}"), ()
-    if confirmed / attempted < plan.min_success:
-        share = f"{confirmed} of {attempted} confirmed, required are {plan.min_success:.0%}"
-        return Paused(state, f"{where}: {share}"), ()
-    return _advance(state, at)
+    for index, wave in enumerate(state.waves):
+        if isinstance(wave, Offering | Baking) and plan.on_failure != "pause":
+            _, _, trouble = wave_steps.advance(state.facts, index, wave, at)
+            if trouble is not None and trouble.failed:
+                return _fail(state.at, index, trouble, at)
+    return state, ()
 
 
-def _why_failed(state: Rolling, failed: list[NodeState], attempted: int) -> str:
-    wave = state.facts.plan.waves[state.wave]
-    share = f"{len(failed)} of {attempted} attempted nodes failed, allowed are {state.facts.plan.max_error:.0%}"
-    return f"{wave.region}, {state.stage}: {share}; first reason: {failed[0].reason or failed[0].phase}"
+def _settle(state: Rolling | Completed, at: datetime) -> Step:
+    """Whatever follows from the state as it is now, until nothing more does."""
+    before, commands = state, Commands()
+    moved = True
+    while isinstance(state, Rolling) and moved:
+        state, more = _open_waves(state, at)
+        commands += more
+        moved = False
+        for index, wave in enumerate(state.waves):
+            after, more, trouble = wave_steps.advance(state.facts, index, wave, at)
+            commands += more
+            state = _with_wave(state, index, after)
+            if trouble is not None:
+                stopped, more = _fail(state, index, trouble, at)
+                return stopped, commands + more
+            moved = moved or type(after) is not type(wave) or (isinstance(after, Offering) and bool(more))
+    if isinstance(state, Rolling) and all(isinstance(w, Over | TakenBack) for w in state.waves):
+        state = Completed(state.facts, state.waves, at)
+    changed, more, trouble = catch_up.advance(state.facts, state.waves, at)
+    state = replace(state, waves=changed)
+    commands += more + catch_up.settled(state.facts, before.waves, changed)
+    if trouble is not None:
+        stopped, more = _stop_catch_up(state, trouble, at)
+        return stopped, commands + more
+    return _with_alarm(state, commands, at)
 
 
-def _advance(state: Rolling, at: datetime) -> Step:
-    facts, wave = state.facts, state.facts.plan.waves[state.wave]
-    if state.stage == "canary" and wave.nodes:
-        rest = replace(state, stage="rest", stage_opened_at=at, nodes={**state.nodes, **_offered(wave.nodes)})
-        return rest, owed(rest)
-    opened = state.wave_opened_at or state.stage_opened_at
-    seconds = (*state.wave_seconds, (at - opened).total_seconds())
-    if state.wave + 1 == len(facts.plan.waves):
-        return Completed(facts, state.nodes, seconds), ()
-    return _open(facts, state.wave + 1, state.nodes, seconds, at)
+def _open_waves(state: Rolling, at: datetime) -> tuple[Rolling, Commands]:
+    plan, commands = state.facts.plan, Commands()
+    group = state.group
+    while group < max(w.group for w in plan.waves) and all(
+        isinstance(w, Over | TakenBack) for p, w in zip(plan.waves, state.waves, strict=True) if p.group <= group
+    ):
+        group += 1
+    state = replace(state, group=group)
+    for index, wave in enumerate(state.waves):
+        told = plan.waves[index]
+        if isinstance(wave, Waiting) and told.group <= group and (wave.approved or not told.approval):
+            opened, more = waves.open_wave(state.facts, index, at)
+            commands += more
+            state = _with_wave(state, index, opened)
+    return state, commands
 
 
-def _open(facts: Facts, wave: int, nodes: Mapping[str, NodeState], seconds: tuple[float, ...], at: datetime) -> Step:
-    plan: WavePlan = facts.plan.waves[wave]
-    stage: Stage = "canary" if plan.canaries else "rest"
-    offered = _offered(plan.canaries or plan.nodes)
-    rolling = Rolling(facts, wave, stage, at, {**nodes, **offered}, seconds, at)
-    return rolling, owed(rolling)
+def _with_wave(state: Rolling, index: int, wave: Wave) -> Rolling:
+    if state.waves[index] is wave:
+        return state
+    return replace(state, waves=(*state.waves[:index], wave, *state.waves[index + 1 :]))
 
 
-def _offered(nodes: list[str]) -> dict[str, NodeState]:
-    return {name: NodeState("offered") for name in nodes}
+def _with_alarm(state: Rolling | Completed, commands: Commands, at: datetime) -> Step:
+    due = _due(state, at)
+    if due is None or due == state.due:
+        return replace(state, due=due), commands
+    return replace(state, due=due), (*commands, SetAlarm("rollout", state.facts.rollout, alarm_key(state), due))
 
 
-def _roll_back(facts: Facts, nodes: Mapping[str, NodeState], reason: str) -> Step:
-    back = RolledBack(facts, reason, nodes)
+def _due(state: Rolling | Completed, at: datetime) -> datetime | None:
+    times = catch_up.due(state.facts, state.waves, at)
+    times += [d for i, w in enumerate(state.waves) if (d := wave_steps.due(state.facts, i, w, at)) is not None]
+    return min(times, default=None)
+
+
+def _fail(state: Rolling, index: int, trouble: Trouble, at: datetime) -> Step:
+    """What the plan says about trouble in one wave."""
+    facts = state.facts
+    action = facts.plan.on_failure if trouble.failed else "pause"
+    if action == "rollback_all":
+        return _roll_back(state, trouble.reason, at)
+    wave = state.waves[index]
+    if action == "rollback_wave" and isinstance(wave, Offering | Baking):
+        back = TakenBack(wave.cohort, trouble.reason)
+        return Paused(_with_wave(state, index, back), trouble.reason), waves.owed(facts, index, back)
+    return Paused(state, trouble.reason), ()
+
+
+def _stop_catch_up(state: Rolling | Completed, trouble: Trouble, at: datetime) -> Step:
+    if state.facts.plan.on_failure == "rollback_all":
+        return _roll_back(state, trouble.reason, at)
+    if isinstance(state, Rolling):
+        return Paused(state, trouble.reason), ()
+    return replace(state, stopped=trouble.reason, due=None), ()
+
+
+def _roll_back(state: Rollout, reason: str, at: datetime) -> Step:
+    back = RolledBack(state.facts, state.waves, reason, at)
     return back, owed(back)
+
+
+def _obey(state: Rollout, event: Wish, at: datetime) -> Step:
+    """A person's wish; which states allow which stands here and nowhere else."""
+    match event, state:
+        case RolloutAbortRequested(reason=reason), Rolling() | Paused():
+            return _roll_back(state, f"aborted: {reason}", at)
+        case RolloutRollbackRequested(reason=reason), Rolling() | Paused():
+            return _roll_back(state, f"rolled back: {reason}", at)
+        case RolloutRollbackRequested(reason=reason), Completed(stopped=stopped) if "superseded" not in stopped:
+            return _roll_back(state, f"rolled back: {reason}", at)
+        case RolloutPauseRequested(reason=reason), Rolling():
+            return Paused(state, f"paused: {reason}"), ()
+        case RolloutPauseRequested(), Paused():
+            return state, ()
+        case RolloutResumeRequested(), Paused(at=inner):
+            resumed, commands = _settle(replace(inner, waves=wave_wishes.patient(inner.waves, at), due=None), at)
+            return resumed, owed(resumed) or commands
+        case RolloutPromoteRequested(region=region), Rolling() | Paused():
+            inner = state if isinstance(state, Rolling) else state.at
+            changed = wave_wishes.promoted(state.facts, inner.waves, inner.group, region)
+            return _settle(replace(inner, waves=changed, due=None), at)
+        case RolloutNextRequested(), Rolling(group=group) if group < max(w.group for w in state.facts.plan.waves):
+            return _settle(replace(state, group=group + 1), at)
+        case RolloutRetryRequested(counter=counter), Rolling() | Paused() | Completed(stopped=""):
+            again = state.at if isinstance(state, Paused) else state
+            facts = replace(again.facts, counter=counter)
+            changed, offers = wave_wishes.retried(facts, again.waves, at)
+            settled, more = _settle(replace(again, facts=facts, waves=changed, due=None), at)
+            return settled, offers + more
+        case _:
+            wish = event.kind.removeprefix("rollout.").removesuffix("_requested")
+            what = type(state).__name__.lower()
+            raise InvalidTransition(f"roll-out {event.rollout} is {what}: there is nothing to {wish}")
 
 
 def owed(state: Rollout) -> Commands:
     """What this state still wants done: issued on entry, and again after a restart."""
     match state:
-        case Rolling(facts=facts):
-            plan = facts.plan
-            offers = tuple(
-                SetDesired(name, plan.model, facts.counter, facts.rollout, plan.release)
-                for name in cohort(state)
-                if state.nodes[name].phase not in ENDED
-            )
-            due = state.stage_opened_at + timedelta(seconds=plan.claim_deadline_s)
-            return (*offers, SetAlarm("rollout", facts.rollout, alarm_key(state), due))
+        case Rolling() | Completed(stopped=""):
+            due = () if state.due is None else (SetAlarm("rollout", state.facts.rollout, alarm_key(state), state.due),)
+            return (*(c for i, w in enumerate(state.waves) for c in waves.owed(state.facts, i, w)), *due)
+        case Paused():
+            kept = [(i, w) for i, w in enumerate(state.waves) if isinstance(w, TakenBack | Over)]
+            return tuple(c for i, w in kept for c in waves.owed(state.facts, i, w))
         case RolledBack(facts=facts, restored=restored):
-            plan = facts.plan
-            return tuple(
-                SetDesired(name, plan.model, facts.counter + 1, facts.rollout, plan.previous.get(name))
-                for name in sorted(state.nodes.keys() - restored)
-            )
+            return waves.take_back(facts, holders(state) - restored)
         case _:
             return ()

@@ -17,6 +17,7 @@ from coordinator.launcher import LocalLauncher
 from coordinator.leadership import Leadership
 from coordinator.presence import Presence
 from coordinator.questions import Questions
+from coordinator.rollout_api import RolloutApi
 from coordinator.snapshots import Snapshots
 from coordinator.starting import Starter
 from coordinator.topology import Topology
@@ -109,7 +110,8 @@ async def _work(
         events = EventApi(engine, lambda: EventLog(broker, subjects))
         if config.warm_aggregator:
             launcher.prepare()
-        await door.serve(api.application(TriggerApi(engine).routes(), events.routes()))
+        rollout_api = RolloutApi(broker, subjects, engine, starter)
+        await door.serve(api.application(rollout_api.routes(), TriggerApi(engine).routes(), events.routes()))
         await asyncio.Event().wait()
     finally:
         await launcher.close()

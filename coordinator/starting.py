@@ -13,8 +13,9 @@ from coordinator.planning import RolloutRequest, plan
 from coordinator.world import World
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, NotFound
-from fabric.events import RolloutStarted
+from fabric.events import RolloutRetryRequested, RolloutStarted
 from fabric.ids import check_token
+from fabric.rollout_plan import RolloutPlan
 from fabric.round_policy import RoundPolicy, Selection, StopRule
 from fabric.run_events import RunRequested, RunSpec
 from fabric.trigger_rule import StartRollout, StartRound, TriggerRule
@@ -78,19 +79,34 @@ class Starter:
         Raises:
             ConfigError, NotFound: no such release, region or cohort.
         """
-        world = self._engine.world
         async with self._planning:  # two at once would be given the same counter
-            model = world.model(asked.model)
-            planned = plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
-            started = RolloutStarted(rollout=key, plan=planned, counter=model.counter + 1, by=by)
+            counter = self._engine.world.model(asked.model).counter + 1
+            started = RolloutStarted(rollout=key, plan=self.plan(asked), counter=counter, by=by)
             await self._engine.submit(started, id=f"{key}.started")
+
+    def plan(self, asked: RolloutRequest) -> RolloutPlan:
+        """What a roll-out would do.
+
+        Raises:
+            ConfigError, NotFound: as `rollout`.
+        """
+        world = self._engine.world
+        model = world.model(asked.model)
+        return plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
+
+    async def retry(self, key: str) -> None:
+        """Offer a roll-out's release again to nodes that failed, under a counter of its own."""
+        async with self._planning:
+            world = self._engine.world
+            counter = world.model(world.rollout(key).facts.plan.model).counter + 1
+            await self._engine.submit(RolloutRetryRequested(rollout=key, counter=counter))
 
     async def fire(self, rule: TriggerRule, key: str, cause: str) -> None:
         """Start what a rule says, unless `key` exists already. `cause` is the event that fired it."""
         by, do = f"trigger {rule.name}", rule.do
         if isinstance(do, StartRollout):
             if key not in self._engine.world.rollouts:
-                asked = RolloutRequest(model=do.model, regions=do.regions, canary=do.canary)
+                asked = RolloutRequest(model=do.model, regions=list(do.regions), canary=do.canary)
                 await self.rollout(key, asked, by)
         elif key not in self._engine.world.runs:
             body = do.model_dump(exclude={"kind"}, exclude_unset=True)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from coordinator import fleet, registry, rollouts, rounds, runs
+from coordinator import fleet, registry, rounds, runs
 
 View = dict[str, Any]
 
@@ -169,49 +169,4 @@ def release(state: registry.Release) -> View:
         "metrics": manifest.metrics,
         "labels": manifest.export.labels,
         "lineage": manifest.lineage.model_dump(mode="json"),
-    }
-
-
-def rollout(state: rollouts.Rollout, regions: Mapping[str, str]) -> View:
-    """`regions` maps node names to their regions."""
-    facts = state.facts
-    return {
-        "rollout": facts.rollout,
-        "model": facts.plan.model,
-        "version": facts.plan.version,
-        "release": facts.plan.release.digest,
-        "state": type(state).__name__.lower(),
-        "reason": _rollout_reason(state),
-        "started_at": facts.started_at.isoformat(timespec="seconds"),
-        "by": facts.by,
-        "regions": [_wave(state, index, regions) for index in range(len(facts.plan.waves))],
-    }
-
-
-def _rollout_reason(state: rollouts.Rollout) -> str:
-    match state:
-        case rollouts.Paused(reason=reason) | rollouts.RolledBack(reason=reason):
-            return reason
-        case rollouts.Superseded(by=by):
-            return f"superseded by {by}"
-        case rollouts.Rolling(wave=wave, stage=stage):
-            return f"wave {wave + 1} of {len(state.facts.plan.waves)}: {state.facts.plan.waves[wave].region}, {stage}"
-        case _:
-            return ""
-
-
-def _wave(state: rollouts.Rollout, index: int, regions: Mapping[str, str]) -> View:
-    wave = state.facts.plan.waves[index]
-    names = [*wave.canaries, *wave.nodes]
-    told = {n: state.nodes[n] for n in names if n in state.nodes}
-    seconds = getattr(state.at if isinstance(state, rollouts.Paused) else state, "wave_seconds", ())
-    return {
-        "region": wave.region,
-        "nodes": len(names),
-        "canaries": wave.canaries,
-        "phases": dict(Counter(s.phase for s in told.values())),
-        "confirmed": sum(s.phase == "confirmed" for s in told.values()),
-        "failed": sum(s.phase in rollouts.FAILED for s in told.values()),
-        "reasons": {n: s.reason for n, s in told.items() if s.reason},
-        "seconds": round(seconds[index], 3) if index < len(seconds) else None,
     }

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from coordinator import fleet, registry, rollouts, runs, signals, triggers
-from coordinator.commands import Commands, SetAlarm
+from coordinator.commands import CancelRun, Commands, SetAlarm
 from fabric.blobs import BlobRef
 from fabric.errors import InvalidTransition, NotFound
 from fabric.events import (
@@ -24,11 +24,13 @@ from fabric.events import (
     FiringFailed,
     ModelProduced,
     NodeJoined,
+    NodeMeasured,
     NodeOffline,
     NodeOnline,
     NodePhaseReported,
+    RegionCached,
     ReleasePublished,
-    RolloutAbortRequested,
+    RolloutRetryRequested,
     RolloutStarted,
     SignalReceived,
     TriggerApplied,
@@ -78,6 +80,8 @@ class World:
 
     def _apply(self, event: Event) -> Commands:
         data, at = event.data, event.time
+        if isinstance(data, NodeMeasured | RegionCached | rollouts.Wish):
+            return self._change_rollout(data, event)
         match data:
             case FiringFailed() | TriggerApplied() | TriggerRemoved():
                 return self._change_rule(data, at)
@@ -86,13 +90,11 @@ class World:
             case NodeJoined() | NodeOnline() | NodeOffline():
                 node, commands = fleet.step(self.nodes.get(data.node), data, at)
                 self.nodes[data.node] = node
-                return commands
+                return commands if isinstance(data, NodeOffline) else commands + self._node_returned(node, at)
             case ModelProduced() | ReleasePublished():
                 return self._release(data)
             case RolloutStarted():
                 return self._start_rollout(data, event)
-            case RolloutAbortRequested():
-                return self._rollout(data.rollout, data, event)
             case NodePhaseReported():
                 return self._node_phase(data, event)
             case AlarmRang(owner=owner, id=key):
@@ -126,6 +128,19 @@ class World:
         commands = self._rollout(data.rollout, data, event)
         commands += self._supersede(data.plan.model, data.rollout, event.time)
         return self._model(data.plan.model, data) + commands
+
+    def _change_rollout(self, data: NodeMeasured | RegionCached | rollouts.Wish, event: Event) -> Commands:
+        commands = self._rollout(data.rollout, data, event)
+        if isinstance(data, RolloutRetryRequested):
+            commands += self._model(self.rollouts[data.rollout].facts.plan.model, data)
+        return commands
+
+    def _node_returned(self, node: fleet.Node, at: datetime) -> Commands:
+        commands: Commands = ()
+        for key, rollout in self.rollouts.items():
+            state, more = rollouts.returned(rollout, node, at)
+            commands += self._replace_rollout(key, rollout, state, at) + more
+        return commands
 
     def _node_phase(self, data: NodePhaseReported, event: Event) -> Commands:
         commands = self._rollout(data.rollout, data, event)
@@ -180,13 +195,32 @@ class World:
     def _rollout(self, key: str, data: rollouts.RolloutEvent, event: Event) -> Commands:
         before = self.rollouts.get(key)
         rollout, commands = rollouts.step(before, data, event.time)
-        self.rollouts[key] = rollout
         self._started(key)
-        goes_on = rollouts.Rolling | rollouts.Paused
-        if isinstance(before, goes_on) and not isinstance(rollout, goes_on):
-            self._just_ended.append(rollout)
-            commands += self._ended(key, event.time)
-        return commands
+        return commands + self._replace_rollout(key, before, rollout, event.time)
+
+    def _replace_rollout(
+        self, key: str, before: rollouts.Rollout | None, after: rollouts.Rollout, at: datetime
+    ) -> Commands:
+        """Note what became of a roll-out; what it implies for runs and trigger rules."""
+        self.rollouts[key] = after
+        if type(before) is type(after) or rollouts.is_open(after):
+            return ()
+        self._just_ended.append(after)
+        return (*self._ended(key, at), *self._withdrawn(after))
+
+    def _withdrawn(self, rollout: rollouts.Rollout) -> Commands:
+        """Rounds whose base was taken back are invalid."""
+        if not isinstance(rollout, rollouts.RolledBack):
+            return ()
+        release, name = rollout.facts.plan.release, rollout.facts.rollout
+        reason = f"its base was withdrawn: {name} was rolled back"
+        return tuple(
+            CancelRun(key, reason)
+            for key, run in self.active_runs()
+            if run.facts.spec.base == release
+            and run.facts.spec.purpose == "train"
+            and run.facts.requested_at <= rollout.at
+        )
 
     def _note_served(self, data: NodePhaseReported) -> None:
         state = self.rollouts[data.rollout]
@@ -213,15 +247,15 @@ class World:
             yield registry.owed(model)
         for rollout in self.rollouts.values():
             yield rollouts.owed(rollout)
+            yield self._withdrawn(rollout)
         for trigger in self.triggers.values():
             yield triggers.owed(trigger)
 
     def wants_alarm(self, owner: str, id: str, key: str) -> bool:
         """Whether the state still waits for this alarm."""
-        if owner == "run":
-            commands = runs.owed(self.runs[id]) if id in self.runs else ()
-        else:
-            commands = rollouts.owed(self.rollouts[id]) if id in self.rollouts else ()
+        if owner == "rollout":
+            return id in self.rollouts and rollouts.wants_alarm(self.rollouts[id], key)
+        commands = runs.owed(self.runs[id]) if id in self.runs else ()
         return any(isinstance(c, SetAlarm) and c.key == key for c in commands)
 
     def tasks_of_others(self, run: str) -> Counter[str]:

@@ -17,13 +17,30 @@ from cattrs.preconf.json import JsonConverter, make_converter
 from cattrs.strategies import configure_tagged_union
 from pydantic import BaseModel
 
-from coordinator import conditions, fleet, registry, rollouts, rounds, runs, signals, triggers, world
-from fabric import blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, wire
+from coordinator import (
+    betting_test,
+    catch_up,
+    conditions,
+    fleet,
+    gates,
+    registry,
+    rollouts,
+    rounds,
+    runs,
+    signals,
+    triggers,
+    wave_steps,
+    wave_wishes,
+    waves,
+    world,
+)
+from fabric import blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, windows, wire
 from fabric.errors import MalformedMessage
 
 _MODULES = (
-    *(conditions, fleet, registry, rollouts, rounds, runs, signals, triggers, world),
-    *(blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, wire),
+    *(conditions, fleet, registry, rounds, runs, signals, triggers, world),
+    *(betting_test, catch_up, gates, rollouts, wave_steps, wave_wishes, waves),
+    *(blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, windows, wire),
 )
 CODE = hashlib.sha256("".join(inspect.getsource(m) for m in _MODULES).encode()).hexdigest()[:16]
 
@@ -70,7 +87,7 @@ def _converter() -> JsonConverter:
     converter = make_converter()
     converter.register_unstructure_hook_func(_is_model, lambda value: value.model_dump(mode="json"))
     converter.register_structure_hook_func(_is_model, lambda value, kind: kind.model_validate(value))
-    for union in (rounds.Round, runs.Run, rollouts.Rollout):
+    for union in (rounds.Round, runs.Run, waves.Wave, rollouts.Rollout):
         configure_tagged_union(union, converter)
     return converter
 

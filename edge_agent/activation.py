@@ -19,9 +19,8 @@ from edge_agent.sessions import Model
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
 from fabric.errors import FedtideError, TransientError
-from fabric.rollout_plan import NodePhase
+from fabric.rollout_plan import Desired, NodePhase
 from fabric.subjects import Subjects
-from fabric.wire import Desired
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from fabric.errors import MalformedMessage, TransientError
 from fabric.events import Event, EventData, NodeJoined, NodePhaseReported
 from fabric.ids import new_id
 from fabric.jetstream import Received
-from fabric.rollout_plan import NodePhase
+from fabric.rollout_plan import Desired, NodePhase
 from fabric.subjects import DOWN, Subjects, order_kind
-from fabric.wire import Desired, Order
+from fabric.wire import Order
 
 log = logging.getLogger(__name__)
 

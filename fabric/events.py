@@ -16,7 +16,7 @@ from fabric.blobs import BlobRef
 from fabric.errors import MalformedMessage
 from fabric.ids import new_id
 from fabric.release import Export, Privacy, ReleaseManifest
-from fabric.rollout_plan import NodePhase, RolloutPlan
+from fabric.rollout_plan import Measured, NodePhase, RolloutPlan
 from fabric.run_events import (
     AggregatorExited,
     AggregatorStarted,
@@ -56,6 +56,8 @@ class Capabilities(Strict):
     node_config: ConfigValues = {}
     inference_url: str = ""
     agent_version: str = ""
+    timezone: str = Field(default="UTC", description="Of its maintenance window")
+    hardware: str = Field(default="", description="Its hardware class: the machine type, if no label says more")
 
 
 class NodeJoined(Strict):
@@ -85,6 +87,7 @@ class ModelProduced(Strict):
     run: str
     model: str
     onnx: BlobRef
+    parts: list[BlobRef] = Field(default=[], description="As `ReleaseManifest.parts`")
     arrays: BlobRef
     smoke: BlobRef
     export: Export
@@ -131,9 +134,78 @@ class RolloutStarted(Strict):
 
 
 class RolloutAbortRequested(Strict):
+    """Stop, and take the release back from every node that was offered it."""
+
     kind: Literal["rollout.abort_requested"] = "rollout.abort_requested"
     rollout: str
     reason: str = "asked by a person"
+
+
+class RolloutRollbackRequested(Strict):
+    """As an abort, and also of a roll-out that is completed."""
+
+    kind: Literal["rollout.rollback_requested"] = "rollout.rollback_requested"
+    rollout: str
+    reason: str = "asked by a person"
+
+
+class RolloutPauseRequested(Strict):
+    kind: Literal["rollout.pause_requested"] = "rollout.pause_requested"
+    rollout: str
+    reason: str = "asked by a person"
+
+
+class RolloutResumeRequested(Strict):
+    """Go on where it stopped; what paused it is judged again."""
+
+    kind: Literal["rollout.resume_requested"] = "rollout.resume_requested"
+    rollout: str
+    by: str = "cli"
+
+
+class RolloutPromoteRequested(Strict):
+    """A person takes the decision that a wave waits for: approval, bake, gates. Errors still stop it."""
+
+    kind: Literal["rollout.promote_requested"] = "rollout.promote_requested"
+    rollout: str
+    region: str = Field(default="", description="Empty: every wave that waits")
+    by: str = "cli"
+
+
+class RolloutNextRequested(Strict):
+    """Begin the next group of waves now, beside those that are under way."""
+
+    kind: Literal["rollout.next_requested"] = "rollout.next_requested"
+    rollout: str
+    by: str = "cli"
+
+
+class RolloutRetryRequested(Strict):
+    """Offer the release again to nodes that failed or were taken back, under `counter`."""
+
+    kind: Literal["rollout.retry_requested"] = "rollout.retry_requested"
+    rollout: str
+    counter: int
+    by: str = "cli"
+
+
+class RegionCached(Strict):
+    """A region's leaf holds every chunk of a roll-out's release."""
+
+    kind: Literal["rollout.region_cached"] = "rollout.region_cached"
+    rollout: str
+    region: str
+    wan_bytes: int = Field(ge=0, description="What had to be sent over the link")
+
+
+class NodeMeasured(Strict):
+    """What a node counted since it activated a release: totals, so a later report replaces an earlier one."""
+
+    kind: Literal["rollout.node_measured"] = "rollout.node_measured"
+    rollout: str
+    node: str
+    counter: int
+    measured: Measured
 
 
 class NodePhaseReported(Strict):
@@ -145,6 +217,7 @@ class NodePhaseReported(Strict):
     counter: int
     phase: NodePhase
     reason: str = ""
+    wan_bytes: int = Field(default=0, ge=0, description="What the node fetched past its region's cache")
 
 
 class AlarmRang(Strict):
@@ -208,6 +281,14 @@ EventData = Annotated[
     | ReleasePublished
     | RolloutStarted
     | RolloutAbortRequested
+    | RolloutRollbackRequested
+    | RolloutPauseRequested
+    | RolloutResumeRequested
+    | RolloutPromoteRequested
+    | RolloutNextRequested
+    | RolloutRetryRequested
+    | RegionCached
+    | NodeMeasured
     | NodePhaseReported
     | AlarmRang
     | TriggerApplied

@@ -8,7 +8,9 @@ import secrets
 
 from fabric.errors import ConfigError
 
-_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+"""What can stand as one token of a subject, and as one name in a folder."""
+_TOKEN = re.compile(NAME)
 
 
 def check_token(path: str, value: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from fabric.blobs import BlobRef
+from fabric.errors import MalformedMessage
+from fabric.ids import NAME
 from fabric.wire import AppRef, ConfigValues, Strict
 
 
@@ -43,11 +45,24 @@ class Preprocessing(Strict):
     steps: list[Step] = []
 
 
+class Scoring(Strict):
+    """How an answer is compared with the label that a sample got, and with the answer of another release.
+
+    `argmax`: the index of the largest of the last axis; `threshold`: 1 at or above `at`; `value`: the number itself,
+    equal within `at`. `auto`: argmax where the last axis is longer than one, else value.
+    """
+
+    output: str = Field(default="", description="Empty: the graph's first output")
+    rule: Literal["auto", "argmax", "threshold", "value"] = "auto"
+    at: float = 0.5
+
+
 class Export(Strict):
     """What an app's export hook returns beside the ONNX file it wrote (docs/apps.md)."""
 
     preprocessing: list[Preprocessing] = []
     labels: list[str] = []
+    scoring: Scoring = Scoring()
 
 
 class PrivacySpent(Strict):
@@ -82,12 +97,23 @@ class Lineage(Strict):
     privacy: Privacy | None = Field(default=None, description="None: no guarantee")
 
 
+def decode_release(raw: bytes) -> ReleaseManifest:
+    """Raises MalformedMessage unless `raw` is a manifest, with exactly the fields that one has."""
+    try:
+        return ReleaseManifest.model_validate_json(raw)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise MalformedMessage(f"release manifest: {where}: {first['msg']}") from exc
+
+
 class ReleaseManifest(Strict):
     """One release. Its name in the broker is the digest of this manifest's bytes."""
 
-    model: str
+    model: str = Field(pattern=NAME)
     version: int = Field(ge=1)
     onnx: BlobRef
+    parts: list[BlobRef] = Field(default=[], description="The ONNX file cut at its large tensors; empty: one blob")
     arrays: BlobRef = Field(description="The global parameters as a tensor frame, to start the next run from")
     smoke: BlobRef = Field(description="Frame of `in.<input>` and `out.<output>` tensors the graph must reproduce")
     smoke_tolerance: float = Field(default=1e-3, gt=0)
@@ -95,3 +121,13 @@ class ReleaseManifest(Strict):
     metrics: dict[str, float] = {}
     lineage: Lineage
     onnxruntime: str = Field(default=">=1.20", description="Runtime range the graph was checked with")
+
+    @property
+    def onnx_parts(self) -> list[BlobRef]:
+        """The blobs whose bytes, one after the other, are the ONNX file."""
+        return self.parts or [self.onnx]
+
+    @property
+    def served(self) -> list[BlobRef]:
+        """The blobs that a node needs beside the manifest itself, each once."""
+        return list(dict.fromkeys([*self.onnx_parts, self.smoke]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fabric.subjects import CHECKPOINTS, CONTROL, DOWN, EVENTS, HUB_REGION, STAY, UP, Subjects
+from fabric.subjects import CACHE, CHECKPOINTS, CONTROL, DOWN, EVENTS, HUB_REGION, RELEASES, STAY, UP, Subjects
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"
@@ -32,6 +32,14 @@ def hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
         {
             "name": DOWN,
             "subjects": [subjects.all_down],
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        },
+        {
+            "name": RELEASES,
+            "subjects": [subjects.all_releases],
             "storage": "file",
             "max_msgs_per_subject": 1,
             "allow_direct": True,
@@ -67,7 +75,7 @@ def hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
 
 
 def leaf_streams(subjects: Subjects, region: str) -> list[Config]:
-    """The region's mirror of DOWN, which announces what it stores, its own UP, and what stays in it."""
+    """The region's mirror of DOWN, which announces what it stores, its UP, its releases, and what stays in it."""
     return [
         {
             "name": DOWN,
@@ -85,6 +93,14 @@ def leaf_streams(subjects: Subjects, region: str) -> list[Config]:
             "storage": "file",
             "max_age": 7 * 24 * _HOUR_NS,
             "duplicate_window": _HOUR_NS,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        },
+        {
+            "name": CACHE,
+            "subjects": [subjects.all_cached(region)],
+            "storage": "file",
+            "max_msgs_per_subject": 1,
             "allow_direct": True,
             "allow_msg_ttl": True,
         },

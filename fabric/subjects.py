@@ -8,19 +8,25 @@ A subject is `ft.v1.<tenant>.` plus one of:
     down.node.<region>.<node>.task.<task>         tasks                              stream DOWN
     down.node.<region>.<node>.desired.<model>     desired state                      stream DOWN
     live.node.<region>.<node>.>                   what the leaf's DOWN just stored   plain, republished
+    rel.blob.<digest>.<chunk>                     what releases consist of           stream RELEASES, hub
+    cache.<region>.blob.<digest>.<chunk>          the same, where it is to be served stream CACHE, leaf only
     up.<region>.<node>.rpt.<kind>                 reports to the coordinator         stream UP, leaf, sourced to hub
     up.<region>.<node>.reply.<run>.<task>         replies to tasks                   stream UP
     up.<region>.<node>.blob.<run>.<digest>.<n>    tensors of updates                 stream UP
     stay.<region>.<node>.blob.<run>.<digest>.<n>  tensors that a partial aggregator sums  stream STAY, leaf only
     ckpt.<run>.<what>                             checkpoints of aggregators          stream CHECKPOINTS, hub
     ctl.<what>                                    lease and snapshots of coordinators stream CONTROL, hub
+    stay.<region>.<node>.drift.<model>.<window>   what a node saw, as histograms     stream STAY, leaf only
+    stay.<region>.shared.<what>                   what nodes of a region agree on    stream STAY, leaf only
+    infer.<region>.<node>.<model>                 questions to a node's models       plain
     tel.<region>.<node>                           heartbeats (lossy)                 plain
     fleet.<node>                                  presence changes                   plain
     rpc.<verb>                                    questions to the coordinator       plain
 
 The node stands before the name, so one wildcard is one node's whole permission. Blobs and the
 tasks that need them share one stream: a mirror keeps its order, so whoever sees a task finds
-its bytes already in the region.
+its bytes already in the region. Releases are not mirrored: the coordinator copies them to the
+regions of a roll-out, before it offers them to a node.
 """
 
 from __future__ import annotations
@@ -31,8 +37,13 @@ EVENTS = "EVENTS"
 DOWN = "DOWN"
 UP = "UP"
 STAY = "STAY"
+RELEASES = "RELEASES"
+CACHE = "CACHE"
 CHECKPOINTS = "CHECKPOINTS"
 CONTROL = "CONTROL"
+
+SHARED = "shared"
+"""Stands where a node's name would: no node may be called so."""
 
 HUB_REGION = "hub"
 """The region name of processes beside the hub (aggregators); no node may use it."""
@@ -112,6 +123,33 @@ class Subjects:
 
     def update_blobs(self, run: str, digest: str = "*") -> str:
         return f"{self.root}.up.*.*.blob.{run}.{digest}.>"
+
+    def release_blob(self, digest: str) -> str:
+        """The prefix of one blob of a release, at the hub."""
+        return f"{self.root}.rel.blob.{digest}"
+
+    @property
+    def all_releases(self) -> str:
+        return f"{self.root}.rel.>"
+
+    def cache_blob(self, region: str, digest: str) -> str:
+        """The same, in a region."""
+        return f"{self.root}.cache.{region}.blob.{digest}"
+
+    def all_cached(self, region: str) -> str:
+        return f"{self.root}.cache.{region}.>"
+
+    def drift(self, region: str, node: str, model: str, window: int) -> str:
+        return f"{self.root}.stay.{region}.{node}.drift.{model}.{window}"
+
+    def drifts(self, region: str, model: str, window: int) -> str:
+        return f"{self.root}.stay.{region}.*.drift.{model}.{window}"
+
+    def shared(self, region: str, what: str) -> str:
+        return f"{self.root}.stay.{region}.{SHARED}.{what}"
+
+    def infer(self, region: str, node: str, model: str) -> str:
+        return f"{self.root}.infer.{region}.{node}.{model}"
 
     def all_staying(self, region: str) -> str:
         return f"{self.root}.stay.{region}.>"

@@ -96,6 +96,18 @@ class Source:
             found = await self.broker.last(self.stream, subject, domain=self.fallback_domain, timeout_s=60)
         return None if found is None else found.data
 
+    async def manifest(self, base: str, ref: BlobRef) -> Manifest:
+        """The chunk list of the blob below `base`.
+
+        Raises:
+            NotFound: there is no such blob (any more).
+            DigestMismatch: it is another.
+        """
+        raw = await self.read(f"{base}.{MANIFEST_CHUNK}")
+        if raw is None:
+            raise NotFound(f"blob {ref.digest[:12]} is not in the broker", "It may have expired: start the run again")
+        return decode_manifest(ref, raw)
+
 
 async def get_blob(source: Source, prefix: Prefix, ref: BlobRef, sink: Sink) -> None:
     """Fetch what `sink` lacks of a blob; every chunk is checked before the sink sees it.
@@ -106,7 +118,7 @@ async def get_blob(source: Source, prefix: Prefix, ref: BlobRef, sink: Sink) -> 
         BrokerUnavailable: call again to go on where it stopped.
     """
     base = prefix(ref.digest)
-    manifest = await _manifest(source, base, ref)
+    manifest = await source.manifest(base, ref)
     window = asyncio.Semaphore(WINDOW)
 
     async def fetch(index: int) -> None:
@@ -131,7 +143,7 @@ async def stream_blob(
         NotFound, DigestMismatch, BrokerUnavailable: as `get_blob`; what was yielded is good.
     """
     base = prefix(ref.digest)
-    manifest = await _manifest(source, base, ref)
+    manifest = await source.manifest(base, ref)
     ahead: deque[asyncio.Task[bytes]] = deque()
     rest = iter(range(from_byte // manifest.chunk_bytes, len(manifest.chunks)) if chunks is None else list(chunks))
     try:
@@ -147,13 +159,6 @@ async def stream_blob(
         for task in ahead:
             task.cancel()
         await asyncio.gather(*ahead, return_exceptions=True)
-
-
-async def _manifest(source: Source, base: str, ref: BlobRef) -> Manifest:
-    raw = await source.read(f"{base}.{MANIFEST_CHUNK}")
-    if raw is None:
-        raise NotFound(f"blob {ref.digest[:12]} is not in the broker", "It may have expired: start the run again")
-    return decode_manifest(ref, raw)
 
 
 async def _chunk(source: Source, base: str, manifest: Manifest, index: int) -> bytes:

@@ -152,12 +152,3 @@ class Reply(Strict):
     seconds: float = Field(ge=0, description="From start of the task to its answer, on the node's clock")
     stays: bool = Field(default=False, description="Its blobs are in its region's stream STAY, not in UP")
     message: WireMessage
-
-
-class Desired(Strict):
-    """What one node should serve for one model. The highest counter wins; lower ones are refused."""
-
-    model: str
-    counter: int = Field(ge=1)
-    rollout: str
-    release: BlobRef | None = Field(description="The release manifest, or None: serve nothing")

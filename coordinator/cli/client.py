@@ -68,10 +68,16 @@ class Client:
         finally:
             connection.close()
 
-    def stream(self, path: str) -> Iterator[Any]:
-        """The objects of a watch, as they come, until it ends; it goes on with whoever leads when it is cut off."""
-        while True:
-            connection, response = self._open("GET", path, None, timeout_s=None, patient=True)
+    def stream(self, path: str, timeout_s: float | None = None) -> Iterator[Any]:
+        """The objects of a watch, as they come, until it ends; it goes on with whoever leads when it is cut off.
+
+        Args:
+            timeout_s: after so many seconds it ends too.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while deadline is None or time.monotonic() < deadline:
+            left = None if deadline is None else max(0.1, deadline - time.monotonic())
+            connection, response = self._open("GET", path, None, timeout_s=left, patient=True)
             try:
                 while line := response.readline():
                     if line == b"\n":

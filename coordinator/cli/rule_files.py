@@ -1,4 +1,4 @@
-"""Trigger rules in YAML files: validated, and wrong ones named by file, line and column."""
+"""Trigger rules and roll-out plans in YAML files: validated, and wrong ones named by file, line and column."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(file: Path) -> list[tuple[dict[str, Any], yaml.Node]]:
         raise ConfigError(_at(file, exc.problem_mark), f"is not YAML: {exc.problem}") from exc
     for document, node in zip(documents, nodes, strict=True):
         if not isinstance(document, dict):
-            raise ConfigError(_at(file, node.start_mark), "a rule must be a mapping", "See docs/triggers.md")
+            raise ConfigError(_at(file, node.start_mark), "must be a mapping", "See docs/triggers.md, docs/rollouts.md")
     return list(zip(documents, nodes, strict=True))
 
 

@@ -17,6 +17,8 @@ from coordinator.cli.output import megabytes
 View = dict[str, Any]
 
 SHOWN_ROUNDS = 12
+SHOWN_NODES = 10
+_COLOURS = {"pass": "green", "fail": "red", "error": "red"}
 
 
 def follow(views: Iterable[View], draw: Callable[[View], RenderableType], lines: Callable[[View], list[str]]) -> View:
@@ -107,8 +109,12 @@ def draw_rollout(view: View) -> RenderableType:
     tree = Tree(rollout_title(view))
     for region in view["regions"]:
         branch = tree.add(region_line(region))
-        for node, reason in region["reasons"].items():
+        for gate in region["gates"]:
+            branch.add(Text(gate_line(gate), style=_COLOURS.get(gate["outcome"], "yellow")))
+        for node, reason in list(region["reasons"].items())[:SHOWN_NODES]:
             branch.add(Text(f"{node}: {reason}", style="yellow"))
+        if (hidden := len(region["reasons"]) - SHOWN_NODES) > 0:
+            branch.add(f"{hidden} more nodes with a reason: -o json")
     return tree
 
 
@@ -119,9 +125,15 @@ def rollout_title(view: View) -> str:
 
 def region_line(region: View) -> str:
     phases = ", ".join(f"{count} {phase}" for phase, count in sorted(region["phases"].items())) or "waiting"
-    return f"{region['region']}: {region['nodes']} nodes, {phases}"
+    wan = f", {megabytes(region['wan_bytes'])} over the link" if region["wan_bytes"] else ""
+    return f"{region['region']}: {region['state']}, {region['nodes']} nodes, {phases}{wan}"
+
+
+def gate_line(gate: View) -> str:
+    return f"{gate['outcome']}{'' if gate['enforced'] else ' (not enforced)'}  {gate['reason']}"
 
 
 def rollout_lines(view: View) -> list[str]:
     reasons = [f"  {n}: {r}" for region in view["regions"] for n, r in region["reasons"].items()]
-    return [rollout_title(view), *[region_line(r) for r in view["regions"] if r["phases"]], *reasons]
+    gates = [f"  {r['region']}: {gate_line(g)}" for r in view["regions"] for g in r["gates"]]
+    return [rollout_title(view), *[region_line(r) for r in view["regions"] if r["phases"]], *gates, *reasons]

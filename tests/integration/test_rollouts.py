@@ -32,7 +32,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def _rolled(there: Installation, *options: str) -> dict[str, Any]:
     key = there.json("rollout", "start", "scale", *options)["rollout"]
     there.run("rollout", "watch", key)
-    view: dict[str, Any] = there.json("rollout", "show", key)
+    view: dict[str, Any] = there.json("rollout", "get", key)
     return view
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from coordinator.commands import CacheRelease, SetAlarm
 from coordinator.world import World
 from fabric.blobs import BlobRef
 from fabric.events import (
@@ -14,12 +15,14 @@ from fabric.events import (
     EventData,
     ModelProduced,
     NodeJoined,
+    NodeMeasured,
     NodePhaseReported,
+    RegionCached,
     ReleasePublished,
     RolloutStarted,
 )
 from fabric.release import Export, Lineage, ReleaseManifest
-from fabric.rollout_plan import NodePhase, RolloutPlan, WavePlan
+from fabric.rollout_plan import Measured, NodePhase, RolloutPlan, WavePlan
 from fabric.run_events import (
     RoundAbandoned,
     RoundClosed,
@@ -49,14 +52,22 @@ class Story:
         self.world = World()
         self.events: list[Event] = []
 
-    def tell(self, *data: EventData, after_s: float = 1.0) -> tuple[Any, ...]:
-        """The commands of the last event."""
+    def tell(self, *data: EventData, after_s: float = 1.0, caches: bool = True) -> tuple[Any, ...]:
+        """The commands of the last event. Regions fetch a release at once, unless `caches` is false."""
         commands: tuple[Any, ...] = ()
         for each in data:
             event = self.event(each, after_s)
             commands = self.world.apply(event)
             self.events.append(event)
+            for asked in [c for c in commands if isinstance(c, CacheRelease) and caches]:
+                commands += self.tell(cached(asked.region, asked.rollout), after_s=0)
         return commands
+
+    def ring(self, rollout: str = "ro-1") -> tuple[Any, ...]:
+        """The alarm that the roll-out waits for, at its time."""
+        (wanted,) = [c for c in self.owed() if isinstance(c, SetAlarm) and c.id == rollout]
+        seconds = (wanted.due - self.events[-1].time).total_seconds()
+        return self.tell(AlarmRang(owner="rollout", id=rollout, key=wanted.key), after_s=max(0.0, seconds))
 
     def event(self, data: EventData, after_s: float = 1.0) -> Event:
         at = (self.events[-1].time if self.events else START) + timedelta(seconds=after_s)
@@ -126,7 +137,8 @@ def published(run: str = "run-1", version: int = 1, digest: str = "e") -> Releas
 
 
 def rollout(*waves: WavePlan, key: str = "ro-1", counter: int = 1, **plan: Any) -> RolloutStarted:
-    planned = RolloutPlan(model="m", release=ref("e"), version=1, waves=list(waves), **plan)
+    one_by_one = [w if w.group else w.model_copy(update={"group": i}) for i, w in enumerate(waves)]
+    planned = RolloutPlan(model="m", release=ref("e"), version=1, waves=one_by_one, **plan)
     return RolloutStarted(rollout=key, plan=planned, counter=counter)
 
 
@@ -134,12 +146,16 @@ def wave(region: str, canaries: str = "", nodes: str = "") -> WavePlan:
     return WavePlan(region=region, canaries=canaries.split(), nodes=nodes.split())
 
 
+def cached(region: str, key: str = "ro-1", wan_bytes: int = 10) -> RegionCached:
+    return RegionCached(rollout=key, region=region, wan_bytes=wan_bytes)
+
+
+def measured(node: str, counter: int = 1, key: str = "ro-1", **counts: Any) -> NodeMeasured:
+    return NodeMeasured(rollout=key, node=node, counter=counter, measured=Measured(**counts))
+
+
 def phase(node: str, name: NodePhase, reason: str = "", counter: int = 1, key: str = "ro-1") -> NodePhaseReported:
     return NodePhaseReported(rollout=key, node=node, counter=counter, phase=name, reason=reason)
-
-
-def alarm(key: str, rollout_id: str = "ro-1") -> AlarmRang:
-    return AlarmRang(owner="rollout", id=rollout_id, key=key)
 
 
 def run_alarm(key: str, run: str = "run-1") -> AlarmRang:

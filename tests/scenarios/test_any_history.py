@@ -14,14 +14,22 @@ from coordinator.world import World
 from coordinator.world_codec import Snapshot
 from fabric.errors import InvalidTransition
 from fabric.events import (
+    AlarmRang,
     EventData,
     FiringFailed,
     NodeOffline,
     NodeOnline,
     RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRetryRequested,
+    RolloutRollbackRequested,
     SignalReceived,
     TriggerApplied,
 )
+from fabric.rollout_plan import Bake, LatencyGate
 from fabric.round_policy import RoundPolicy
 from fabric.run_events import (
     AggregatorExited,
@@ -38,10 +46,11 @@ from fabric.trigger_rule import Signal, StartRun, TriggerRule
 from tests.scenarios.build import (
     APP,
     Story,
-    alarm,
+    cached,
     closed,
     collected,
     joined,
+    measured,
     opened,
     phase,
     produced,
@@ -60,6 +69,15 @@ ATTEMPTS = st.integers(1, 3)
 NUMBERS = st.integers(1, 2)
 TRIALS = st.integers(1, 2)
 PHASES = st.sampled_from(["train", "evaluate"])
+ROLLOUTS = st.sampled_from(["ro-1", "ro-2"])
+WISHES = [
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRollbackRequested,
+]
 NODE_PHASES = st.sampled_from(["downloading", "confirmed", "failed", "rolled_back"])
 
 
@@ -144,7 +162,8 @@ class AnyHistory(RuleBasedStateMachine):
         owed = [c for c in self.story.owed() if getattr(c, "owner", "") and c.id in (run, "ro-1")]
         if owed:
             chosen = owed[pick % len(owed)]
-            self.tell(alarm(chosen.key) if chosen.owner == "rollout" else run_alarm(chosen.key, chosen.id))
+            rang = AlarmRang(owner="rollout", id=chosen.id, key=chosen.key)
+            self.tell(rang if chosen.owner == "rollout" else run_alarm(chosen.key, chosen.id))
 
     @rule(node=NODES, what=st.sampled_from(["joined", "online", "offline"]))
     def fleet(self, node: str, what: str) -> None:
@@ -179,18 +198,34 @@ class AnyHistory(RuleBasedStateMachine):
         self.tell(produced())
         self.tell(published())
 
-    @rule(key=st.sampled_from(["ro-1", "ro-2"]))
-    def roll_out(self, key: str) -> None:
+    @rule(key=ROLLOUTS, on_failure=st.sampled_from(["pause", "rollback_wave", "rollback_all"]))
+    def roll_out(self, key: str, on_failure: str) -> None:
         counter = self.story.world.models["m"].counter + 1 if "m" in self.story.world.models else 1
-        self.tell(rollout(wave("eu", "a", "b"), wave("us", "", "c"), key=key, counter=counter))
+        plan: dict[str, Any] = {"on_failure": on_failure, "gates": [LatencyGate()], "bake": Bake(seconds=3)}
+        self.tell(rollout(wave("eu", "a", "b"), wave("us", "", "c"), key=key, counter=counter, **plan))
 
-    @rule(key=st.sampled_from(["ro-1", "ro-2"]), node=NODES, name=NODE_PHASES, counter=st.integers(1, 4))
+    @rule(key=ROLLOUTS, node=NODES, name=NODE_PHASES, counter=st.integers(1, 4))
     def node_phase(self, key: str, node: str, name: Any, counter: int) -> None:
         self.tell(phase(node, name, counter=counter, key=key))
 
-    @rule(key=st.sampled_from(["ro-1", "ro-2"]))
-    def abort(self, key: str) -> None:
-        self.tell(RolloutAbortRequested(rollout=key))
+    @rule(key=ROLLOUTS, region=st.sampled_from(["eu", "us"]))
+    def cache(self, key: str, region: str) -> None:
+        self.tell(cached(region, key))
+
+    @rule(key=ROLLOUTS, node=NODES, counter=st.integers(1, 4), good=st.booleans())
+    def measure(self, key: str, node: str, counter: int, good: bool) -> None:
+        self.tell(measured(node, counter, key, shadowed=100, slower=0 if good else 90))
+
+    @rule(key=ROLLOUTS, what=st.sampled_from(WISHES))
+    def wish(self, key: str, what: type[Any]) -> None:
+        # A person who asks twice means it: "next" begins the one after.
+        self.tell(what(rollout=key), comes_again=False)
+
+    @rule(key=ROLLOUTS)
+    def retry(self, key: str) -> None:
+        if "m" in self.story.world.models:
+            counter = self.story.world.models["m"].counter + 1
+            self.tell(RolloutRetryRequested(rollout=key, counter=counter), comes_again=False)
 
     @invariant()
     def a_restart_gives_the_same_state_and_owes_exactly_the_same(self) -> None:

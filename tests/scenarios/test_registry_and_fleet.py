@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from coordinator.commands import PublishRelease
-from coordinator.planning import RolloutRequest, plan
+from coordinator.planning import RolloutRequest, least_seconds, plan
 from fabric.errors import ConfigError, InvalidTransition, NotFound
 from fabric.events import NodeOffline, NodeOnline
 from tests.scenarios.build import Story, joined, produced, published, ref, requested, rollout, wave
@@ -52,12 +55,13 @@ def _with_release() -> Story:
     return story
 
 
-def test_a_plan_takes_regions_in_order_with_canaries_in_the_first_only() -> None:
+def test_a_plan_takes_regions_in_order_with_canaries_in_each() -> None:
     story = _with_release()
     request = RolloutRequest(model="m", regions=["us", "eu"], canary=0.3)
     planned = plan(request, story.world.model("m"), story.world.nodes.values(), {})
     assert [w.region for w in planned.waves] == ["us", "eu"]
-    assert [len(w.canaries) for w in planned.waves] == [1, 0]
+    assert [len(w.canaries) for w in planned.waves] == [1, 1]
+    assert [w.group for w in planned.waves] == [0, 1]
     assert {*planned.waves[0].canaries, *planned.waves[0].nodes} == {"us-0", "us-1", "us-2"}
 
 
@@ -66,6 +70,50 @@ def test_a_retry_picks_the_same_canaries() -> None:
     request = RolloutRequest(model="m", canary=0.5)
     plans = [plan(request, story.world.model("m"), list(story.world.nodes.values())[::step], {}) for step in (1, -1)]
     assert plans[0] == plans[1]
+
+
+def _plan(story: Story, **request: Any) -> Any:
+    return plan(RolloutRequest(model="m", **request), story.world.model("m"), story.world.nodes.values(), {})
+
+
+def test_canaries_cover_every_hardware_class_before_any_gets_a_second() -> None:
+    story = Story()
+    for number in range(40):
+        story.tell(joined(f"n{number}", hardware="rare" if number == 7 else "common"))
+    story.tell(requested(), produced(), published())
+    canaries = _plan(story, canary=2).waves[0].canaries
+    assert "n7" in canaries
+    assert len(canaries) == 2
+    slices = _plan(story, gates=[{"kind": "paired", "slices": ["hardware"]}]).slices
+    assert slices["hardware=rare"] == ["n7"]
+
+
+def test_regions_of_an_inner_list_go_together_and_some_wait_for_a_person() -> None:
+    planned = _plan(_with_release(), regions=[["eu", "us"]], approve=["us", "canary"])
+    assert [(w.region, w.group, w.approval) for w in planned.waves] == [("eu", 0, False), ("us", 0, True)]
+    assert planned.approve_after_canary
+
+
+def test_the_nodes_of_a_region_stay_below_its_bandwidth_together() -> None:
+    planned = _plan(_with_release(), region_bytes_per_s=3000, node_bytes_per_s=2000)
+    assert planned.terms.bytes_per_s == 1000
+    assert least_seconds(planned, {"eu": 6000, "us": 0}, 500) == pytest.approx(2 + 4 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"min_attempted": 2, "canary": 0.3}, "stage of 1"),
+        ({"regions": ["eu", ["eu", "us"]]}, "twice"),
+        ({"approve": ["mars"]}, "mars"),
+        ({"gates": [{"kind": "metric", "pass_if": "errors <"}]}, "invalid syntax"),
+        ({"gates": [{"kind": "metric", "pass_if": "().__class__"}]}, "not allowed"),
+        ({"window": {"start": "22:00", "end": "04:00", "timezone": "Mars/Base"}}, "no time zone"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_before_it_starts(request_: dict[str, Any], words: str) -> None:
+    with pytest.raises((ConfigError, ValidationError), match=words):
+        _plan(_with_release(), **request_)
 
 
 def test_a_plan_names_what_each_node_goes_back_to() -> None:

@@ -19,7 +19,7 @@ from fabric.events import (
 )
 from fabric.run_events import RunCompleted
 from fabric.trigger_rule import Schedule, Signal, StartRound, StartRun, TriggerRule
-from tests.scenarios.build import APP, Story, alarm, joined, phase, produced, published, requested, rollout, wave
+from tests.scenarios.build import APP, Story, joined, phase, produced, published, requested, rollout, wave
 
 
 def _rule(**changes: Any) -> TriggerApplied:
@@ -158,7 +158,8 @@ def test_releases_roll_outs_fleet_and_data_are_signals_too() -> None:
 def test_an_end_is_a_signal_whatever_brought_it_about() -> None:
     story = Story()
     story.tell(_rule(on="dev.fedtide.rollout.*", where="false"), rollout(wave("eu", "", "a b")))
-    story.tell(phase("a", "confirmed"), alarm("0-rest"))
+    story.tell(phase("a", "confirmed"))
+    story.ring()
     assert [line.type for line in story.world.trigger("r").history] == ["dev.fedtide.rollout.completed"]
 
 

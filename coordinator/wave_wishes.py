@@ -1,0 +1,84 @@
+"""What a person's wish does to the waves of a roll-out. Pure; which wish is allowed when stands in `rollouts`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from coordinator import waves
+from coordinator.commands import Commands
+from coordinator.waves import Baking, Caching, Facts, NodeState, Offering, Over, TakenBack, Waiting, Wave
+from fabric.errors import InvalidTransition
+
+Waves = tuple[Wave, ...]
+
+
+def patient(all_waves: Waves, at: datetime) -> Waves:
+    """After a pause, deadlines begin anew: meanwhile nothing was offered and nothing decided."""
+
+    def anew(wave: Wave) -> Wave:
+        match wave:
+            case Caching():
+                return Caching(at)
+            case Baking():
+                return replace(wave, since=at)
+            case Offering():
+                again = {
+                    n: replace(s, offered_at=at) for n, s in wave.cohort.nodes.items() if s.phase not in waves.ENDED
+                }
+                return replace(waves.with_nodes(wave, again), counted_at=at)
+            case _:
+                return wave
+
+    return tuple(anew(wave) for wave in all_waves)
+
+
+def promoted(facts: Facts, all_waves: Waves, group: int, region: str) -> Waves:
+    """Waves that wait for an approval, a bake, a gate or enough success go on.
+
+    Raises:
+        InvalidTransition: none of them waits.
+    """
+    changed: list[Wave] = []
+    for told, wave in zip(facts.plan.waves, all_waves, strict=True):
+        meant = region in ("", told.region)
+        match wave:
+            case Waiting(approved=False) if meant and told.approval and told.group <= group:
+                changed.append(replace(wave, approved=True))
+            case Baking(waived=False) if meant:
+                changed.append(replace(wave, waived=True))
+            case Offering(queue=()) if meant and all(s.phase in waves.ENDED for s in waves.members(wave).values()):
+                changed.append(Baking(wave.stage, wave.cohort, wave.counted_at, waived=True))
+            case _:
+                changed.append(wave)
+    if tuple(changed) == all_waves:
+        where = f"in {region}" if region else "in any wave"
+        raise InvalidTransition(f"roll-out {facts.rollout}: nothing {where} waits for a decision")
+    return tuple(changed)
+
+
+def retried(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Commands]:
+    """Nodes that failed or never took it are offered the release again, under `facts.counter`.
+
+    Raises:
+        InvalidTransition: there are none.
+    """
+    changed, commands = list(all_waves), Commands()
+    for index, wave in enumerate(all_waves):
+        if isinstance(wave, TakenBack):
+            changed[index], more = waves.open_wave(facts, index, at)
+            commands += more
+            continue
+        again = {
+            name: NodeState("offered", "catch_up" if isinstance(wave, Over) else known.stage, facts.counter, at)
+            for name, known in waves.nodes_of(wave).items()
+            if waves.is_failed(known) or waves.is_absent(known)
+        }
+        if not again:
+            continue
+        commands += tuple(waves.offer(facts, name, known) for name, known in again.items())
+        tried = waves.with_nodes(wave, again)
+        changed[index] = Offering(tried.stage, tried.cohort, (), 1.0, at) if isinstance(tried, Baking) else tried
+    if not commands:
+        raise InvalidTransition(f"roll-out {facts.rollout}: no node failed or is missing, there is nothing to retry")
+    return tuple(changed), commands
