@@ -110,6 +110,10 @@ class TakenBack:
 
 Wave = Waiting | Caching | Offering | Baking | Over | TakenBack
 Staged = Offering | Baking
+
+BACK = Terms(new_interface=True)
+"""How a node goes back: at once, and to whatever it served."""
+
 Report = NodePhaseReported | NodeMeasured | RegionCached
 W = TypeVar("W", bound=Wave)
 
@@ -222,8 +226,9 @@ def _cache(facts: Facts, index: int) -> CacheRelease:
 
 def take_back(facts: Facts, nodes: Iterable[str]) -> tuple[SetDesired, ...]:
     """Each node serves what it served before, under a higher counter."""
+    plan = facts.plan
     return tuple(
-        SetDesired(n, facts.plan.model, facts.counter + 1, facts.rollout, release_before(facts.plan, n))
+        SetDesired(n, plan.model, facts.counter + 1, facts.rollout, release_before(plan, n), None, BACK)
         for n in sorted(nodes)
     )
 

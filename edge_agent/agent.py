@@ -11,16 +11,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from edge_agent.activation import Activation, serve_from_disk
 from edge_agent.capabilities import collect, resident_bytes
+from edge_agent.capture import Capturer
+from edge_agent.comparisons import Comparisons
 from edge_agent.config import AgentConfig
+from edge_agent.drift import DriftWatch
+from edge_agent.governor import Latency
 from edge_agent.inference_server import InferenceServer
 from edge_agent.model_store import ModelStore
+from edge_agent.nats_inference import NatsInference
+from edge_agent.sample_api import SampleApi
+from edge_agent.samples import SampleStore, samples_file
+from edge_agent.serving import Serving
 from edge_agent.tasks import TaskLoop
 from fabric.broker import Broker
 from fabric.errors import MalformedMessage, TransientError
-from fabric.events import Event, EventData, NodeJoined, NodePhaseReported
+from fabric.events import DriftReported, Event, EventData, NodeJoined, NodeMeasured, NodePhaseReported
 from fabric.ids import new_id
 from fabric.jetstream import Received
-from fabric.rollout_plan import Desired, NodePhase
+from fabric.rollout_plan import Desired, Measured, NodePhase
 from fabric.subjects import DOWN, Subjects, order_kind
 from fabric.wire import Order
 
@@ -36,8 +44,11 @@ class Agent:
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._subjects = Subjects(config.tenant)
-        self._server = InferenceServer(config)
+        self._serving = Serving(config)
+        self._server = InferenceServer(config, self._serving)
+        self._latency = Latency()
         self._boot = new_id("boot")
+        self._reported = 0
 
     async def run(self) -> None:
         """Serve at once what the disk holds; take part once the broker is there.
@@ -47,27 +58,55 @@ class Agent:
         """
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
-        await self._server.start()
+        samples = SampleStore(samples_file(config.data_dir), config.capture.max_bytes, config.capture.max_age_s)
+        capturer = Capturer(config.capture, samples)
+        self._comparisons = Comparisons(self._serving, samples, self._report_measured)
+        self._serving.observers += [self._latency.observe, self._comparisons.observe]
+        if config.capture.share:
+            self._serving.observers.append(capturer.observe)
+        await self._server.start(SampleApi(samples, capturer, self._comparisons.labels_came).routes())
         log.info("inference.listening", extra={"url": self._server.url})
         store = ModelStore(config.data_dir / "models")
-        serve_from_disk(config, store, self._server)
+        serve_from_disk(config, store, self._serving)
+        self._server.ready = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(capturer.run(), name="capture")
+                group.create_task(self._connected(store), name="connected")
+        finally:
+            await self._server.stop()
+            self._serving.stop()
+            await capturer.flush()
+            samples.close()
+
+    async def _connected(self, store: ModelStore) -> None:
+        """Everything that needs the broker, from when it first answers."""
+        config = self._config
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", wait_s=None)
-        self._tasks = TaskLoop(config, broker)
-        self._activation = Activation(config, store, broker, self._server, self._report_phase)
+        self._tasks = TaskLoop(config, broker, self._latency)
+        self._activation = Activation(
+            config, store, broker, self._serving, self._report_phase, self._comparisons.begin, self._comparisons.end
+        )
+        drift = DriftWatch(config, broker, self._report_drift)
+        self._serving.observers.append(drift.observe)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._activation.run(), name="activation")
+                group.create_task(self._comparisons.run(), name="comparisons")
+                group.create_task(drift.run(), name="drift")
                 group.create_task(self._tasks.run(), name="tasks")
                 group.create_task(self._tasks.send(), name="outbox")
                 group.create_task(self._take_part(), name="presence")
         finally:
-            await self._server.stop()
-            await broker.tell(self._subjects.telemetry(config.region, config.node), b'{"bye": true}')
+            self._server.ready = False
+            with suppress(TransientError):
+                await broker.tell(self._subjects.telemetry(config.region, config.node), b'{"bye": true}')
             await broker.close()
 
     async def _take_part(self) -> None:
         region, node = self._config.region, self._config.node
         await self._broker.subscribe(self._subjects.live_node(region, node), self._on_live)
+        await NatsInference(self._broker, self._serving).listen(self._subjects, region, node)
         self._broker.when_reconnected(self._catch_up)
         await self._join()
         await self._catch_up()
@@ -124,8 +163,8 @@ class Agent:
             "trainer_rss_bytes": resident_bytes(trainer) if trainer is not None else 0,
             "busy": self._tasks.busy,
             "stage": self._tasks.stage,
-            "serving": self._server.serving(),
-            "inferences": self._server.served,
+            "serving": self._serving.serving(),
+            "inferences": self._serving.served,
             "heartbeat_s": self._config.heartbeat_s,
         }
         subject = self._subjects.telemetry(self._config.region, self._config.node)
@@ -134,12 +173,25 @@ class Agent:
         except TransientError as exc:
             log.info("agent.heartbeat_lost", extra={"reason": str(exc)})
 
-    async def _report_phase(self, desired: Desired, phase: NodePhase, reason: str) -> None:
+    async def _report_phase(self, desired: Desired, phase: NodePhase, reason: str, wan_bytes: int) -> None:
         log.info("release.%s", phase, extra={"rollout": desired.rollout, "reason": reason})
         data = NodePhaseReported(
-            rollout=desired.rollout, node=self._config.node, counter=desired.counter, phase=phase, reason=reason
+            rollout=desired.rollout,
+            node=self._config.node,
+            counter=desired.counter,
+            phase=phase,
+            reason=reason,
+            wan_bytes=wan_bytes,
         )
         await self._publish(data, f"{self._config.node}.{desired.rollout}.{desired.counter}.{phase}.{self._boot}")
+
+    async def _report_measured(self, desired: Desired, measured: Measured) -> None:
+        self._reported += 1
+        data = NodeMeasured(rollout=desired.rollout, node=self._config.node, counter=desired.counter, measured=measured)
+        await self._publish(data, f"{self._config.node}.measured.{self._boot}.{self._reported}")
+
+    async def _report_drift(self, data: DriftReported, key: str) -> None:
+        await self._publish(data, f"{self._config.region}.drift.{key}")
 
     async def _publish(self, data: EventData, key: str) -> None:
         """Report durably: the region's stream has it before this returns."""

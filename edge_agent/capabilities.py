@@ -12,6 +12,7 @@ from pathlib import Path
 from edge_agent.config import AgentConfig
 from fabric.codecs import KINDS
 from fabric.events import Capabilities
+from fabric.windows import zone
 
 _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
 
@@ -30,7 +31,25 @@ def collect(config: AgentConfig, inference_url: str) -> Capabilities:
         node_config=config.node_config,
         inference_url=inference_url,
         agent_version=_own_version(),
+        timezone=config.timezone or machine_timezone(),
+        hardware=platform.machine(),
     )
+
+
+def machine_timezone() -> str:
+    """The machine's time zone by the name that the database has, or UTC."""
+    named = os.environ.get("TZ", "").removeprefix(":") or _linked_zone()
+    try:
+        return zone(named).key if named else "UTC"
+    except ValueError:
+        return "UTC"
+
+
+def _linked_zone() -> str:
+    try:
+        return os.readlink("/etc/localtime").rpartition("zoneinfo/")[2]
+    except OSError:
+        return ""
 
 
 def _own_version() -> str:

@@ -7,16 +7,50 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from fabric.errors import ConfigError
 from fabric.ids import check_token
-from fabric.subjects import HUB_REGION
+from fabric.subjects import HUB_REGION, SHARED
+from fabric.windows import Window, zone
 from fabric.wire import ConfigValues, Strict
 
 ENV_PREFIX = "FEDTIDE_"
+_STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits")
+"""Fields that are JSON in the environment."""
+
+
+class Capture(Strict):
+    """Which requests become samples, and how long they stay on this node. Nothing of them leaves it."""
+
+    share: float = Field(default=0.0, ge=0, le=1, description="Of requests; 0: none")
+    max_bytes: int = Field(default=256 * 1024 * 1024, ge=1, description="Oldest samples go beyond this")
+    max_age_s: float = Field(default=30 * 86_400.0, gt=0, description="Samples older than this go")
+
+
+class Drift(Strict):
+    """Histograms of what the models see; only sums over several nodes leave the region."""
+
+    window_s: float = Field(default=600.0, gt=0, description="A histogram covers so much time")
+    min_nodes: int = Field(default=5, ge=2, description="Fewer nodes in a region are not summed")
+    min_samples: int = Field(default=500, ge=1, description="Fewer requests in a region are not judged")
+    report_above: float = Field(default=0.1, ge=0, description="Population stability index that is worth an event")
+
+
+class Limits(Strict):
+    """When and how far training may use the machine; it is paused, not lost, while one is exceeded."""
+
+    cpu_share: float = Field(default=1.0, gt=0, le=1, description="Of all cores")
+    memory_bytes: int | None = Field(default=None, ge=1, description="The trainer's data; more is refused by the OS")
+    task_s: float | None = Field(default=None, gt=0, description="A task that trains longer is ended and reported")
+    window: Window | None = Field(default=None, description="Only then is trained")
+    max_celsius: float | None = Field(default=None, description="Hottest thermal zone")
+    min_battery: float | None = Field(default=None, ge=0, le=1, description="Charge, while it is not charging")
+    inference_slo_ms: float | None = Field(default=None, gt=0, description="Mean latency of requests")
+    allow_command: list[str] = Field(default=[], description="Training goes on while this ends with exit code 0")
+    check_s: float = Field(default=5.0, gt=0, description="Seconds between looks, while there is something to train")
 
 
 class AgentConfig(Strict):
@@ -36,7 +70,18 @@ class AgentConfig(Strict):
     train_nice: int = Field(default=10, ge=0, le=19, description="How much the trainer yields to everything else")
     train_threads: int | None = Field(default=None, ge=1, description="Threads of the trainer's numeric libraries")
     train_idle_s: float = Field(default=120.0, gt=0, description="An unused trainer process ends after this")
-    inference_threads: int = Field(default=1, ge=1)
+    inference_threads: int = Field(default=1, ge=1, description="Of one run of a model")
+    inference_parallel: int = Field(default=1, ge=1, description="Runs at once, over all models")
+    batch_size: int = Field(default=32, ge=1, description="Rows that are run together at most")
+    batch_wait_ms: float = Field(default=0.0, ge=0, description="How long a request may wait for others to join it")
+    queue_size: int = Field(default=256, ge=1, description="Requests of a model that wait; more are refused with 429")
+    providers: list[str] = Field(default=[], description="Execution providers; empty: CUDA, OpenVINO, CPU if installed")
+    graph_optimization: Literal["off", "basic", "extended", "all"] = "all"
+    session_options: dict[str, str] = Field(default={}, description="ONNX Runtime's session configuration entries")
+    timezone: str = Field(default="", description="Of maintenance windows; empty: that of the machine")
+    capture: Capture = Capture()
+    drift: Drift = Drift()
+    limits: Limits = Limits()
 
     @field_validator("node", "region", "tenant")
     @classmethod
@@ -45,6 +90,20 @@ class AgentConfig(Strict):
             return check_token("name", value)
         except ConfigError as exc:
             raise ValueError(str(exc)) from exc
+
+    @field_validator("timezone")
+    @classmethod
+    def _a_zone(cls, value: str) -> str:
+        if value:
+            zone(value)
+        return value
+
+    @field_validator("node")
+    @classmethod
+    def _not_shared(cls, value: str) -> str:
+        if value == SHARED:
+            raise ValueError(f"the node name {SHARED!r} is taken by what a region's nodes share")
+        return value
 
     @field_validator("region")
     @classmethod
@@ -64,7 +123,7 @@ def load(file: Path | None, environ: Mapping[str, str] = os.environ) -> AgentCon
     for name in AgentConfig.model_fields:
         raw = environ.get(f"{ENV_PREFIX}{name.upper()}")
         if raw is not None:
-            values[name] = _json(f"{ENV_PREFIX}{name.upper()}", raw) if name in ("labels", "node_config") else raw
+            values[name] = _json(f"{ENV_PREFIX}{name.upper()}", raw) if name in _STRUCTURED else raw
     try:
         return AgentConfig.model_validate(values)
     except ValidationError as exc:

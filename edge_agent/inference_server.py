@@ -1,64 +1,37 @@
-"""The node's inference server: Open Inference Protocol v2 over HTTP, JSON bodies.
+"""The node's inference server: Open Inference Protocol v2 over HTTP, and labels that arrive later.
 
-https://github.com/kserve/open-inference-protocol. Inference runs in worker threads, so the
-loop stays free; the model is looked up once a request, so a swap never mixes releases in one.
+https://github.com/kserve/open-inference-protocol. `live` is true while the process answers;
+`ready` once every model that the node should serve is loaded, and until it stops.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from aiohttp import web
 
+from edge_agent.batching import Overloaded
 from edge_agent.config import AgentConfig
-from edge_agent.sessions import Model, TensorSpec
-from fabric.errors import ConfigError, RemoteError
+from edge_agent.protocol import HEADER_LENGTH, datatype, decode_request, encode_response
+from edge_agent.serving import Serving
+from edge_agent.sessions import InferenceFailed, Model, TensorSpec
+from fabric.errors import ConfigError, NotFound, RemoteError
 
-_DATATYPES = {
-    "FP32": "float32",
-    "FP64": "float64",
-    "FP16": "float16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT16": "int16",
-    "INT8": "int8",
-    "UINT64": "uint64",
-    "UINT32": "uint32",
-    "UINT16": "uint16",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
-_DATATYPE_OF = {np.dtype(v): k for k, v in _DATATYPES.items()}
 MAX_BODY_BYTES = 64 * 1024 * 1024
+EXTENSIONS = ["binary_tensor_data"]
 
 
 class InferenceServer:
-    """Serves `models`; `swap` replaces one release by another between two requests."""
+    """Speaks for `serving`; `more` are routes of other parts of the agent."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, serving: Serving) -> None:
         self._config = config
-        self._models: dict[str, Model] = {}
-        self._threads = ThreadPoolExecutor(config.inference_threads, thread_name_prefix="inference")
+        self._serving = serving
         self._runner: web.AppRunner | None = None
         self.url = ""
-        self.served = 0
+        self.ready = False
 
-    def swap(self, model: Model) -> None:
-        self._models[model.manifest.model] = model
-
-    def remove(self, name: str) -> None:
-        self._models.pop(name, None)
-
-    def serving(self) -> dict[str, str]:
-        """Model name to release digest."""
-        return {name: model.release.digest for name, model in self._models.items()}
-
-    async def start(self) -> None:
+    async def start(self, *more: list[web.RouteDef]) -> None:
         """Listen.
 
         Raises:
@@ -68,12 +41,14 @@ class InferenceServer:
         app.add_routes(
             [
                 web.get("/v2", self._server_metadata),
-                web.get("/v2/health/live", _ok),
-                web.get("/v2/health/ready", _ok),
+                web.get("/v2/health/live", _live),
+                web.get("/v2/health/ready", self._server_ready),
                 *self._model_routes("/v2/models/{model}"),
                 *self._model_routes("/v2/models/{model}/versions/{version}"),
             ]
         )
+        for routes in more:
+            app.add_routes(routes)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._config.http_host, self._config.http_port)
@@ -89,28 +64,26 @@ class InferenceServer:
     def _model_routes(self, prefix: str) -> list[web.RouteDef]:
         return [
             web.get(prefix, self._metadata),
-            web.get(f"{prefix}/ready", self._ready),
+            web.get(f"{prefix}/ready", self._model_ready),
             web.post(f"{prefix}/infer", self._infer),
         ]
 
     async def stop(self) -> None:
+        """Say that no more requests are wanted, answer those that are under way, and end."""
+        self.ready = False
         if self._runner is not None:
             await self._runner.cleanup()
-        self._threads.shutdown(wait=False)
-
-    def _model(self, request: web.Request) -> Model:
-        name, version = request.match_info["model"], request.match_info.get("version")
-        model = self._models.get(name)
-        if model is None:
-            raise web.HTTPNotFound(text=f"no model {name!r} is served here")
-        if version is not None and version != str(model.manifest.version):
-            raise web.HTTPNotFound(text=f"model {name!r} is served in version {model.manifest.version}, not {version}")
-        return model
 
     async def _server_metadata(self, _: web.Request) -> web.Response:
-        return web.json_response({"name": "fedtide", "version": "2", "extensions": []})
+        return web.json_response({"name": "fedtide", "version": "2", "extensions": EXTENSIONS})
 
-    async def _ready(self, request: web.Request) -> web.Response:
+    async def _server_ready(self, _: web.Request) -> web.Response:
+        return web.json_response({"ready": self.ready}, status=200 if self.ready else 503)
+
+    def _model(self, request: web.Request) -> Model:
+        return self._serving.model(request.match_info["model"], request.match_info.get("version"))
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
         self._model(request)
         return web.json_response({"ready": True})
 
@@ -118,8 +91,8 @@ class InferenceServer:
         model = self._model(request)
         return web.json_response(
             {
-                "name": model.manifest.model,
-                "versions": [str(model.manifest.version)],
+                "name": model.name,
+                "versions": [m.version for m in self._serving.versions(model.name)],
                 "platform": "onnxruntime_onnx",
                 "inputs": [_describe(s) for s in model.inputs],
                 "outputs": [_describe(s) for s in model.outputs],
@@ -128,32 +101,52 @@ class InferenceServer:
         )
 
     async def _infer(self, request: web.Request) -> web.Response:
-        model = self._model(request)
-        try:
-            body = await request.json()
-            inputs = {str(i["name"]): _parse(i) for i in body["inputs"]}
-            wanted = [str(o["name"]) for o in body.get("outputs", [])]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
-            raise RemoteError(f"malformed inference request: {exc}") from exc
-        loop = asyncio.get_running_loop()
-        results = await loop.run_in_executor(self._threads, model.infer, inputs)
-        unknown = sorted(set(wanted) - set(results))
-        if unknown:
-            raise RemoteError(f"the model has no output {unknown[0]!r}")
-        self.served += 1
-        answer: dict[str, Any] = {
-            "model_name": model.manifest.model,
-            "model_version": str(model.manifest.version),
-            "parameters": {"release": model.release.digest},
-            "outputs": [_output(n, a) for n, a in results.items() if not wanted or n in wanted],
-        }
-        if "id" in body:
-            answer["id"] = body["id"]
-        return web.json_response(answer)
+        length = request.headers.get(HEADER_LENGTH)
+        info = request.match_info
+        body, json_length = await answer(
+            self._serving, info["model"], info.get("version"), await request.read(), length
+        )
+        if json_length is None:
+            return web.Response(body=body, content_type="application/json")
+        headers = {HEADER_LENGTH: str(json_length)}
+        return web.Response(body=body, content_type="application/octet-stream", headers=headers)
 
 
-async def _ok(_: web.Request) -> web.Response:
-    return web.json_response({"live": True, "ready": True})
+async def answer(
+    serving: Serving, model: str, version: str | None, body: bytes, json_length: str | None
+) -> tuple[bytes, int | None]:
+    """One inference request in the protocol's bytes, answered in them.
+
+    Raises:
+        NotFound, RemoteError, Overloaded, InferenceFailed: as `Serving.infer`.
+    """
+    if json_length is not None and not json_length.isdecimal():
+        raise RemoteError(f"{HEADER_LENGTH} is {json_length!r}, not a number")
+    request = decode_request(body, int(json_length) if json_length is not None else None)
+    used, outputs = await serving.infer(model, version, request.inputs, request.id)
+    head: dict[str, Any] = {
+        "model_name": used.name,
+        "model_version": used.version,
+        "parameters": {"release": used.release.digest},
+    }
+    return encode_response(head, outputs, request)
+
+
+async def _live(_: web.Request) -> web.Response:
+    return web.json_response({"live": True})
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status that says the same."""
+    match error:
+        case NotFound():
+            return 404
+        case Overloaded():
+            return 429
+        case InferenceFailed():
+            return 500
+        case _:
+            return 400
 
 
 @web.middleware
@@ -161,29 +154,12 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
     try:
         response: web.StreamResponse = await handler(request)
         return response
-    except RemoteError as exc:
-        return web.json_response({"error": str(exc)}, status=400)
+    except (RemoteError, NotFound, Overloaded) as exc:
+        headers = {"Retry-After": "1"} if isinstance(exc, Overloaded) else None
+        return web.json_response({"error": str(exc)}, status=status_of(exc), headers=headers)
     except web.HTTPException as exc:
         return web.json_response({"error": exc.text or exc.reason}, status=exc.status)
 
 
-def _parse(tensor: dict[str, Any]) -> npt.NDArray[Any]:
-    datatype = str(tensor["datatype"])
-    if datatype not in _DATATYPES:
-        raise RemoteError(f"datatype {datatype!r} is not supported", f"Use one of {', '.join(_DATATYPES)}")
-    shape = [int(n) for n in tensor["shape"]]
-    array = np.asarray(tensor["data"], dtype=_DATATYPES[datatype])
-    if min(shape, default=0) < 0 or math.prod(shape) != array.size:
-        raise RemoteError(f"input {tensor['name']!r}: {array.size} elements do not fill shape {shape}")
-    return array.reshape(shape)
-
-
-def _output(name: str, array: npt.NDArray[Any]) -> dict[str, Any]:
-    datatype = _DATATYPE_OF.get(array.dtype)
-    if datatype is None:
-        raise RemoteError(f"output {name!r} has dtype {array.dtype}, which the protocol does not carry")
-    return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.reshape(-1).tolist()}
-
-
 def _describe(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": _DATATYPE_OF.get(spec.dtype, "BYTES"), "shape": list(spec.shape)}
+    return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": list(spec.shape)}

@@ -9,19 +9,20 @@ Losing power at any point leaves the old or the new release current, whole.
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from edge_agent.release_download import Local, ReleaseDownload
 from fabric.blobs import BlobRef, chunked, manifest_of
-from fabric.broker import Broker
 from fabric.errors import DigestMismatch, MalformedMessage, TransientError
-from fabric.release import ReleaseManifest
-from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, Subjects
-from fabric.transfer import FileSink, Source, get_blob, read_blob
+from fabric.release import ReleaseManifest, decode_release
+from fabric.transfer import map_file
 from fabric.wire import Strict
+
+log = logging.getLogger(__name__)
 
 
 class Current(Strict):
@@ -65,42 +66,53 @@ class ModelStore:
     def folder(self, release: BlobRef) -> Path:
         return self._releases / release.digest
 
+    def has(self, release: BlobRef) -> bool:
+        return self.folder(release).exists()
+
     def manifest(self, release: BlobRef) -> ReleaseManifest:
         """Raises MalformedMessage if the release is not here or its manifest is damaged."""
         try:
-            raw = (self.folder(release) / "manifest.json").read_bytes()
-            return ReleaseManifest.model_validate_json(raw)
-        except (OSError, ValidationError) as exc:
+            return decode_release((self.folder(release) / "manifest.json").read_bytes())
+        except OSError as exc:
             raise MalformedMessage(f"release {release.digest[:12]} is not whole on this node") from exc
 
-    async def fetch(self, broker: Broker, subjects: Subjects, release: BlobRef) -> Path:
+    async def fetch(self, download: ReleaseDownload, model: str, release: BlobRef) -> Path:
         """Bring a release's files to a staging folder, every chunk checked; resumes what is there.
 
         Raises:
             NotFound, DigestMismatch, BrokerUnavailable: as `fabric.transfer.get_blob`.
-            MalformedMessage: the manifest is not one.
+            MalformedMessage: the manifest is not one, or is another model's.
             TransientError: no room on the disk.
         """
-        if self.folder(release).exists():
+        if self.has(release):
             return self.folder(release)
-        source = Source(broker, DOWN, fallback_domain=HUB_DOMAIN)
-        raw = bytes(await read_blob(source, subjects.blob, release))
-        try:
-            manifest = ReleaseManifest.model_validate_json(raw)
-        except ValidationError as exc:
-            raise MalformedMessage(f"release {release.digest[:12]}: {exc.errors()[0]['msg']}") from exc
+        manifest, raw = await download.manifest(release)
+        if manifest.model != model:
+            raise MalformedMessage(f"release {release.digest[:12]} is of model {manifest.model!r}, not {model!r}")
         staging = self._releases / f"{release.digest}.part"
         try:
             staging.mkdir(exist_ok=True)
             (staging / "manifest.json").write_bytes(raw)
         except OSError as exc:
             raise TransientError(f"cannot store release: {exc.strerror}", "Free disk space on the node") from exc
-        for ref, name in ((manifest.onnx, "model.onnx"), (manifest.smoke, "smoke.safetensors")):
-            path = staging / name
-            await get_blob(source, subjects.blob, ref, FileSink(path))
-            with path.open("r+b") as file:
-                file.truncate(ref.size_bytes)
+        await download.files(manifest, staging, self._local())
         return staging
+
+    def _local(self) -> Local:
+        """Where the blobs are of which the releases on this disk consist."""
+        found: Local = {}
+        for folder in self._releases.iterdir():
+            try:
+                manifest = decode_release((folder / "manifest.json").read_bytes())
+            except (OSError, MalformedMessage):
+                continue
+            if folder.suffix != ".part":
+                start = 0
+                for ref in manifest.onnx_parts:
+                    found[ref.digest] = (folder / "model.onnx", start)
+                    start += ref.size_bytes
+                found[manifest.smoke.digest] = (folder / "smoke.safetensors", 0)
+        return found
 
     def stage(self, release: BlobRef, staging: Path) -> None:
         """Check the files once more as they are on disk, and give them their final name.
@@ -111,14 +123,33 @@ class ModelStore:
         target = self.folder(release)
         if staging == target:
             return
-        manifest = ReleaseManifest.model_validate_json((staging / "manifest.json").read_bytes())
+        manifest = decode_release((staging / "manifest.json").read_bytes())
         for ref, name in ((manifest.onnx, "model.onnx"), (manifest.smoke, "smoke.safetensors")):
-            found = manifest_of(list(chunked([(staging / name).read_bytes()]))).ref
+            path = staging / name
+            found = manifest_of(list(chunked([map_file(path)] if path.stat().st_size else []))).ref
             if found != ref:
+                path.unlink()
                 raise DigestMismatch(f"{name} of release {release.digest[:12]} does not match its digest")
-            _sync(staging / name)
+            _sync(path)
+        _sync(staging / "manifest.json")
+        _sync(staging)
         staging.rename(target)
         _sync(self._releases)
+
+    def discard(self, release: BlobRef) -> None:
+        """Delete a release that turned out unusable: asked for again, it is fetched anew."""
+        for folder in (self.folder(release), self._releases / f"{release.digest}.part"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self, wanted: Iterable[BlobRef] = ()) -> None:
+        """Delete releases that are neither active nor last-known-good of any model, nor `wanted`."""
+        kept = {ref.digest for ref in wanted}
+        for current in self.current():
+            kept |= {ref.digest for ref in (current.release, current.previous) if ref is not None}
+        for folder in self._releases.iterdir():
+            if folder.name.removesuffix(".part") not in kept:
+                log.info("release.swept", extra={"release": folder.name[:12]})
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from edge_agent.capabilities import machine_timezone
 from edge_agent.config import AgentConfig
+from edge_agent.data_source import SAMPLES
 from edge_agent.disk import is_full
 from edge_agent.fair_queue import FairQueue
+from edge_agent.governor import Governor, Latency
 from edge_agent.outbox import Outbox
+from edge_agent.samples import samples_file
 from edge_agent.trainer import Job, Trainer
 from fabric.apps import unpack
 from fabric.blobs import BlobRef
@@ -22,7 +26,7 @@ from fabric.ids import flower_int
 from fabric.streams import HUB_DOMAIN
 from fabric.subjects import DOWN, STAY, UP, Subjects
 from fabric.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
-from fabric.wire import Cancel, Reply, Task, WireError, WireMessage
+from fabric.wire import Cancel, ConfigValues, Reply, Task, WireError, WireMessage
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +43,14 @@ RETRY_S = 1.0
 class TaskLoop:
     """Owns the trainer and the outbox of a node. `run` and `send` are to be run as two tasks."""
 
-    def __init__(self, config: AgentConfig, broker: Broker) -> None:
+    def __init__(self, config: AgentConfig, broker: Broker, latency: Latency) -> None:
         self._config = config
         self._broker = broker
         self._subjects = Subjects(config.tenant)
         self._outbox = Outbox(config.data_dir / "outbox", config.data_dir / "runs")
         self._downloads = config.data_dir / "downloads"
-        self._trainer = Trainer(config)
+        zone = config.timezone or machine_timezone()
+        self._trainer = Trainer(config, Governor(config.limits, zone, latency, self._show_stage))
         self._queue = FairQueue()
         self._queued = asyncio.Event()
         self._accepted: set[str] = set()
@@ -120,6 +125,9 @@ class TaskLoop:
             self._accepted.discard(key)
             self._cancelled.discard(key)
 
+    def _show_stage(self, stage: str) -> None:
+        self._show(self.busy, stage)
+
     def _show(self, task: str | None, stage: str) -> None:
         self.busy, self.stage = task, stage
         self.changed.set()
@@ -186,7 +194,7 @@ class TaskLoop:
             state_file=self._outbox.state_of(task.run).resolve(),
             out_dir=out_dir.resolve(),
             node_id=flower_int(self._config.node),
-            node_config=self._config.node_config,
+            node_config=self._node_config(),
         )
         self._show(task.task, "training")
         log.info("task.training", extra={"task": task.task})
@@ -198,6 +206,12 @@ class TaskLoop:
         for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
             path.unlink(missing_ok=True)
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
+
+    def _node_config(self) -> ConfigValues:
+        """Flower's node config, and where the app finds the samples that this node captured."""
+        if not self._config.capture.share:
+            return self._config.node_config
+        return {SAMPLES: str(samples_file(self._config.data_dir).resolve()), **self._config.node_config}
 
     async def _download(self, run: str, ref: BlobRef) -> Path:
         """A blob as a file; what an interrupted download brought, also before a restart, is not fetched again."""

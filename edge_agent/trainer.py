@@ -10,14 +10,17 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
 
 from edge_agent.config import AgentConfig
+from edge_agent.governor import Governor, LimitExceeded
 from fabric.errors import CapabilityMissing, RemoteError, TransientError
 from fabric.lifelines import die_with_parent
 from fabric.wire import ConfigValues, Strict
@@ -46,8 +49,9 @@ class Job(Strict):
 class Trainer:
     """At most one trainer process, kept warm between the tasks of an app."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, governor: Governor) -> None:
         self._config = config
+        self._governor = governor
         self._process: asyncio.subprocess.Process | None = None
         self._app_dir: Path | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -62,6 +66,7 @@ class Trainer:
         Raises:
             CapabilityMissing: this node has no flwr.
             TrainerCrashed: the process ended before it answered.
+            LimitExceeded: it would have broken the node's limits, and was ended.
             TransientError: its disk is full.
         """
         if find_spec("flwr") is None:
@@ -70,6 +75,7 @@ class Trainer:
             )
         if self._idle is not None:
             self._idle.cancel()
+        await self._governor.until_allowed()
         if job.app_dir != self._app_dir or (self._process is not None and self._process.returncode is not None):
             await self.stop()
         process = self._process or await self._start(job.app_dir)
@@ -77,10 +83,10 @@ class Trainer:
         try:
             process.stdin.write(job.model_dump_json().encode() + b"\n")
             await process.stdin.drain()
-            answer = await process.stdout.readline()
+            answer = await self._governed(process.pid, process.stdout)
         except ConnectionError:
             answer = b""
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, LimitExceeded):
             await self.stop()
             raise
         if not answer:
@@ -93,6 +99,20 @@ class Trainer:
         loop = asyncio.get_running_loop()
         self._idle = loop.call_later(self._config.train_idle_s, self._kill)
 
+    async def _governed(self, group: int, answers: asyncio.StreamReader) -> bytes:
+        """The process's answer, while the governor pauses it as the node's limits say."""
+        watching = asyncio.create_task(self._governor.watch(group), name="governor")
+        reading = asyncio.create_task(answers.readline(), name="trainer-answer")
+        try:
+            await asyncio.wait({watching, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done() and not reading.done():
+                watching.result()
+            return await reading
+        finally:
+            for task in (watching, reading):
+                task.cancel()
+            await asyncio.gather(watching, reading, return_exceptions=True)
+
     async def stop(self) -> None:
         """End the process, whatever it is doing."""
         process = self._process
@@ -103,7 +123,8 @@ class Trainer:
     def _kill(self) -> None:
         process, self._process, self._app_dir = self._process, None, None
         if process is not None and process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and whatever the app started
 
     async def _start(self, app_dir: Path) -> asyncio.subprocess.Process:
         environment = dict(os.environ)
@@ -122,6 +143,7 @@ class Trainer:
                 cwd=work,
                 env=environment,
                 preexec_fn=self._become_polite,
+                start_new_session=True,  # a process group: it is paused and ended with all it started
             )
         self._app_dir = app_dir
         log.info("trainer.started", extra={"pid": self._process.pid, "app": app_dir.name})
@@ -129,6 +151,9 @@ class Trainer:
 
     def _become_polite(self) -> None:
         os.nice(self._config.train_nice)
+        if (most := self._config.limits.memory_bytes) is not None:
+            # Private memory, not address space: numeric libraries reserve far more than they use.
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         die_with_parent()
 
 

@@ -41,6 +41,7 @@ _PAGE = 1000
 _PAGE_BYTES = 32 * 1024 * 1024
 
 Handler = Callable[["Received"], Awaitable[None]]
+Answerer = Callable[["Received"], Awaitable[tuple[bytes, dict[str, str]]]]
 
 
 class Broker:
@@ -150,6 +151,26 @@ class Broker:
         )
         await self._client.flush()
         return subscription.unsubscribe
+
+    async def answer(self, subject: str, handler: Answerer) -> None:
+        """Answer requests on `subject`, each in a task of its own, until the connection closes."""
+        under_way: set[asyncio.Task[None]] = set()
+
+        async def reply(message: Msg) -> None:
+            data, headers = await handler(_received(message))
+            try:
+                await self._client.publish(message.reply, data, headers=headers or None)
+            except nats.errors.Error as exc:
+                log.warning("broker.answer_lost", extra={"subject": message.subject, "reason": str(exc)})
+
+        async def take(message: Msg) -> None:
+            if message.reply:
+                task = asyncio.create_task(reply(message))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+
+        await self._client.subscribe(subject, cb=take)
+        await self._client.flush()
 
     async def last(
         self, stream: str, subject: str, *, domain: str | None = None, timeout_s: float = 10.0

@@ -19,6 +19,7 @@ from typing import Protocol
 from fabric.blobs import MANIFEST_CHUNK, BlobRef, Manifest, chunked, decode_manifest, manifest_of
 from fabric.broker import Broker
 from fabric.errors import DigestMismatch, NotFound, TransientError
+from fabric.pacing import Pace
 from fabric.tensors import Buffer
 
 WINDOW = 8
@@ -89,11 +90,14 @@ class Source:
     stream: str
     fallback_domain: str | None = None
     domain: str | None = None
+    pace: Pace | None = None
 
     async def read(self, subject: str) -> bytes | None:
         found = await self.broker.last(self.stream, subject, domain=self.domain, timeout_s=60)
         if found is None and self.fallback_domain is not None:
             found = await self.broker.last(self.stream, subject, domain=self.fallback_domain, timeout_s=60)
+        if found is not None and self.pace is not None:
+            await self.pace.spend(len(found.data))
         return None if found is None else found.data
 
     async def manifest(self, base: str, ref: BlobRef) -> Manifest:
@@ -183,10 +187,11 @@ class MemorySink:
 
 
 class FileSink:
-    """Collects a blob in a file; chunks of an interrupted transfer are recognised by their digest."""
+    """Collects a blob in a file, from byte `start` on; chunks of an interrupted transfer are known by their digest."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0) -> None:
         self.path = path
+        self._start = start
 
     def missing(self, manifest: Manifest) -> list[int]:
         try:
@@ -198,7 +203,7 @@ class FileSink:
         wanted = []
         with self.path.open("rb") as file:
             for index in range(len(manifest.chunks)):
-                file.seek(index * manifest.chunk_bytes)
+                file.seek(self._start + index * manifest.chunk_bytes)
                 try:
                     manifest.check(index, file.read(manifest.chunk_size(index)))
                 except DigestMismatch:
@@ -207,8 +212,9 @@ class FileSink:
 
     def write(self, offset: int, data: bytes) -> None:
         try:
+            self.path.touch()
             with self.path.open("r+b") as file:
-                file.seek(offset)
+                file.seek(self._start + offset)
                 file.write(data)
         except OSError as exc:
             raise _cannot_write(self.path, exc) from exc

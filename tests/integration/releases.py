@@ -14,7 +14,7 @@ from fabric.broker import Broker
 from fabric.events import Event, ModelProduced
 from fabric.ids import new_id
 from fabric.release import Export
-from fabric.subjects import DOWN, HUB_REGION, Subjects
+from fabric.subjects import HUB_REGION, RELEASES, Subjects
 from fabric.tensors import Buffer, Tensor, encode
 from fabric.transfer import put_blob
 from tests.conftest import APPS
@@ -72,7 +72,7 @@ async def produce(
         ("smoke", smoke(factor if promised is None else promised)),
         ("arrays", encode(arrays)),
     ):
-        keep[name] = await put_blob(broker, SUBJECTS.blob, DOWN, parts, ttl_s=None)
+        keep[name] = await put_blob(broker, SUBJECTS.release_blob, RELEASES, parts, ttl_s=None)
     produced = ModelProduced(run=run, model=model, export=Export(), metrics={"accuracy": factor}, **keep)
     event = Event.now("test", produced, id=new_id("produced"))
     await broker.publish(SUBJECTS.report(HUB_REGION, run, "model-produced"), event.model_dump_json().encode())

@@ -131,7 +131,7 @@ def test_nothing_short_of_confirmed_counts_as_success(name: NodePhase) -> None:
 def test_a_failing_canary_takes_the_release_back_under_a_higher_counter() -> None:
     story = _started(previous={"e1": ref("f")})
     commands = story.tell(phase("e1", "failed", "smoke inference: output differs"))
-    assert commands == (SetDesired("e1", "m", 2, "ro-1", ref("f")),)
+    assert commands == (SetDesired("e1", "m", 2, "ro-1", ref("f"), None, waves.BACK),)
     assert isinstance(_state(story), rollouts.RolledBack)
     assert "smoke inference" in _state(story).reason
     assert "1 of 1 attempted nodes failed" in _state(story).reason

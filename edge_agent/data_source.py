@@ -1,0 +1,65 @@
+"""Where training apps and scores get a node's samples from.
+
+A `DataSource` is what a user's own data looks like; `CapturedSamples` is the node's sample store.
+An app finds the store's path in its node config, under `SAMPLES`:
+
+    source = CapturedSamples.open(str(context.node_config["fedtide-samples"]), "digits")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edge_agent.samples import SampleStore
+from edge_agent.scoring import Array
+from fabric.errors import NotFound
+
+SAMPLES = "fedtide-samples"
+LABEL = "label"
+
+
+class DataSource(Protocol):
+    """Labelled samples of this node. They stay in the order and number that `len` says while it is open."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> dict[str, Array]:
+        """Samples as columns: one array an input, and `label`; the first axis is the sample.
+
+        Raises:
+            IndexError: an index is not below `len`.
+        """
+        ...
+
+
+class CapturedSamples:
+    """The labelled samples that the node captured for one model, as they are when it is opened."""
+
+    def __init__(self, store: SampleStore, model: str) -> None:
+        self._store = store
+        self._numbers = store.numbers(model)
+
+    @classmethod
+    def open(cls, file: str, model: str) -> CapturedSamples:
+        """Raises NotFound if this node has captured nothing."""
+        if not Path(file).exists():
+            raise NotFound(f"there is no sample store at {file}", "Set capture.share in the agent's configuration")
+        return cls(SampleStore(Path(file), 2**62, float("inf")), model)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def read(self, indices: Sequence[int]) -> dict[str, Array]:
+        samples = [self._store.read(self._numbers[i]) for i in indices]
+        found = [s for s in samples if s is not None]
+        if not found:
+            return {}
+        columns = {name: np.concatenate([s.inputs[name] for s in found]) for name in found[0].inputs}
+        labels = [label for s in found for label in (s.label if isinstance(s.label, list) else [s.label])]
+        return {**columns, LABEL: np.array(labels)}

@@ -1,0 +1,94 @@
+"""Fetching a release: from the region's cache, from the hub if that lacks it, and what is here already from disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from fabric.blobs import BlobRef, chunked, manifest_of
+from fabric.broker import Broker
+from fabric.errors import NotFound, TransientError
+from fabric.pacing import Pace
+from fabric.release import ReleaseManifest, decode_release
+from fabric.streams import HUB_DOMAIN
+from fabric.subjects import CACHE, RELEASES, Subjects
+from fabric.transfer import FileSink, Sink, Source, get_blob, read_blob
+
+log = logging.getLogger(__name__)
+
+Local = dict[str, tuple[Path, int]]
+"""By digest of a blob: a file on this node, and where in it the blob's bytes begin."""
+
+
+class ReleaseDownload:
+    """One download; `wan_bytes` counts what did not come from the region."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, region: str, bytes_per_s: int | None) -> None:
+        pace = Pace(bytes_per_s)
+        self._region = region
+        self._subjects = subjects
+        self._cache = Source(broker, CACHE, pace=pace)
+        self._hub = Source(broker, RELEASES, domain=HUB_DOMAIN, pace=pace)
+        self.wan_bytes = 0
+        self.reused_bytes = 0
+
+    async def manifest(self, release: BlobRef) -> tuple[ReleaseManifest, bytes]:
+        """Raises NotFound, DigestMismatch, MalformedMessage, BrokerUnavailable."""
+        try:
+            raw = bytes(await read_blob(self._cache, self._in_cache, release))
+        except NotFound:
+            self.wan_bytes += release.size_bytes
+            raw = bytes(await read_blob(self._hub, self._subjects.release_blob, release))
+        return decode_release(raw), raw
+
+    async def files(self, manifest: ReleaseManifest, folder: Path, local: Local) -> None:
+        """Bring the ONNX file and the smoke sample to `folder`; goes on where it was interrupted.
+
+        Raises:
+            NotFound, DigestMismatch, BrokerUnavailable: as `fabric.transfer.get_blob`.
+            TransientError: no room on the disk.
+        """
+        await self._file(folder / "model.onnx", manifest.onnx_parts, local)
+        await self._file(folder / "smoke.safetensors", [manifest.smoke], local)
+
+    async def _file(self, path: Path, parts: Iterable[BlobRef], local: Local) -> None:
+        start = 0
+        for ref in parts:
+            sink = FileSink(path, start)
+            if not self._take_local(ref, sink, local):
+                await self._fetch(ref, sink)
+            start += ref.size_bytes
+        try:
+            with path.open("r+b") as file:
+                file.truncate(start)
+        except OSError as exc:
+            raise TransientError(f"cannot store release: {exc.strerror}", "Free disk space on the node") from exc
+
+    async def _fetch(self, ref: BlobRef, sink: Sink) -> None:
+        try:
+            await get_blob(self._cache, self._in_cache, ref, sink)
+        except NotFound:
+            log.info("release.not_in_region", extra={"blob": ref.digest[:12]})
+            await get_blob(self._hub, self._subjects.release_blob, ref, sink)
+            self.wan_bytes += ref.size_bytes
+
+    def _take_local(self, ref: BlobRef, sink: FileSink, local: Local) -> bool:
+        """Copy a blob from another release on this disk, if it is there and whole."""
+        if ref.digest not in local:
+            return False
+        path, offset = local[ref.digest]
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(ref.size_bytes)
+        except OSError:
+            return False
+        if manifest_of(list(chunked([data]))).ref != ref:
+            return False
+        sink.write(0, data)
+        self.reused_bytes += ref.size_bytes
+        return True
+
+    def _in_cache(self, digest: str) -> str:
+        return self._subjects.cache_blob(self._region, digest)
