@@ -15,6 +15,7 @@ from edge_agent.capture import Capturer
 from edge_agent.comparisons import Comparisons
 from edge_agent.config import AgentConfig
 from edge_agent.drift import DriftWatch
+from edge_agent.footprint import shrink
 from edge_agent.governor import Latency
 from edge_agent.inference_server import InferenceServer
 from edge_agent.model_store import ModelStore
@@ -108,6 +109,7 @@ class Agent:
         await self._broker.subscribe(self._subjects.live_node(region, node), self._on_live)
         await NatsInference(self._broker, self._serving).listen(self._subjects, region, node)
         self._broker.when_reconnected(self._catch_up)
+        shrink()
         await self._join()
         await self._catch_up()
         while True:

@@ -38,12 +38,13 @@ class Sketch:
     def add(self, inputs: dict[str, Array], outputs: dict[str, Array], scoring: Scoring) -> None:
         """Count one request's rows, or several requests' joined."""
         rows = 0
-        for name, array in inputs.items():
-            if array.dtype.kind in "biuf" and array.size:
-                rows = array.shape[0] if array.ndim else 1
-                self._features(name, array.reshape(rows, -1).astype(np.float64))
+        with np.errstate(all="ignore"):  # whatever a client sends is counted, at the far ends if need be
+            for name, array in inputs.items():
+                if array.dtype.kind in "biuf" and array.size:
+                    rows = array.shape[0] if array.ndim else 1
+                    self._features(name, array.reshape(rows, -1).astype(np.float64))
+            self._outputs(outputs, scoring)
         self.samples += rows
-        self._outputs(outputs, scoring)
 
     def _features(self, name: str, rows: npt.NDArray[np.float64]) -> None:
         columns = (

@@ -20,7 +20,7 @@ def apply(steps: list[Step], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     for step in steps:
         try:
             array = _one(step, array)
-        except ValueError as exc:
+        except (TypeError, ValueError) as exc:
             raise RemoteError(
                 f"preprocessing {step.op}: {exc}", "Send the shape that the model's metadata names"
             ) from exc

@@ -10,6 +10,7 @@ import pytest
 from edge_agent import trainer as trainer_module
 from edge_agent.config import AgentConfig, load
 from edge_agent.fair_queue import FairQueue
+from edge_agent.governor import Governor, Latency
 from edge_agent.outbox import Outbox
 from edge_agent.preprocess import apply
 from edge_agent.trainer import Job, Trainer
@@ -88,7 +89,7 @@ async def test_a_node_without_flower_says_what_to_install(tmp_path: Path, monkey
         task_file=tmp_path, blobs={}, app_dir=tmp_path, state_file=tmp_path, out_dir=tmp_path, node_id=1, node_config={}
     )
     with pytest.raises(CapabilityMissing, match=r"fedtide\[train\]"):
-        await Trainer(config).train(job)
+        await Trainer(config, Governor(config.limits, "UTC", Latency(), print)).train(job)
 
 
 def test_preprocessing_steps_follow_one_another() -> None:
