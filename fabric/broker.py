@@ -50,6 +50,7 @@ class Broker:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._waiting: set[asyncio.Timeout] = set()
 
     @classmethod
     async def connect(cls, url: str, name: str, *, wait_s: float | None = 30.0) -> Broker:
@@ -73,6 +74,7 @@ class Broker:
                     pending_size=64 * 1024 * 1024,
                     error_cb=_log_error,
                     reconnected_cb=broker._reconnected,
+                    disconnected_cb=broker._disconnected,
                 )
         except (TimeoutError, OSError, nats.errors.Error) as exc:
             raise BrokerUnavailable(f"no NATS server answers at {url}", "Is it running? Try `fedtide status`") from exc
@@ -81,6 +83,12 @@ class Broker:
     def when_reconnected(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback` after every reconnect (to read what was missed)."""
         self._on_reconnect.append(callback)
+
+    async def _disconnected(self) -> None:
+        """Whoever waits for an answer would wait in vain: its time is over now."""
+        now = asyncio.get_running_loop().time()
+        for limit in self._waiting:
+            limit.reschedule(now)
 
     async def _reconnected(self) -> None:
         for callback in self._on_reconnect:
@@ -333,7 +341,12 @@ class Broker:
 
     async def _request(self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
         try:
-            return await self._client.request(subject, data, timeout=timeout_s, headers=headers)
+            async with asyncio.timeout(timeout_s) as limit:
+                self._waiting.add(limit)
+                try:
+                    return await self._client.request(subject, data, timeout=timeout_s, headers=headers)
+                finally:
+                    self._waiting.discard(limit)
         except nats.errors.MaxPayloadError as exc:
             raise TooLarge(f"a message of {len(data)} bytes is over the broker's limit ({subject})") from exc
         except (nats.errors.Error, TimeoutError, OSError) as exc:

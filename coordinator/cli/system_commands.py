@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one")] = 0,
     coordinators: Annotated[int, typer.Option(min=1, help="More than one: the others stand by")] = 1,
     regional_aggregators: Annotated[bool, typer.Option(help="A process in each region that sums its updates")] = False,
+    agent_set: Annotated[list[str] | None, typer.Option(help="A field of every agent: key=JSON; repeat")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
@@ -47,6 +49,7 @@ def up(
     command = [sys.executable, "-m", "coordinator.embedded", "--regions", regions]
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
+    command += ["--agent", json.dumps(dict(_agent_field(text) for text in agent_set or []))]
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:
         bound = None if detach else end_with_parent
@@ -64,6 +67,17 @@ def up(
         typer.echo("going down ...")
         process.terminate()
         process.wait(DOWN_WITHIN_S)
+
+
+def _agent_field(text: str) -> tuple[str, object]:
+    key, found, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError as exc:
+        remedy = """For example: --agent-set 'capture={"share": 1.0}'"""
+        raise ConfigError(
+            f"--agent-set {key}", "is not key=JSON" if not found else f"is not JSON: {exc}", remedy
+        ) from exc
 
 
 def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> UpState:

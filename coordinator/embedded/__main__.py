@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import signal
 import sys
 
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--coordinators", type=int, default=1)
     parser.add_argument("--regional-aggregators", action="store_true")
+    parser.add_argument("--agent", type=json.loads, default={})
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
@@ -39,7 +41,7 @@ def main() -> int:
         with locked(home):
             regions, nodes = arguments.regions.split(","), arguments.nodes_per_region
             port, coordinators, regional = arguments.port, arguments.coordinators, arguments.regional_aggregators
-            layout = lay_out(home, regions, nodes, port, coordinators, regional=regional)
+            layout = lay_out(home, regions, nodes, port, coordinators, regional=regional, agent=arguments.agent)
             asyncio.run(_until_signalled(Supervisor(home, layout)))
     except FedtideError as exc:
         print(f"fedtide up: {exc}", file=sys.stderr)

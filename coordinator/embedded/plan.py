@@ -7,8 +7,10 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coordinator.embedded import nats_config
 from coordinator.embedded.home import Home
@@ -46,8 +48,12 @@ def lay_out(
     coordinators: int = 1,
     *,
     regional: bool = False,
+    agent: Mapping[str, Any] | None = None,
 ) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
+
+    Args:
+        agent: fields that go over the configuration of every agent.
 
     Raises:
         ConfigError: impossible numbers or names, or a port in use.
@@ -81,7 +87,8 @@ def lay_out(
         for number in range(1, nodes_per_region + 1):
             nodes.append(f"{region}-{number}")
             index, count = len(nodes) - 1, len(regions) * nodes_per_region
-            children.append(_agent(home, config_dir, nodes[-1], region, port, index, count))
+            child = _agent(home, config_dir, nodes[-1], region, port, index, count, agent or {})
+            children.append(child)
     apis = tuple(f"http://127.0.0.1:{port}" for port in api_ports)
     return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes), apis)
 
@@ -143,8 +150,17 @@ def _regional(config_dir: Path, region: str, port: int) -> Child:
     return Child(f"regional-{region}", (sys.executable, "-m", "aggregation.fold_worker", str(file)))
 
 
-def _agent(home: Home, config_dir: Path, node: str, region: str, port: int, index: int, count: int) -> Child:
-    config = {
+def _agent(
+    home: Home,
+    config_dir: Path,
+    node: str,
+    region: str,
+    port: int,
+    index: int,
+    count: int,
+    more: Mapping[str, Any],
+) -> Child:
+    config: dict[str, Any] = {
         "node": node,
         "region": region,
         "nats_url": f"nats://127.0.0.1:{port}",
@@ -152,6 +168,7 @@ def _agent(home: Home, config_dir: Path, node: str, region: str, port: int, inde
         "node_config": {"partition-id": index, "num-partitions": count},
         "heartbeat_s": 2.0,
         "train_threads": 1,
+        **more,
     }
     file = config_dir / f"agent-{node}.json"
     file.write_text(json.dumps(config, indent=2))

@@ -142,11 +142,17 @@ def _children(parent: int) -> list[int]:
 
 @asynccontextmanager
 async def faulty_installation(
-    root: Path, regions: list[str], nodes_per_region: int, *, coordinators: int = 1, wired: tuple[str, ...] = ()
+    root: Path,
+    regions: list[str],
+    nodes_per_region: int,
+    *,
+    coordinators: int = 1,
+    wired: tuple[str, ...] = (),
+    agent: dict[str, Any] | None = None,
 ) -> AsyncIterator[Faulty]:
     """Everything up, with a proxy on each region's link to the hub and on the wires of the nodes in `wired`."""
     home = Home(root)
-    layout = lay_out(home, regions, nodes_per_region, coordinators=coordinators)
+    layout = lay_out(home, regions, nodes_per_region, coordinators=coordinators, agent=agent)
     config = root / "config"
     links, wires = {}, {}
     for region in regions:

@@ -9,14 +9,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fabric.blobs import BlobRef
+from aggregation.onnx_parts import cut
+from fabric.blobs import BlobRef, chunked, manifest_of
 from fabric.broker import Broker
-from fabric.events import Event, ModelProduced
+from fabric.events import Event, ModelProduced, ReleasePublished
 from fabric.ids import new_id
-from fabric.release import Export
+from fabric.release import Export, Lineage, ReleaseManifest
 from fabric.subjects import HUB_REGION, RELEASES, Subjects
 from fabric.tensors import Buffer, Tensor, encode
 from fabric.transfer import put_blob
+from fabric.wire import AppRef
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until
 
@@ -77,6 +79,38 @@ async def produce(
     event = Event.now("test", produced, id=new_id("produced"))
     await broker.publish(SUBJECTS.report(HUB_REGION, run, "model-produced"), event.model_dump_json().encode())
     await broker.close()
+
+
+async def publish(
+    hub_url: str,
+    version: int,
+    content: bytes,
+    sample: Sequence[Buffer],
+    model: str = "scale",
+    export: Export | None = None,
+) -> BlobRef:
+    """Put a release into the registry as if a run had brought it."""
+    broker = await Broker.connect(hub_url, "test-publisher")
+
+    async def keep(parts: Sequence[Buffer]) -> BlobRef:
+        return await put_blob(broker, SUBJECTS.release_blob, RELEASES, parts, ttl_s=None)
+
+    app = AppRef(name="app", bundle=BlobRef(digest="0" * 64, size_bytes=0))
+    manifest = ReleaseManifest(
+        model=model,
+        version=version,
+        onnx=manifest_of(list(chunked([content]))).ref,
+        parts=[await keep([part]) for part in cut(content)],
+        arrays=await keep([b"-"]),
+        smoke=await keep(sample),
+        export=export or Export(),
+        lineage=Lineage(app=app, run=f"run-{model}-{version}", rounds=1, participants=1, updates=1),
+    )
+    ref = await keep([manifest.model_dump_json().encode()])
+    event = Event.now("test", ReleasePublished(release=ref, manifest=manifest))
+    await broker.publish(SUBJECTS.report(HUB_REGION, "test", "release-published"), event.model_dump_json().encode())
+    await broker.close()
+    return ref
 
 
 def _versions(there: Installation, model: str) -> list[int]:
