@@ -11,14 +11,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import numpy as np
 
 from edge_agent.config import AgentConfig
 from edge_agent.drift_sketch import CONFIDENCE, PREDICTION, Sketch, scores, total
 from edge_agent.serving import Served
-from edge_agent.sessions import Model
+from edge_agent.sessions import Arrays, Model
 from fabric.broker import Broker
 from fabric.errors import MalformedMessage, StaleWriter, TransientError
 from fabric.events import DriftReported
@@ -65,9 +65,10 @@ class DriftWatch:
         known = self._sketches.get(name)
         if known is None or known[0].release != model.release:
             known = self._sketches[name] = (model, Sketch())
-        scoring = model.manifest.export.scoring
-        for served in waiting:
-            known[1].add(served.prepared, served.outputs or {}, scoring)
+        for alike in _alike(waiting):
+            inputs = _joined([served.prepared for served in alike])
+            outputs = _joined([served.outputs or {} for served in alike])
+            known[1].add(inputs, outputs, model.manifest.export.scoring)
 
     async def run(self) -> None:
         """Window after window, for ever; without requests there is no window."""
@@ -127,6 +128,20 @@ class DriftWatch:
                 region=self._config.region, model=name, feature=feature, score=round(score, 6), samples=now.samples
             )
             await self._report(data, f"{name}.{feature}.{window}")
+
+
+def _alike(waiting: list[Served]) -> Iterable[list[Served]]:
+    """Requests that can be joined along their first axis; others each for itself."""
+    if waiting[0].model.batchable:
+        groups: dict[tuple[object, ...], list[Served]] = {}
+        for served in waiting:
+            groups.setdefault(tuple((n, a.shape[1:]) for n, a in served.prepared.items()), []).append(served)
+        return groups.values()
+    return [[served] for served in waiting]
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
 
 def _pack(model: Model, sketch: Sketch) -> bytes:

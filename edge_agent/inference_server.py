@@ -124,12 +124,7 @@ async def answer(
         raise RemoteError(f"{HEADER_LENGTH} is {json_length!r}, not a number")
     request = decode_request(body, int(json_length) if json_length is not None else None)
     used, outputs = await serving.infer(model, version, request.inputs, request.id)
-    head: dict[str, Any] = {
-        "model_name": used.name,
-        "model_version": used.version,
-        "parameters": {"release": used.release.digest},
-    }
-    return encode_response(head, outputs, request)
+    return encode_response((used.name, used.version, used.release.digest), outputs, request)
 
 
 async def _live(_: web.Request) -> web.Response:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,25 @@ def datatype(dtype: np.dtype[Any]) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One input as the JSON describes it; exactly one of `data` and `size_bytes` is set."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    data: Any
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    id: str
+    tensors: tuple[_Tensor, ...]
+    outputs: dict[str, bool]
+    binary: bool
+
+
 def decode_request(body: bytes | memoryview, json_length: int | None) -> InferRequest:
     """A request body as arrays; those of binary tensors are views of `body`.
 
@@ -70,29 +90,50 @@ def decode_request(body: bytes | memoryview, json_length: int | None) -> InferRe
         RemoteError: it is not one; says what is wrong with which input.
     """
     view = memoryview(body)
-    if json_length is not None and not 0 <= json_length <= len(view):
+    if json_length is None:
+        head, rest = _decode_head(bytes(view)), view[len(view) :]
+    elif 0 <= json_length <= len(view):
+        text = bytes(view[:json_length])
+        # A client says the same of every request but its bytes.
+        head = _known_head(text) if json_length <= MAX_KNOWN_BYTES else _decode_head(text)
+        rest = view[json_length:]
+    else:
         raise RemoteError(f"{HEADER_LENGTH} is {json_length}, the body has {len(view)} bytes")
-    head = view if json_length is None else view[:json_length]
-    rest = view[len(view) :] if json_length is None else view[json_length:]
+    inputs: dict[str, Array] = {}
+    for tensor in head.tensors:
+        if tensor.size_bytes is None:
+            inputs[tensor.name] = tensor.data
+            continue
+        if tensor.size_bytes > len(rest):
+            raise RemoteError(
+                f"input {tensor.name!r}: {tensor.size_bytes} bytes of binary data announced, {len(rest)} are left"
+            )
+        inputs[tensor.name] = _from_bytes(tensor, rest[: tensor.size_bytes])
+        rest = rest[tensor.size_bytes :]
+    if len(rest):
+        raise RemoteError(f"{len(rest)} bytes of binary data belong to no input")
+    return InferRequest(head.id, inputs, head.outputs, head.binary)
+
+
+def _decode_head(text: bytes) -> _Head:
     try:
-        told = json.loads(bytes(head))
-        inputs: dict[str, Array] = {}
-        for tensor in told["inputs"]:
-            inputs[str(tensor["name"])], rest = _decode_tensor(tensor, rest)
+        told = json.loads(text)
+        tensors = tuple(_decode_tensor(tensor) for tensor in told["inputs"])
         binary = bool((told.get("parameters") or {}).get("binary_data_output", False))
         outputs = {
             str(o["name"]): bool((o.get("parameters") or {}).get("binary_data", binary))
             for o in told.get("outputs") or []
         }
-        identity = str(told.get("id") or "")
+        return _Head(str(told.get("id") or ""), tensors, outputs, binary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise RemoteError(f"malformed inference request: {type(exc).__name__}: {exc}") from exc
-    if len(rest):
-        raise RemoteError(f"{len(rest)} bytes of binary data belong to no input")
-    return InferRequest(identity, inputs, outputs, binary)
 
 
-def _decode_tensor(tensor: Mapping[str, Any], rest: memoryview) -> tuple[Array, memoryview]:
+_known_head = lru_cache(maxsize=256)(_decode_head)
+MAX_KNOWN_BYTES = 4096
+
+
+def _decode_tensor(tensor: Mapping[str, Any]) -> _Tensor:
     name, kind = str(tensor["name"]), str(tensor["datatype"])
     dtype = _DTYPES.get(kind)
     if dtype is None:
@@ -102,11 +143,10 @@ def _decode_tensor(tensor: Mapping[str, Any], rest: memoryview) -> tuple[Array, 
         raise RemoteError(f"input {name!r}: shape {list(shape)} has a negative size")
     size = (tensor.get("parameters") or {}).get("binary_data_size")
     if size is None:
-        return _from_json(name, tensor["data"], dtype, shape), rest
-    size = int(size)
-    if not 0 <= size <= len(rest):
-        raise RemoteError(f"input {name!r}: {size} bytes of binary data announced, {len(rest)} are left")
-    return _from_bytes(name, rest[:size], dtype, shape), rest[size:]
+        return _Tensor(name, dtype, shape, _from_json(name, tensor["data"], dtype, shape), None)
+    if int(size) < 0:
+        raise RemoteError(f"input {name!r}: binary_data_size is {size}")
+    return _Tensor(name, dtype, shape, None, int(size))
 
 
 def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
@@ -116,7 +156,8 @@ def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...
     return array.reshape(shape)
 
 
-def _from_bytes(name: str, data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+def _from_bytes(tensor: _Tensor, data: memoryview) -> Array:
+    name, dtype, shape = tensor.name, tensor.dtype, tensor.shape
     count = math.prod(shape)
     if dtype == np.dtype("object"):
         texts = _texts(name, data)
@@ -142,33 +183,56 @@ def _texts(name: str, data: memoryview) -> list[str]:
 
 
 def encode_response(
-    head: dict[str, Any], outputs: Mapping[str, Array], request: InferRequest
+    answered_by: tuple[str, str, str], outputs: Mapping[str, Array], request: InferRequest
 ) -> tuple[bytes, int | None]:
     """A response body, and the length of its JSON part if binary tensors follow.
 
     Args:
-        head: model name, version and parameters.
+        answered_by: name, version and release digest of the model.
 
     Raises:
         RemoteError: an output is wanted that the model does not have.
     """
     wanted = request.outputs or dict.fromkeys(outputs, request.binary)
-    described, parts = [], []
-    for name, binary in wanted.items():
+    described: list[dict[str, Any]] = []
+    binary: list[tuple[str, np.dtype[Any], tuple[int, ...], int]] = []
+    parts: list[bytes] = []
+    for name, as_binary in wanted.items():
         if name not in outputs:
             raise RemoteError(f"the model has no output {name!r}", f"It has {', '.join(outputs)}")
         array = outputs[name]
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
-        if binary:
+        if as_binary:
             parts.append(_to_bytes(array))
-            tensor["parameters"] = {"binary_data_size": len(parts[-1])}
+            binary.append((name, array.dtype, array.shape, len(parts[-1])))
         else:
-            tensor["data"] = array.reshape(-1).tolist()
-        described.append(tensor)
-    if request.id:
-        head = {**head, "id": request.id}
-    text = json.dumps({**head, "outputs": described}).encode()
+            told = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
+            described.append({**told, "data": array.reshape(-1).tolist()})
+    if described:
+        text = json.dumps({**_about(answered_by, request.id), "outputs": described + _binary_outputs(binary)}).encode()
+    else:
+        text = _known_text(answered_by, request.id, tuple(binary))
     return b"".join([text, *parts]), len(text) if parts else None
+
+
+def _about(answered_by: tuple[str, str, str], id_: str) -> dict[str, Any]:
+    name, version, digest = answered_by
+    about = {"model_name": name, "model_version": version, "parameters": {"release": digest}}
+    return {**about, "id": id_} if id_ else about
+
+
+def _binary_outputs(outputs: Iterable[tuple[str, np.dtype[Any], tuple[int, ...], int]]) -> list[dict[str, Any]]:
+    return [
+        {"name": n, "datatype": datatype(d), "shape": list(s), "parameters": {"binary_data_size": size}}
+        for n, d, s, size in outputs
+    ]
+
+
+@lru_cache(maxsize=256)
+def _known_text(
+    answered_by: tuple[str, str, str], id_: str, outputs: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
+) -> bytes:
+    """The JSON part when every tensor is binary: the same for every answer of one release and shape."""
+    return json.dumps({**_about(answered_by, id_), "outputs": _binary_outputs(outputs)}).encode()
 
 
 def _to_bytes(array: Array) -> bytes:

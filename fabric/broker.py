@@ -108,6 +108,12 @@ class Broker:
         """Send a request and return the answer's payload."""
         return (await self._request(subject, data, timeout_s)).data
 
+    async def ask_with_headers(
+        self, subject: str, data: bytes, headers: dict[str, str], *, timeout_s: float = 5.0
+    ) -> Received:
+        """As `ask`, with headers both ways."""
+        return _received(await self._request(subject, data, timeout_s, headers or None))
+
     async def tell(self, subject: str, data: bytes) -> None:
         """Publish without storage or confirmation."""
         try:

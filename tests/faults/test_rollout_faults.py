@@ -74,7 +74,9 @@ class Rollouts:
             *_, last = self.there.client.stream(f"/v1/rollouts/{rollout}/watch", timeout_s=90)
             return last
 
-        return await asyncio.to_thread(follow)
+        view = await asyncio.to_thread(follow)
+        await self.there.read_log()
+        return view
 
     def phases(self, rollout: str, node: str) -> list[str]:
         told = (e.data for e in self.there.seen if isinstance(e.data, NodePhaseReported))

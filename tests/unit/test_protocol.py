@@ -34,7 +34,7 @@ def _binary(name: str, kind: str, shape: list[int], size: int) -> dict[str, Any]
 def test_a_tensor_comes_back_as_it_was_in_either_form(array: Any) -> None:
     for binary in (False, True):
         asked = InferRequest("7", {}, {"y": binary}, binary)
-        body, json_length = encode_response({"model_name": "m"}, {"y": array}, asked)
+        body, json_length = encode_response(("m", "1", "d"), {"y": array}, asked)
         assert (json_length is None) is not binary
         head = json.loads(body[:json_length])
         assert head["id"] == "7"
@@ -47,7 +47,7 @@ def test_a_tensor_comes_back_as_it_was_in_either_form(array: Any) -> None:
 
 def test_strings_are_carried_in_both_forms() -> None:
     texts = np.array([["a", "öö"]], dtype=object)
-    body, length = encode_response({}, {"t": texts}, InferRequest("", {}, {}, True))
+    body, length = encode_response(("m", "1", "d"), {"t": texts}, InferRequest("", {}, {}, True))
     assert length is not None
     tensor = json.loads(body[:length])["outputs"][0]
     text = json.dumps({"inputs": [tensor]}).encode()
