@@ -30,8 +30,9 @@ from fabric.tensors import Tensor, encode
 from tests.integration.installation import until
 from tests.integration.releases import publish
 
-MODELS = {"mlp": (64, 128), "wide": (512, 4096)}
-"""Inputs and hidden units: about 0.02 ms and 1 ms a row."""
+MODELS: dict[str, tuple[int, ...]] = {"mlp": (64,), "cnn": (3, 32, 32)}
+"""The shape of one row: a perceptron that takes hundredths of a millisecond, and a small convolutional network."""
+WIDTH = 128
 REQUESTS = 2000
 SWAPS = 10
 RATE = 500
@@ -60,23 +61,28 @@ def main() -> None:
 
 
 def graph(name: str, version: int) -> bytes:
-    """A two-layer perceptron whose output also holds its own version, in the last column."""
-    inputs, hidden = MODELS[name]
+    """A classifier of ten classes whose output also holds its own version, in an eleventh column."""
     rng = np.random.default_rng(1)
-    weights = {
-        "w1": rng.normal(0, 0.1, (inputs, hidden)),
-        "w2": np.concatenate([rng.normal(0, 0.1, (hidden, 10)), np.zeros((hidden, 1))], axis=1),
-        "b": np.array([0.0] * 10 + [version]),
-    }
+    last = rng.normal(0, 0.1, (WIDTH, 11))
+    last[:, 10] = 0
+    weights = {"w": last, "b": np.array([0.0] * 10 + [version])}
+    if name == "mlp":
+        weights["w1"] = rng.normal(0, 0.1, (MODELS[name][0], WIDTH))
+        nodes = [helper.make_node("MatMul", ["x", "w1"], ["a"]), helper.make_node("Relu", ["a"], ["h"])]
+    else:
+        weights["k1"], weights["k2"] = rng.normal(0, 0.1, (32, 3, 3, 3)), rng.normal(0, 0.1, (WIDTH, 32, 3, 3))
+        nodes = [
+            helper.make_node("Conv", ["x", "k1"], ["c1"], strides=[2, 2]),
+            helper.make_node("Relu", ["c1"], ["r1"]),
+            helper.make_node("Conv", ["r1", "k2"], ["c2"], strides=[2, 2]),
+            helper.make_node("Relu", ["c2"], ["r2"]),
+            helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["h"]),
+        ]
+    nodes += [helper.make_node("MatMul", ["h", "w"], ["c"]), helper.make_node("Add", ["c", "b"], ["y"])]
     constants = [numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items()]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", inputs])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *MODELS[name]])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 11])
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["a"]),
-        helper.make_node("Relu", ["a"], ["h"]),
-        helper.make_node("MatMul", ["h", "w2"], ["c"]),
-        helper.make_node("Add", ["c", "b"], ["y"]),
-    ]
     body = helper.make_graph(nodes, name, [x], [y], constants)
     return bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString())
 
@@ -89,7 +95,7 @@ def session(content: bytes) -> Any:
 
 def roll_out(client: Client, hub_url: str, name: str, version: int) -> None:
     content = graph(name, version)
-    x = np.ones((1, MODELS[name][0]), np.float32)
+    x = np.ones((1, *MODELS[name]), np.float32)
     (y,) = session(content).run(None, {"x": x})
     asyncio.run(publish(hub_url, version, content, encode([Tensor.of("in.x", x), Tensor.of("out.y", y)]), model=name))
 
@@ -122,7 +128,7 @@ def request(name: str, row: np.ndarray[Any, Any]) -> bytes:
 
 def compare(name: str, where: tuple[str, int]) -> list[Row]:
     """Served against bare, in turn, five times each; medians of the percentiles."""
-    row = np.ones((1, MODELS[name][0]), np.float32)
+    row = np.ones((1, *MODELS[name]), np.float32)
     bare_session, ask = session(graph(name, 1)), request(name, row)
     connection = socket.create_connection(where)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,7 +167,7 @@ def swaps(client: Client, hub_url: str, where: tuple[str, int]) -> list[Row]:
 
     async def run() -> None:
         stop = asyncio.Event()
-        load = [asyncio.create_task(_load(where, stop, results, took)) for _ in range(CONNECTIONS)]
+        load = [asyncio.create_task(_load(n, where, stop, results, took)) for n in range(CONNECTIONS)]
         for version in range(2, SWAPS + 2):
             await asyncio.to_thread(roll_out, client, hub_url, "mlp", version)
             await asyncio.sleep(PAUSE_S)
@@ -180,11 +186,13 @@ def swaps(client: Client, hub_url: str, where: tuple[str, int]) -> list[Row]:
     ]
 
 
-async def _load(where: tuple[str, int], stop: asyncio.Event, results: Counter[str], took: list[float]) -> None:
+async def _load(
+    number: int, where: tuple[str, int], stop: asyncio.Event, results: Counter[str], took: list[float]
+) -> None:
     """One connection's share of the rate. Two rows a request: both must be of one version."""
     reader, writer = await asyncio.open_connection(*where)
-    ask = request("mlp", np.ones((2, MODELS["mlp"][0]), np.float32))
-    due = time.perf_counter()
+    ask = request("mlp", np.ones((2, *MODELS["mlp"]), np.float32))
+    due = time.perf_counter() + number / RATE
     while not stop.is_set():
         due += CONNECTIONS / RATE
         await asyncio.sleep(max(0.0, due - time.perf_counter()))

@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from fabric.tensors import Tensor, decode, encode
 
 log = logging.getLogger(__name__)
 
-GATHER = 32
-"""Requests that are counted together: the work a request is a fraction of one by one."""
+GATHER = 256
+GATHER_BYTES = 1024 * 1024
+"""Requests, and bytes of inputs, that are counted together: the work a request is a fraction of one by one."""
 
 Report = Callable[[DriftReported, str], Awaitable[None]]
 
@@ -43,24 +45,29 @@ class DriftWatch:
         self._subjects = Subjects(config.tenant)
         self._sketches: dict[str, tuple[Model, Sketch]] = {}
         self._pending: dict[str, list[Served]] = {}
+        self._pending_bytes = 0
         self._seen = asyncio.Event()
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="drift")
+        """Where sketches are touched: counting takes milliseconds, and no request waits for it."""
 
     def observe(self, served: Served) -> None:
         if served.outputs is None:
             return
         waiting = self._pending.setdefault(served.model.name, [])
         if waiting and waiting[0].model is not served.model:
-            self._count(served.model.name)
+            self._hand_over(served.model.name)
             waiting = self._pending.setdefault(served.model.name, [])
         waiting.append(served)
-        if len(waiting) >= GATHER:
-            self._count(served.model.name)
+        self._pending_bytes += sum(a.nbytes for a in served.prepared.values())
+        if len(waiting) >= GATHER or self._pending_bytes >= GATHER_BYTES:
+            self._hand_over(served.model.name)
         self._seen.set()
 
-    def _count(self, name: str) -> None:
-        waiting = self._pending.pop(name, [])
-        if not waiting:
-            return
+    def _hand_over(self, name: str) -> None:
+        self._pending_bytes = 0
+        self._counting.submit(self._count, name, self._pending.pop(name))
+
+    def _count(self, name: str, waiting: list[Served]) -> None:
         model = waiting[0].model
         known = self._sketches.get(name)
         if known is None or known[0].release != model.release:
@@ -80,10 +87,14 @@ class DriftWatch:
                 await asyncio.sleep((window + 1) * width - time.time())
                 self._seen.clear()
                 for name in [*self._pending]:
-                    self._count(name)
-                done, self._sketches = self._sketches, {}
+                    self._hand_over(name)
+                done = await asyncio.get_running_loop().run_in_executor(self._counting, self._take)
                 for name, (model, sketch) in done.items():
                     group.create_task(self._close(name, model, sketch, window), name=f"drift-{name}")
+
+    def _take(self) -> dict[str, tuple[Model, Sketch]]:
+        done, self._sketches = self._sketches, {}
+        return done
 
     async def _close(self, name: str, model: Model, sketch: Sketch, window: int) -> None:
         region, width = self._config.region, self._config.drift.window_s
