@@ -42,7 +42,7 @@ def advance(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Comman
     """Offer the release to nodes that are back, as many at a time as the plan says."""
     plan, changed = facts.plan, list(all_waves)
     for index, wave in _over(all_waves):
-        late = {n: s for n, s in wave.cohort.nodes.items() if s.stage == "catch_up"}
+        late = {n: wave.cohort.nodes[n] for n in wave.cohort.late if not wave.cohort.nodes[n].back}
         changed[index] = waves.with_nodes(wave, wave_steps.expired(plan, late, at))
     cohort = [s for _, _, s in _cohort(changed)]
     if reason := wave_steps.too_many_errors(plan, cohort):
@@ -63,8 +63,8 @@ def settled(facts: Facts, before: Waves, after: Waves) -> Commands:
     commands: Commands = ()
     for index, wave in _over(after):
         old = waves.nodes_of(before[index])
-        if old is wave.cohort.nodes:
-            continue
+        if old is wave.cohort.nodes or not isinstance(before[index], Over):
+            continue  # nothing new, or it was all said when the wave ended
         for name, state in wave.cohort.nodes.items():
             was = old.get(name)
             if state.phase == "confirmed" and was is not None and was.phase != "confirmed":
@@ -82,10 +82,13 @@ def _over(all_waves: Sequence[Wave]) -> Iterator[tuple[int, Over]]:
     return ((i, w) for i, w in enumerate(all_waves) if isinstance(w, Over))
 
 
+def _late(all_waves: Sequence[Wave]) -> Iterator[tuple[int, str, NodeState]]:
+    return ((i, n, w.cohort.nodes[n]) for i, w in _over(all_waves) for n in sorted(w.cohort.late))
+
+
 def _cohort(all_waves: Sequence[Wave]) -> Iterator[tuple[int, str, NodeState]]:
-    for index, wave in _over(all_waves):
-        yield from ((index, n, s) for n, s in wave.cohort.nodes.items() if s.stage == "catch_up" and not s.back)
+    return ((i, n, s) for i, n, s in _late(all_waves) if s.stage == "catch_up" and not s.back)
 
 
 def _waiting(all_waves: Sequence[Wave]) -> list[tuple[int, str, NodeState]]:
-    return [(i, n, s) for i, w in _over(all_waves) for n, s in w.cohort.nodes.items() if s.back]
+    return [(i, n, s) for i, n, s in _late(all_waves) if s.back]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from coordinator import rollout_views, rounds, runs, selection
 from coordinator.world import World
 from fabric.errors import NotFound
-from fabric.events import AlarmRang, Event, NodeJoined, NodeMeasured, NodeOffline, NodeOnline, NodePhaseReported
+from fabric.events import AlarmRang, Event, NodeJoined, NodeOffline, NodeOnline
+from fabric.rollout_events import NodeMeasured, NodePhaseReported
 from fabric.run_events import (
     AggregatorExited,
     AggregatorStarted,

@@ -15,10 +15,10 @@ from coordinator.engine import Engine
 from coordinator.world import World
 from fabric.blobs import MANIFEST_CHUNK, BlobRef
 from fabric.broker import Broker
-from fabric.errors import MalformedMessage
-from fabric.events import RegionCached
+from fabric.errors import DigestMismatch, MalformedMessage, NotFound
 from fabric.pacing import Pace
 from fabric.release import ReleaseManifest, decode_release
+from fabric.rollout_events import RegionCached, RegionCacheFailed
 from fabric.rollout_plan import Desired
 from fabric.subjects import CACHE, DOWN, RELEASES, Subjects
 from fabric.transfer import Source, put_blob, read_blob, stream_blob
@@ -50,20 +50,29 @@ class Distribution:
         return sum([ref.size_bytes for ref in await self._blobs(release) if not await self._has(region, ref)])
 
     async def cache(self, command: CacheRelease, engine: Engine) -> None:
-        """Bring every blob of a release to a region; ends in `RegionCached`.
+        """Bring every blob of a release to a region; ends in `RegionCached`, or `RegionCacheFailed`.
 
         Raises:
             BrokerUnavailable: hub or leaf went away; call again to go on where it stopped.
         """
-        region, sent = command.region, 0
-        pace = Pace(command.bytes_per_s)
-        for ref in await self._blobs(command.release):
+        rollout, region = command.rollout, command.region
+        try:
+            sent = await self._fill(region, command.release, Pace(command.bytes_per_s))
+        except (DigestMismatch, MalformedMessage, NotFound) as exc:
+            await engine.submit(RegionCacheFailed(rollout=rollout, region=region, reason=str(exc)))
+            return
+        cached = RegionCached(rollout=rollout, region=region, wan_bytes=sent)
+        await engine.submit(cached, id=f"{rollout}.{region}.{command.counter}.cached")
+        await self._sweep(region, engine.world)
+
+    async def _fill(self, region: str, release: BlobRef, pace: Pace) -> int:
+        """How many bytes had to be sent."""
+        sent = 0
+        for ref in await self._blobs(release):
             if not await self._has(region, ref):
                 await self._copy(region, ref, pace)
                 sent += ref.size_bytes
-        cached = RegionCached(rollout=command.rollout, region=region, wan_bytes=sent)
-        await engine.submit(cached, id=f"{command.rollout}.{region}.{command.counter}.cached")
-        await self._sweep(region, engine.world)
+        return sent
 
     async def set_desired(self, command: SetDesired, world: World) -> None:
         node = world.node(command.node)
@@ -109,12 +118,24 @@ class Distribution:
 
     async def _sweep(self, region: str, world: World) -> None:
         """Delete what no node of the region serves, may go back to, or is about to be offered."""
-        kept = {ref.digest for release in _in_use(region, world) for ref in _known_blobs(release, world)}
+        kept = kept_blobs(region, world)
+        if kept is None:
+            return
         prefix = self._subjects.cache_blob(region, "")
         stored = await self._broker.subjects_of(CACHE, f"{prefix}>", domain=region)
         for digest in sorted({subject.removeprefix(prefix).partition(".")[0] for subject in stored} - kept):
             purged = await self._broker.purge(CACHE, f"{self._subjects.cache_blob(region, digest)}.>", domain=region)
             log.info("cache.swept", extra={"region": region, "blob": digest[:12], "chunks": purged})
+
+
+def kept_blobs(region: str, world: World) -> frozenset[str] | None:
+    """Digests of what a region must keep; None if the registry does not know all of what is in use."""
+    manifests = {r.ref: r.manifest for m in world.models.values() for r in m.releases}
+    used = set(_in_use(region, world))
+    if not used <= manifests.keys():
+        log.warning("cache.not_swept", extra={"region": region, "reason": "a release in use is in no model"})
+        return None
+    return frozenset(ref.digest for release in used for ref in [*manifests[release].served, release])
 
 
 def _in_use(region: str, world: World) -> Iterable[BlobRef]:
@@ -129,11 +150,3 @@ def _in_use(region: str, world: World) -> Iterable[BlobRef]:
             # A roll-out that a newer one has followed needs nothing any more.
             superseded = isinstance(rollout, rollouts.Completed) and rollout.stopped
             yield from [] if superseded else [plan.release, *before]
-
-
-def _known_blobs(release: BlobRef, world: World) -> list[BlobRef]:
-    manifests = (r.manifest for m in world.models.values() for r in m.releases if r.ref == release)
-    found = next(manifests, None)
-    if found is None:
-        raise MalformedMessage(f"release {release.digest[:12]} is in no model of the registry")
-    return [*found.served, release]

@@ -29,6 +29,7 @@ SOURCE = "coordinator"
 MAX_EVENT_BYTES = 1024 * 1024
 SNAPSHOT_EVERY = 10_000
 RETRY_S = 0.5
+VIEW_EVERY_S = 0.1
 _REMEMBERED_IDS = 100_000
 _DURABLE = "coordinator"
 
@@ -225,7 +226,7 @@ class Engine:
 
 
 async def views_of(engine: Engine, view: Callable[[], object], *, last: Callable[[], bool]) -> AsyncIterator[object]:
-    """`view()` now and after every change that alters it, until `last()` holds."""
+    """`view()` now and after changes that alter it, at most ten a second, until `last()` holds."""
     with engine.watch() as changed:
         shown: object = None
         while True:
@@ -236,3 +237,4 @@ async def views_of(engine: Engine, view: Callable[[], object], *, last: Callable
             if ended:
                 return
             await changed()
+            await asyncio.sleep(VIEW_EVERY_S)  # a view costs more than an event: some go by between two

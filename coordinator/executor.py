@@ -31,12 +31,9 @@ from coordinator.launcher import Launcher
 from coordinator.starting import Starter
 from fabric.broker import Broker
 from fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
-from fabric.events import (
-    FiringFailed,
-    ReleasePublished,
-    RolloutAbortRequested,
-)
+from fabric.events import FiringFailed, ReleasePublished
 from fabric.release import Lineage, ReleaseManifest
+from fabric.rollout_events import RolloutAbortRequested
 from fabric.round_policy import TimeIsUp
 from fabric.run_events import AggregatorExited, RunCancelRequested, RunCleanedUp
 from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer

@@ -43,11 +43,12 @@ class Judgement:
 
 def total(parts: Iterable[Measured]) -> Measured:
     """The sum of what nodes measured."""
-    sums: dict[str, float] = dict.fromkeys(Measured.model_fields, 0)
-    for part in parts:
-        for name in sums:
-            sums[name] += getattr(part, name)
-    return Measured.model_validate(sums)
+    known = [part for part in parts if part is not NOTHING]
+    return Measured.model_validate({name: sum(getattr(p, name) for p in known) for name in Measured.model_fields})
+
+
+NOTHING = Measured()
+"""Of a node that has not reported yet."""
 
 
 def judge(gate: Gate, measured: Mapping[str, Measured], slices: Mapping[str, Sequence[str]]) -> Judgement:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from coordinator.commands import Commands, PublishRelease
 from fabric.blobs import BlobRef
-from fabric.events import ModelProduced, ReleasePublished, RolloutRetryRequested, RolloutStarted
+from fabric.events import ModelProduced, ReleasePublished
 from fabric.release import ReleaseManifest
+from fabric.rollout_events import RolloutRetryRequested, RolloutStarted
 
 ModelEvent = ModelProduced | ReleasePublished | RolloutStarted | RolloutRetryRequested
 

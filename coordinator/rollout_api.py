@@ -16,8 +16,9 @@ from coordinator.starting import Starter
 from coordinator.views import View
 from fabric.broker import Broker
 from fabric.errors import ConfigError, InvalidTransition
-from fabric.events import (
-    EventData,
+from fabric.events import EventData
+from fabric.release import decode_release
+from fabric.rollout_events import (
     RolloutAbortRequested,
     RolloutNextRequested,
     RolloutPauseRequested,
@@ -25,7 +26,6 @@ from fabric.events import (
     RolloutResumeRequested,
     RolloutRollbackRequested,
 )
-from fabric.release import decode_release
 from fabric.subjects import RELEASES, Subjects
 from fabric.transfer import Source, read_blob
 from fabric.wire import Strict

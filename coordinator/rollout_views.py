@@ -8,7 +8,7 @@ from typing import Any
 
 from coordinator import gates, planning, rollouts, wave_steps, waves
 from coordinator.views import View
-from fabric.rollout_plan import Measured, RolloutPlan
+from fabric.rollout_plan import RolloutPlan
 
 
 def rollout(state: rollouts.Rollout) -> View:
@@ -98,7 +98,7 @@ def _wave(state: rollouts.Rollout, index: int) -> View:
         "absent": sum(waves.is_absent(s) for s in nodes.values()),
         "reasons": {n: s.reason for n, s in nodes.items() if s.reason},
         "gates": [_gate(j) for j in _judged(plan, wave)],
-        "measured": gates.total(s.measured or Measured() for s in nodes.values()).model_dump(),
+        "measured": gates.total(s.measured or gates.NOTHING for s in nodes.values()).model_dump(),
         "wan_bytes": _wan_bytes(wave),
         "seconds": round(wave.seconds, 3) if isinstance(wave, waves.Over) else None,
     }

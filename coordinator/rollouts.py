@@ -4,8 +4,7 @@
                                   |  \\\\--a gate that cannot decide, or a person--> Paused --resume--> Rolling
                                   \\\\--errors, a failed gate, or a person--> RolledBack
 
-Waves of one group go side by side, groups one after the other. Nodes that were away are served by
-the catch-up cohort, also after the roll-out is completed. Pure; times come from the events.
+The states, what they mean and what they owe; `rollout_steps` says how one follows from another. Pure.
 """
 
 from __future__ import annotations
@@ -14,17 +13,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from coordinator import catch_up, wave_steps, wave_wishes, waves
+from coordinator import waves
 from coordinator.commands import Commands, SetAlarm
-from coordinator.fleet import Node
-from coordinator.waves import Baking, Facts, NodeState, Offering, Over, Report, TakenBack, Trouble, Waiting, Wave
+from coordinator.waves import (
+    Facts,
+    NodeState,
+    Over,
+    Report,
+    TakenBack,
+    Wave,
+)
 from fabric.blobs import BlobRef
-from fabric.errors import InvalidTransition
-from fabric.events import (
-    AlarmRang,
-    NodeMeasured,
+from fabric.events import AlarmRang
+from fabric.rollout_events import (
     NodePhaseReported,
-    RegionCached,
+    RegionCacheFailed,
     RolloutAbortRequested,
     RolloutNextRequested,
     RolloutPauseRequested,
@@ -44,18 +47,19 @@ Wish = (
     | RolloutNextRequested
     | RolloutRetryRequested
 )
-RolloutEvent = RolloutStarted | Report | Wish | AlarmRang
+RolloutEvent = RolloutStarted | Report | RegionCacheFailed | Wish | AlarmRang
 
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """`group`: waves up to this one may be under way. `alarms`: how many have rung."""
+    """`group`: waves up to this one may be under way. `alarms`: how many have rung. `dues`: of each wave."""
 
     facts: Facts
     waves: tuple[Wave, ...]
     group: int = 0
     alarms: int = 0
     due: datetime | None = None
+    dues: tuple[datetime | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Completed:
     stopped: str = ""
     alarms: int = 0
     due: datetime | None = None
+    dues: tuple[datetime | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,45 +110,6 @@ class Superseded:
 
 
 Rollout = Rolling | Paused | Completed | RolledBack | Superseded
-Step = tuple[Rollout, Commands]
-
-
-def step(state: Rollout | None, event: RolloutEvent, at: datetime) -> Step:
-    """The roll-out after `event`.
-
-    Raises:
-        InvalidTransition: started twice, never, or a person's wish that its state does not allow.
-    """
-    if isinstance(event, RolloutStarted):
-        if state is not None:
-            raise InvalidTransition(f"roll-out {event.rollout} was started twice")
-        facts = Facts(event.rollout, event.plan, event.counter, event.by, at)
-        return _settle(Rolling(facts, tuple(Waiting() for _ in event.plan.waves)), at)
-    if state is None:
-        name = event.id if isinstance(event, AlarmRang) else event.rollout
-        raise InvalidTransition(f"{event.kind} for a roll-out {name} that was never started")
-    match event:
-        case AlarmRang(key=key):
-            if isinstance(state, Rolling | Completed) and key == alarm_key(state):
-                return _settle(replace(state, alarms=state.alarms + 1, due=None), at)
-            return state, ()
-        case NodePhaseReported() | NodeMeasured() | RegionCached():
-            return _take(state, event, at)
-        case _:
-            return _obey(state, event, at)
-
-
-def returned(state: Rollout, node: Node, at: datetime) -> Step:
-    """A node joined or came back."""
-    match state:
-        case Rolling() | Completed(stopped=""):
-            changed = catch_up.returned(state.facts, state.waves, node, at)
-            return (state, ()) if changed == state.waves else _settle(replace(state, waves=changed), at)
-        case Paused(at=inner):
-            changed = catch_up.returned(state.facts, state.waves, node, at)
-            return replace(state, at=replace(inner, waves=changed)), ()
-        case _:
-            return state, ()
 
 
 def served_after(state: Rollout, event: NodePhaseReported) -> BlobRef | None:
@@ -188,162 +154,6 @@ def wants_alarm(state: Rollout, key: str) -> bool:
 
 def alarm_key(state: Rolling | Completed) -> str:
     return f"{type(state).__name__.lower()}-{state.alarms}"
-
-
-def _take(state: Rollout, event: Report, at: datetime) -> Step:
-    match state:
-        case RolledBack(restored=restored):
-            if not isinstance(event, NodePhaseReported) or event.phase != "confirmed":
-                return state, ()
-            if event.node in restored or event.counter <= state.facts.counter:
-                return state, ()
-            return replace(state, restored=restored | {event.node}), ()
-        case Superseded():
-            return state, ()
-        case Completed(stopped=stopped) if stopped:
-            return replace(state, waves=waves.reported(state.facts, state.waves, event, at)), ()
-        case Rolling() | Completed():
-            noted = waves.reported(state.facts, state.waves, event, at)
-            return (state, ()) if noted is state.waves else _settle(replace(state, waves=noted), at)
-        case Paused(at=inner):
-            noted = waves.reported(state.facts, inner.waves, event, at)
-            if noted is inner.waves:
-                return state, ()
-            return _watch(replace(state, at=replace(inner, waves=noted)), at)
-
-
-def _watch(state: Paused, at: datetime) -> Step:
-    """A paused roll-out decides nothing, except that it is taken back."""
-    plan = state.facts.plan
-    for index, wave in enumerate(state.waves):
-        if isinstance(wave, Offering | Baking) and plan.on_failure != "pause":
-            _, _, trouble = wave_steps.advance(state.facts, index, wave, at)
-            if trouble is not None and trouble.failed:
-                return _fail(state.at, index, trouble, at)
-    return state, ()
-
-
-def _settle(state: Rolling | Completed, at: datetime) -> Step:
-    """Whatever follows from the state as it is now, until nothing more does."""
-    before, commands = state, Commands()
-    moved = True
-    while isinstance(state, Rolling) and moved:
-        state, more = _open_waves(state, at)
-        commands += more
-        moved = False
-        for index, wave in enumerate(state.waves):
-            after, more, trouble = wave_steps.advance(state.facts, index, wave, at)
-            commands += more
-            state = _with_wave(state, index, after)
-            if trouble is not None:
-                stopped, more = _fail(state, index, trouble, at)
-                return stopped, commands + more
-            moved = moved or type(after) is not type(wave) or (isinstance(after, Offering) and bool(more))
-    if isinstance(state, Rolling) and all(isinstance(w, Over | TakenBack) for w in state.waves):
-        state = Completed(state.facts, state.waves, at)
-    changed, more, trouble = catch_up.advance(state.facts, state.waves, at)
-    state = replace(state, waves=changed)
-    commands += more + catch_up.settled(state.facts, before.waves, changed)
-    if trouble is not None:
-        stopped, more = _stop_catch_up(state, trouble, at)
-        return stopped, commands + more
-    return _with_alarm(state, commands, at)
-
-
-def _open_waves(state: Rolling, at: datetime) -> tuple[Rolling, Commands]:
-    plan, commands = state.facts.plan, Commands()
-    group = state.group
-    while group < max(w.group for w in plan.waves) and all(
-        isinstance(w, Over | TakenBack) for p, w in zip(plan.waves, state.waves, strict=True) if p.group <= group
-    ):
-        group += 1
-    state = replace(state, group=group)
-    for index, wave in enumerate(state.waves):
-        told = plan.waves[index]
-        if isinstance(wave, Waiting) and told.group <= group and (wave.approved or not told.approval):
-            opened, more = waves.open_wave(state.facts, index, at)
-            commands += more
-            state = _with_wave(state, index, opened)
-    return state, commands
-
-
-def _with_wave(state: Rolling, index: int, wave: Wave) -> Rolling:
-    if state.waves[index] is wave:
-        return state
-    return replace(state, waves=(*state.waves[:index], wave, *state.waves[index + 1 :]))
-
-
-def _with_alarm(state: Rolling | Completed, commands: Commands, at: datetime) -> Step:
-    due = _due(state, at)
-    if due is None or due == state.due:
-        return replace(state, due=due), commands
-    return replace(state, due=due), (*commands, SetAlarm("rollout", state.facts.rollout, alarm_key(state), due))
-
-
-def _due(state: Rolling | Completed, at: datetime) -> datetime | None:
-    times = catch_up.due(state.facts, state.waves, at)
-    times += [d for i, w in enumerate(state.waves) if (d := wave_steps.due(state.facts, i, w, at)) is not None]
-    return min(times, default=None)
-
-
-def _fail(state: Rolling, index: int, trouble: Trouble, at: datetime) -> Step:
-    """What the plan says about trouble in one wave."""
-    facts = state.facts
-    action = facts.plan.on_failure if trouble.failed else "pause"
-    if action == "rollback_all":
-        return _roll_back(state, trouble.reason, at)
-    wave = state.waves[index]
-    if action == "rollback_wave" and isinstance(wave, Offering | Baking):
-        back = TakenBack(wave.cohort, trouble.reason)
-        return Paused(_with_wave(state, index, back), trouble.reason), waves.owed(facts, index, back)
-    return Paused(state, trouble.reason), ()
-
-
-def _stop_catch_up(state: Rolling | Completed, trouble: Trouble, at: datetime) -> Step:
-    if state.facts.plan.on_failure == "rollback_all":
-        return _roll_back(state, trouble.reason, at)
-    if isinstance(state, Rolling):
-        return Paused(state, trouble.reason), ()
-    return replace(state, stopped=trouble.reason, due=None), ()
-
-
-def _roll_back(state: Rollout, reason: str, at: datetime) -> Step:
-    back = RolledBack(state.facts, state.waves, reason, at)
-    return back, owed(back)
-
-
-def _obey(state: Rollout, event: Wish, at: datetime) -> Step:
-    """A person's wish; which states allow which stands here and nowhere else."""
-    match event, state:
-        case RolloutAbortRequested(reason=reason), Rolling() | Paused():
-            return _roll_back(state, f"aborted: {reason}", at)
-        case RolloutRollbackRequested(reason=reason), Rolling() | Paused():
-            return _roll_back(state, f"rolled back: {reason}", at)
-        case RolloutRollbackRequested(reason=reason), Completed(stopped=stopped) if "superseded" not in stopped:
-            return _roll_back(state, f"rolled back: {reason}", at)
-        case RolloutPauseRequested(reason=reason), Rolling():
-            return Paused(state, f"paused: {reason}"), ()
-        case RolloutPauseRequested(), Paused():
-            return state, ()
-        case RolloutResumeRequested(), Paused(at=inner):
-            resumed, commands = _settle(replace(inner, waves=wave_wishes.patient(inner.waves, at), due=None), at)
-            return resumed, owed(resumed) or commands
-        case RolloutPromoteRequested(region=region), Rolling() | Paused():
-            inner = state if isinstance(state, Rolling) else state.at
-            changed = wave_wishes.promoted(state.facts, inner.waves, inner.group, region)
-            return _settle(replace(inner, waves=changed, due=None), at)
-        case RolloutNextRequested(), Rolling(group=group) if group < max(w.group for w in state.facts.plan.waves):
-            return _settle(replace(state, group=group + 1), at)
-        case RolloutRetryRequested(counter=counter), Rolling() | Paused() | Completed(stopped=""):
-            again = state.at if isinstance(state, Paused) else state
-            facts = replace(again.facts, counter=counter)
-            changed, offers = wave_wishes.retried(facts, again.waves, at)
-            settled, more = _settle(replace(again, facts=facts, waves=changed, due=None), at)
-            return settled, offers + more
-        case _:
-            wish = event.kind.removeprefix("rollout.").removesuffix("_requested")
-            what = type(state).__name__.lower()
-            raise InvalidTransition(f"roll-out {event.rollout} is {what}: there is nothing to {wish}")
 
 
 def owed(state: Rollout) -> Commands:

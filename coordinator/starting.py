@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from coordinator import fleet
 from coordinator.engine import Engine
@@ -13,8 +13,8 @@ from coordinator.planning import RolloutRequest, plan
 from coordinator.world import World
 from fabric.blobs import BlobRef
 from fabric.errors import ConfigError, NotFound
-from fabric.events import RolloutRetryRequested, RolloutStarted
 from fabric.ids import check_token
+from fabric.rollout_events import RolloutRetryRequested, RolloutStarted
 from fabric.rollout_plan import RolloutPlan
 from fabric.round_policy import RoundPolicy, Selection, StopRule
 from fabric.run_events import RunRequested, RunSpec
@@ -106,13 +106,21 @@ class Starter:
         by, do = f"trigger {rule.name}", rule.do
         if isinstance(do, StartRollout):
             if key not in self._engine.world.rollouts:
-                asked = RolloutRequest(model=do.model, regions=list(do.regions), canary=do.canary)
-                await self.rollout(key, asked, by)
+                await self.rollout(key, rollout_request(do), by)
         elif key not in self._engine.world.runs:
             body = do.model_dump(exclude={"kind"}, exclude_unset=True)
             if isinstance(do, StartRound):
                 body |= {"rounds": 1, "base": "latest"}
             await self.run(key, RunRequest.model_validate({**body, "by": by, "cause": cause}))
+
+
+def rollout_request(do: StartRollout) -> RolloutRequest:
+    """Raises ConfigError naming the field of the plan that is wrong."""
+    try:
+        return RolloutRequest.model_validate({"regions": do.regions, "canary": do.canary, **do.plan, "model": do.model})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise ConfigError(f"do.plan.{'.'.join(map(str, first['loc']))}", first["msg"]) from exc
 
 
 def check_selector(world: World, selector: dict[str, str]) -> None:

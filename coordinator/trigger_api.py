@@ -17,10 +17,11 @@ from coordinator import schedules, triggers
 from coordinator.conditions import check
 from coordinator.engine import Engine
 from coordinator.http_api import read_body
+from coordinator.starting import rollout_request
 from fabric.apps import flatten
 from fabric.errors import ConfigError
 from fabric.events import SignalReceived, TriggerApplied, TriggerRemoved
-from fabric.trigger_rule import Signal, TriggerRule, matches_type
+from fabric.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
 
 _STRUCTURED = "application/cloudevents+json"
 
@@ -54,6 +55,8 @@ class TriggerApi:
         check("where", rule.where) if rule.where else None
         if rule.schedule is not None:
             schedules.next_after(rule.schedule, datetime.now(UTC))
+        if isinstance(rule.do, StartRollout):
+            rollout_request(rule.do)
         await self._engine.submit(TriggerApplied(rule=rule))
         return web.json_response(view(self._engine.world.trigger(rule.name)))
 

@@ -32,7 +32,7 @@ from coordinator.waves import (
     settle,
     with_nodes,
 )
-from fabric.rollout_plan import Measured, RolloutPlan
+from fabric.rollout_plan import RolloutPlan
 from fabric.windows import is_open, opens_at
 
 Progress = tuple[Wave, Commands, Trouble | None]
@@ -51,7 +51,9 @@ def too_many_errors(plan: RolloutPlan, states: Iterable[NodeState]) -> str:
 
 def judge(plan: RolloutPlan, wave: Staged) -> list[Judgement]:
     """Every gate of the plan over the nodes of the stage that serve the release."""
-    serving = {n: s.measured or Measured() for n, s in members(wave).items() if s.phase == "confirmed"}
+    if not plan.gates:
+        return []
+    serving = {n: s.measured or gates.NOTHING for n, s in members(wave).items() if s.phase == "confirmed"}
     return [gates.judge(gate, serving, plan.slices) for gate in plan.gates]
 
 

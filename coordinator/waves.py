@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from coordinator.commands import CacheRelease, Command, Commands, SetDesired
 from fabric.blobs import BlobRef
-from fabric.events import NodeMeasured, NodePhaseReported, RegionCached
+from fabric.rollout_events import NodeMeasured, NodePhaseReported, RegionCached
 from fabric.rollout_plan import Measured, NodePhase, RolloutPlan, Terms
 
 FAILED: frozenset[NodePhase] = frozenset({"failed", "rolled_back", "rejected"})
@@ -53,11 +53,15 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """Every node of the wave that was offered the release so far, or came later."""
+    """Every node of the wave that was offered the release so far, or came later.
+
+    `late`: those in the catch-up cohort, or on their way to it; kept apart, because they are few among many.
+    """
 
     opened_at: datetime
     wan_bytes: int = 0
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    late: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +147,17 @@ def nodes_of(wave: Wave) -> Mapping[str, NodeState]:
 
 def with_nodes(wave: W, changed: Mapping[str, NodeState], wan_bytes: int = 0) -> W:
     """The wave with some of its nodes in another state."""
-    if isinstance(wave, Waiting | Caching):
+    if isinstance(wave, Waiting | Caching) or not changed:
         return wave
-    total = wave.cohort.wan_bytes + wan_bytes
-    return replace(wave, cohort=replace(wave.cohort, nodes={**wave.cohort.nodes, **changed}, wan_bytes=total))
+    known = wave.cohort
+    late = {name for name, state in changed.items() if state.back or state.stage == "catch_up"}
+    cohort = Cohort(
+        known.opened_at,
+        known.wan_bytes + wan_bytes,
+        {**known.nodes, **changed},
+        known.late | late if late else known.late,
+    )
+    return replace(wave, cohort=cohort)
 
 
 def note(wave: Wave, event: NodePhaseReported) -> Wave:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
-from coordinator import fleet, registry, rollouts, runs, signals, triggers
+from coordinator import fleet, registry, rollout_steps, rollouts, runs, signals, triggers
 from coordinator.commands import CancelRun, Commands, SetAlarm
 from fabric.blobs import BlobRef
 from fabric.errors import InvalidTransition, NotFound
@@ -24,17 +24,20 @@ from fabric.events import (
     FiringFailed,
     ModelProduced,
     NodeJoined,
-    NodeMeasured,
     NodeOffline,
     NodeOnline,
-    NodePhaseReported,
-    RegionCached,
     ReleasePublished,
-    RolloutRetryRequested,
-    RolloutStarted,
     SignalReceived,
     TriggerApplied,
     TriggerRemoved,
+)
+from fabric.rollout_events import (
+    NodeMeasured,
+    NodePhaseReported,
+    RegionCached,
+    RegionCacheFailed,
+    RolloutRetryRequested,
+    RolloutStarted,
 )
 from fabric.run_events import RoundOpened, RunRequested
 from fabric.trigger_rule import Signal
@@ -80,7 +83,7 @@ class World:
 
     def _apply(self, event: Event) -> Commands:
         data, at = event.data, event.time
-        if isinstance(data, NodeMeasured | RegionCached | rollouts.Wish):
+        if isinstance(data, NodeMeasured | RegionCached | RegionCacheFailed | rollouts.Wish):
             return self._change_rollout(data, event)
         match data:
             case FiringFailed() | TriggerApplied() | TriggerRemoved():
@@ -129,7 +132,9 @@ class World:
         commands += self._supersede(data.plan.model, data.rollout, event.time)
         return self._model(data.plan.model, data) + commands
 
-    def _change_rollout(self, data: NodeMeasured | RegionCached | rollouts.Wish, event: Event) -> Commands:
+    def _change_rollout(
+        self, data: NodeMeasured | RegionCached | RegionCacheFailed | rollouts.Wish, event: Event
+    ) -> Commands:
         commands = self._rollout(data.rollout, data, event)
         if isinstance(data, RolloutRetryRequested):
             commands += self._model(self.rollouts[data.rollout].facts.plan.model, data)
@@ -138,7 +143,7 @@ class World:
     def _node_returned(self, node: fleet.Node, at: datetime) -> Commands:
         commands: Commands = ()
         for key, rollout in self.rollouts.items():
-            state, more = rollouts.returned(rollout, node, at)
+            state, more = rollout_steps.returned(rollout, node, at)
             commands += self._replace_rollout(key, rollout, state, at) + more
         return commands
 
@@ -194,7 +199,7 @@ class World:
 
     def _rollout(self, key: str, data: rollouts.RolloutEvent, event: Event) -> Commands:
         before = self.rollouts.get(key)
-        rollout, commands = rollouts.step(before, data, event.time)
+        rollout, commands = rollout_steps.step(before, data, event.time)
         self._started(key)
         return commands + self._replace_rollout(key, before, rollout, event.time)
 

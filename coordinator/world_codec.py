@@ -24,6 +24,7 @@ from coordinator import (
     fleet,
     gates,
     registry,
+    rollout_steps,
     rollouts,
     rounds,
     runs,
@@ -34,13 +35,24 @@ from coordinator import (
     waves,
     world,
 )
-from fabric import blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, windows, wire
+from fabric import (
+    blobs,
+    events,
+    release,
+    rollout_events,
+    rollout_plan,
+    round_policy,
+    run_events,
+    trigger_rule,
+    windows,
+    wire,
+)
 from fabric.errors import MalformedMessage
 
 _MODULES = (
     *(conditions, fleet, registry, rounds, runs, signals, triggers, world),
-    *(betting_test, catch_up, gates, rollouts, wave_steps, wave_wishes, waves),
-    *(blobs, events, release, rollout_plan, round_policy, run_events, trigger_rule, windows, wire),
+    *(betting_test, catch_up, gates, rollout_steps, rollouts, wave_steps, wave_wishes, waves),
+    *(blobs, events, release, rollout_events, rollout_plan, round_policy, run_events, trigger_rule, windows, wire),
 )
 CODE = hashlib.sha256("".join(inspect.getsource(m) for m in _MODULES).encode()).hexdigest()[:16]
 

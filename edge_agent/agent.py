@@ -26,9 +26,10 @@ from edge_agent.serving import Serving
 from edge_agent.tasks import TaskLoop
 from fabric.broker import Broker
 from fabric.errors import MalformedMessage, TransientError
-from fabric.events import DriftReported, Event, EventData, NodeJoined, NodeMeasured, NodePhaseReported
+from fabric.events import DriftReported, Event, EventData, NodeJoined
 from fabric.ids import new_id
 from fabric.jetstream import Received
+from fabric.rollout_events import NodeMeasured, NodePhaseReported
 from fabric.rollout_plan import Desired, Measured, NodePhase
 from fabric.subjects import DOWN, Subjects, order_kind
 from fabric.wire import Order

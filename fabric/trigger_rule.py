@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from fabric.errors import ConfigError
 from fabric.ids import check_token
@@ -36,7 +36,8 @@ class StartRollout(Strict):
     kind: Literal["rollout"] = "rollout"
     model: str
     regions: list[str] = []
-    canary: float = Field(default=0.34, ge=0, le=1)
+    canary: float = Field(default=0.34, ge=0)
+    plan: dict[str, JsonValue] = Field(default={}, description="Any other field of a roll-out plan")
 
 
 class StartRound(Strict):

@@ -22,9 +22,10 @@ from coordinator.embedded import nats_config
 from coordinator.embedded.plan import free_ports
 from fabric.broker import Broker
 from fabric.errors import TransientError
-from fabric.events import Capabilities, Event, EventData, NodeJoined, NodeMeasured, NodePhaseReported
+from fabric.events import Capabilities, Event, EventData, NodeJoined
 from fabric.jetstream import Received
 from fabric.release import ReleaseManifest, decode_release
+from fabric.rollout_events import NodeMeasured, NodePhaseReported
 from fabric.rollout_plan import Desired, Measured, NodePhase
 from fabric.subjects import CACHE, Subjects, order_kind
 from fabric.transfer import Source, read_blob

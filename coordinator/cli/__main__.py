@@ -12,6 +12,7 @@ from coordinator.cli.fleet_commands import fleet_app
 from coordinator.cli.model_commands import infer, models_app
 from coordinator.cli.rollout_commands import rollouts_app
 from coordinator.cli.run_commands import rounds_app, runs_app
+from coordinator.cli.samples_commands import samples_app
 from coordinator.cli.trigger_commands import triggers_app
 from coordinator.cli.why_command import why
 from fabric.errors import FedtideError
@@ -38,6 +39,7 @@ app.add_typer(runs_app, name="run")
 app.add_typer(rounds_app, name="round")
 app.add_typer(models_app, name="model")
 app.add_typer(rollouts_app, name="rollout")
+app.add_typer(samples_app, name="samples")
 app.add_typer(triggers_app, name="trigger")
 app.add_typer(events_app, name="events")
 

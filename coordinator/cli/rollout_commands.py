@@ -196,53 +196,61 @@ def wait(
 _STATES = ("completed", "paused", "rolledback", "superseded")
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; shown to whoever looks")]
+ASKED = "asked by a person"
 
 
 @rollouts_app.command("pause")
-def pause(rollout: str, reason: Reason = "asked by a person") -> None:
+def pause(rollout: str, reason: Reason = ASKED, output: Output = Format.table) -> None:
     """Offer nothing more, and decide nothing; errors still take the release back."""
-    _wish(rollout, "pause", reason)
+    _wish(rollout, "pause", output, reason)
 
 
 @rollouts_app.command("resume")
-def resume(rollout: str) -> None:
+def resume(rollout: str, output: Output = Format.table) -> None:
     """Go on where it stopped; what paused it is judged again."""
-    _wish(rollout, "resume")
+    _wish(rollout, "resume", output)
 
 
 @rollouts_app.command("promote")
-def promote(rollout: str, region: Annotated[str, typer.Option("--region", help="Default: all that wait")] = "") -> None:
+def promote(
+    rollout: str,
+    region: Annotated[str, typer.Option("--region", help="Default: all that wait")] = "",
+    output: Output = Format.table,
+) -> None:
     """Take the decision that a wave waits for: approval, bake, gates."""
-    _wish(rollout, "promote", region=region)
+    _wish(rollout, "promote", output, region=region)
 
 
 @rollouts_app.command("abort")
-def abort(rollout: str, reason: Reason = "asked by a person") -> None:
+def abort(rollout: str, reason: Reason = ASKED, output: Output = Format.table) -> None:
     """Stop a roll-out and take the release back from every node that was offered it."""
-    _wish(rollout, "abort", reason)
+    _wish(rollout, "abort", output, reason)
 
 
 @rollouts_app.command("rollback")
-def rollback(rollout: str, reason: Reason = "asked by a person") -> None:
+def rollback(rollout: str, reason: Reason = ASKED, output: Output = Format.table) -> None:
     """Take the release back from every node, also when the roll-out is completed."""
-    _wish(rollout, "rollback", reason)
+    _wish(rollout, "rollback", output, reason)
 
 
 @rollouts_app.command("next")
-def next_group(rollout: str) -> None:
+def next_group(rollout: str, output: Output = Format.table) -> None:
     """Begin the next regions now, beside those that are under way."""
-    _wish(rollout, "next")
+    _wish(rollout, "next", output)
 
 
 @rollouts_app.command("retry")
-def retry(rollout: str) -> None:
+def retry(rollout: str, output: Output = Format.table) -> None:
     """Offer the release again to nodes that failed or never took it."""
-    _wish(rollout, "retry")
+    _wish(rollout, "retry", output)
 
 
-def _wish(rollout: str, wish: str, reason: str = "asked by a person", region: str = "") -> None:
+def _wish(rollout: str, wish: str, output: Format, reason: str = ASKED, region: str = "") -> None:
     view = Client.find().post(f"/v1/rollouts/{rollout}/{wish}", {"reason": reason, "region": region})
-    typer.echo(f"{rollout} {view['state']}" + (f": {view['reason']}" if view["reason"] else ""))
+    if output is Format.table:
+        typer.echo(f"{rollout} {view['state']}" + (f": {view['reason']}" if view["reason"] else ""))
+    else:
+        show_one(view, output)
 
 
 def _follow(client: Client, rollout: str) -> None:

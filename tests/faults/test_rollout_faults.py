@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from onnx import TensorProto, helper, numpy_helper
 
-from fabric.events import NodePhaseReported
+from fabric.rollout_events import NodePhaseReported
 from fabric.tensors import Tensor, encode
 from tests.faults.installation_with_faults import Faulty, faulty_installation
 from tests.integration.installation import until

@@ -8,20 +8,9 @@ from typing import Any
 from coordinator.commands import CacheRelease, SetAlarm
 from coordinator.world import World
 from fabric.blobs import BlobRef
-from fabric.events import (
-    AlarmRang,
-    Capabilities,
-    Event,
-    EventData,
-    ModelProduced,
-    NodeJoined,
-    NodeMeasured,
-    NodePhaseReported,
-    RegionCached,
-    ReleasePublished,
-    RolloutStarted,
-)
+from fabric.events import AlarmRang, Capabilities, Event, EventData, ModelProduced, NodeJoined, ReleasePublished
 from fabric.release import Export, Lineage, ReleaseManifest
+from fabric.rollout_events import NodeMeasured, NodePhaseReported, RegionCached, RolloutStarted
 from fabric.rollout_plan import Measured, NodePhase, RolloutPlan, WavePlan
 from fabric.run_events import (
     RoundAbandoned,

@@ -13,12 +13,8 @@ from coordinator import rounds, runs, world_codec
 from coordinator.world import World
 from coordinator.world_codec import Snapshot
 from fabric.errors import InvalidTransition
-from fabric.events import (
-    AlarmRang,
-    EventData,
-    FiringFailed,
-    NodeOffline,
-    NodeOnline,
+from fabric.events import AlarmRang, EventData, FiringFailed, NodeOffline, NodeOnline, SignalReceived, TriggerApplied
+from fabric.rollout_events import (
     RolloutAbortRequested,
     RolloutNextRequested,
     RolloutPauseRequested,
@@ -26,8 +22,6 @@ from fabric.events import (
     RolloutResumeRequested,
     RolloutRetryRequested,
     RolloutRollbackRequested,
-    SignalReceived,
-    TriggerApplied,
 )
 from fabric.rollout_plan import Bake, LatencyGate
 from fabric.round_policy import RoundPolicy

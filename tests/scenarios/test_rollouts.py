@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from coordinator import rollout_views, rollouts, waves, world_codec
 from coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired
 from fabric.errors import InvalidTransition
-from fabric.events import (
-    NodeOffline,
-    NodeOnline,
+from fabric.events import NodeOffline, NodeOnline
+from fabric.rollout_events import (
     RolloutAbortRequested,
     RolloutNextRequested,
     RolloutPauseRequested,
@@ -238,7 +237,9 @@ def test_a_node_that_returns_is_served_by_the_catch_up_cohort_few_at_a_time() ->
     assert isinstance(_state(story), rollouts.Completed)
     assert _offers(story.tell(NodeOnline(node="b"))) == ["b"]
     assert _offers(story.tell(NodeOnline(node="c"))) == []
-    assert _offers(_confirm(story, "b")) == ["c"]
+    commands = _confirm(story, "b")
+    assert _offers(commands) == ["c"]
+    assert [c.node for c in commands if isinstance(c, SetDesired) and c.expires_at is None] == ["b"]
     assert "catch_up" in {s.stage for s in _nodes(story).values()}
 
 
