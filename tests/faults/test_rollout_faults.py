@@ -130,12 +130,12 @@ async def test_of_a_new_release_only_the_changed_tensors_cross_the_link(work: Ro
 
 
 MOMENTS = [
-    "rollout.started",
-    "rollout.region_cached",
-    "rollout.node_phase downloading",
+    pytest.param("rollout.started", marks=pytest.mark.slow),
+    pytest.param("rollout.region_cached", marks=pytest.mark.slow),
+    pytest.param("rollout.node_phase downloading", marks=pytest.mark.slow),
     "rollout.node_phase confirmed",
-    "alarm.rang",
-    "rollout.pause_requested",
+    pytest.param("alarm.rang", marks=pytest.mark.slow),
+    pytest.param("rollout.pause_requested", marks=pytest.mark.slow),
 ]
 
 
@@ -167,6 +167,7 @@ async def test_a_coordinator_that_is_killed_goes_on_with_the_same_wave(work: Rol
         await work.serves(node, work.version)
 
 
+@pytest.mark.slow
 async def test_a_leaf_that_is_killed_during_a_download_is_waited_for(work: Rollouts) -> None:
     there, since = work.there, len(work.there.seen)
     await work.publish()
@@ -202,7 +203,8 @@ async def _agent(module: str, *arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(sys.executable, "-m", module, *arguments, stderr=quiet)
 
 
-PHASES = ["downloading", "verified", "staged", "smoke_tested", "active"]
+SLOW = [pytest.param(p, marks=pytest.mark.slow) for p in ("downloading", "verified", "smoke_tested")]
+PHASES = ["staged", "active", *SLOW]
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -41,19 +41,23 @@ def smoke(factor: float) -> list[Buffer]:
 
 
 def release(
-    there: Installation,
-    factor: float,
-    *,
-    promised: float | None = None,
-    onnx_bytes: bytes | None = None,
-    model: str = "scale",
+    there: Installation, factor: float, *, promised: float | None = None, onnx_bytes: bytes | None = None
 ) -> int:
-    """Report a produced model as an aggregator would; returns its version once it is published."""
+    """Put a release into the registry; returns its version once it is there."""
+    version = len(_versions(there, "scale")) + 1
+    sample = smoke(factor if promised is None else promised)
+    asyncio.run(publish(there.state["hub_url"], version, onnx_bytes or graph(factor), sample))
+    until(lambda: len(_versions(there, "scale")) == version, "the release")
+    return version
+
+
+def trained_release(there: Installation, factor: float) -> int:
+    """Report a model as the product of a run, as an aggregator would; returns its version once it is published."""
     run = there.train(APPS / "mean", "--rounds", "1")["run"]
-    versions = _versions(there, model)
-    asyncio.run(produce(there.state["hub_url"], run, factor, promised=promised, onnx_bytes=onnx_bytes, model=model))
-    until(lambda: len(_versions(there, model)) > len(versions), "the release")
-    return _versions(there, model)[-1]
+    before = len(_versions(there, "scale"))
+    asyncio.run(produce(there.state["hub_url"], run, factor))
+    until(lambda: len(_versions(there, "scale")) > before, "the release")
+    return _versions(there, "scale")[-1]
 
 
 async def produce(
@@ -61,7 +65,6 @@ async def produce(
     run: str,
     factor: float,
     *,
-    promised: float | None = None,
     onnx_bytes: bytes | None = None,
     arrays: Sequence[Tensor] = (),
     model: str = "scale",
@@ -71,7 +74,7 @@ async def produce(
     keep: dict[str, BlobRef] = {}
     for name, parts in (
         ("onnx", [onnx_bytes or graph(factor)]),
-        ("smoke", smoke(factor if promised is None else promised)),
+        ("smoke", smoke(factor)),
         ("arrays", encode(arrays)),
     ):
         keep[name] = await put_blob(broker, SUBJECTS.release_blob, RELEASES, parts, ttl_s=None)

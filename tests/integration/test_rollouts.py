@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,12 +14,18 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from coordinator.embedded.plan import free_ports
+from fabric.blobs import chunked, manifest_of
+from fabric.broker import Broker
+from fabric.subjects import Subjects
+from fabric.tensors import Tensor, encode
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until
-from tests.integration.releases import graph, release
+from tests.integration.releases import graph, publish, release, trained_release
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +130,7 @@ def test_a_file_that_is_no_onnx_graph_is_refused_and_the_old_release_serves_on(t
 
 
 def test_a_release_can_be_pulled_and_asked_through_the_cli(there: Installation, tmp_path: Path) -> None:
-    version = release(there, 5.0)
+    version = trained_release(there, 5.0)
     assert _rolled(there)["state"] == "completed"
     target = tmp_path / "m.onnx"
     assert there.run("model", "pull", "scale", "--file", str(target)).returncode == 0
@@ -135,6 +142,81 @@ def test_a_release_can_be_pulled_and_asked_through_the_cli(there: Installation, 
     shown = there.json("model", "show", "scale")["releases"][-1]
     assert shown["version"] == version
     assert shown["lineage"]["participants"] == 2
+
+
+def _swapped_names(factor: float) -> bytes:
+    """As `graph`, and whoever knew its input as `x` knows it no more."""
+    proto = onnx.ModelProto.FromString(graph(factor))
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "z"
+    return bytes(proto.SerializeToString())
+
+
+def test_a_release_with_other_inputs_is_refused_unless_the_plan_says_so(there: Installation) -> None:
+    before = _answer(there, "eu-1")
+    hub, version = there.state["hub_url"], before[0]
+    sample = [Tensor.of("in.z", np.ones((1, 3), np.float32)), Tensor.of("out.y", np.full((1, 3), 7, np.float32))]
+    asyncio.run(publish(hub, int(version) + 1, _swapped_names(7.0), encode(sample)))
+    until(lambda: there.json("model", "show", "scale")["latest"] == int(version) + 1, "the release")
+    view = _rolled(there)
+    assert view["state"] == "rolledback"
+    assert "its inputs are z float32" in view["reason"]
+    assert "new_interface" in view["reason"]
+    assert _answer(there, "eu-1") == before
+    assert _rolled(there, "--set", "new_interface=true")["state"] == "completed"
+    back = there.json("rollout", "ls")[-1]["rollout"]
+    assert there.run("rollout", "rollback", back).returncode == 0
+    there.run("rollout", "watch", back)
+    assert _answer(there, "eu-1") == before
+
+
+def test_a_release_whose_bytes_are_damaged_reaches_no_region_and_can_be_repaired(there: Installation) -> None:
+    before = _answer(there, "eu-1")
+    version = release(there, 8.0)
+    content = graph(8.0)
+    part = manifest_of(list(chunked([content]))).ref
+    subject = f"{Subjects().release_blob(part.digest)}.0"
+
+    async def put(data: bytes) -> None:
+        broker = await Broker.connect(there.state["hub_url"], "vandal")
+        await broker.publish(subject, data)
+        await broker.close()
+
+    asyncio.run(put(b"x" * len(content)))
+    key = there.json("rollout", "start", "scale")["rollout"]
+    assert there.run("rollout", "wait", key, "--for", "paused", "--timeout", "30").returncode == 0
+    assert "does not match its digest" in there.json("rollout", "get", key)["reason"]
+    assert _answer(there, "eu-1") == before
+    asyncio.run(put(content))
+    assert there.run("rollout", "resume", key).returncode == 0
+    assert there.run("rollout", "wait", key, "--for", "completed", "--timeout", "30").returncode == 0
+    assert _answer(there, "eu-1")[0] == str(version)
+
+
+def test_a_person_can_plan_pause_approve_and_wait(there: Installation, tmp_path: Path) -> None:
+    version = release(there, 9.0)
+    file = tmp_path / "plan.yaml"
+    file.write_text("model: scale\nregions: [eu, us]\napprove: [us]\ncanary: 1\nbake: {seconds: 0.2}\n")
+    planned = there.json("rollout", "plan", str(file))
+    assert planned["version"] == version
+    assert [(r["region"], r["nodes"], r["canaries"]) for r in planned["regions"]] == [
+        ("eu", ["eu-1"], ["eu-1"]),
+        ("us", ["us-1"], ["us-1"]),
+    ]
+    assert all(0 < r["wan_bytes"] < 3000 for r in planned["regions"])
+    assert planned["at_least_seconds"] == 0.4
+    key = there.json("rollout", "start", str(file))["rollout"]
+    assert there.run("rollout", "wait", key, "--for", "region=eu", "--timeout", "30").returncode == 0
+    assert "approval" in there.json("rollout", "get", key)["reason"]
+    assert there.json("rollout", "pause", key, "--reason", "lunch")["state"] == "paused"
+    assert there.run("rollout", "wait", key, "--for", "completed", "--timeout", "0.5").returncode == 75
+    assert there.run("rollout", "resume", key).returncode == 0
+    assert there.run("rollout", "promote", key, "--region", "us").returncode == 0
+    assert there.run("rollout", "wait", key, "--for", "completed", "--timeout", "30").returncode == 0
+    refused = there.run("rollout", "promote", key)
+    assert refused.returncode == 2
+    assert "is completed: there is nothing to promote" in refused.stderr
+    assert "confirmed as" in there.run("why", "us-1").stdout
+    assert "9" in there.run("rollout", "get", key).stdout
 
 
 def test_an_agent_that_was_killed_serves_its_release_again_when_it_is_back(there: Installation) -> None:

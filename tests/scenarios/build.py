@@ -127,7 +127,7 @@ def published(run: str = "run-1", version: int = 1, digest: str = "e") -> Releas
 
 def rollout(*waves: WavePlan, key: str = "ro-1", counter: int = 1, **plan: Any) -> RolloutStarted:
     one_by_one = [w if w.group else w.model_copy(update={"group": i}) for i, w in enumerate(waves)]
-    planned = RolloutPlan(model="m", release=ref("e"), version=1, waves=one_by_one, **plan)
+    planned = RolloutPlan.model_validate({"model": "m", "release": ref("e"), "version": 1, "waves": one_by_one, **plan})
     return RolloutStarted(rollout=key, plan=planned, counter=counter)
 
 

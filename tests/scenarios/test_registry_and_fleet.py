@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from coordinator.commands import PublishRelease
+from coordinator.distribution import kept_blobs
 from coordinator.planning import RolloutRequest, least_seconds, plan
 from fabric.errors import ConfigError, InvalidTransition, NotFound
 from fabric.events import NodeOffline, NodeOnline
@@ -146,6 +147,24 @@ def test_unknown_regions_releases_and_empty_cohorts_are_refused_with_what_is_kno
         plan(RolloutRequest(model="m", version=9), model, nodes, {})
     with pytest.raises(NotFound, match="cohort"):
         plan(RolloutRequest(model="m", selector={"zone": "x"}), model, nodes, {})
+
+
+def test_a_region_keeps_what_is_served_what_it_may_go_back_to_and_the_two_newest() -> None:
+    story = _fleet(nodes=1)
+    for version, letter in enumerate("123456", start=1):
+        onnx = published(f"run-{version}", version, letter)
+        manifest = onnx.manifest.model_copy(update={"onnx": ref("ab9ef8"[version - 1])})
+        story.tell(onnx.model_copy(update={"manifest": manifest}))
+    story.world.serving["m"] = {"eu-0": ref("1"), "us-0": ref("2")}
+    story.tell(rollout(wave("eu", "", "eu-0"), previous={"eu-0": ref("3")}, release=ref("4")))
+    kept = kept_blobs("eu", story.world)
+    assert kept is not None
+    digests = {letter * 64 for letter in "123456"}
+    assert digests & kept == {letter * 64 for letter in "13456"}
+    assert "a" * 64 in kept, "the ONNX file of a kept release is kept with it"
+    assert "b" * 64 not in kept
+    story.world.serving["m"]["eu-0"] = ref("0")
+    assert kept_blobs("eu", story.world) is None
 
 
 def test_the_desired_counter_grows_by_two_a_roll_out() -> None:
