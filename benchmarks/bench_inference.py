@@ -37,6 +37,7 @@ REQUESTS = 2000
 SWAPS = 10
 RATE = 500
 CONNECTIONS = 8
+IDLE_S = 20.0
 PAUSE_S = 1.0
 """Between two swaps: the load goes on all the time."""
 
@@ -51,13 +52,43 @@ def main() -> None:
         try:
             state = json.loads(Path(folder, "up.json").read_text())
             client = Client(*state["apis"])
+            roll_out(client, state["hub_url"], "mlp", 1)
+            rows += idle(client)
             for name in MODELS:
-                roll_out(client, state["hub_url"], name, 1)
+                if name != "mlp":
+                    roll_out(client, state["hub_url"], name, 1)
                 rows += compare(name, address(client))
             rows += swaps(client, state["hub_url"], address(client))
         finally:
             subprocess.run([str(BIN / "fedtide"), "down"], env=environment, check=False, stdout=subprocess.DEVNULL)
     write("inference", load, rows)
+
+
+def idle(client: Client) -> list[Row]:
+    """Memory and CPU time of the agent while nobody asks it anything, with a small model loaded."""
+    (pid,) = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _is_agent(p))
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def cpu_s() -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / ticks
+
+    time.sleep(5)  # what its start and the roll-out left to do is done
+    used = cpu_s()
+    time.sleep(IDLE_S)  # what is measured is that nothing happens
+    share = 100 * (cpu_s() - used) / IDLE_S
+    resident = client.get("/v1/nodes")[0]["rss_bytes"] / 1e6
+    return [
+        Row("idle agent", "resident", "MB", resident, None, "", "goal 80"),
+        Row("idle agent", "CPU of one core", "%", share, None, "", "heartbeats every 2 s"),
+    ]
+
+
+def _is_agent(process: Path) -> bool:
+    try:
+        return b"agent-bench-1.json" in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def graph(name: str, version: int) -> bytes:

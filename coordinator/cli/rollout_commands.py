@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, megabytes, show_list, show_one
@@ -28,46 +29,6 @@ OnFailure = Annotated[str | None, typer.Option("--on-failure", help="pause, roll
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any field of a plan: key=YAML; repeat")]
 
 
-def _request(
-    model: Model,
-    version: Version = None,
-    regions: Regions = "",
-    nodes: Nodes = "",
-    canary: Canary = None,
-    max_error: MaxError = None,
-    min_success: MinSuccess = None,
-    claim_deadline: Claim = None,
-    bake: Bake = None,
-    on_failure: OnFailure = None,
-    settings: Settings = None,
-) -> dict[str, Any]:
-    """The request that a plan file and options make together; options go over the file."""
-    request = _from_file(Path(model)) if model.endswith((".yaml", ".yml")) else {"model": model}
-    told: dict[str, Any] = {
-        "version": version,
-        "regions": [r.split("+") if "+" in r else r for r in regions.split(",") if r] or None,
-        "selector": parse_labels(nodes) or None,
-        "canary": canary,
-        "max_error": max_error,
-        "min_success": min_success,
-        "claim_deadline_s": claim_deadline,
-        "bake": None if bake is None else {"seconds": bake},
-        "on_failure": on_failure,
-    }
-    request |= {key: value for key, value in told.items() if value is not None}
-    for setting in settings or []:
-        key, found, text = setting.partition("=")
-        if not found:
-            raise ConfigError(f"--set {setting}", "is not key=value")
-        import yaml
-
-        try:
-            request[key] = yaml.safe_load(text)
-        except yaml.YAMLError as exc:
-            raise ConfigError(f"--set {key}", "is not YAML") from exc
-    return request
-
-
 def _from_file(file: Path) -> dict[str, Any]:
     documents = read(file)
     if len(documents) != 1:
@@ -75,39 +36,10 @@ def _from_file(file: Path) -> dict[str, Any]:
     return documents[0][0]
 
 
-@rollouts_app.command("plan")
-def plan(
-    model: Model,
-    version: Version = None,
-    regions: Regions = "",
-    nodes: Nodes = "",
-    canary: Canary = None,
-    max_error: MaxError = None,
-    min_success: MinSuccess = None,
-    claim_deadline: Claim = None,
-    bake: Bake = None,
-    on_failure: OnFailure = None,
-    settings: Settings = None,
-    output: Output = Format.table,
-) -> None:
-    """What a roll-out would do: which nodes, how many bytes over the links, how long at least. Changes nothing."""
-    request = _request(
-        model, version, regions, nodes, canary, max_error, min_success, claim_deadline, bake, on_failure, settings
-    )
-    view = Client.find().post("/v1/rollouts/plan", request)
-    if output is not Format.table:
-        show_one(view, output)
-        return
-    typer.echo(
-        f"{view['model']} v{view['version']} to {view['nodes']} nodes: {megabytes(view['wan_bytes'])} over the links, "
-        f"{megabytes(view['bytes_per_node'])} a node at most, at least {view['at_least_seconds']:g} s"
-    )
-    rows = [{**r, "nodes": len(r["nodes"]), "wan": megabytes(r["wan_bytes"])} for r in view["regions"]]
-    show_list(rows, ["group", "region", "nodes", "canaries", "offline", "wan", "approval"], output)
-
-
-@rollouts_app.command("start")
-def start(
+@rollouts_app.command("plan", help="What a roll-out would do: nodes, bytes over the links, time. Changes nothing.")
+@rollouts_app.command("start", help="Start a roll-out: canaries of the first region, the rest of it, then the next.")
+def plan_or_start(
+    context: typer.Context,
     model: Model,
     version: Version = None,
     regions: Regions = "",
@@ -122,11 +54,24 @@ def start(
     watch: Watch = False,
     output: Output = Format.table,
 ) -> None:
-    """Start a roll-out: canaries of the first region, the rest of it, then region after region."""
-    request = _request(
-        model, version, regions, nodes, canary, max_error, min_success, claim_deadline, bake, on_failure, settings
-    )
     client = Client.find()
+    request = _from_file(Path(model)) if model.endswith((".yaml", ".yml")) else {"model": model}
+    told: dict[str, Any] = {
+        "version": version,
+        "regions": [r.split("+") if "+" in r else r for r in regions.split(",") if r] or None,
+        "selector": parse_labels(nodes) or None,
+        "canary": canary,
+        "max_error": max_error,
+        "min_success": min_success,
+        "claim_deadline_s": claim_deadline,
+        "bake": None if bake is None else {"seconds": bake},
+        "on_failure": on_failure,
+    }
+    request |= {key: value for key, value in told.items() if value is not None}
+    request |= dict(_setting(text) for text in settings or [])
+    if context.info_name == "plan":
+        _show_plan(client.post("/v1/rollouts/plan", request), output)
+        return
     view = client.post("/v1/rollouts", request)
     if watch:
         _follow(client, view["rollout"])
@@ -134,6 +79,28 @@ def start(
         typer.echo(f"{view['rollout']} started. Follow it: fedtide rollout watch {view['rollout']}")
     else:
         show_one(view, output)
+
+
+def _show_plan(view: dict[str, Any], output: Format) -> None:
+    if output is not Format.table:
+        show_one(view, output)
+        return
+    typer.echo(
+        f"{view['model']} v{view['version']} to {view['nodes']} nodes: {megabytes(view['wan_bytes'])} over the links, "
+        f"{megabytes(view['bytes_per_node'])} a node at most, at least {view['at_least_seconds']:g} s"
+    )
+    rows = [{**r, "nodes": len(r["nodes"]), "wan": megabytes(r["wan_bytes"])} for r in view["regions"]]
+    show_list(rows, ["group", "region", "nodes", "canaries", "offline", "wan", "approval"], output)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, found, value = text.partition("=")
+    if not found:
+        raise ConfigError(f"--set {text}", "is not key=value")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"--set {key}", "is not YAML") from exc
 
 
 @rollouts_app.command("ls")

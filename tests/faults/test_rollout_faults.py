@@ -122,6 +122,19 @@ async def test_a_release_crosses_each_link_once_however_many_nodes_take_it(work:
         assert region["wan_bytes"] < crossed < 1.1 * region["wan_bytes"]
 
 
+@pytest.mark.slow
+async def test_three_regions_of_ten_nodes_cost_one_copy_a_region(tmp_path: Path) -> None:
+    async with faulty_installation(tmp_path, ["eu", "us", "ap"], 10) as there:
+        work = Rollouts(there)
+        await work.publish()
+        before = {region: link.passed["down"] for region, link in there.links.items()}
+        view = await work.ended(await work.start())
+        assert view["state"] == "completed"
+        assert sum(region["confirmed"] for region in view["regions"]) == 30
+        for region, link in there.links.items():
+            assert 4 * SIDE * SIDE < link.passed["down"] - before[region] < 1.1 * 4 * SIDE * SIDE
+
+
 async def test_of_a_new_release_only_the_changed_tensors_cross_the_link(work: Rollouts) -> None:
     await work.publish(filling=1)
     view = await work.ended(await work.start())
