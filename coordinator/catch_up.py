@@ -27,13 +27,24 @@ def returned(facts: Facts, all_waves: Waves, node: Node, at: datetime) -> Waves:
             if waves.is_absent(state) and not state.back:
                 changed[index] = waves.with_nodes(wave, {node.name: replace(state, back=True)})
             return tuple(changed)
+    return _with_newcomer(facts, all_waves, node, NodeState("timed_out", "catch_up", facts.counter, at, back=True))
+
+
+def joined_afterwards(facts: Facts, all_waves: Waves, node: Node, at: datetime) -> Waves:
+    """A node that joined after the release was taken back is told what the others went back to."""
+    if any(node.name in waves.nodes_of(wave) for wave in all_waves):
+        return all_waves
+    return _with_newcomer(facts, all_waves, node, NodeState("superseded", "catch_up", facts.counter, at))
+
+
+def _with_newcomer(facts: Facts, all_waves: Waves, node: Node, state: NodeState) -> Waves:
     planned = any(node.name in w.canaries or node.name in w.nodes for w in facts.plan.waves)
     if planned or not matches(node, facts.plan.selector):
         return all_waves
+    changed = list(all_waves)
     for index, wave in enumerate(all_waves):
         if facts.plan.waves[index].region == node.region and not isinstance(wave, waves.Waiting | waves.Caching):
-            late = NodeState("timed_out", "catch_up", facts.counter, at, "joined later", back=True)
-            changed[index] = waves.with_nodes(wave, {node.name: late})
+            changed[index] = waves.with_nodes(wave, {node.name: replace(state, reason="joined later")})
             return tuple(changed)
     return all_waves
 

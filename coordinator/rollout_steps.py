@@ -81,6 +81,11 @@ def returned(state: Rollout, node: Node, at: datetime) -> Step:
         case Paused(at=inner):
             changed = catch_up.returned(state.facts, state.waves, node, at)
             return replace(state, at=replace(inner, waves=changed)), ()
+        case RolledBack(followed=False) if state.facts.plan.fallback is not None:
+            changed = catch_up.joined_afterwards(state.facts, state.waves, node, at)
+            if changed == state.waves:
+                return state, ()
+            return replace(state, waves=changed), waves.take_back(state.facts, [node.name])
         case _:
             return state, ()
 

@@ -100,6 +100,8 @@ class RolledBack:
     reason: str
     at: datetime
     restored: frozenset[str] = field(default_factory=frozenset)
+    followed: bool = False
+    """By a newer roll-out of the model: nodes that join from now on are its business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def supersede(state: Rollout, by: str) -> Rollout:
             return replace(state, stopped=f"superseded by {by}", due=None)
         case RolledBack():
             # What it still owes absent nodes is now the newer one's to say.
-            return replace(state, restored=frozenset(nodes_of(state)))
+            return replace(state, restored=frozenset(nodes_of(state)), followed=True)
         case _:
             return state
 

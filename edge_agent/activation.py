@@ -87,8 +87,10 @@ class Activation:
             self._models.put_nowait(desired.model)
 
     def _has_seen(self, desired: Desired) -> bool:
+        """Whether it was taken up before it expired: a restart on the way is no reason to give it up."""
         current = self._store.current_of(desired.model)
-        return current is not None and current.counter >= desired.counter
+        begun = desired.release is not None and self._store.has_begun(desired.release)
+        return begun or (current is not None and current.counter >= desired.counter)
 
     async def run(self) -> None:
         """Work towards the desired state for ever."""
@@ -163,7 +165,8 @@ class Activation:
         await asyncio.to_thread(model.smoke_test, self._store.folder(desired.release))
         await self._report(desired, "confirmed", "", 0)
         if terms.holdout or terms.shadow:
-            self._compare(desired, model, served)
+            comparable = served is not None and model.interface == served.interface
+            self._compare(desired, model, served if comparable else None)
         else:
             self._settled(desired.model)
         await asyncio.to_thread(self._store.sweep, self._wanted())

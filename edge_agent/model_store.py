@@ -15,6 +15,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from edge_agent.release_download import Local, ReleaseDownload
 from fabric.blobs import BlobRef, chunked, manifest_of
 from fabric.errors import DigestMismatch, MalformedMessage, TransientError
@@ -46,11 +48,17 @@ class ModelStore:
 
     def current(self) -> list[Current]:
         """What every model on this node should serve, read from disk."""
-        return [Current.model_validate_json(p.read_bytes()) for p in sorted(self._current.glob("*.json"))]
+        models = [self.current_of(path.stem) for path in sorted(self._current.glob("*.json"))]
+        return [current for current in models if current is not None]
 
     def current_of(self, model: str) -> Current | None:
+        """None: nothing, or nothing that can be read; then the roll-outs say anew what to serve."""
         path = self._current / f"{model}.json"
-        return Current.model_validate_json(path.read_bytes()) if path.exists() else None
+        try:
+            return Current.model_validate_json(path.read_bytes()) if path.exists() else None
+        except (OSError, ValidationError) as exc:
+            log.error("release.current_unreadable", extra={"model": model, "reason": str(exc)})
+            return None
 
     def set_current(self, current: Current) -> None:
         """Durable and atomic: fsync, rename, fsync of the folder."""
@@ -68,6 +76,13 @@ class ModelStore:
 
     def has(self, release: BlobRef) -> bool:
         return self.folder(release).exists()
+
+    def has_begun(self, release: BlobRef) -> bool:
+        """Whether some of it was fetched."""
+        return self.has(release) or self._part(release).exists()
+
+    def _part(self, release: BlobRef) -> Path:
+        return self._releases / f"{release.digest}.part"
 
     def manifest(self, release: BlobRef) -> ReleaseManifest:
         """Raises MalformedMessage if the release is not here or its manifest is damaged."""
@@ -89,7 +104,7 @@ class ModelStore:
         manifest, raw = await download.manifest(release)
         if manifest.model != model:
             raise MalformedMessage(f"release {release.digest[:12]} is of model {manifest.model!r}, not {model!r}")
-        staging = self._releases / f"{release.digest}.part"
+        staging = self._part(release)
         try:
             staging.mkdir(exist_ok=True)
             (staging / "manifest.json").write_bytes(raw)
@@ -138,7 +153,7 @@ class ModelStore:
 
     def discard(self, release: BlobRef) -> None:
         """Delete a release that turned out unusable: asked for again, it is fetched anew."""
-        for folder in (self.folder(release), self._releases / f"{release.digest}.part"):
+        for folder in (self.folder(release), self._part(release)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self, wanted: Iterable[BlobRef] = ()) -> None:

@@ -125,7 +125,7 @@ def _decode_head(text: bytes) -> _Head:
             for o in told.get("outputs") or []
         }
         return _Head(str(told.get("id") or ""), tensors, outputs, binary)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise RemoteError(f"malformed inference request: {type(exc).__name__}: {exc}") from exc
 
 
@@ -178,7 +178,10 @@ def _texts(name: str, data: memoryview) -> list[str]:
         at += 4 + length
         if at > len(data):
             raise RemoteError(f"input {name!r}: a string is cut off")
-        found.append(bytes(data[at - length : at]).decode())
+        try:
+            found.append(bytes(data[at - length : at]).decode())
+        except UnicodeDecodeError as exc:
+            raise RemoteError(f"input {name!r}: a string is not UTF-8") from exc
     return found
 
 

@@ -6,6 +6,7 @@ Nothing of it leaves the node. SQLite holds it: losing power leaves whole sample
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from edge_agent.scoring import Array, Labels
 from fabric.tensors import Tensor, decode, encode
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS samples (
@@ -50,11 +53,13 @@ class SampleStore:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._one_at_a_time = threading.Lock()
-        self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=30)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute("PRAGMA cache_size=-512")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db = _open(file)
+        except sqlite3.DatabaseError as exc:
+            damaged = file.with_suffix(".damaged")
+            log.error("samples.damaged", extra={"kept_as": str(damaged), "reason": str(exc)})
+            file.replace(damaged)
+            self._db = _open(file)
 
     def close(self) -> None:
         self._db.close()
@@ -137,6 +142,19 @@ class SampleStore:
             # What the log of the database still holds goes too.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return max(0, done)
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=30)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA cache_size=-512")
+        db.executescript(_SCHEMA)
+    except sqlite3.DatabaseError:
+        db.close()
+        raise
+    return db
 
 
 def _pack(inputs: dict[str, Array]) -> bytes:

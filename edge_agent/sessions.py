@@ -124,6 +124,10 @@ class Model:
         self.seconds += 0.1 * (time.perf_counter() - began - self.seconds)
         return {name: np.asarray(result) for name, result in zip(self._names, results, strict=True)}
 
+    @property
+    def interface(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        return self.inputs, self.outputs
+
     def check_interface(self, served: Model) -> None:
         """Raises InterfaceChanged unless whoever calls `served` can call this one, and read its answers."""
         for what, mine, theirs in (("input", self.inputs, served.inputs), ("output", self.outputs, served.outputs)):

@@ -230,6 +230,18 @@ def test_a_node_that_joins_later_gets_the_release_too_and_goes_back_to_what_most
     assert {c.node: c.release for c in commands if isinstance(c, SetDesired)} == {"a": None, "late": ref("f")}
 
 
+def test_a_node_that_joins_after_a_roll_back_gets_what_the_others_went_back_to() -> None:
+    story = started(wave("eu", "", "a"), fallback=ref("f"), previous={"a": ref("f")})
+    story.tell(phase("a", "failed"))
+    (command,) = [c for c in story.tell(joined("late")) if isinstance(c, SetDesired)]
+    assert (command.node, command.release, command.counter) == ("late", ref("f"), 2)
+    assert command in story.owed()
+    story.tell(phase("late", "confirmed", counter=2))
+    assert command not in story.owed()
+    story.tell(rollout(wave("eu", "", "a"), key="ro-2", counter=3))
+    assert not [c for c in story.tell(joined("later")) if isinstance(c, SetDesired) and c.rollout == "ro-1"]
+
+
 def test_a_stuck_node_is_not_offered_again_by_itself_but_by_retry() -> None:
     story = started(wave("eu", "", "a b"), max_error=0.5, min_success=0.5)
     story.tell(phase("a", "failed"))

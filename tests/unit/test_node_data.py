@@ -67,6 +67,14 @@ def test_samples_are_forgotten_on_request_down_to_the_bytes_on_the_disk(tmp_path
     assert store.forget("scale") == 1
 
 
+def test_a_damaged_store_is_put_aside_and_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "s.sqlite").write_bytes(b"this is no database, whatever it was" * 100)
+    store = _store(tmp_path)
+    store.add([_sample("a")], 1.0)
+    assert store.counts()["scale"]["samples"] == 1
+    assert (tmp_path / "s.damaged").exists()
+
+
 def test_an_app_reads_captured_samples_as_columns(tmp_path: Path) -> None:
     store = _store(tmp_path)
     store.add([_sample(str(n), float(n), float(n)) for n in range(5)], 9.0)
