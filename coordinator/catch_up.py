@@ -1,19 +1,20 @@
 """The catch-up cohort: nodes that were away when their wave went by, or joined later.
 
-They are offered the release once their wave is over and they are back: few at a time, and under
-the same error threshold as everybody. Pure.
+They are offered the release once their wave is over and they are back: few at a time, watched for
+as long as canaries are, and under the same error threshold and gates as everybody. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from coordinator import wave_steps, waves
+from coordinator import gates, wave_steps, waves
 from coordinator.commands import Commands
 from coordinator.fleet import Node, matches
-from coordinator.waves import ENDED, Facts, NodeState, Over, Trouble, Wave
+from coordinator.waves import ENDED, Baking, Facts, NodeState, Offering, Over, Trouble, Wave
+from fabric.rollout_plan import RolloutPlan
 
 Waves = tuple[Wave, ...]
 
@@ -24,8 +25,9 @@ def returned(facts: Facts, all_waves: Waves, node: Node, at: datetime) -> Waves:
     for index, wave in enumerate(all_waves):
         state = waves.nodes_of(wave).get(node.name)
         if state is not None:
-            if waves.is_absent(state) and not state.back:
-                changed[index] = waves.with_nodes(wave, {node.name: replace(state, back=True)})
+            there = replace(state, away=False, back=state.back or waves.is_absent(state))
+            if there != state:
+                changed[index] = waves.with_nodes(wave, {node.name: there})
             return tuple(changed)
     return _with_newcomer(facts, all_waves, node, NodeState("timed_out", "catch_up", facts.counter, at, back=True))
 
@@ -43,23 +45,38 @@ def _with_newcomer(facts: Facts, all_waves: Waves, node: Node, state: NodeState)
         return all_waves
     changed = list(all_waves)
     for index, wave in enumerate(all_waves):
-        if facts.plan.waves[index].region == node.region and not isinstance(wave, waves.Waiting | waves.Caching):
+        if facts.plan.waves[index].region == node.region and isinstance(wave, Offering | Baking | Over):
             changed[index] = waves.with_nodes(wave, {node.name: replace(state, reason="joined later")})
             return tuple(changed)
     return all_waves
 
 
+def lost(all_waves: Waves, node: str) -> Waves:
+    """A node went away: one that is watched since it confirmed shows no more whether the release is good."""
+    changed = list(all_waves)
+    for index, wave in enumerate(all_waves):
+        state = waves.nodes_of(wave).get(node)
+        if state is not None and state.phase == "confirmed" and isinstance(wave, Offering | Baking):
+            changed[index] = waves.with_nodes(wave, {node: replace(state, away=True)})
+    return tuple(changed)
+
+
 def advance(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Commands, Trouble | None]:
-    """Offer the release to nodes that are back, as many at a time as the plan says."""
+    """Offer the release to nodes that are back, as many at a time as the plan says; watch them as canaries are."""
+    if not any(wave.cohort.late for _, wave in _over(all_waves)):
+        return all_waves, (), None
     plan, changed = facts.plan, list(all_waves)
     for index, wave in _over(all_waves):
         late = {n: wave.cohort.nodes[n] for n in wave.cohort.late if not wave.cohort.nodes[n].back}
         changed[index] = waves.with_nodes(wave, wave_steps.expired(plan, late, at))
-    cohort = [s for _, _, s in _cohort(changed)]
-    if reason := wave_steps.too_many_errors(plan, cohort):
+    if reason := _what_is_wrong(plan, changed):
         return tuple(changed), (), Trouble(f"catch-up: {reason}", failed=True)
-    free = plan.catch_up_in_flight - sum(s.phase not in ENDED for s in cohort)
     commands: Commands = ()
+    for index, name, state in list(_cohort(changed)):
+        if state.phase == "confirmed" and not state.settled and at >= _watched_until(plan, state):
+            changed[index] = waves.with_nodes(changed[index], {name: replace(state, settled=True)})
+            commands += (waves.settle(facts, name, state),)
+    free = plan.catch_up_in_flight - sum(_is_under_way(s) for _, _, s in _cohort(changed))
     for index, name, _ in _waiting(changed):
         if free > 0 and wave_steps.may_activate(plan, name, at):
             free -= 1
@@ -69,24 +86,36 @@ def advance(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Comman
     return tuple(changed), commands, None
 
 
-def settled(facts: Facts, before: Waves, after: Waves) -> Commands:
-    """Nodes of waves that are over which confirmed just now find the release without a deadline."""
-    commands: Commands = ()
-    for index, wave in _over(after):
-        old = waves.nodes_of(before[index])
-        if old is wave.cohort.nodes or not isinstance(before[index], Over):
-            continue  # nothing new, or it was all said when the wave ended
-        for name, state in wave.cohort.nodes.items():
-            was = old.get(name)
-            if state.phase == "confirmed" and was is not None and was.phase != "confirmed":
-                commands += (waves.settle(facts, name, state),)
-    return commands
+def _what_is_wrong(plan: RolloutPlan, all_waves: Sequence[Wave]) -> str:
+    """Errors count against all that attempted the release; gates look at the late ones alone, and only fail."""
+    late = {name: state for _, name, state in _cohort(all_waves)}
+    if any(waves.is_failed(state) for state in late.values()):
+        everybody = [s for _, wave in _over(all_waves) for s in wave.cohort.nodes.values()]
+        if reason := wave_steps.too_many_errors(plan, everybody):
+            return reason
+    serving = {n: s.measured for n, s in late.items() if s.phase == "confirmed" and s.measured is not None}
+    judged = [gates.judge(gate, serving, plan.slices) for gate in plan.gates if serving]
+    return next((j.reason for j in judged if j.outcome == "fail" and j.enforced), "")
+
+
+def _is_under_way(state: NodeState) -> bool:
+    return state.phase not in ENDED or (state.phase == "confirmed" and not state.settled)
+
+
+def _watched_until(plan: RolloutPlan, state: NodeState) -> datetime:
+    assert state.since is not None
+    return state.since + timedelta(seconds=plan.bake.seconds)
 
 
 def due(facts: Facts, all_waves: Waves, at: datetime) -> list[datetime]:
-    plan = facts.plan
-    times = [wave_steps.deadline(plan, n, s, at) for _, n, s in _cohort(all_waves) if s.phase not in ENDED]
-    return [*times, *wave_steps.next_openings(plan, [n for _, n, _ in _waiting(all_waves)], at)]
+    plan, times = facts.plan, []
+    for _, name, state in _cohort(all_waves):
+        if state.phase not in ENDED:
+            times.append(wave_steps.deadline(plan, name, state, at))
+        elif state.phase == "confirmed" and not state.settled:
+            times.append(_watched_until(plan, state))
+    times += wave_steps.next_openings(plan, [n for _, n, _ in _waiting(all_waves)], at)
+    return [time for time in times if time > at]
 
 
 def _over(all_waves: Sequence[Wave]) -> Iterator[tuple[int, Over]]:

@@ -33,6 +33,16 @@ def check(path: str, expression: str) -> None:
             raise ConfigError(f"{path}, column {node.col_offset + 1}", f"{type(node).__name__} is not allowed here")
 
 
+def names(expression: str) -> frozenset[str]:
+    """The fields that an expression reads (none, if it is no expression)."""
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+    except SyntaxError:
+        return frozenset()
+    words = {"true", "false", *FUNCTIONS}
+    return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name)) - words
+
+
 def holds(expression: str, fields: dict[str, FieldValue]) -> bool:
     """Whether the condition is true for an event.
 

@@ -144,9 +144,12 @@ def _in_use(region: str, world: World) -> Iterable[BlobRef]:
     for serving in world.serving.values():
         yield from (ref for node, ref in serving.items() if node in world.nodes and world.nodes[node].region == region)
     for rollout in world.rollouts.values():
-        if rollouts.is_open(rollout) or isinstance(rollout, rollouts.Completed | rollouts.RolledBack):
-            plan = rollout.facts.plan
-            before = [*plan.previous.values(), *([plan.fallback] if plan.fallback is not None else [])]
-            # A roll-out that a newer one has followed needs nothing any more.
-            superseded = isinstance(rollout, rollouts.Completed) and rollout.stopped
-            yield from [] if superseded else [plan.release, *before]
+        plan = rollout.facts.plan
+        before = [*plan.previous.values(), *([plan.fallback] if plan.fallback is not None else [])]
+        match rollout:
+            case rollouts.Rolling() | rollouts.Paused() | rollouts.Completed(followed=False):
+                yield from [plan.release, *before]
+            case rollouts.RolledBack(followed=False):
+                yield from before
+            case _:
+                pass  # a newer one has followed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from coordinator import betting_test
-from coordinator.conditions import holds
+from coordinator.conditions import holds, names
 from fabric.errors import ConfigError
 from fabric.rollout_plan import (
     SLOWER,
@@ -62,21 +62,29 @@ def judge(gate: Gate, measured: Mapping[str, Measured], slices: Mapping[str, Seq
     match gate:
         case PairedGate(tolerance=tolerance, slice_tolerance=floor):
             parts = _slices(gate.slices, measured, slices)
-            return _worst(gate, [_paired(gate, "", whole, tolerance), *(_paired(gate, *p, floor) for p in parts)])
+            alpha = gate.alpha / (1 + len(parts))
+            whole_and_parts = [("", whole, tolerance), *((name, part, floor) for name, part in parts)]
+            return _worst([_paired(gate, name, part, limit, alpha) for name, part, limit in whole_and_parts])
         case DisagreementGate(most=most, slice_most=ceiling):
             parts = _slices(gate.slices, measured, slices)
             shares = [("", whole, most), *((name, part, ceiling) for name, part in parts)]
+            alpha = gate.alpha / len(shares)
             return _worst(
-                gate, [_share(gate, name, part.disagreed, part.shadowed, limit) for name, part, limit in shares]
+                [_share(gate, name, part.disagreed, part.shadowed, limit, alpha) for name, part, limit in shares]
             )
         case LatencyGate():
-            return _share(gate, f"{SLOWER:g} times slower", whole.slower, whole.shadowed, 0.5)
+            return _share(gate, f"{SLOWER:g} times slower", whole.slower, whole.shadowed, 0.5, gate.alpha)
         case InferenceErrorGate(most=most):
-            return _share(gate, "", whole.errors, whole.inferences + whole.errors, most)
+            return _share(gate, "", whole.errors, whole.inferences + whole.errors, most, gate.alpha)
         case MetricGate():
             return _metric(gate, whole)
         case _:
             assert_never(gate)
+
+
+_SHARES = frozenset({"latency_mean_ms", "error_rate", "disagreement", "accuracy_difference"})
+FIELDS = frozenset(Measured.model_fields) | _SHARES
+"""What the expressions of metric gates may name."""
 
 
 def fields(whole: Measured) -> dict[str, bool | int | float | str]:
@@ -106,22 +114,17 @@ def _slices(
     return found
 
 
-def _paired(gate: PairedGate, where: str, part: Measured, tolerance: float) -> Judgement:
+def _paired(gate: PairedGate, where: str, part: Measured, tolerance: float, alpha: float) -> Judgement:
     counts = {1.0: part.wins, -1.0: part.losses, 0.0: part.ties}
-    verdict = betting_test.judge(counts, -max(tolerance, 1e-6), -1.0, 1.0, gate.alpha / _tests(gate))
+    verdict = betting_test.judge(counts, -max(tolerance, 1e-6), -1.0, 1.0, alpha)
     text = f"accuracy {verdict.mean:+.4f} against the incumbent, allowed -{tolerance:g}, n {verdict.n}"
     return _judgement(gate, where, verdict.above, verdict.below, text, verdict)
 
 
-def _share(gate: Gate, where: str, count: int, n: int, most: float) -> Judgement:
-    verdict = betting_test.judge({1.0: count, 0.0: n - count}, most, 0.0, 1.0, gate.alpha / _tests(gate))
+def _share(gate: Gate, where: str, count: int, n: int, most: float, alpha: float) -> Judgement:
+    verdict = betting_test.judge({1.0: count, 0.0: n - count}, most, 0.0, 1.0, alpha)
     text = f"share {verdict.mean:.4f}, allowed {most:g}, n {verdict.n}"
     return _judgement(gate, where, verdict.below, verdict.above, text, verdict)
-
-
-def _tests(gate: Gate) -> int:
-    """How many tests share one gate's `alpha` (Bonferroni): the whole, and by label at most a few slices."""
-    return 1 if isinstance(gate, LatencyGate | InferenceErrorGate | MetricGate) else 1 + 4 * len(gate.slices)
 
 
 def _judgement(gate: Gate, where: str, good: bool, bad: bool, text: str, verdict: betting_test.Verdict) -> Judgement:
@@ -134,12 +137,16 @@ def _judgement(gate: Gate, where: str, good: bool, bad: bool, text: str, verdict
 _ORDER: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
 
 
-def _worst(gate: Gate, parts: Sequence[Judgement]) -> Judgement:
+def _worst(parts: Sequence[Judgement]) -> Judgement:
     return min(parts, key=lambda part: (_ORDER.index(part.outcome), -part.more))
 
 
 def _metric(gate: MetricGate, whole: Measured) -> Judgement:
     known = fields(whole)
+    missing = sorted((names(gate.pass_if) | names(gate.fail_if)) & _SHARES - known.keys())
+    if missing:
+        reason = f"metric: no node has reported {missing[0]} yet"
+        return Judgement(gate.kind, "inconclusive", reason, gate.enforce, more=1)
     try:
         bad, good = holds(gate.fail_if, known), holds(gate.pass_if, known)
     except ConfigError as exc:

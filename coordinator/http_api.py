@@ -6,6 +6,7 @@ line is the end: a stream that stops without it was cut off.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -189,13 +190,26 @@ def key_of(request: web.Request, what: str) -> str:
     return new_id(what) if not asked else f"{what}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
+def what_is_wrong(error: ValidationError, kind: type[BaseModel]) -> ConfigError:
+    """The first problem of a document as an error that says what there is instead."""
+    first = error.errors()[0]
+    where, what, remedy = ".".join(map(str, first["loc"])) or "body", first["msg"], ""
+    if first["type"] == "extra_forbidden":
+        name, known = str(first["loc"][-1]), list(kind.model_fields)
+        near = difflib.get_close_matches(name, known, n=1) if len(first["loc"]) == 1 else []
+        what = "is no field" + (f"; did you mean {near[0]!r}?" if near else "")
+        remedy = f"There are {', '.join(known)}" if len(first["loc"]) == 1 else ""
+    elif first["type"] == "union_tag_not_found":
+        what, remedy = "does not say its kind", "Write `kind: ...` first"
+    return ConfigError(where, what, remedy)
+
+
 async def read_body(request: web.Request, kind: type[M]) -> M:
     """The request's JSON body as a model; raises ConfigError naming the field that is wrong."""
     try:
         return kind.model_validate_json(await request.read())
     except ValidationError as exc:
-        first = exc.errors()[0]
-        raise ConfigError(".".join(map(str, first["loc"])) or "body", first["msg"]) from exc
+        raise what_is_wrong(exc, kind) from exc
 
 
 @web.middleware

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from coordinator import conditions
+from coordinator import conditions, gates
 from coordinator.fleet import Node, matches
 from coordinator.registry import Model, Release
 from fabric.blobs import BlobRef
@@ -73,11 +73,18 @@ class RolloutRequest(Strict):
         for number, gate in enumerate(self.gates):
             if isinstance(gate, MetricGate):
                 try:
-                    conditions.check(f"gates.{number}.pass_if", gate.pass_if)
-                    conditions.check(f"gates.{number}.fail_if", gate.fail_if)
+                    for field in ("pass_if", "fail_if"):
+                        _check_expression(f"gates.{number}.{field}", getattr(gate, field))
                 except ConfigError as exc:
                     raise ValueError(str(exc)) from exc
         return self
+
+
+def _check_expression(path: str, expression: str) -> None:
+    conditions.check(path, expression)
+    unknown = sorted(conditions.names(expression) - gates.FIELDS)
+    if unknown:
+        raise ConfigError(path, f"no node reports {unknown[0]!r}", f"There are {', '.join(sorted(gates.FIELDS))}")
 
 
 def plan(request: RolloutRequest, model: Model, fleet: Iterable[Node], serving: Mapping[str, BlobRef]) -> RolloutPlan:
@@ -100,6 +107,7 @@ def plan(request: RolloutRequest, model: Model, fleet: Iterable[Node], serving: 
     ]
     chosen = [n for n in nodes if any(n.region == w.region for w in waves)]
     previous = {n.name: serving[n.name] for n in chosen if n.name in serving}
+    _check_incumbents(request, waves, previous)
     most_served = Counter(previous.values()).most_common(1)
     return RolloutPlan(
         model=model.name,
@@ -162,6 +170,15 @@ def _wave(request: RolloutRequest, group: int, region: str, nodes: Sequence[Node
     )
 
 
+def _check_incumbents(request: RolloutRequest, waves: Sequence[WavePlan], previous: Mapping[str, BlobRef]) -> None:
+    """A gate that compares needs something to compare with."""
+    comparing = [g.kind for g in request.gates if isinstance(g, PairedGate | DisagreementGate | LatencyGate)]
+    for wave in waves:
+        if comparing and not any(n in previous for n in wave.canaries or wave.nodes):
+            what = f"compares with the release before, and no node of {wave.region} that goes first serves one"
+            raise ConfigError(f"gates: {comparing[0]}", what, "Leave it out for the first release")
+
+
 def _covering(cohort: Sequence[Node], labels: Sequence[str]) -> list[str]:
     """The nodes so that every combination of label values comes early: a class that none tries can not fail."""
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -188,6 +205,7 @@ def _timezones(request: RolloutRequest, nodes: Sequence[Node]) -> dict[str, str]
 
 def _terms(request: RolloutRequest, waves: Sequence[WavePlan]) -> Terms:
     paired = any(isinstance(g, PairedGate | MetricGate) for g in request.gates)
+    watched = bool(request.gates) or request.bake.inferences > 0
     shadowed = any(isinstance(g, DisagreementGate | LatencyGate | MetricGate) for g in request.gates)
     limits = [limit for limit in (request.node_bytes_per_s,) if limit is not None]
     if request.region_bytes_per_s is not None:
@@ -198,6 +216,8 @@ def _terms(request: RolloutRequest, waves: Sequence[WavePlan]) -> Terms:
         bytes_per_s=min(limits, default=None),
         window=request.window,
         new_interface=request.new_interface,
+        measure=watched,
+        watch_s=request.bake.seconds + request.gate_deadline_s,
         holdout=request.holdout if request.holdout is not None else HOLDOUT * paired,
         shadow=request.shadow if request.shadow is not None else SHADOW * shadowed,
         report_s=request.report_s,

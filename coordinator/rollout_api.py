@@ -95,13 +95,14 @@ class RolloutApi:
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         key, world = request.match_info["rollout"], self._engine.world
         world.rollout(key)
+        stays = "through_pauses" in request.query
 
         def over() -> bool:
             state = world.rollouts[key]
             if isinstance(state, rollouts.RolledBack):
-                waiting = rollouts.holders(state) - state.restored
+                waiting = rollouts.holders(state) - state.restored - state.stuck.keys()
                 return not any(world.nodes[n].online for n in waiting)
-            return not isinstance(state, rollouts.Rolling)
+            return not (isinstance(state, rollouts.Rolling) or (stays and isinstance(state, rollouts.Paused)))
 
         return await stream(self._engine, request, lambda: self._view(key), over)
 

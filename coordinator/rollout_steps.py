@@ -92,12 +92,8 @@ def returned(state: Rollout, node: Node, at: datetime) -> Step:
 
 def _take(state: Rollout, event: Report, at: datetime) -> Step:
     match state:
-        case RolledBack(restored=restored):
-            if not isinstance(event, NodePhaseReported) or event.phase != "confirmed":
-                return state, ()
-            if event.node in restored or event.counter <= state.facts.counter:
-                return state, ()
-            return replace(state, restored=restored | {event.node}), ()
+        case RolledBack():
+            return _gone_back(state, event), ()
         case Superseded():
             return state, ()
         case Completed(stopped=stopped) if stopped:
@@ -110,6 +106,17 @@ def _take(state: Rollout, event: Report, at: datetime) -> Step:
             if noted is inner.waves:
                 return state, ()
             return _watch(replace(state, at=replace(inner, waves=noted)), at)
+
+
+def _gone_back(state: RolledBack, event: Report) -> RolledBack:
+    if not isinstance(event, NodePhaseReported) or event.counter <= state.facts.counter:
+        return state
+    if event.phase == "confirmed" and event.node not in state.restored:
+        stuck = {n: why for n, why in state.stuck.items() if n != event.node}
+        return replace(state, restored=state.restored | {event.node}, stuck=stuck)
+    if event.phase in waves.FAILED and event.node not in state.restored:
+        return replace(state, stuck={**state.stuck, event.node: event.reason})
+    return state
 
 
 def _watch(state: Paused, at: datetime) -> Step:
@@ -149,7 +156,7 @@ def _settle(state: Rolling | Completed, at: datetime, before: tuple[Wave, ...] |
         state = Completed(state.facts, state.waves, at, dues=state.dues)
     changed, more, trouble = catch_up.advance(state.facts, state.waves, at)
     state = replace(state, waves=changed)
-    commands += more + (catch_up.settled(state.facts, before, changed) if before is not None else ())
+    commands += more
     if trouble is not None:
         stopped, more = _stop_catch_up(state, trouble, at)
         return stopped, commands + more
@@ -216,8 +223,21 @@ def _stop_catch_up(state: Rolling | Completed, trouble: Trouble, at: datetime) -
 
 
 def _roll_back(state: Rollout, reason: str, at: datetime) -> Step:
-    back = RolledBack(state.facts, state.waves, reason, at)
+    back_already = [w.restored for w in state.waves if isinstance(w, TakenBack)]
+    back = RolledBack(state.facts, state.waves, reason, at, frozenset().union(*back_already))
     return back, owed(back)
+
+
+def lost(state: Rollout, node: str, at: datetime) -> Step:
+    """A node went offline."""
+    match state:
+        case Rolling():
+            changed = catch_up.lost(state.waves, node)
+            return (state, ()) if changed == state.waves else _settle(replace(state, waves=changed), at, state.waves)
+        case Paused(at=inner):
+            return replace(state, at=replace(inner, waves=catch_up.lost(inner.waves, node))), ()
+        case _:
+            return state, ()
 
 
 def _cannot_cache(state: Rollout, event: RegionCacheFailed) -> Step:
@@ -230,36 +250,58 @@ def _cannot_cache(state: Rollout, event: RegionCacheFailed) -> Step:
 
 
 def _obey(state: Rollout, event: Wish, at: datetime) -> Step:
-    """A person's wish; which states allow which stands here and nowhere else."""
+    """A person's wish; which states allow which stands in these three functions and nowhere else."""
+    obeyed = _stop(state, event, at) or _go_on(state, event, at)
+    if obeyed is None:
+        wish = event.kind.removeprefix("rollout.").removesuffix("_requested")
+        what = type(state).__name__.lower()
+        raise InvalidTransition(f"roll-out {event.rollout} is {what}: `{wish}` can do nothing for it")
+    return obeyed
+
+
+def _stop(state: Rollout, event: Wish, at: datetime) -> Step | None:
     match event, state:
         case RolloutAbortRequested(reason=reason), Rolling() | Paused():
             return _roll_back(state, f"aborted: {reason}", at)
-        case RolloutRollbackRequested(reason=reason), Rolling() | Paused():
-            return _roll_back(state, f"rolled back: {reason}", at)
-        case RolloutRollbackRequested(reason=reason), Completed(stopped=stopped) if "superseded" not in stopped:
+        case RolloutRollbackRequested(reason=reason), Rolling() | Paused() | Completed(followed=False):
             return _roll_back(state, f"rolled back: {reason}", at)
         case RolloutPauseRequested(reason=reason), Rolling():
             return Paused(state, f"paused: {reason}"), ()
         case RolloutPauseRequested(), Paused():
             return state, ()
+        case _:
+            return None
+
+
+def _go_on(state: Rollout, event: Wish, at: datetime) -> Step | None:
+    match event, state:
+        case RolloutResumeRequested(), Completed(followed=False, stopped=stopped) if stopped:
+            return _settle(replace(state, stopped="", due=None, dues=()), at)
         case RolloutResumeRequested(), Paused(at=inner):
-            resumed, commands = _settle(
-                replace(inner, waves=wave_wishes.patient(inner.waves, at), due=None, dues=()), at
-            )
+            patient = wave_wishes.patient(inner.waves, at)
+            resumed, commands = _settle(replace(inner, waves=patient, due=None, dues=()), at)
             return resumed, owed(resumed) or commands
         case RolloutPromoteRequested(region=region), Rolling() | Paused():
-            inner = state if isinstance(state, Rolling) else state.at
-            changed = wave_wishes.promoted(state.facts, inner.waves, inner.group, region)
-            return _settle(replace(inner, waves=changed, due=None, dues=()), at)
+            rolling, ready = _ready(state, at)
+            assert isinstance(rolling, Rolling)
+            paused = isinstance(state, Paused)
+            changed = wave_wishes.promoted(state.facts, ready, rolling.group, region, paused=paused)
+            return _settle(replace(rolling, waves=changed, due=None, dues=()), at)
         case RolloutNextRequested(), Rolling(group=group) if group < max(w.group for w in state.facts.plan.waves):
             return _settle(replace(state, group=group + 1, dues=()), at)
-        case RolloutRetryRequested(counter=counter), Rolling() | Paused() | Completed(stopped=""):
-            again = state.at if isinstance(state, Paused) else state
-            facts = replace(again.facts, counter=counter)
-            changed, offers = wave_wishes.retried(facts, again.waves, at)
-            settled, more = _settle(replace(again, facts=facts, waves=changed, due=None, dues=()), at)
-            return settled, offers + more
+        case RolloutRetryRequested(counter=counter), Rolling() | Paused() | Completed(followed=False):
+            tried, ready = _ready(state, at)
+            facts = replace(tried.facts, counter=counter)
+            changed, commands = wave_wishes.retried(facts, ready, at)
+            tried = replace(tried, stopped="") if isinstance(tried, Completed) else tried
+            settled, more = _settle(replace(tried, facts=facts, waves=changed, due=None, dues=()), at)
+            return settled, commands + more
         case _:
-            wish = event.kind.removeprefix("rollout.").removesuffix("_requested")
-            what = type(state).__name__.lower()
-            raise InvalidTransition(f"roll-out {event.rollout} is {what}: there is nothing to {wish}")
+            return None
+
+
+def _ready(state: Rolling | Paused | Completed, at: datetime) -> tuple[Rolling | Completed, tuple[Wave, ...]]:
+    """What goes on, and its waves: with their deadlines anew if they were paused."""
+    if isinstance(state, Paused):
+        return state.at, wave_wishes.patient(state.waves, at)
+    return state, state.waves

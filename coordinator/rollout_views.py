@@ -36,8 +36,12 @@ def _wan_bytes(wave: waves.Wave) -> int:
 
 def _reason(state: rollouts.Rollout) -> str:
     match state:
-        case rollouts.Paused(reason=reason) | rollouts.RolledBack(reason=reason):
+        case rollouts.Paused(reason=reason):
             return reason
+        case rollouts.RolledBack(reason=reason, restored=restored, stuck=stuck):
+            owed = len(rollouts.holders(state) - restored)
+            left = f"; {owed} nodes are not back yet" if owed else ""
+            return reason + left + "".join(f"; {n} cannot go back: {why}" for n, why in list(stuck.items())[:3])
         case rollouts.Superseded(by=by):
             return f"superseded by {by}"
         case rollouts.Completed(stopped=stopped):

@@ -80,12 +80,16 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Every wave is over; nodes that come back are still served, unless that was `stopped` for a reason."""
+    """Every wave is over; nodes that come back are still served, unless that was `stopped` for a reason.
+
+    `followed`: by a newer roll-out of the model, which serves them from now on.
+    """
 
     facts: Facts
     waves: tuple[Wave, ...]
     ended_at: datetime
     stopped: str = ""
+    followed: bool = False
     alarms: int = 0
     due: datetime | None = None
     dues: tuple[datetime | None, ...] = ()
@@ -100,6 +104,8 @@ class RolledBack:
     reason: str
     at: datetime
     restored: frozenset[str] = field(default_factory=frozenset)
+    stuck: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that could not go back, with the reason."""
     followed: bool = False
     """By a newer roll-out of the model: nodes that join from now on are its business."""
 
@@ -128,7 +134,7 @@ def supersede(state: Rollout, by: str) -> Rollout:
         case Rolling() | Paused():
             return Superseded(state.facts, state.waves, by)
         case Completed():
-            return replace(state, stopped=f"superseded by {by}", due=None)
+            return replace(state, stopped=f"superseded by {by}", followed=True, due=None, dues=())
         case RolledBack():
             # What it still owes absent nodes is now the newer one's to say.
             return replace(state, restored=frozenset(nodes_of(state)), followed=True)
@@ -169,5 +175,8 @@ def owed(state: Rollout) -> Commands:
             return tuple(c for i, w in kept for c in waves.owed(state.facts, i, w))
         case RolledBack(facts=facts, restored=restored):
             return waves.take_back(facts, holders(state) - restored)
+        case Superseded(facts=facts):
+            # Who has it and is no business of the newer one keeps it, and is watched no more.
+            return tuple(waves.settle(facts, n, s) for n, s in nodes_of(state).items() if s.phase == "confirmed")
         case _:
             return ()

@@ -33,7 +33,7 @@ from coordinator.waves import (
     with_nodes,
 )
 from fabric.rollout_plan import RolloutPlan
-from fabric.windows import is_open, opens_at
+from fabric.windows import is_open, opening, opens_at
 
 Progress = tuple[Wave, Commands, Trouble | None]
 
@@ -66,13 +66,12 @@ def advance(facts: Facts, index: int, wave: Wave, at: datetime) -> Progress:
     if not isinstance(wave, Offering | Baking):
         return wave, (), None
     here = f"{where}, {wave.stage}"
-    wave = with_nodes(wave, expired(plan, wave.cohort.nodes, at)) if isinstance(wave, Offering) else wave
-    assert isinstance(wave, Offering | Baking)
+    wave = with_nodes(wave, expired(plan, wave.cohort.nodes, at))
     if reason := too_many_errors(plan, members(wave).values()):
         return wave, (), Trouble(f"{here}: {reason}", failed=True)
     judged = judge(plan, wave)
     bad = next((j for j in judged if j.outcome == "fail" and j.enforced), None)
-    if bad is not None and not (isinstance(wave, Baking) and wave.waived):
+    if bad is not None and not wave.waived:
         return wave, (), Trouble(f"{here}: {bad.reason}", failed=True)
     if isinstance(wave, Offering):
         return _offer(facts, here, wave, at)
@@ -103,7 +102,7 @@ def _offer(facts: Facts, here: str, wave: Offering, at: datetime) -> Progress:
     if confirmed / attempted < plan.min_success:
         reason = f"{here}: {confirmed} of {attempted} confirmed, required are {plan.min_success:.0%}"
         return wave, (), Trouble(reason, failed=False)
-    return Baking(wave.stage, wave.cohort, at), (), None
+    return Baking(wave.stage, wave.cohort, at, wave.waived), (), None
 
 
 def _bake(facts: Facts, index: int, wave: Baking, judged: list[Judgement], at: datetime) -> Progress:
@@ -112,11 +111,14 @@ def _bake(facts: Facts, index: int, wave: Baking, judged: list[Judgement], at: d
     over = at >= bake_ends(plan, index, wave)
     if not wave.waived:
         enforced = [j for j in judged if j.enforced]
+        if not over or inferences(wave) < wanted_inferences(plan, index, wave):
+            return wave, (), _late(plan, index, wave, at, f"{inferences(wave)} inferences so far")
+        gone = sorted(n for n, s in members(wave).items() if s.away)
+        if gone and wave.stage == "canary":
+            return wave, (), _late(plan, index, wave, at, f"{gone[0]} is away since it confirmed")
         broken = next((j for j in enforced if j.outcome == "error"), None)
         if broken is not None:
             return wave, (), Trouble(f"{here}: cannot be judged, {broken.reason}", failed=False)
-        if not over or inferences(wave) < wanted_inferences(plan, index, wave):
-            return wave, (), _late(plan, index, wave, at, f"{inferences(wave)} inferences so far")
         open_ = next((j for j in enforced if j.outcome != "pass"), None)
         if open_ is not None:
             if plan.on_inconclusive == "pause":
@@ -138,10 +140,12 @@ def _late(plan: RolloutPlan, index: int, wave: Baking, at: datetime, reason: str
 def _next_stage(facts: Facts, index: int, wave: Baking, at: datetime) -> Progress:
     rest = facts.plan.waves[index].nodes
     if wave.stage == "canary" and rest:
-        return Offering("rest", wave.cohort, tuple(rest), 1.0, at), (), None
-    over = Over(wave.cohort, (at - wave.cohort.opened_at).total_seconds())
+        return Offering("rest", wave.cohort, tuple(rest), 1.0, at, wave.waived), (), None
     settled = tuple(settle(facts, n, s) for n, s in wave.cohort.nodes.items() if s.phase == "confirmed")
-    return over, settled, None
+    # Who came back to an old offer while the others were watched goes on as a late one.
+    on_the_way = {n: replace(s, stage="catch_up") for n, s in wave.cohort.nodes.items() if s.phase not in ENDED}
+    seconds = (at - wave.cohort.opened_at).total_seconds()
+    return Over(with_nodes(wave, on_the_way).cohort, seconds), settled, None
 
 
 def _is_watched(plan: RolloutPlan, index: int, wave: Baking) -> bool:
@@ -192,8 +196,8 @@ def deadline(plan: RolloutPlan, name: str, state: NodeState, at: datetime) -> da
     """When an offered node is given up. One that waits for its maintenance window is not stuck."""
     seconds = plan.finish_deadline_s if state.claimed else plan.claim_deadline_s
     start = state.offered_at
-    if state.claimed and plan.terms.window is not None and not may_activate(plan, name, at):
-        start = opens_at(plan.terms.window, at, plan.timezones.get(name, "UTC"))
+    if state.claimed and plan.terms.window is not None:
+        start = max(start, opening(plan.terms.window, at, plan.timezones.get(name, "UTC")))
     return start + timedelta(seconds=seconds)
 
 
@@ -210,7 +214,6 @@ def due(facts: Facts, index: int, wave: Wave, at: datetime) -> datetime | None:
         case Caching(since=since):
             times.append(since + timedelta(seconds=plan.cache_deadline_s))
         case Offering():
-            times += [deadline(plan, n, s, at) for n, s in wave.cohort.nodes.items() if s.phase not in ENDED]
             if wave.queue and plan.rate.per_minute is not None and wave.allowance < 1:
                 times.append(wave.counted_at + timedelta(minutes=(1 - wave.allowance) / rate_now(plan, wave)))
             times += next_openings(plan, wave.queue, at)
@@ -219,7 +222,10 @@ def due(facts: Facts, index: int, wave: Wave, at: datetime) -> datetime | None:
             times.append(ends if at < ends else ends + timedelta(seconds=plan.gate_deadline_s))
         case _:
             pass
-    return min(times, default=None)
+    if isinstance(wave, Offering | Baking):
+        times += [deadline(plan, n, s, at) for n, s in wave.cohort.nodes.items() if s.phase not in ENDED]
+    # What is over was looked at just now, and waits for something else: a report, or a person.
+    return min((time for time in times if time > at), default=None)
 
 
 def next_openings(plan: RolloutPlan, names: Iterable[str], at: datetime) -> list[datetime]:

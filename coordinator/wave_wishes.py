@@ -17,24 +17,25 @@ def patient(all_waves: Waves, at: datetime) -> Waves:
     """After a pause, deadlines begin anew: meanwhile nothing was offered and nothing decided."""
 
     def anew(wave: Wave) -> Wave:
+        if isinstance(wave, Caching):
+            return Caching(at)
+        if not isinstance(wave, Offering | Baking | Over):
+            return wave
+        again = {n: replace(s, offered_at=at) for n, s in wave.cohort.nodes.items() if s.phase not in waves.ENDED}
+        wave = waves.with_nodes(wave, again)
         match wave:
-            case Caching():
-                return Caching(at)
             case Baking():
                 return replace(wave, since=at)
             case Offering():
-                again = {
-                    n: replace(s, offered_at=at) for n, s in wave.cohort.nodes.items() if s.phase not in waves.ENDED
-                }
-                return replace(waves.with_nodes(wave, again), counted_at=at)
+                return replace(wave, counted_at=at)
             case _:
                 return wave
 
     return tuple(anew(wave) for wave in all_waves)
 
 
-def promoted(facts: Facts, all_waves: Waves, group: int, region: str) -> Waves:
-    """Waves that wait for an approval, a bake, a gate or enough success go on.
+def promoted(facts: Facts, all_waves: Waves, group: int, region: str, *, paused: bool) -> Waves:
+    """Waves that wait for an approval, a bake, a gate or enough success go on; if paused, whatever stopped them.
 
     Raises:
         InvalidTransition: none of them waits.
@@ -49,6 +50,8 @@ def promoted(facts: Facts, all_waves: Waves, group: int, region: str) -> Waves:
                 changed.append(replace(wave, waived=True))
             case Offering(queue=()) if meant and all(s.phase in waves.ENDED for s in waves.members(wave).values()):
                 changed.append(Baking(wave.stage, wave.cohort, wave.counted_at, waived=True))
+            case Offering(waived=False) if meant and paused:
+                changed.append(replace(wave, waived=True))
             case _:
                 changed.append(wave)
     if tuple(changed) == all_waves:
@@ -58,7 +61,7 @@ def promoted(facts: Facts, all_waves: Waves, group: int, region: str) -> Waves:
 
 
 def retried(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Commands]:
-    """Nodes that failed or never took it are offered the release again, under `facts.counter`.
+    """Nodes that failed or never took it wait to be offered the release again, under `facts.counter`.
 
     Raises:
         InvalidTransition: there are none.
@@ -69,16 +72,17 @@ def retried(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Comman
             changed[index], more = waves.open_wave(facts, index, at)
             commands += more
             continue
+        over = isinstance(wave, Over)
         again = {
-            name: NodeState("offered", "catch_up" if isinstance(wave, Over) else known.stage, facts.counter, at)
+            name: NodeState("timed_out", known.stage, facts.counter, at, "to be tried again", back=over)
             for name, known in waves.nodes_of(wave).items()
-            if waves.is_failed(known) or waves.is_absent(known)
+            if waves.is_failed(known) or (waves.is_absent(known) and not known.back)
         }
-        if not again:
-            continue
-        commands += tuple(waves.offer(facts, name, known) for name, known in again.items())
         tried = waves.with_nodes(wave, again)
-        changed[index] = Offering(tried.stage, tried.cohort, (), 1.0, at) if isinstance(tried, Baking) else tried
-    if not commands:
+        if again and isinstance(tried, Offering | Baking):
+            queue = tried.queue if isinstance(tried, Offering) else ()
+            tried = Offering(tried.stage, tried.cohort, (*queue, *again), 1.0, at, tried.waived)
+        changed[index] = tried
+    if tuple(changed) == all_waves:
         raise InvalidTransition(f"roll-out {facts.rollout}: no node failed or is missing, there is nothing to retry")
     return tuple(changed), commands

@@ -39,7 +39,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """The last phase that counts. `claimed`: heard of under this offer; `back`: missed its wave, and is there now."""
+    """The last phase that counts.
+
+    `claimed`: heard of under this offer. `back`: missed its wave, and is there now. `away`: gone since it
+    confirmed. `since`: when it confirmed. `settled`: nothing of it is watched any more (catch-up only).
+    """
 
     phase: NodePhase
     stage: Stage
@@ -48,6 +52,9 @@ class NodeState:
     reason: str = ""
     claimed: bool = False
     back: bool = False
+    away: bool = False
+    since: datetime | None = None
+    settled: bool = False
     measured: Measured | None = None
 
 
@@ -78,18 +85,22 @@ class Caching:
 
 @dataclass(frozen=True, slots=True)
 class Offering:
-    """`queue`: not offered yet, in order. `allowance`: offers that the rate admits, as of `counted_at`."""
+    """`queue`: not offered yet, in order. `allowance`: offers that the rate admits, as of `counted_at`.
+
+    `waived`: a person said that this wave goes on whatever its gates say.
+    """
 
     stage: Stage
     cohort: Cohort
     queue: tuple[str, ...]
     allowance: float
     counted_at: datetime
+    waived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Baking:
-    """Every node of the stage has ended, and enough confirmed. `waived`: a person said to go on."""
+    """Every node of the stage has ended, and enough confirmed. `waived`: as in `Offering`."""
 
     stage: Stage
     cohort: Cohort
@@ -160,16 +171,27 @@ def with_nodes(wave: W, changed: Mapping[str, NodeState], wan_bytes: int = 0) ->
     return replace(wave, cohort=cohort)
 
 
-def note(wave: Wave, event: NodePhaseReported) -> Wave:
+def note(wave: Wave, event: NodePhaseReported, at: datetime) -> Wave:
     """What a node reported of itself; its first end counts, and nothing under another counter."""
     known = nodes_of(wave).get(event.node)
     if known is None or known.counter != event.counter:
         return wave
     if known.phase in ENDED and known.phase != "timed_out":
         return wave
+    if event.phase == "timed_out":
+        # It is there, but its offer had expired when it came: once, it gets another.
+        absent = replace(known, phase="timed_out", reason=event.reason, back=known.stage != "catch_up")
+        return with_nodes(wave, {event.node: absent}) if not known.claimed else wave
     late = isinstance(wave, Over) and known.phase == "timed_out"
-    stage: Stage = "catch_up" if late else known.stage
-    told = replace(known, phase=event.phase, stage=stage, reason=event.reason, claimed=True, back=False)
+    told = replace(
+        known,
+        phase=event.phase,
+        stage="catch_up" if late else known.stage,
+        reason=event.reason,
+        claimed=True,
+        back=False,
+        since=at if event.phase == "confirmed" else None,
+    )
     return with_nodes(wave, {event.node: told}, event.wan_bytes)
 
 
@@ -193,7 +215,7 @@ def reported(facts: Facts, all_waves: tuple[Wave, ...], event: Report, at: datet
                 if node in cohort.nodes and event.counter > facts.counter:
                     changed[index] = replace(wave, restored=restored | {node})
             case NodePhaseReported(), _:
-                changed[index] = note(wave, event)
+                changed[index] = note(wave, event, at)
             case _:
                 pass
     return all_waves if all(a is b for a, b in zip(changed, all_waves, strict=True)) else tuple(changed)
@@ -226,8 +248,13 @@ def settle(facts: Facts, node: str, state: NodeState) -> SetDesired:
     return SetDesired(node, plan.model, state.counter, facts.rollout, plan.release, None, settled_terms(plan))
 
 
+def is_settled(state: NodeState) -> bool:
+    """Of a node of a wave that is over: whether it serves the release for good."""
+    return state.phase == "confirmed" and (state.settled or state.stage != "catch_up")
+
+
 def settled_terms(plan: RolloutPlan) -> Terms:
-    return plan.terms.model_copy(update={"holdout": 0, "shadow": 0.0})
+    return plan.terms.model_copy(update={"measure": False, "holdout": 0, "shadow": 0.0})
 
 
 def _cache(facts: Facts, index: int) -> CacheRelease:
@@ -261,7 +288,7 @@ def owed(facts: Facts, index: int, wave: Wave) -> Commands:
             nodes = wave.cohort.nodes
             offers: list[Command] = [offer(facts, n, s) for n, s in nodes.items() if s.phase not in ENDED]
             if isinstance(wave, Over):
-                offers += [settle(facts, n, s) for n, s in nodes.items() if s.phase == "confirmed"]
+                offers += [settle(facts, n, s) for n, s in nodes.items() if is_settled(s)]
             return tuple(offers)
         case _:
             return ()

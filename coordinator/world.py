@@ -93,7 +93,7 @@ class World:
             case NodeJoined() | NodeOnline() | NodeOffline():
                 node, commands = fleet.step(self.nodes.get(data.node), data, at)
                 self.nodes[data.node] = node
-                return commands if isinstance(data, NodeOffline) else commands + self._node_returned(node, at)
+                return commands + self._node_changed(node, at)
             case ModelProduced() | ReleasePublished():
                 return self._release(data)
             case RolloutStarted():
@@ -140,10 +140,13 @@ class World:
             commands += self._model(self.rollouts[data.rollout].facts.plan.model, data)
         return commands
 
-    def _node_returned(self, node: fleet.Node, at: datetime) -> Commands:
+    def _node_changed(self, node: fleet.Node, at: datetime) -> Commands:
         commands: Commands = ()
         for key, rollout in self.rollouts.items():
-            state, more = rollout_steps.returned(rollout, node, at)
+            if node.online:
+                state, more = rollout_steps.returned(rollout, node, at)
+            else:
+                state, more = rollout_steps.lost(rollout, node.name, at)
             commands += self._replace_rollout(key, rollout, state, at) + more
         return commands
 
@@ -240,8 +243,10 @@ class World:
         commands: Commands = ()
         for key, rollout in self.rollouts.items():
             if key != by and rollout.facts.plan.model == model:
-                self.rollouts[key] = rollouts.supersede(rollout, by)
-                commands += self._ended(key, at) if self.rollouts[key] is not rollout else ()
+                state = self.rollouts[key] = rollouts.supersede(rollout, by)
+                if state is not rollout:
+                    commands += self._ended(key, at)
+                    commands += rollouts.owed(state) if isinstance(state, rollouts.Superseded) else ()
         return commands
 
     def owed(self) -> Iterator[Commands]:

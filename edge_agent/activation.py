@@ -72,6 +72,7 @@ class Activation:
             return
         if desired.expires_at is not None and time.time() > desired.expires_at and not self._has_seen(desired):
             log.info("release.offer_expired", extra={"rollout": desired.rollout, "counter": desired.counter})
+            await self._report(desired, "timed_out", "its offer had expired when it came", 0)
             return
         if known is not None and desired.counter == known.counter:
             self._latest[desired.model] = desired
@@ -118,7 +119,9 @@ class Activation:
             await self._activate(desired, current)
         except _Superseded:
             await self._report(desired, "superseded", "a newer desired state arrived", 0)
-        except (FedtideError, OSError) as exc:
+        except Exception as exc:  # whatever a release does to ONNX Runtime or numpy, the node serves on
+            if not isinstance(exc, FedtideError | OSError):
+                log.exception("release.failed")
             self._fall_back(desired, current)
             await self._report(desired, "failed", str(exc), 0)
 
@@ -130,7 +133,7 @@ class Activation:
             return
         await self._report(desired, "confirmed", "", 0)
         active = self._serving.active(desired.model)
-        if active is not None and (desired.terms.holdout or desired.terms.shadow):
+        if active is not None and desired.terms.measure:
             self._compare(desired, active, await asyncio.to_thread(self._incumbent, current.previous))
 
     def _incumbent(self, release: BlobRef | None) -> Model | None:
@@ -164,7 +167,7 @@ class Activation:
         await self._report(desired, "active", "", 0)
         await asyncio.to_thread(model.smoke_test, self._store.folder(desired.release))
         await self._report(desired, "confirmed", "", 0)
-        if terms.holdout or terms.shadow:
+        if terms.measure:
             comparable = served is not None and model.interface == served.interface
             self._compare(desired, model, served if comparable else None)
         else:
@@ -249,6 +252,8 @@ def _good(current: Current | None, coming: BlobRef | None) -> BlobRef | None:
         return None
     if coming is None:
         return current.release or current.previous
+    if coming == current.release:
+        return current.previous
     return current.release if coming != current.previous else None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from edge_agent.sessions import Arrays, InferenceFailed, Model
 from fabric.errors import TransientError
 
+INLINE_ROWS = 8
 INLINE_S = 0.001
 """Runs shorter than this are not worth a thread: the way there and back takes a tenth of it."""
 
@@ -61,13 +62,14 @@ class Lane:
             Overloaded: the queue is full.
             InferenceFailed: the model failed on them.
         """
-        if self._runner is None and self._limits.wait_s == 0 and 0 < self.model.seconds < INLINE_S:
+        rows = next(iter(prepared.values())).shape[0] if self.model.batchable and prepared else 1
+        quick = 0 < self.model.seconds < INLINE_S and rows <= INLINE_ROWS
+        if self._runner is None and self._limits.wait_s == 0 and quick:
             self.largest_batch = max(1, self.largest_batch)
             return self.model.run(prepared)
         if len(self._waiting) >= self._limits.queue:
             raise Overloaded(f"{len(self._waiting)} requests wait for {self.model.name}", "Try again in a moment")
         done: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
-        rows = next(iter(prepared.values())).shape[0] if self.model.batchable else 1
         shape = tuple((name, array.shape[1:]) for name, array in prepared.items())
         self._waiting.append(_Waiting(prepared, rows, shape, done))
         self._more.set()
@@ -118,6 +120,13 @@ class Lane:
                     await self._answer([each])
             elif not batch[0].done.done():
                 batch[0].done.set_exception(exc)
+            return
+        rows = sum(each.rows for each in batch)
+        if len(batch) > 1 and any(a.shape[:1] != (rows,) for a in results.values()):
+            # It says that rows in are rows out, and does not keep to it: whose is whose cannot be told.
+            self.model.batchable = False
+            for each in batch:
+                await self._answer([each])
             return
         start = 0
         for each in batch:

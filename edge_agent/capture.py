@@ -21,6 +21,11 @@ PENDING = 1000
 GATHER_S = 0.2
 
 
+def _can_be_kept(served: Served) -> bool:
+    """Numbers are; texts are not, and neither are requests of no rows."""
+    return all(array.dtype.kind in "biuf" and array.size for array in served.inputs.values())
+
+
 class Capturer:
     """An observer of the serving, and a task that writes."""
 
@@ -34,7 +39,7 @@ class Capturer:
 
     def observe(self, served: Served) -> None:
         self._owed += self._share
-        if self._owed < 1 or served.outputs is None:
+        if self._owed < 1 or served.outputs is None or not _can_be_kept(served):
             return
         self._owed -= 1
         key = served.id or new_id("sample")

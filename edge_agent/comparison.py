@@ -74,9 +74,10 @@ class Comparison:
             group.create_task(self._report_changes(), name="measured")
 
     async def _report_changes(self) -> None:
+        ends_at = time.monotonic() + self.desired.terms.watch_s
         await self._score()
         await self._report(self.desired, self.measured)
-        while True:
+        while time.monotonic() < ends_at:
             await self._changed.wait()
             await asyncio.sleep(self.desired.terms.report_s)  # how often the coordinator wants to hear
             self._changed.clear()
@@ -116,7 +117,7 @@ class Comparison:
         try:
             outputs = await asyncio.to_thread(model.run, model.prepare(sample.inputs))
             return np.asarray(same(export.scoring, predictions(export.scoring, outputs), wanted))
-        except RemoteError:
+        except (RemoteError, ValueError):
             return np.zeros(rows, dtype=np.bool_)
 
     async def _shadow(self) -> None:
@@ -126,7 +127,7 @@ class Comparison:
             first = not first
             try:
                 await asyncio.to_thread(self._both, inputs, first)
-            except RemoteError:
+            except (RemoteError, ValueError):
                 self._counts["shadowed"] += 1
                 self._counts["disagreed"] += 1
 

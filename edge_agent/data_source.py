@@ -39,7 +39,7 @@ class DataSource(Protocol):
 
 
 class CapturedSamples:
-    """The labelled samples that the node captured for one model, as they are when it is opened."""
+    """The labelled samples that the node captured for one model when it is opened; those deleted since are left out."""
 
     def __init__(self, store: SampleStore, model: str) -> None:
         self._store = store

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 GATHER = 256
 GATHER_BYTES = 1024 * 1024
-"""Requests, and bytes of inputs, that are counted together: the work a request is a fraction of one by one."""
+BEHIND = 8
+"""Requests, and bytes of inputs, that are counted together, and such lots that may wait for it."""
 
 Report = Callable[[DriftReported, str], Awaitable[None]]
 
@@ -46,6 +47,7 @@ class DriftWatch:
         self._sketches: dict[str, tuple[Model, Sketch]] = {}
         self._pending: dict[str, list[Served]] = {}
         self._pending_bytes = 0
+        self._behind = 0
         self._seen = asyncio.Event()
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="drift")
         """Where sketches are touched: counting takes milliseconds, and no request waits for it."""
@@ -65,9 +67,13 @@ class DriftWatch:
 
     def _hand_over(self, name: str) -> None:
         self._pending_bytes = 0
-        self._counting.submit(self._count, name, self._pending.pop(name))
+        waiting = self._pending.pop(name)
+        if self._behind < BEHIND:  # a sample of the requests says as much
+            self._behind += 1
+            self._counting.submit(self._count, name, waiting)
 
     def _count(self, name: str, waiting: list[Served]) -> None:
+        self._behind -= 1
         model = waiting[0].model
         known = self._sketches.get(name)
         if known is None or known[0].release != model.release:
@@ -108,7 +114,7 @@ class DriftWatch:
             except StaleWriter:
                 return  # another node sums this window
             await self._sum(name, model, window)
-        except (TransientError, MalformedMessage) as exc:
+        except (TransientError, MalformedMessage, ValueError) as exc:
             log.info("drift.window_lost", extra={"model": name, "window": window, "reason": str(exc)})
 
     async def _sum(self, name: str, model: Model, window: int) -> None:

@@ -94,8 +94,8 @@ def _confidence(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def total(sketches: Iterable[Sketch]) -> Sketch:
     """The sum; histograms that not all have are left out, so that no node stands out by one."""
     known = list(sketches)
-    names = set.intersection(*(set(s.histograms) for s in known)) if known else set()
-    summed = {n: np.sum([s.histograms[n] for s in known], axis=0) for n in sorted(names)}
+    names = set.intersection(*({(n, h.size) for n, h in s.histograms.items()} for s in known)) if known else set()
+    summed = {n: np.sum([s.histograms[n] for s in known], axis=0) for n, _ in sorted(names)}
     return Sketch(summed, sum(s.samples for s in known))
 
 
@@ -118,4 +118,5 @@ def psi(now: Histogram, before: Histogram) -> float:
 
 def scores(now: Sketch, before: Sketch) -> dict[str, float]:
     """The index of every histogram that both have."""
-    return {n: psi(h, before.histograms[n]) for n, h in now.histograms.items() if n in before.histograms}
+    both = {n: (h, before.histograms[n]) for n, h in now.histograms.items() if n in before.histograms}
+    return {n: psi(*pair) for n, pair in both.items() if pair[0].size == pair[1].size}

@@ -20,6 +20,15 @@ from fabric.subjects import Subjects, last_token
 log = logging.getLogger(__name__)
 
 
+VERSION = "Model-Version"
+"""Header of a request that wants another version than the active one."""
+MAX_ANSWER_BYTES = 7 * 1024 * 1024
+
+
+def _refusal(status: int, reason: str) -> tuple[bytes, dict[str, str]]:
+    return json.dumps({"error": reason}).encode(), {"Status": str(status)}
+
+
 class NatsInference:
     """Answers on `infer.<region>.<node>.<model>`; requests run beside each other."""
 
@@ -33,7 +42,13 @@ class NatsInference:
     async def _answer(self, message: Received) -> tuple[bytes, dict[str, str]]:
         model, length = last_token(message.subject), message.headers.get(HEADER_LENGTH)
         try:
-            body, json_length = await answer(self._serving, model, None, message.data, length)
+            version = message.headers.get(VERSION)
+            body, json_length = await answer(self._serving, model, version, message.data, length)
         except (RemoteError, NotFound, TransientError) as exc:
-            return json.dumps({"error": str(exc)}).encode(), {"Status": str(status_of(exc))}
+            return _refusal(status_of(exc), str(exc))
+        except Exception as exc:  # whoever asked must not wait for an answer that never comes
+            log.exception("inference.failed")
+            return _refusal(500, f"{type(exc).__name__}: {exc}")
+        if len(body) > MAX_ANSWER_BYTES:
+            return _refusal(413, f"the answer has {len(body)} bytes, more than a message holds; ask over HTTP")
         return body, {} if json_length is None else {HEADER_LENGTH: str(json_length)}

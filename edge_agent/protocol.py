@@ -124,7 +124,9 @@ def _decode_head(text: bytes) -> _Head:
             str(o["name"]): bool((o.get("parameters") or {}).get("binary_data", binary))
             for o in told.get("outputs") or []
         }
-        return _Head(str(told.get("id") or ""), tensors, outputs, binary)
+        id_ = str(told.get("id") or "")
+        id_.encode()  # JSON can spell what is no text
+        return _Head(id_, tensors, outputs, binary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise RemoteError(f"malformed inference request: {type(exc).__name__}: {exc}") from exc
 
@@ -150,7 +152,8 @@ def _decode_tensor(tensor: Mapping[str, Any]) -> _Tensor:
 
 
 def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    array = np.asarray(data, dtype=dtype)
+    with np.errstate(over="ignore"):  # JSON's numbers are wider than some dtypes: they become infinite there
+        array = np.asarray(data, dtype=dtype)
     if math.prod(shape) != array.size:
         raise RemoteError(f"input {name!r}: {array.size} elements do not fill shape {list(shape)}")
     return array.reshape(shape)
@@ -210,10 +213,10 @@ def encode_response(
         else:
             told = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
             described.append({**told, "data": array.reshape(-1).tolist()})
-    if described:
+    if described or request.id:
         text = json.dumps({**_about(answered_by, request.id), "outputs": described + _binary_outputs(binary)}).encode()
     else:
-        text = _known_text(answered_by, request.id, tuple(binary))
+        text = _known_text(answered_by, tuple(binary))
     return b"".join([text, *parts]), len(text) if parts else None
 
 
@@ -232,10 +235,10 @@ def _binary_outputs(outputs: Iterable[tuple[str, np.dtype[Any], tuple[int, ...],
 
 @lru_cache(maxsize=256)
 def _known_text(
-    answered_by: tuple[str, str, str], id_: str, outputs: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
+    answered_by: tuple[str, str, str], outputs: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
 ) -> bytes:
     """The JSON part when every tensor is binary: the same for every answer of one release and shape."""
-    return json.dumps({**_about(answered_by, id_), "outputs": _binary_outputs(outputs)}).encode()
+    return json.dumps({**_about(answered_by, ""), "outputs": _binary_outputs(outputs)}).encode()
 
 
 def _to_bytes(array: Array) -> bytes:

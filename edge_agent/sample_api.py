@@ -7,6 +7,7 @@ DELETE /v2/models/{model}/samples    ?id=... | ?before=<Unix seconds> | neither:
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -52,7 +53,8 @@ class SampleApi:
         except ValueError as exc:
             raise RemoteError(f"before is {before!r}, not a number of Unix seconds") from exc
         await self._capturer.flush()
-        gone = self._store.forget(request.match_info["model"], id_=request.query.get("id"), before=limit)
+        model, key = request.match_info["model"], request.query.get("id")
+        gone = await asyncio.to_thread(self._store.forget, model, id_=key, before=limit)
         return web.json_response({"deleted": gone})
 
 
@@ -63,10 +65,14 @@ def _labels(body: bytes) -> dict[str, Labels]:
         raise RemoteError("labels must be a JSON object", 'Write {"labels": {"<request id>": 3}}') from exc
     if not isinstance(told, dict) or not all(_is_label(v) for v in told.values()):
         raise RemoteError("labels must map request ids to a number, a class name, or a list of them")
+    try:
+        "".join(told).encode()
+    except UnicodeEncodeError as exc:
+        raise RemoteError("labels: a request id is no text") from exc
     return told
 
 
 def _is_label(value: object) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(isinstance(v, int | float | str) for v in value)
-    return isinstance(value, int | float | str)
+        return bool(value) and all(not isinstance(v, list) and _is_label(v) for v in value)
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 2**63)

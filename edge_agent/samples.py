@@ -9,7 +9,8 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,8 @@ class SampleStore:
             log.error("samples.damaged", extra={"kept_as": str(damaged), "reason": str(exc)})
             file.replace(damaged)
             self._db = _open(file)
+        self._bytes = self._count_bytes()
+        """What the samples take, or a little more: replaced ones are counted until it is counted anew."""
 
     def close(self) -> None:
         self._db.close()
@@ -67,36 +70,44 @@ class SampleStore:
     def add(self, samples: Iterable[Sample], now: float) -> None:
         """Keep samples; one with an id that is there already takes its place. Then drop what is too much."""
         rows = [(s.model, s.id, s.at, _pack(s.inputs)) for s in samples]
-        with self._one_at_a_time:
-            self._db.execute("BEGIN")
+        with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO samples (model, id, at, inputs) VALUES (?, ?, ?, ?)", rows)
             self._db.execute("DELETE FROM samples WHERE at < ?", (now - self._max_age_s,))
-            self._db.execute("COMMIT")
-            self._trim()
+            self._bytes += sum(len(packed) + len(key) for _, key, _, packed in rows)
+            if self._bytes > self._max_bytes:
+                self._trim()
 
     def _trim(self) -> None:
-        size = self._bytes()
-        while size > self._max_bytes:
-            # The oldest tenth: a few at a time would be done at every write.
+        """Drop the oldest tenth until it fits: a few at a time would be done at every write."""
+        self._bytes = self._count_bytes()
+        while self._bytes > self._max_bytes:
             count = self._db.execute("SELECT COUNT(*) FROM samples").fetchone()[0]
-            if not count:
-                return
             oldest = "SELECT number FROM samples ORDER BY at LIMIT ?"
             self._db.execute(f"DELETE FROM samples WHERE number IN ({oldest})", (max(1, count // 10),))  # noqa: S608 - a constant
-            size = self._bytes()
+            self._bytes = self._count_bytes()
 
-    def _bytes(self) -> int:
-        return int(self._db.execute("SELECT COALESCE(SUM(LENGTH(inputs)), 0) FROM samples").fetchone()[0])
+    def _count_bytes(self) -> int:
+        query = "SELECT COALESCE(SUM(LENGTH(inputs) + LENGTH(id) + COALESCE(LENGTH(label), 0)), 0) FROM samples"
+        return int(self._db.execute(query).fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._one_at_a_time:
+            self._db.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
 
     def label(self, model: str, labels: dict[str, Labels], now: float) -> int:
         """Give samples their labels; returns how many of them are here."""
         rows = [(json.dumps(label), now, model, key) for key, label in labels.items()]
-        with self._one_at_a_time:
-            self._db.execute("BEGIN")
+        with self._transaction():
             done = self._db.executemany(
                 "UPDATE samples SET label = ?, labelled_at = ? WHERE model = ? AND id = ?", rows
             ).rowcount
-            self._db.execute("COMMIT")
         return max(0, done)
 
     def labelled(self, model: str, limit: int, since: float = 0.0) -> list[Sample]:

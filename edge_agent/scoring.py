@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ def predictions(scoring: Scoring, outputs: dict[str, Array]) -> Array:
     array = outputs.get(name)
     if array is None or array.dtype.kind not in "biuf":
         raise RemoteError(f"scoring: {name!r} is no output with numbers", f"There are {', '.join(outputs)}")
-    rows = array.reshape(array.shape[0] if array.ndim else 1, -1)
+    rows = array.reshape(array.shape[0], math.prod(array.shape[1:])) if array.ndim else array.reshape(1, 1)
+    if not rows.shape[1]:
+        raise RemoteError(f"scoring: output {name!r} is empty")
     rule = scoring.rule
     if rule == "auto":
         rule = "argmax" if rows.shape[1] > 1 else "value"
@@ -37,9 +40,16 @@ def predictions(scoring: Scoring, outputs: dict[str, Array]) -> Array:
 
 
 def same(scoring: Scoring, one: Array, other: Array) -> npt.NDArray[np.bool_]:
-    """Row by row, whether two predictions, or a prediction and a label, say the same."""
+    """Row by row, whether two predictions, or a prediction and a label, say the same.
+
+    Raises:
+        RemoteError: they have different numbers of rows.
+    """
+    if one.shape != other.shape:
+        raise RemoteError(f"{one.shape[0]} rows cannot be compared with {other.shape[0]}")
     if scoring.rule == "value" or (scoring.rule == "auto" and one.dtype.kind == "f"):
-        return np.abs(one.astype(np.float64) - other) <= scoring.at
+        with np.errstate(invalid="ignore"):  # two infinities: they are equal, and have no difference
+            return np.asarray((one == other) | (np.abs(one.astype(np.float64) - other) <= scoring.at))
     return np.asarray(one == other)
 
 
@@ -54,5 +64,5 @@ def targets(export: Export, label: Labels, rows: int) -> Array:
         raise RemoteError(f"{len(each)} labels for {rows} rows")
     try:
         return np.array([export.labels.index(x) if isinstance(x, str) else float(x) for x in each])
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, OverflowError) as exc:
         raise RemoteError(f"label {label!r} is no number and no class", f"Classes: {', '.join(export.labels)}") from exc

@@ -6,6 +6,7 @@ the new one. Nothing is dropped and no batch mixes releases.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from edge_agent.batching import Lane, Limits
 from edge_agent.config import AgentConfig
 from edge_agent.sessions import Arrays, InferenceFailed, Model
 from fabric.errors import NotFound
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,10 @@ class Serving:
 
     def _tell(self, served: Served) -> None:
         for observer in self.observers:
-            observer(served)
+            try:
+                observer(served)
+            except Exception:  # the request is answered, whatever becomes of the books
+                log.exception("inference.observer_failed")
 
     def _lane(self, name: str, version: str | None) -> Lane:
         active = self._active.get(name)

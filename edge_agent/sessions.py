@@ -75,9 +75,10 @@ class Model:
         self._wanted = {spec.name: spec for spec in self.inputs}
         self._names = [spec.name for spec in self.outputs]
         self._steps = {p.input: p.steps for p in manifest.export.preprocessing}
-        shapes = [spec.shape for spec in (*self.inputs, *self.outputs)]
-        self.batchable = all(shape and shape[0] == -1 for shape in shapes)
-        """Whether requests can be run as one: every input and output has a dynamic first axis."""
+        shapes = [value.shape for value in (*self._session.get_inputs(), *self._session.get_outputs())]
+        first = {shape[0] if shape else None for shape in shapes}
+        self.batchable = len(first) == 1 and isinstance(next(iter(first)), str)
+        """Whether requests can be run as one: the first axis of every input and output is the same dynamic size."""
         self.seconds = 0.0
         """What a run takes, as a moving average."""
 
@@ -155,7 +156,10 @@ class Model:
             raise ModelUnusable(f"smoke inference failed: {exc}") from exc
         for name, expected in sample.items():
             if name.startswith("out."):
-                self._compare(name.removeprefix("out."), expected, found)
+                try:
+                    self._compare(name.removeprefix("out."), expected, found)
+                except (TypeError, ValueError) as exc:
+                    raise ModelUnusable(f"smoke inference: {name} cannot be compared: {exc}") from exc
 
     def _compare(self, name: str, expected: npt.NDArray[Any], found: Arrays) -> None:
         got = found.get(name)

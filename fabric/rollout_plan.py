@@ -33,6 +33,8 @@ class Terms(Strict):
     bytes_per_s: int | None = Field(default=None, ge=1, description="Download limit of this node; None: none")
     window: Window | None = Field(default=None, description="When it may activate it; None: at any time")
     new_interface: bool = Field(default=False, description="Inputs and outputs may be others than those served now")
+    measure: bool = Field(default=False, description="Count inferences and errors, and report them")
+    watch_s: float = Field(default=86_400.0, gt=0, description="It is measured for no longer than this")
     holdout: int = Field(default=0, ge=0, description="Recent labelled samples that both releases are scored on")
     shadow: float = Field(default=0.0, ge=0, le=1, description="Share of requests that the incumbent answers as well")
     report_s: float = Field(default=10.0, gt=0, description="Seconds between two reports of what was measured")

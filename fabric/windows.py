@@ -43,6 +43,12 @@ def is_open(window: Window, at: datetime, local: str = "UTC") -> bool:
     return any(start <= at < end for start, end in _around(window, at, local))
 
 
+def opening(window: Window, at: datetime, local: str = "UTC") -> datetime:
+    """When the window opened that is open at `at`, or else when it opens next."""
+    around = _around(window, at, local)
+    return next((start for start, end in around if start <= at < end), None) or opens_at(window, at, local)
+
+
 def opens_at(window: Window, at: datetime, local: str = "UTC") -> datetime:
     """`at` if the window is open, else when it opens next."""
     if is_open(window, at, local):

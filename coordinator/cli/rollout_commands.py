@@ -89,7 +89,10 @@ def _show_plan(view: dict[str, Any], output: Format) -> None:
         f"{view['model']} v{view['version']} to {view['nodes']} nodes: {megabytes(view['wan_bytes'])} over the links, "
         f"{megabytes(view['bytes_per_node'])} a node at most, at least {view['at_least_seconds']:g} s"
     )
-    rows = [{**r, "nodes": len(r["nodes"]), "wan": megabytes(r["wan_bytes"])} for r in view["regions"]]
+    rows = [
+        {**r, "nodes": len(r["nodes"]), "wan": megabytes(r["wan_bytes"]), "approval": "waits" if r["approval"] else "-"}
+        for r in view["regions"]
+    ]
     show_list(rows, ["group", "region", "nodes", "canaries", "offline", "wan", "approval"], output)
 
 
@@ -147,7 +150,7 @@ def wait(
     kind, _, region = state.partition("=")
     if kind != "region" and state not in _STATES:
         raise ConfigError("--for", f"{state!r} is no state", f"Use one of {', '.join(_STATES)}, or region=R")
-    for view in client.stream(f"/v1/rollouts/{rollout}/watch", timeout_s=timeout):
+    for view in client.stream(f"/v1/rollouts/{rollout}/watch?through_pauses", timeout_s=timeout):
         regions = {r["region"]: r["state"] for r in view["regions"]}
         if kind == "region" and region not in regions:
             raise ConfigError("--for", f"{region!r} is not in this roll-out", f"It has {', '.join(regions)}")

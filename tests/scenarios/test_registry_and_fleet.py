@@ -74,7 +74,12 @@ def test_a_retry_picks_the_same_canaries() -> None:
 
 
 def _plan(story: Story, **request: Any) -> Any:
-    return plan(RolloutRequest(model="m", **request), story.world.model("m"), story.world.nodes.values(), {})
+    return plan(
+        RolloutRequest(model="m", **request),
+        story.world.model("m"),
+        story.world.nodes.values(),
+        story.world.serving.get("m", {}),
+    )
 
 
 def test_canaries_cover_every_hardware_class_before_any_gets_a_second() -> None:
@@ -85,6 +90,9 @@ def test_canaries_cover_every_hardware_class_before_any_gets_a_second() -> None:
     canaries = _plan(story, canary=2).waves[0].canaries
     assert "n7" in canaries
     assert len(canaries) == 2
+    with pytest.raises(ConfigError, match="Leave it out for the first release"):
+        _plan(story, gates=[{"kind": "paired"}])
+    story.world.serving["m"] = {f"n{number}": ref("f") for number in range(40)}
     slices = _plan(story, gates=[{"kind": "paired", "slices": ["hardware"]}]).slices
     assert slices["hardware=rare"] == ["n7"]
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+from onnx.external_data_helper import set_external_data
 
 from edge_agent.batching import Overloaded
 from edge_agent.serving import Served, Serving
@@ -56,10 +59,8 @@ async def test_more_requests_than_may_wait_are_refused_and_the_others_answered(t
     assert sum(d == ("1", [1.0]) for d in done) == 4
 
 
-def _divider() -> bytes:
-    """y = 1 / x in integers: a zero makes ONNX Runtime... answer nothing at all for a gather out of range."""
-    from onnx import TensorProto, helper
-
+def _table() -> bytes:
+    """A table of three numbers: ONNX Runtime fails on an index that is not in it."""
     index = helper.make_tensor_value_info("x", TensorProto.INT64, ["batch"])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch"])
     table = helper.make_tensor("table", TensorProto.FLOAT, [3], [10.0, 11.0, 12.0])
@@ -69,7 +70,7 @@ def _divider() -> bytes:
 
 async def test_one_bad_request_in_a_batch_is_not_the_end_of_the_others(tmp_path: Path) -> None:
     serving = Serving(config(tmp_path, batch_wait_ms=50))
-    serving.swap(model(tmp_path, onnx=_divider()))
+    serving.swap(model(tmp_path, onnx=_table()))
     seen: list[Served] = []
     serving.observers.append(seen.append)
     asked = [serving.infer("scale", None, {"x": np.array([i])}) for i in (0, 99, 2)]
@@ -109,14 +110,11 @@ async def test_inputs_are_preprocessed_as_the_manifest_says_and_checked_against_
 
 def test_a_release_with_other_inputs_is_refused_by_its_own_error(tmp_path: Path) -> None:
     with pytest.raises(InterfaceChanged, match="new_interface"):
-        model(tmp_path, 2, onnx=_divider()).check_interface(model(tmp_path, 1))
+        model(tmp_path, 2, onnx=_table()).check_interface(model(tmp_path, 1))
     model(tmp_path, 3).check_interface(model(tmp_path, 1))
 
 
 def test_a_graph_that_reads_files_outside_its_folder_does_not_load(tmp_path: Path) -> None:
-    import onnx
-    from onnx.external_data_helper import set_external_data
-
     (tmp_path / "secret").write_bytes(np.float32(5).tobytes())
     proto = onnx.ModelProto.FromString(graph(5.0))
     tensor = proto.graph.initializer[0]
@@ -132,3 +130,37 @@ def test_a_provider_that_is_not_installed_is_named(tmp_path: Path) -> None:
         model(tmp_path, providers=["CUDAExecutionProvider"])
     loaded: Model = model(tmp_path, providers=["CPUExecutionProvider"], graph_optimization="basic")
     assert loaded.batchable
+
+
+def _found() -> bytes:
+    """The places of the numbers that are not zero: rows out are not rows in."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.INT64, ["found", 2])
+    nodes = [helper.make_node("NonZero", ["x"], ["t"]), helper.make_node("Transpose", ["t"], ["y"])]
+    body = helper.make_graph(nodes, "found", [x], [y])
+    return bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString())
+
+
+@pytest.mark.parametrize("lies", [False, True])
+async def test_a_model_whose_rows_out_are_not_its_rows_in_is_run_request_by_request(tmp_path: Path, lies: bool) -> None:
+    content = _found()
+    if lies:  # it says that they are
+        proto = onnx.ModelProto.FromString(content)
+        proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+        content = proto.SerializeToString()
+    serving = Serving(config(tmp_path, batch_wait_ms=30))
+    serving.swap(model(tmp_path, onnx=content))
+    rows = [np.array([[1, 0, 0]], np.float32), np.array([[0, 0, 1]], np.float32), np.array([[1, 1, 1]], np.float32)]
+    answers = await asyncio.gather(*(serving.infer("scale", None, {"x": row}) for row in rows))
+    assert [outputs["y"].tolist() for _, outputs in answers] == [[[0, 0]], [[0, 2]], [[0, 0], [0, 1], [0, 2]]]
+
+
+async def test_an_observer_that_fails_is_no_reason_to_fail_a_request(tmp_path: Path) -> None:
+    serving = Serving(config(tmp_path))
+    serving.swap(model(tmp_path, 2))
+
+    def broken(_: Served) -> None:
+        raise ValueError("whatever")
+
+    serving.observers.append(broken)
+    assert await _first(serving, 1) == ("2", [2.0])
