@@ -118,5 +118,5 @@ class RolloutApi:
             else:
                 raise ConfigError(wish, "is no wish", f"Use one of {', '.join([*WISHES, 'retry'])}")
         except InvalidTransition as exc:
-            raise ConfigError(key, str(exc), f"See `fedtide rollout get {key}`") from exc
+            raise ConfigError(wish, str(exc), f"See `fedtide rollout get {key}`") from exc
         return web.json_response(self._view(key))

@@ -255,7 +255,7 @@ def _obey(state: Rollout, event: Wish, at: datetime) -> Step:
     if obeyed is None:
         wish = event.kind.removeprefix("rollout.").removesuffix("_requested")
         what = type(state).__name__.lower()
-        raise InvalidTransition(f"roll-out {event.rollout} is {what}: `{wish}` can do nothing for it")
+        raise InvalidTransition(f"roll-out {event.rollout} is {what}, which `{wish}` cannot change")
     return obeyed
 
 

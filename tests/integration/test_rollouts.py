@@ -214,7 +214,7 @@ def test_a_person_can_plan_pause_approve_and_wait(there: Installation, tmp_path:
     assert there.run("rollout", "wait", key, "--for", "completed", "--timeout", "30").returncode == 0
     refused = there.run("rollout", "promote", key)
     assert refused.returncode == 2
-    assert "is completed: there is nothing to promote" in refused.stderr
+    assert "is completed, which `promote` cannot change" in refused.stderr
     assert "confirmed as" in there.run("why", "us-1").stdout
     assert "9" in there.run("rollout", "get", key).stdout
 
