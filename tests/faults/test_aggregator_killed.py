@@ -57,7 +57,7 @@ def _trainings(view: dict[str, Any]) -> list[float]:
     return [r["metrics"]["train_calls"] for r in view["rounds"] if r["round"]]
 
 
-@pytest.mark.parametrize("strategy", ["FedAvg", "FedAdam"])
+@pytest.mark.parametrize("strategy", ["FedAvg", pytest.param("FedAdam", marks=pytest.mark.slow)])
 def test_a_killed_aggregator_resumes_its_round_with_the_delivered_updates(there: Installation, strategy: str) -> None:
     options = ("--set", f"strategy={strategy}", "--set", "size=100000")
     undisturbed = there.finish(_start(there, *options))
@@ -71,6 +71,7 @@ def test_a_killed_aggregator_resumes_its_round_with_the_delivered_updates(there:
     assert _final(there, run) == _final(there, undisturbed["run"])
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_kill_in_every_round(there: Installation) -> None:
     run = _start(there)
     for number in (1, 2, 3):

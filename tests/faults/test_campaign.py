@@ -19,6 +19,7 @@ def test_a_seed_gives_the_same_points_and_many_seeds_reach_every_victim() -> Non
     assert struck == set(VICTIMS)
 
 
+@pytest.mark.slow
 async def test_runs_under_faults_end_with_the_bytes_of_the_undisturbed_run(tmp_path: Path) -> None:
     assert await campaign(20, 4, tmp_path) == 0
 

@@ -46,7 +46,7 @@ def test_a_standby_shows_the_way_to_the_leader(pair: Installation) -> None:
         assert json.load(answer)["nodes"]["known"] == 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_run_survives_the_death_of_its_leader_and_the_old_one_does_no_harm(
     pair: Installation, how: signal.Signals
 ) -> None:

@@ -114,6 +114,7 @@ def small(tmp_path: Path) -> Any:
     assert not _processes(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_node_that_vanishes_in_a_round_is_counted_as_lost_and_the_run_goes_on(small: Installation) -> None:
     """The agent's process is stopped, not killed: nothing restarts it, and only its silence tells."""
     (agent,) = children(small.state["pid"], "agent-eu-1")

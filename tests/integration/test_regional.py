@@ -112,6 +112,7 @@ def test_shards_make_the_same_model_and_refuse_the_same(regional: Installation, 
     assert _model(regional, poisoned) == _model(regional, alone)
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_killed_is_started_again_and_knows_what_it_held(regional: Installation, flat: bytes) -> None:
     run = regional.json(*START, "--policy", "shards=2", "--set", "delay=4.0")["run"]
 
