@@ -120,13 +120,13 @@ def _gone_back(state: RolledBack, event: Report) -> RolledBack:
 
 
 def _watch(state: Paused, at: datetime) -> Step:
-    """A paused roll-out decides nothing, except that it is taken back."""
+    """A paused roll-out decides nothing, except that it is taken back; deadlines do not run out in it."""
     plan = state.facts.plan
     for index, wave in enumerate(state.waves):
         if isinstance(wave, Offering | Baking) and plan.on_failure != "pause":
-            _, _, trouble = wave_steps.advance(state.facts, index, wave, at)
-            if trouble is not None and trouble.failed:
-                return _fail(state.at, index, trouble, at)
+            failure = wave_steps.what_failed(plan, index, wave, wave_steps.judge(plan, wave))
+            if failure is not None:
+                return _fail(state.at, index, failure, at)
     return state, ()
 
 

@@ -65,17 +65,22 @@ def advance(facts: Facts, index: int, wave: Wave, at: datetime) -> Progress:
         return wave, (), Trouble(reason, failed=False)
     if not isinstance(wave, Offering | Baking):
         return wave, (), None
-    here = f"{where}, {wave.stage}"
     wave = with_nodes(wave, expired(plan, wave.cohort.nodes, at))
-    if reason := too_many_errors(plan, members(wave).values()):
-        return wave, (), Trouble(f"{here}: {reason}", failed=True)
     judged = judge(plan, wave)
-    bad = next((j for j in judged if j.outcome == "fail" and j.enforced), None)
-    if bad is not None and not wave.waived:
-        return wave, (), Trouble(f"{here}: {bad.reason}", failed=True)
+    if (failure := what_failed(plan, index, wave, judged)) is not None:
+        return wave, (), failure
     if isinstance(wave, Offering):
-        return _offer(facts, here, wave, at)
+        return _offer(facts, f"{where}, {wave.stage}", wave, at)
     return _bake(facts, index, wave, judged, at)
+
+
+def what_failed(plan: RolloutPlan, index: int, wave: Staged, judged: list[Judgement]) -> Trouble | None:
+    """Too many errors, or a gate that fails: what the plan's action follows on."""
+    here = f"{plan.waves[index].region}, {wave.stage}"
+    if reason := too_many_errors(plan, members(wave).values()):
+        return Trouble(f"{here}: {reason}", failed=True)
+    bad = next((j for j in judged if j.outcome == "fail" and j.enforced), None)
+    return None if bad is None or wave.waived else Trouble(f"{here}: {bad.reason}", failed=True)
 
 
 def _offer(facts: Facts, here: str, wave: Offering, at: datetime) -> Progress:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import numpy as np
 
@@ -68,16 +69,16 @@ class Comparison:
         return Measured.model_validate(self._counts)
 
     async def run(self) -> None:
-        """Score, shadow and report until cancelled; rests while nothing happens."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._shadow(), name="shadow")
-            group.create_task(self._report_changes(), name="measured")
+        """Score, shadow and report for as long as the roll-out watches at most; rests while nothing happens."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.desired.terms.watch_s), asyncio.TaskGroup() as group:
+                group.create_task(self._shadow(), name="shadow")
+                group.create_task(self._report_changes(), name="measured")
 
     async def _report_changes(self) -> None:
-        ends_at = time.monotonic() + self.desired.terms.watch_s
         await self._score()
         await self._report(self.desired, self.measured)
-        while time.monotonic() < ends_at:
+        while True:
             await self._changed.wait()
             await asyncio.sleep(self.desired.terms.report_s)  # how often the coordinator wants to hear
             self._changed.clear()

@@ -34,9 +34,19 @@ class Comparisons:
         assert self._group is not None
         self.end(desired.model)
         comparison = Comparison(desired, candidate, incumbent, self._samples, self._report)
-        task = self._group.create_task(_until_cancelled(comparison), name=f"compare-{desired.model}")
+        task = self._group.create_task(self._until_over(comparison), name=f"compare-{desired.model}")
         self._running[desired.model] = (comparison, task)
         self._serving.keep(incumbent, desired.model)
+
+    async def _until_over(self, comparison: Comparison) -> None:
+        try:
+            with suppress(asyncio.CancelledError):
+                await comparison.run()
+        except* Exception:  # whatever a model or a sample does to it is no reason to stop serving
+            log.exception("comparison.ended")
+        model = comparison.desired.model
+        if model in self._running and self._running[model][0] is comparison:
+            self.end(model)
 
     def end(self, model: str) -> None:
         """The roll-out needs no more counts of this node."""
@@ -53,11 +63,3 @@ class Comparisons:
     def labels_came(self, model: str) -> None:
         if model in self._running:
             self._running[model][0].labels_came()
-
-
-async def _until_cancelled(comparison: Comparison) -> None:
-    try:
-        with suppress(asyncio.CancelledError):
-            await comparison.run()
-    except* Exception:  # whatever a model or a sample does to it is no reason to stop serving
-        log.exception("comparison.ended")

@@ -40,12 +40,12 @@ def follow(views: Iterable[View], draw: Callable[[View], RenderableType], lines:
 
 def draw_run(view: View) -> RenderableType:
     """A tree: the run with its reason, its rounds, and in an open round the nodes by what they do."""
-    tree = Tree(run_title(view))
+    tree = Tree(Text(run_title(view)))
     hidden = max(0, len(view["rounds"]) - SHOWN_ROUNDS)
     if hidden:
         tree.add(f"{hidden} earlier rounds")
     for each in view["rounds"][hidden:]:
-        branch = tree.add(round_line(each))
+        branch = tree.add(Text(round_line(each)))
         for phase, tally in each["phases"].items():
             if each["state"] != "closed":
                 branch.add(f"{phase}: {', '.join(f'{count} {name}' for name, count in tally['states'].items())}")
@@ -106,9 +106,9 @@ def run_lines(view: View) -> list[str]:
 
 
 def draw_rollout(view: View) -> RenderableType:
-    tree = Tree(rollout_title(view))
+    tree = Tree(Text(rollout_title(view)))
     for region in view["regions"]:
-        branch = tree.add(region_line(region))
+        branch = tree.add(Text(region_line(region)))
         for gate in region["gates"]:
             branch.add(Text(gate_line(gate), style=_COLOURS.get(gate["outcome"], "yellow")))
         for node, reason in list(region["reasons"].items())[:SHOWN_NODES]:
