@@ -93,6 +93,7 @@ def test_a_resumed_round_asks_the_nodes_that_were_sampled_before(there: Installa
     assert view["attempt"] == 2
 
 
+@pytest.mark.slow
 def test_an_app_without_strategy_start_begins_again_and_says_so(there: Installation, tmp_path: Path) -> None:
     app = tmp_path / "own"
     app.mkdir()

@@ -19,7 +19,10 @@ def _result(there: Installation, case: str) -> Any:
     return json.loads((there.out(view["run"]) / "result.json").read_text())
 
 
-@pytest.mark.parametrize("strategy", ["FedAvg", "FedAdam", "FedMedian", "Krum", "dp", "Partial"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["FedAvg", "Krum", "dp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("FedAdam", "FedMedian", "Partial"))],
+)
 def test_a_stock_strategy_accepts_every_update_in_every_round(installation: Installation, strategy: str) -> None:
     result = _result(installation, strategy)
     assert result["rounds"] == 3

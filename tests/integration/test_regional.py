@@ -103,6 +103,7 @@ def test_an_aggregator_that_is_killed_has_a_successor_that_makes_the_same_model(
     assert _model(regional, view) == _model(regional, whole)
 
 
+@pytest.mark.slow
 def test_shards_make_the_same_model_and_refuse_the_same(regional: Installation, flat: bytes) -> None:
     view = regional.train(APPS / "sums", "--policy", "shards=3")
     assert view["state"] == "completed", view["reason"]

@@ -216,7 +216,7 @@ def test_a_person_can_plan_pause_approve_and_wait(there: Installation, tmp_path:
     assert refused.returncode == 2
     assert "is completed, which `promote` cannot change" in refused.stderr
     assert "confirmed as" in there.run("why", "us-1").stdout
-    assert "9" in there.run("rollout", "get", key).stdout
+    assert f"v{version}  completed" in there.run("rollout", "get", key).stdout
 
 
 def test_an_agent_that_was_killed_serves_its_release_again_when_it_is_back(there: Installation) -> None:

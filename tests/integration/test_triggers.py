@@ -156,7 +156,7 @@ def test_a_burst_of_events_starts_one_run(installation: Installation, tmp_path: 
                 async with session.post(url, data=b'{"psi": 0.9}', headers={**headers, "ce-id": str(number)}) as answer:
                     assert answer.status == 202
 
-            for number in range(1000):
+            for number in range(300):  # over before the run that the first one starts
                 group.create_task(post(number))
 
     asyncio.run(burst())

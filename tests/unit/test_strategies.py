@@ -102,7 +102,10 @@ PAIRS: list[tuple[str, Callable[..., Any], Callable[..., Any], float]] = [
 
 @pytest.mark.parametrize(
     ("name", "mine", "theirs", "loose"),
-    [pytest.param(*p, id=p[0], marks=[pytest.mark.slow] * (p[0] in ("FedAvgM", "TrimmedMean"))) for p in PAIRS],
+    [
+        pytest.param(*p, id=p[0], marks=[pytest.mark.slow] * (p[0] in ("FedAvgM", "TrimmedMean", "CoordinateMedian")))
+        for p in PAIRS
+    ],
 )
 def test_a_round_gives_what_flowers_strategy_gives(name: str, mine: Any, theirs: Any, loose: float) -> None:
     for seed in range(CASES):
