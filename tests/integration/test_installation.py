@@ -93,6 +93,7 @@ def test_a_port_in_use_is_said_and_nothing_is_left_running(tmp_path: Path) -> No
     until(lambda: not _processes(tmp_path), "the end of every process")
 
 
+@pytest.mark.slow
 def test_two_installations_stand_side_by_side_and_a_killed_one_leaves_nothing(
     installation: Installation, tmp_path: Path
 ) -> None:
@@ -180,7 +181,9 @@ def test_an_agent_whose_process_keeps_dying_does_not_end_the_others(small: Insta
     until(lambda: small.json("fleet", "show", "eu-1")["state"] == "online", "its return")
 
 
-@pytest.mark.parametrize("call", ["raise SystemExit(0)", "import os; os._exit(0)"])
+@pytest.mark.parametrize(
+    "call", ["raise SystemExit(0)", pytest.param("import os; os._exit(0)", marks=pytest.mark.slow)]
+)
 def test_an_app_that_leaves_by_itself_ends_its_run(installation: Installation, tmp_path: Path, call: str) -> None:
     (tmp_path / "pyproject.toml").write_text((APPS / "mean" / "pyproject.toml").read_text())
     server = (APPS / "mean" / "mean_server.py").read_text()
