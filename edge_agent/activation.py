@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edge_agent.capabilities import machine_timezone
 from edge_agent.config import AgentConfig
+from edge_agent.footprint import shrink
 from edge_agent.model_store import Current, ModelStore
 from edge_agent.release_download import ReleaseDownload
 from edge_agent.serving import Serving
@@ -173,6 +174,7 @@ class Activation:
         else:
             self._settled(desired.model)
         await asyncio.to_thread(self._store.sweep, self._wanted())
+        shrink()
 
     def _wanted(self) -> list[BlobRef]:
         return [d.release for d in self._latest.values() if d.release is not None]
