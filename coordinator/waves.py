@@ -180,8 +180,9 @@ def note(wave: Wave, event: NodePhaseReported, at: datetime) -> Wave:
         return wave
     if event.phase == "timed_out":
         # It is there, but its offer had expired when it came: once, it gets another.
-        absent = replace(known, phase="timed_out", reason=event.reason, back=known.stage != "catch_up")
-        return with_nodes(wave, {event.node: absent}) if not known.claimed else wave
+        if known.claimed or known.stage == "catch_up":
+            return wave
+        return with_nodes(wave, {event.node: replace(known, phase="timed_out", reason=event.reason, back=True)})
     late = isinstance(wave, Over) and known.phase == "timed_out"
     told = replace(
         known,
