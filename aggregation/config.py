@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fabric.credentials import Access
 from fabric.run_events import RunSpec
 from fabric.wire import Strict
 
@@ -16,5 +17,11 @@ class WorkerConfig(Strict):
     spec: RunSpec
     nats_url: str
     tenant: str = "default"
+    credentials: Path | None = None
+    ca_file: Path | None = None
     work_dir: Path
     regions: list[str]
+
+    @property
+    def access(self) -> Access:
+        return Access(self.credentials, self.ca_file)

@@ -23,11 +23,12 @@ from aggregation.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fabric import logs
 from fabric.blobs import CHUNK_BYTES
 from fabric.broker import Broker
+from fabric.credentials import Access
 from fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
 from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fabric.ids import new_id
 from fabric.jetstream import Received
-from fabric.subjects import STAY, UP, Subjects
+from fabric.subjects import FOLDER, STAY, UP, Subjects
 from fabric.tensors import TensorSpec, encode
 from fabric.transfer import Source, put_blob, stream_blob
 from fabric.wire import Strict
@@ -37,8 +38,6 @@ log = logging.getLogger(__name__)
 RESULT_TTL_S = 24 * 3600.0
 IDLE_S = 900.0
 """How long a sum is kept that nobody asks for; should it be wanted after all, it is folded anew."""
-FOLDER = "fold"
-"""Stands for the node in the subjects of results."""
 
 
 class FoldWorkerConfig(Strict):
@@ -48,6 +47,12 @@ class FoldWorkerConfig(Strict):
     region: str = Field(description="Whose leaf it is connected to; `hub`: to the hub")
     nats_url: str
     tenant: str = "default"
+    credentials: Path | None = None
+    ca_file: Path | None = None
+
+    @property
+    def access(self) -> Access:
+        return Access(self.credentials, self.ca_file)
 
 
 @dataclass(slots=True)
@@ -224,7 +229,7 @@ def plan_of(agreement: Agreement, run: str, key: str, share: tuple[int, int] = (
 
 
 async def _serve(config: FoldWorkerConfig) -> None:
-    broker = await Broker.connect(config.nats_url, f"fold-worker-{config.name}", wait_s=None)
+    broker = await Broker.connect(config.nats_url, f"fold-worker-{config.name}", config.access, wait_s=None)
     await FoldWorker(config, broker).listen()
     log.info("fold.ready", extra={"worker": config.name})
     await asyncio.Event().wait()

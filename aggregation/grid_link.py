@@ -72,7 +72,9 @@ class GridLink:
         self.call(self._open())
 
     async def _open(self) -> None:
-        self._broker = await Broker.connect(self._config.nats_url, f"aggregator-{self._config.run}")
+        self._broker = await Broker.connect(
+            self._config.nats_url, f"aggregator-{self._config.run}", self._config.access
+        )
         self.storage = Storage(self._broker, self._config)
         self.ingest = Ingest.of(self._broker, self.storage, self._config)
         self.cohorts = Cohorts(self._broker, self._config)
@@ -260,7 +262,12 @@ class GridLink:
     async def _listen(self) -> None:
         durable = reply_consumer(self._config.run)
         async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
-            task = last_token(delivery.subject)
+            task, node = last_token(delivery.subject), delivery.subject.split(".")[-4]
+            asked = self._outstanding.get(task)
+            if not task.endswith(f"-{node}") or (asked is not None and asked.node.name != node):
+                log.warning("grid.reply_of_another", extra={"task": task, "node": node})
+                await delivery.ack()
+                continue
             known = self._taken.get(task) or (self._held or {}).get(task)
             if task in self._outstanding:
                 await self._take(delivery)

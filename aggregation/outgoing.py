@@ -154,6 +154,6 @@ class Outgoing:
     def _task_id(self, node: Node, place: Place) -> str:
         run = self._config.run
         if not place.driven:
-            return f"{run}-a{self._config.attempt}-{next(self._counter)}"
+            return f"{run}-a{self._config.attempt}-{next(self._counter)}-{node.name}"
         self._per_node[node.name] += 1
         return f"{run}-r{place.round}-t{place.trial}-{place.phase}-{self._per_node[node.name]}-{node.name}"

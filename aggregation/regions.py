@@ -12,13 +12,13 @@ from fractions import Fraction
 
 from aggregation.agreement import Agreement
 from aggregation.fold_client import ask, in_steps, instance_of
-from aggregation.fold_worker import FOLDER, plan_of
+from aggregation.fold_worker import plan_of
 from aggregation.storage import Storage
 from aggregation.weighted_sum import Partial
 from fabric.broker import Broker
 from fabric.errors import NotFound, RemoteError, TransientError
 from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
-from fabric.subjects import UP, Subjects
+from fabric.subjects import FOLDER, UP, Subjects
 from fabric.tensors import decode
 
 log = logging.getLogger(__name__)

@@ -15,14 +15,14 @@ from typing import Literal
 from aggregation.agreement import Agreement
 from aggregation.config import WorkerConfig
 from aggregation.fold_client import ask, in_steps, instance_of
-from aggregation.fold_worker import FOLDER, FoldWorkerConfig, plan_of
+from aggregation.fold_worker import FoldWorkerConfig, plan_of
 from aggregation.storage import Storage
 from aggregation.weighted_sum import WeightedSum
 from fabric.broker import Broker
 from fabric.errors import TransientError
 from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fabric.lifelines import die_with_parent
-from fabric.subjects import HUB_REGION, UP, Subjects
+from fabric.subjects import FOLDER, HUB_REGION, UP, Subjects
 from fabric.tensors import decode
 from fabric.wire import INLINE_BYTES
 
@@ -132,7 +132,12 @@ class Shards:
 
     async def _start(self, number: int) -> asyncio.subprocess.Process:
         config = FoldWorkerConfig(
-            name=self._name(number), region=HUB_REGION, nats_url=self._config.nats_url, tenant=self._config.tenant
+            name=self._name(number),
+            region=HUB_REGION,
+            nats_url=self._config.nats_url,
+            tenant=self._config.tenant,
+            credentials=self._config.credentials,
+            ca_file=self._config.ca_file,
         )
         file = self._config.work_dir / f"shard-{number}.json"
         file.write_text(config.model_dump_json())

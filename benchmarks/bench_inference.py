@@ -26,7 +26,9 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.bench_round_overhead import BIN
 from benchmarks.report import Row, load_now, write
 from coordinator.cli.client import Client
+from coordinator.embedded.home import Home
 from fabric.tensors import Tensor, encode
+from tests.hub import Hub
 from tests.integration.installation import until
 from tests.integration.releases import publish
 
@@ -51,14 +53,14 @@ def main() -> None:
         subprocess.run(up, env=environment, check=True, stdout=subprocess.DEVNULL)
         try:
             state = json.loads(Path(folder, "up.json").read_text())
-            client = Client(*state["apis"])
-            roll_out(client, state["hub_url"], "mlp", 1)
+            client, hub = Client(*state["apis"]), Hub.of(Home(Path(folder)), state["hub_url"])
+            roll_out(client, hub, "mlp", 1)
             rows += idle(client)
             for name in MODELS:
                 if name != "mlp":
-                    roll_out(client, state["hub_url"], name, 1)
+                    roll_out(client, hub, name, 1)
                 rows += compare(name, address(client))
-            rows += swaps(client, state["hub_url"], address(client))
+            rows += swaps(client, hub, address(client))
         finally:
             subprocess.run([str(BIN / "fedtide"), "down"], env=environment, check=False, stdout=subprocess.DEVNULL)
     write("inference", load, rows)
@@ -124,11 +126,11 @@ def session(content: bytes) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def roll_out(client: Client, hub_url: str, name: str, version: int) -> None:
+def roll_out(client: Client, hub: Hub, name: str, version: int) -> None:
     content = graph(name, version)
     x = np.ones((1, *MODELS[name]), np.float32)
     (y,) = session(content).run(None, {"x": x})
-    asyncio.run(publish(hub_url, version, content, encode([Tensor.of("in.x", x), Tensor.of("out.y", y)]), model=name))
+    asyncio.run(publish(hub, version, content, encode([Tensor.of("in.x", x), Tensor.of("out.y", y)]), model=name))
 
     def there() -> bool:
         return any(m["model"] == name and m["latest"] == version for m in client.get("/v1/models"))
@@ -192,7 +194,7 @@ def _exchange(connection: socket.socket, ask: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 200"), answer
 
 
-def swaps(client: Client, hub_url: str, where: tuple[str, int]) -> list[Row]:
+def swaps(client: Client, hub: Hub, where: tuple[str, int]) -> list[Row]:
     results: Counter[str] = Counter()
     took: list[float] = []
 
@@ -200,7 +202,7 @@ def swaps(client: Client, hub_url: str, where: tuple[str, int]) -> list[Row]:
         stop = asyncio.Event()
         load = [asyncio.create_task(_load(n, where, stop, results, took)) for n in range(CONNECTIONS)]
         for version in range(2, SWAPS + 2):
-            await asyncio.to_thread(roll_out, client, hub_url, "mlp", version)
+            await asyncio.to_thread(roll_out, client, hub, "mlp", version)
             await asyncio.sleep(PAUSE_S)
         stop.set()
         await asyncio.gather(*load)

@@ -114,6 +114,11 @@ class AnnouncePresence:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishAccount:
+    """Tell every server which keys are withdrawn now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fire:
     """Start what a trigger rule says, under exactly this id; a second time changes nothing."""
 
@@ -132,5 +137,5 @@ class StopFired:
 
 RunCommand = LaunchAggregator | StopAggregator | SuspendAggregator | TellTimeIsUp | CleanUp
 RolloutCommand = SetDesired | CacheRelease | CancelRun
-Command = RunCommand | RolloutCommand | PublishRelease | SetAlarm | AnnouncePresence | Fire | StopFired
+Command = RunCommand | RolloutCommand | PublishRelease | SetAlarm | AnnouncePresence | PublishAccount | Fire | StopFired
 Commands = tuple[Command, ...]

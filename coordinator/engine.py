@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from coordinator import identities
 from coordinator.commands import Commands
 from coordinator.event_log import EventLog
+from coordinator.report_rules import why_refused
 from coordinator.snapshots import Snapshots
 from coordinator.world import World
 from coordinator.world_codec import Snapshot
@@ -195,10 +197,18 @@ class Engine:
             try:
                 # Deadlines are the coordinator's: they must not depend on the clock of a node.
                 event = decode_event(delivery.data)
+                self._check(delivery.subject, event)
                 await self._put(event.model_copy(update={"time": datetime.now(UTC)}))
             except (MalformedMessage, InvalidTransition, TooLarge) as exc:
                 log.warning("report.refused", extra={"subject": delivery.subject, "reason": str(exc)})
             await delivery.ack()
+
+    def _check(self, subject: str, event: Event) -> None:
+        reason = why_refused(subject, event.data)
+        if reason is None and identities.is_revoked(self.world.identities, subject.split(".")[-3]):
+            reason = "its credentials were revoked"
+        if reason is not None:
+            raise MalformedMessage(reason)
 
     @contextmanager
     def listening(self, events: asyncio.Queue[Event]) -> Iterator[None]:

@@ -16,6 +16,7 @@ from coordinator.commands import (
     Commands,
     Fire,
     LaunchAggregator,
+    PublishAccount,
     PublishRelease,
     RunCommand,
     SetAlarm,
@@ -27,6 +28,7 @@ from coordinator.commands import (
 )
 from coordinator.distribution import Distribution
 from coordinator.engine import Engine
+from coordinator.enrolment import Enroller
 from coordinator.launcher import Launcher
 from coordinator.starting import Starter
 from fabric.broker import Broker
@@ -55,13 +57,15 @@ class Executor:
         self._engine: Engine | None = None
         self._launcher: Launcher | None = None
         self._starter: Starter | None = None
+        self._enroller: Enroller | None = None
         self._alarms: Alarms | None = None
 
-    def connect(self, engine: Engine, launcher: Launcher, starter: Starter) -> None:
+    def connect(self, engine: Engine, launcher: Launcher, starter: Starter, enroller: Enroller | None = None) -> None:
         """The engine calls us and we call it: this closes the circle before anything runs."""
         self._engine = engine
         self._launcher = launcher
         self._starter = starter
+        self._enroller = enroller
         self._alarms = Alarms(engine, self._group)
 
     def start(self, commands: Commands) -> None:
@@ -93,14 +97,21 @@ class Executor:
                 await self._engine.submit(RunCancelRequested(run=run, reason=reason), id=f"{run}.withdrawn")
             case SetAlarm():
                 self._alarms.set(command)
-            case Fire():
-                await self._fire(command)
-            case StopFired(id=key):
-                await self._stop_fired(key, self._engine)
+            case PublishAccount():
+                if self._enroller is not None:
+                    self._enroller.account_changed()
             case AnnouncePresence(node=node, state=state):
                 await self._broker.tell(self._subjects.presence(node), state.encode())
+            case Fire() | StopFired():
+                await self._do_for_rule(command, self._engine)
             case _:
                 await self._do_with_run(command, self._engine)
+
+    async def _do_for_rule(self, command: Fire | StopFired, engine: Engine) -> None:
+        if isinstance(command, Fire):
+            await self._fire(command)
+        else:
+            await self._stop_fired(command.id, engine)
 
     async def _do_with_run(self, command: RunCommand, engine: Engine) -> None:
         assert self._launcher is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import ssl
 
 from aiohttp import web
 
@@ -23,6 +24,7 @@ class FrontDoor:
         self._socket: socket.socket | None = None
         self._runner: web.AppRunner | None = None
         self._leadership: Leadership | None = None
+        self._tls: ssl.SSLContext | None = None
         self.url = ""
 
     async def open(self) -> str:
@@ -33,13 +35,14 @@ class FrontDoor:
         """
         config = self._config
         try:
+            self._tls = _tls(config)
             self._socket = socket.create_server((config.http_host, config.http_port), backlog=128)
         except OSError as exc:
             raise ConfigError(
                 "http_port", f"port {config.http_port} cannot be used: {exc.strerror}", "Choose another, or 0"
             ) from exc
         host, port = self._socket.getsockname()[:2]
-        self.url = f"http://{host}:{port}"
+        self.url = f"{'https' if self._tls else 'http'}://{host}:{port}"
         app = web.Application()
         app.router.add_get("/healthz", self._health)
         app.router.add_route("*", "/{path:.*}", self._send_on)
@@ -75,7 +78,7 @@ class FrontDoor:
         copy = self._socket.dup()
         if old is not None:
             await old.cleanup()
-        await web.SockSite(runner, copy).start()
+        await web.SockSite(runner, copy, ssl_context=self._tls).start()
 
     async def _health(self, _: web.Request) -> web.Response:
         leads = self._leadership is not None and self._leadership.is_mine
@@ -87,3 +90,16 @@ class FrontDoor:
             body = {"error": "no coordinator leads at the moment", "remedy": "Try again", "exit_code": 75}
             return web.json_response(body, status=503, headers={"Retry-After": "1"})
         return web.Response(status=307, headers={"Location": f"{leader.url}{request.path_qs}"})
+
+
+def _tls(config: CoordinatorConfig) -> ssl.SSLContext | None:
+    if config.http_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.http_cert, config.http_key)
+    except OSError as exc:
+        raise ConfigError(
+            "http_cert", f"{config.http_cert} cannot be used: {exc}", "It is a PEM file, with http_key"
+        ) from exc
+    return context

@@ -13,16 +13,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from coordinator.commands import LaunchAggregator
+from coordinator.config import CoordinatorConfig
 from coordinator.spare_process import SpareProcess
 from fabric import process_note
+from fabric.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
 Exited = Callable[[str, int, int, str], Awaitable[None]]
 """run, attempt, exit code, reason"""
+
+CredentialsOf = Callable[[str], Credentials | None]
+"""What the aggregator of a run shows to the broker; None where anybody is let in."""
 
 
 END_WITHIN_S = 10.0
@@ -38,26 +43,42 @@ class Launcher(Protocol):
     of one that was started before and is gone (its task ids must not be used again).
     """
 
+    def prepare(self) -> None: ...
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None: ...
     async def stop(self, run: str) -> None: ...
+    async def close(self) -> None: ...
+
+
+def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir: str) -> dict[str, Any]:
+    """What an aggregator process is told, but for its credentials."""
+    return {
+        "run": command.run,
+        "attempt": command.attempt,
+        "spec": command.spec.model_dump(mode="json"),
+        "nats_url": config.nats_url,
+        "ca_file": str(config.ca_file) if config.ca_file is not None else None,
+        "tenant": config.tenant,
+        "work_dir": work_dir,
+        "regions": config.regions,
+    }
 
 
 class LocalLauncher:
     """One subprocess a run. A note on disk lets a restarted coordinator find and adopt it."""
 
-    def __init__(self, root: Path, nats_url: str, tenant: str, regions: list[str], exited: Exited) -> None:
+    def __init__(self, root: Path, config: CoordinatorConfig, credentials: CredentialsOf, exited: Exited) -> None:
         self._root = root
-        self._nats_url = nats_url
-        self._tenant = tenant
-        self._regions = regions
+        self._config = config
+        self._credentials = credentials
         self._exited = exited
         self._watched: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._spare = SpareProcess(root)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def prepare(self) -> None:
-        """Keep a process ready for the next run."""
-        self._spare.prepare()
+        """Keep a process ready for the next run, if that is wanted."""
+        if self._config.warm_aggregator:
+            self._spare.prepare()
 
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
         """Start the run's aggregator if it is still wanted, or adopt the one of this attempt that is there."""
@@ -93,15 +114,12 @@ class LocalLauncher:
         self._watched[command.run] = command.attempt, asyncio.create_task(self._watch(command, pid, process))
 
     async def _start(self, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
-        config = {
-            "run": command.run,
-            "attempt": command.attempt,
-            "spec": command.spec.model_dump(mode="json"),
-            "nats_url": self._nats_url,
-            "tenant": self._tenant,
-            "work_dir": str(folder.resolve()),
-            "regions": self._regions,
-        }
+        config = worker_config(command, self._config, str(folder.resolve()))
+        credentials = self._credentials(command.run)
+        if credentials is not None:
+            shown = folder.resolve() / "aggregator.creds"
+            credentials.save(shown)
+            config["credentials"] = str(shown)
         file = folder / f"attempt-{command.attempt}.json"
         file.write_text(json.dumps(config))
         process = await self._spare.give(file, partial(process_note.leave, self._note(command.run), command.attempt))

@@ -10,6 +10,7 @@ import json
 import logging
 from typing import Any
 
+from coordinator import identities
 from coordinator.engine import Engine
 from fabric.broker import Broker
 from fabric.errors import InvalidTransition, MalformedMessage
@@ -48,6 +49,8 @@ class Presence:
         except ValueError as exc:
             raise MalformedMessage(f"telemetry of {name} is not JSON") from exc
         node = self._engine.world.nodes.get(name)
+        if identities.is_revoked(self._engine.world.identities, name):
+            return
         if beat.get("bye"):
             self._say(name, NodeOffline(node=name, reason="stopped"))
             return

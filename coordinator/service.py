@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from coordinator import schedules
+from coordinator.authority import COORDINATOR, SYSTEM, Authority
 from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
+from coordinator.enrolment import Enroller
 from coordinator.event_api import EventApi
 from coordinator.event_log import EventLog
 from coordinator.executor import Executor
 from coordinator.front_door import FrontDoor
 from coordinator.http_api import Api
-from coordinator.launcher import LocalLauncher
+from coordinator.identity_api import IdentityApi
+from coordinator.launcher import Exited, Launcher, LocalLauncher
 from coordinator.leadership import Leadership
 from coordinator.presence import Presence
 from coordinator.questions import Questions
@@ -23,6 +28,7 @@ from coordinator.starting import Starter
 from coordinator.topology import Topology
 from coordinator.trigger_api import TriggerApi
 from fabric.broker import Broker
+from fabric.credentials import Access
 from fabric.events import CoordinatorElected
 from fabric.subjects import Subjects
 
@@ -34,32 +40,55 @@ async def serve(config: CoordinatorConfig) -> None:
 
     Raises:
         BrokerUnavailable: no hub within half a minute.
+        CredentialsRefused: the hub does not let this coordinator in (any more).
         StaleWriter: another coordinator took over.
-        ConfigError: the API's port is taken.
+        ConfigError: the API's port is taken, or what is in `identity_dir` does not fit.
     """
-    subjects = Subjects(config.tenant)
-    broker = await Broker.connect(config.nats_url, config.name)
-    door = FrontDoor(config)
-    leadership: Leadership | None = None
-    try:
+    authority = Authority.load(config.identity_dir) if config.identity_dir is not None else None
+    async with AsyncExitStack() as stack:
+        links = await _connect(config, authority, stack)
+        door = FrontDoor(config)
+        stack.push_async_callback(door.close)
         url = await door.open()
+        broker, subjects = links.broker, Subjects(config.tenant)
         topology = Topology(broker, subjects)
         await topology.create_missing()
-        leadership = Leadership(broker, subjects, config.name, url)
+        leadership = Leadership(broker, subjects, config.name, config.advertise_url or url)
+        stack.push_async_callback(_release, leadership)
         door.stand_by(leadership)
         async with asyncio.TaskGroup() as group:
+            group.create_task(broker.until_closed(), name="connection")
             executor = Executor(broker, subjects, group)
             snapshots = Snapshots(broker, subjects)
             engine = Engine(broker, subjects, EventLog(broker, subjects), snapshots, executor.start)
             await engine.load()
             await _lead(engine, leadership)
             group.create_task(leadership.keep(), name="lease")
-            await _work(config, broker, subjects, topology, executor, engine, leadership, door, group)
-    finally:
-        await door.close()
-        if leadership is not None and leadership.is_mine:
-            await leadership.release()
-        await broker.close()
+            await _work(config, links, topology, executor, engine, leadership, door, group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Links:
+    """Connections to the hub; `system` is to the servers' own account, where identities are used."""
+
+    broker: Broker
+    system: Broker | None
+    authority: Authority | None
+
+
+async def _connect(config: CoordinatorConfig, authority: Authority | None, stack: AsyncExitStack) -> _Links:
+    async def to(file: str) -> Broker:
+        credentials = config.identity_dir / file if config.identity_dir is not None else None
+        broker = await Broker.connect(config.nats_url, config.name, Access(credentials, config.ca_file))
+        stack.push_async_callback(broker.close)
+        return broker
+
+    return _Links(await to(COORDINATOR), await to(SYSTEM) if authority is not None else None, authority)
+
+
+async def _release(leadership: Leadership) -> None:
+    if leadership.is_mine:
+        await leadership.release()
 
 
 async def _lead(engine: Engine, leadership: Leadership) -> None:
@@ -74,8 +103,7 @@ async def _lead(engine: Engine, leadership: Leadership) -> None:
 
 async def _work(
     config: CoordinatorConfig,
-    broker: Broker,
-    subjects: Subjects,
+    links: _Links,
     topology: Topology,
     executor: Executor,
     engine: Engine,
@@ -83,10 +111,13 @@ async def _work(
     door: FrontDoor,
     group: asyncio.TaskGroup,
 ) -> None:
-    folder = config.data_dir / "runs"
-    launcher = LocalLauncher(folder, config.nats_url, config.tenant, config.regions, executor.aggregator_exited)
+    broker, subjects = links.broker, Subjects(config.tenant)
+    enroller = None
+    if links.authority is not None and links.system is not None:
+        enroller = Enroller(broker, links.system, engine, links.authority, config.regions)
+    launcher = launcher_of(config, enroller, executor.aggregator_exited)
     starter = Starter(engine)
-    executor.connect(engine, launcher, starter)
+    executor.connect(engine, launcher, starter, enroller)
     presence = Presence(broker, subjects, engine, group)
     try:
         # The first append fences whoever led before; only then may this process act.
@@ -96,6 +127,9 @@ async def _work(
         engine.lead()
         await presence.start()
         await Questions(broker, subjects, engine).listen()
+        if enroller is not None:
+            await enroller.listen()
+            group.create_task(enroller.keep_account(), name="account")
         group.create_task(engine.listen(leadership.confirmed), name="reports")
         group.create_task(engine.save_snapshots(), name="snapshots")
 
@@ -108,10 +142,19 @@ async def _work(
         group.create_task(schedules.keep(engine), name="schedules")
         api = Api(broker, subjects, engine, presence, starter)
         events = EventApi(engine, lambda: EventLog(broker, subjects))
-        if config.warm_aggregator:
-            launcher.prepare()
-        rollout_api = RolloutApi(broker, subjects, engine, starter)
-        await door.serve(api.application(rollout_api.routes(), TriggerApi(engine).routes(), events.routes()))
+        launcher.prepare()
+        routes = [
+            RolloutApi(broker, subjects, engine, starter).routes(),
+            TriggerApi(engine).routes(),
+            events.routes(),
+            IdentityApi(engine, enroller).routes(),
+        ]
+        await door.serve(api.application(*routes))
         await asyncio.Event().wait()
     finally:
         await launcher.close()
+
+
+def launcher_of(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited) -> Launcher:
+    credentials = enroller.aggregator_credentials if enroller is not None else lambda _: None
+    return LocalLauncher(config.data_dir / "runs", config, credentials, exited)

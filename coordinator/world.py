@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
-from coordinator import fleet, registry, rollout_steps, rollouts, runs, signals, triggers
+from coordinator import fleet, identities, registry, rollout_steps, rollouts, runs, signals, triggers
 from coordinator.commands import CancelRun, Commands, SetAlarm
 from fabric.blobs import BlobRef
 from fabric.errors import InvalidTransition, NotFound
@@ -30,6 +30,14 @@ from fabric.events import (
     SignalReceived,
     TriggerApplied,
     TriggerRemoved,
+)
+from fabric.identity_events import (
+    IdentityEvent,
+    JoinTokenCreated,
+    JoinTokenRevoked,
+    NodeEnrolled,
+    NodeRevoked,
+    RegionIssued,
 )
 from fabric.rollout_events import (
     NodeMeasured,
@@ -57,6 +65,7 @@ class World:
         self.last_asked: dict[str, datetime] = {}
         """When each node was asked to train last, by whatever run."""
         self._just_ended: list[runs.Run | rollouts.Rollout] = []
+        self.identities = identities.Identities()
         self.serving: dict[str, dict[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
 
@@ -64,7 +73,7 @@ class World:
         """The same state, apart from this one: aggregates are immutable, so only the tables are copied."""
         twin = World()
         for name, table in vars(self).items():
-            setattr(twin, name, table.copy())
+            setattr(twin, name, table if isinstance(table, identities.Identities) else table.copy())
         twin.serving = {model: dict(nodes) for model, nodes in self.serving.items()}
         return twin
 
@@ -96,6 +105,8 @@ class World:
                 return commands + self._node_changed(node, at)
             case ModelProduced() | ReleasePublished():
                 return self._release(data)
+            case JoinTokenCreated() | JoinTokenRevoked() | NodeEnrolled() | NodeRevoked() | RegionIssued():
+                return self._identity(data, at)
             case RolloutStarted():
                 return self._start_rollout(data, event)
             case NodePhaseReported():
@@ -104,6 +115,15 @@ class World:
                 return self._rollout(key, data, event) if owner == "rollout" else self._run(key, data, at)
             case _:
                 return self._run(data.run, data, at)
+
+    def _identity(self, data: IdentityEvent, at: datetime) -> Commands:
+        self.identities, commands = identities.step(self.identities, data, at)
+        node = self.nodes.get(data.node) if isinstance(data, NodeRevoked) else None
+        if node is None or not node.online:
+            return commands
+        gone, more = fleet.step(node, NodeOffline(node=node.name, reason="revoked"), at)
+        self.nodes[node.name] = gone
+        return commands + more + self._node_changed(gone, at)
 
     def _run(self, key: str, data: runs.RunEvent, at: datetime) -> Commands:
         before = self.runs.get(key)

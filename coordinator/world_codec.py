@@ -23,6 +23,7 @@ from coordinator import (
     conditions,
     fleet,
     gates,
+    identities,
     registry,
     rollout_steps,
     rollouts,
@@ -38,6 +39,7 @@ from coordinator import (
 from fabric import (
     blobs,
     events,
+    identity_events,
     release,
     rollout_events,
     rollout_plan,
@@ -50,9 +52,21 @@ from fabric import (
 from fabric.errors import MalformedMessage
 
 _MODULES = (
-    *(conditions, fleet, registry, rounds, runs, signals, triggers, world),
+    *(conditions, fleet, identities, registry, rounds, runs, signals, triggers, world),
     *(betting_test, catch_up, gates, rollout_steps, rollouts, wave_steps, wave_wishes, waves),
-    *(blobs, events, release, rollout_events, rollout_plan, round_policy, run_events, trigger_rule, windows, wire),
+    *(
+        blobs,
+        events,
+        identity_events,
+        release,
+        rollout_events,
+        rollout_plan,
+        round_policy,
+        run_events,
+        trigger_rule,
+        windows,
+        wire,
+    ),
 )
 CODE = hashlib.sha256("".join(inspect.getsource(m) for m in _MODULES).encode()).hexdigest()[:16]
 
@@ -64,6 +78,7 @@ _TABLES: dict[str, Any] = {
     "triggers": dict[str, triggers.Trigger],
     "serving": dict[str, dict[str, blobs.BlobRef]],
     "last_asked": dict[str, datetime],
+    "identities": identities.Identities,
 }
 
 

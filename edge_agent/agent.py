@@ -15,6 +15,7 @@ from edge_agent.capture import Capturer
 from edge_agent.comparisons import Comparisons
 from edge_agent.config import AgentConfig
 from edge_agent.drift import DriftWatch
+from edge_agent.enrolment import Enrolment, EnrolmentRefused, Renewals
 from edge_agent.footprint import shrink
 from edge_agent.governor import Latency
 from edge_agent.inference_server import InferenceServer
@@ -25,10 +26,12 @@ from edge_agent.samples import SampleStore, samples_file
 from edge_agent.serving import Serving
 from edge_agent.tasks import TaskLoop
 from fabric.broker import Broker
-from fabric.errors import MalformedMessage, TransientError
-from fabric.events import DriftReported, Event, EventData, NodeJoined
+from fabric.credentials import Access
+from fabric.errors import BrokerUnavailable, CredentialsRefused, MalformedMessage, TransientError
+from fabric.events import Event, EventData, NodeJoined
 from fabric.ids import new_id
 from fabric.jetstream import Received
+from fabric.permissions import order_consumer
 from fabric.rollout_events import NodeMeasured, NodePhaseReported
 from fabric.rollout_plan import Desired, Measured, NodePhase
 from fabric.subjects import DOWN, Subjects, order_kind
@@ -37,6 +40,7 @@ from fabric.wire import Order
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+NOT_LET_IN_S = 15.0
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 
@@ -74,22 +78,31 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(capturer.run(), name="capture")
-                group.create_task(self._connected(store), name="connected")
+                group.create_task(self._keep_connected(store), name="connected")
         finally:
             await self._server.stop()
             self._serving.stop()
             await capturer.flush()
             samples.close()
 
-    async def _connected(self, store: ModelStore) -> None:
-        """Everything that needs the broker, from when it first answers."""
+    async def _keep_connected(self, store: ModelStore) -> None:
+        """Everything that needs the broker, for ever. A node that is not let in goes on serving, and asks again."""
+        while True:
+            try:
+                access = await Enrolment(self._config).access()
+                await self._connected(store, access)
+            except (CredentialsRefused, EnrolmentRefused, BrokerUnavailable) as exc:
+                log.error("agent.not_let_in", extra={"reason": str(exc)})
+            await asyncio.sleep(NOT_LET_IN_S)
+
+    async def _connected(self, store: ModelStore, access: Access) -> None:
         config = self._config
-        self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", wait_s=None)
+        self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", access, wait_s=None)
         self._tasks = TaskLoop(config, broker, self._latency)
         self._activation = Activation(
             config, store, broker, self._serving, self._report_phase, self._comparisons.begin, self._comparisons.end
         )
-        drift = DriftWatch(config, broker, self._report_drift)
+        drift = DriftWatch(config, broker)
         self._serving.observers.append(drift.observe)
         try:
             async with asyncio.TaskGroup() as group:
@@ -99,11 +112,19 @@ class Agent:
                 group.create_task(self._tasks.run(), name="tasks")
                 group.create_task(self._tasks.send(), name="outbox")
                 group.create_task(self._take_part(), name="presence")
+                group.create_task(Renewals(config, broker, access).run(), name="renewals")
+                group.create_task(self._until_closed(broker), name="connection")
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         finally:
-            self._server.ready = False
+            self._serving.observers.remove(drift.observe)
             with suppress(TransientError):
                 await broker.tell(self._subjects.telemetry(config.region, config.node), b'{"bye": true}')
             await broker.close()
+
+    async def _until_closed(self, broker: Broker) -> None:
+        await broker.until_closed()
+        raise BrokerUnavailable("the connection to the broker was closed")
 
     async def _take_part(self) -> None:
         region, node = self._config.region, self._config.node
@@ -130,10 +151,12 @@ class Agent:
 
     async def _catch_up(self) -> None:
         """Read what was published while nobody listened: the newest message of each subject."""
-        pattern = self._subjects.down_node(self._config.region, self._config.node)
+        region, node = self._config.region, self._config.node
         while True:
             try:
-                missed = await self._broker.last_of_each(DOWN, pattern)
+                missed = await self._broker.backlog_of(
+                    DOWN, order_consumer(node), self._subjects.down_node(region, node)
+                )
                 break
             except TransientError as exc:
                 log.info("agent.waits_for_region", extra={"reason": str(exc)})
@@ -145,7 +168,10 @@ class Agent:
                 log.warning("agent.order_refused", extra={"reason": str(exc)})
 
     async def _on_live(self, message: Received) -> None:
-        await self._take(message)
+        """A hint only: who may have a server answer to any subject could have sent it. The stream says what is so."""
+        stored = await self._broker.last(DOWN, message.subject)
+        if stored is not None:
+            await self._take(stored)
 
     async def _take(self, message: Received) -> None:
         try:
@@ -192,9 +218,6 @@ class Agent:
         self._reported += 1
         data = NodeMeasured(rollout=desired.rollout, node=self._config.node, counter=desired.counter, measured=measured)
         await self._publish(data, f"{self._config.node}.measured.{self._boot}.{self._reported}")
-
-    async def _report_drift(self, data: DriftReported, key: str) -> None:
-        await self._publish(data, f"{self._config.region}.drift.{key}")
 
     async def _publish(self, data: EventData, key: str) -> None:
         """Report durably: the region's stream has it before this returns."""

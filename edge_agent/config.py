@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from fabric.errors import ConfigError
 from fabric.ids import check_token
-from fabric.subjects import HUB_REGION, SHARED
+from fabric.subjects import HUB_REGION, RESERVED
 from fabric.windows import Window, zone
 from fabric.wire import ConfigValues, Strict
 
@@ -34,6 +34,11 @@ class Drift(Strict):
     """Histograms of what the models see; only sums over several nodes leave the region."""
 
     window_s: float = Field(default=600.0, gt=0, description="A histogram covers so much time")
+
+
+class DriftLimits(Strict):
+    """What a region's drift collector reports."""
+
     min_nodes: int = Field(default=5, ge=2, description="Fewer nodes in a region are not summed")
     min_samples: int = Field(default=500, ge=1, description="Fewer requests in a region are not judged")
     report_above: float = Field(default=0.1, ge=0, description="Population stability index that is worth an event")
@@ -60,6 +65,12 @@ class AgentConfig(Strict):
     region: str
     nats_url: str
     tenant: str = "default"
+    ca_file: Path | None = Field(default=None, description="Whose certificates the broker may have; needed for tls://")
+    credentials: Path | None = Field(
+        default=None, description="This node's `.creds` file; written at enrolment. Default: identity.creds in data_dir"
+    )
+    join_token: str = Field(default="", description="To enrol with, once", repr=False)
+    join_token_file: Path | None = Field(default=None, description="The same, in a file")
     data_dir: Path = Field(default=Path("fedtide-node"), description="Model store, outbox and run state")
     labels: dict[str, str] = {}
     node_config: ConfigValues = Field(default={}, description="Flower's node config, e.g. partition-id")
@@ -100,9 +111,9 @@ class AgentConfig(Strict):
 
     @field_validator("node")
     @classmethod
-    def _not_shared(cls, value: str) -> str:
-        if value == SHARED:
-            raise ValueError(f"the node name {SHARED!r} is taken by what a region's nodes share")
+    def _not_reserved(cls, value: str) -> str:
+        if value in RESERVED:
+            raise ValueError(f"the node name {value!r} is taken")
         return value
 
     @field_validator("region")

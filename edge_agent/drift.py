@@ -1,30 +1,25 @@
-"""Drift: this node's sketches into its region, and the region's sum against how it was. No central process.
+"""Drift, on a node: sketches of what its models see, left in its region at the end of every window.
 
-At the end of a window every node leaves its sketch in the region's own stream. The first to take
-the window's lease sums them. Sketches never leave the region; of the sum only an index a feature
-does, and only if enough nodes took part. The first good window of a release is its reference.
+`edge_agent.drift_collector` sums those of a region; sketches never leave it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from edge_agent.config import AgentConfig
-from edge_agent.drift_sketch import CONFIDENCE, PREDICTION, Sketch, scores, total
+from edge_agent.drift_sketch import Sketch, pack
 from edge_agent.serving import Served
 from edge_agent.sessions import Arrays, Model
 from fabric.broker import Broker
-from fabric.errors import MalformedMessage, StaleWriter, TransientError
-from fabric.events import DriftReported
-from fabric.subjects import STAY, Subjects
-from fabric.tensors import Tensor, decode, encode
+from fabric.errors import TransientError
+from fabric.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +28,13 @@ GATHER_BYTES = 1024 * 1024
 BEHIND = 8
 """Requests, and bytes of inputs, that are counted together, and such lots that may wait for it."""
 
-Report = Callable[[DriftReported, str], Awaitable[None]]
-
 
 class DriftWatch:
     """An observer of the serving, and a task that rests while nothing is asked of any model."""
 
-    def __init__(self, config: AgentConfig, broker: Broker, report: Report) -> None:
+    def __init__(self, config: AgentConfig, broker: Broker) -> None:
         self._config = config
         self._broker = broker
-        self._report = report
         self._subjects = Subjects(config.tenant)
         self._sketches: dict[str, tuple[Model, Sketch]] = {}
         self._pending: dict[str, list[Served]] = {}
@@ -96,55 +88,19 @@ class DriftWatch:
                     self._hand_over(name)
                 done = await asyncio.get_running_loop().run_in_executor(self._counting, self._take)
                 for name, (model, sketch) in done.items():
-                    group.create_task(self._close(name, model, sketch, window), name=f"drift-{name}")
+                    group.create_task(self._leave(name, model, sketch, window), name=f"drift-{name}")
 
     def _take(self) -> dict[str, tuple[Model, Sketch]]:
         done, self._sketches = self._sketches, {}
         return done
 
-    async def _close(self, name: str, model: Model, sketch: Sketch, window: int) -> None:
-        region, width = self._config.region, self._config.drift.window_s
-        subject = self._subjects.drift(region, self._config.node, name, window)
-        lease = self._subjects.shared(region, f"drift-lease.{name}.{window}")
+    async def _leave(self, name: str, model: Model, sketch: Sketch, window: int) -> None:
+        width = self._config.drift.window_s
+        subject = self._subjects.drift(self._config.region, self._config.node, name, window)
         try:
-            await self._broker.publish(subject, _pack(model, sketch), ttl_s=4 * width)
-            await asyncio.sleep(0.2 * width)  # until the others have left theirs
-            try:
-                await self._broker.publish(lease, b"", expected_last_of_subject=0, ttl_s=4 * width)
-            except StaleWriter:
-                return  # another node sums this window
-            await self._sum(name, model, window)
-        except (TransientError, MalformedMessage, ValueError) as exc:
+            await self._broker.publish(subject, pack(model.release.digest, sketch, width), ttl_s=4 * width)
+        except TransientError as exc:
             log.info("drift.window_lost", extra={"model": name, "window": window, "reason": str(exc)})
-
-    async def _sum(self, name: str, model: Model, window: int) -> None:
-        region, limits = self._config.region, self._config.drift
-        left = await self._broker.last_of_each(STAY, self._subjects.drifts(region, name, window))
-        mine = [sketch for release, sketch in map(_unpack, (m.data for m in left)) if release == model.release.digest]
-        now = total(mine)
-        if len(mine) < limits.min_nodes or now.samples < limits.min_samples:
-            log.info("drift.too_few", extra={"model": name, "nodes": len(mine), "samples": now.samples})
-            return
-        subject = self._subjects.shared(region, f"drift-reference.{name}.{model.release.digest[:16]}")
-        stored = await self._broker.last(STAY, subject)
-        reference = _unpack(stored.data)[1] if stored is not None else now
-        # Written anew each time: what stands in this stream ends after a week.
-        await self._broker.publish(subject, _pack(model, reference))
-        if stored is not None:
-            await self._tell(name, now, scores(now, reference), window)
-
-    async def _tell(self, name: str, now: Sketch, found: dict[str, float], window: int) -> None:
-        """One event each for the feature that moved most, the predictions, and the confidence."""
-        outputs = {n: s for n, s in found.items() if n in (PREDICTION, CONFIDENCE)}
-        features = {n: s for n, s in found.items() if n not in outputs}
-        worst = max(features, key=features.__getitem__, default=None)
-        for feature, score in {**outputs, **({worst: features[worst]} if worst is not None else {})}.items():
-            if score < self._config.drift.report_above:
-                continue
-            data = DriftReported(
-                region=self._config.region, model=name, feature=feature, score=round(score, 6), samples=now.samples
-            )
-            await self._report(data, f"{name}.{feature}.{window}")
 
 
 def _alike(waiting: list[Served]) -> Iterable[list[Served]]:
@@ -159,19 +115,3 @@ def _alike(waiting: list[Served]) -> Iterable[list[Served]]:
 
 def _joined(parts: list[Arrays]) -> Arrays:
     return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
-
-
-def _pack(model: Model, sketch: Sketch) -> bytes:
-    about = np.frombuffer(json.dumps([model.release.digest, sketch.samples]).encode(), np.uint8)
-    tensors = [Tensor.of("about", about), *(Tensor.of(f"h.{n}", h) for n, h in sketch.histograms.items())]
-    return b"".join(encode(tensors))
-
-
-def _unpack(raw: bytes) -> tuple[str, Sketch]:
-    """The digest of the release, and the sketch; raises MalformedMessage."""
-    tensors = {t.name: t.numpy() for t in decode(raw)}
-    try:
-        digest, samples = json.loads(tensors.pop("about").tobytes())
-    except (KeyError, ValueError) as exc:
-        raise MalformedMessage("this is no sketch") from exc
-    return str(digest), Sketch({n.removeprefix("h."): h for n, h in tensors.items()}, int(samples))

@@ -7,6 +7,7 @@ An input with more than `MAX_FEATURES` numbers is described by its mean, spread,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.scoring import Array, predictions
-from fabric.errors import RemoteError
+from fabric.errors import MalformedMessage, RemoteError
 from fabric.release import Scoring
+from fabric.tensors import Tensor, decode, encode
 
 Histogram = npt.NDArray[np.int64]
 
@@ -120,3 +122,21 @@ def scores(now: Sketch, before: Sketch) -> dict[str, float]:
     """The index of every histogram that both have."""
     both = {n: (h, before.histograms[n]) for n, h in now.histograms.items() if n in before.histograms}
     return {n: psi(*pair) for n, pair in both.items() if pair[0].size == pair[1].size}
+
+
+def pack(release: str, sketch: Sketch, window_s: float) -> bytes:
+    """A sketch on its way to the region's collector; `release` is a digest."""
+    about = np.frombuffer(json.dumps([release, sketch.samples, window_s]).encode(), np.uint8)
+    tensors = [Tensor.of("about", about), *(Tensor.of(f"h.{n}", h) for n, h in sketch.histograms.items())]
+    return b"".join(encode(tensors))
+
+
+def unpack(raw: bytes) -> tuple[str, Sketch, float]:
+    """The inverse of `pack`; raises MalformedMessage."""
+    tensors = {t.name: t.numpy() for t in decode(raw)}
+    try:
+        digest, samples, window_s = json.loads(tensors.pop("about").tobytes())
+        histograms = {n.removeprefix("h."): h.astype(np.int64) for n, h in tensors.items()}
+        return str(digest), Sketch(histograms, int(samples)), float(window_s)
+    except (KeyError, ValueError, TypeError) as exc:
+        raise MalformedMessage("that is no sketch") from exc

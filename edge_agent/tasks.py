@@ -235,9 +235,10 @@ class TaskLoop:
             await self._until_sent(task)
 
     async def _until_sent(self, key: str) -> None:
+        stored: set[str] = set()
         while True:
             try:
-                await self._send_once(key)
+                await self._send_once(key, stored)
                 self._outbox.sent(key)
                 return
             except TransientError as exc:
@@ -248,7 +249,7 @@ class TaskLoop:
                 self._outbox.drop(key)
                 return
 
-    async def _send_once(self, key: str) -> None:
+    async def _send_once(self, key: str, stored: set[str]) -> None:
         pending = self._outbox.read(key)
         reply, region, node = pending.reply, self._config.region, self._config.node
 
@@ -258,7 +259,7 @@ class TaskLoop:
             return where(region, node, reply.run, digest)
 
         for path in pending.blobs.values():
-            await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=UPDATE_TTL_S)
+            await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=UPDATE_TTL_S, stored=stored)
         subject = self._subjects.reply(region, node, reply.run, reply.task)
         await self._broker.publish(
             subject, reply.model_dump_json().encode(), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S

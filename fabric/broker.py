@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import nats
@@ -17,7 +18,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from fabric.errors import BrokerUnavailable, FedtideError, TooLarge, TransientError
+from fabric.credentials import Access
+from fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, TooLarge, TransientError
 from fabric.jetstream import (
     CONSUMER_NOT_FOUND,
     PULL_BATCH,
@@ -27,6 +29,7 @@ from fabric.jetstream import (
     Delivery,
     Received,
     api,
+    backlog_request,
     consumer_request,
     parse_answer,
     pull_request,
@@ -38,6 +41,9 @@ log = logging.getLogger(__name__)
 _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
 _RETRY_S = 0.5
 _PAGE = 1000
+NO_ACCESS = Access()
+_REFUSALS = ("authorization violation", "authentication revoked", "authentication expired")
+_REFUSED = "They were revoked, expired, or are another installation's: enrol with a new join token"
 _PAGE_BYTES = 32 * 1024 * 1024
 
 Handler = Callable[["Received"], Awaitable[None]]
@@ -51,18 +57,25 @@ class Broker(StreamCalls):
         self._client = client
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._waiting: set[asyncio.Timeout] = set()
+        self._closed = asyncio.Event()
+        self._refusal = ""
+        self._when_refused: Callable[[], object] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, url: str, name: str, *, wait_s: float | None = 30.0) -> Broker:
+    async def connect(cls, url: str, name: str, access: Access = NO_ACCESS, *, wait_s: float | None = 30.0) -> Broker:
         """Connect, waiting up to `wait_s` (None: for ever) for the server to be there.
 
         Raises:
             BrokerUnavailable: no server answered in time.
+            CredentialsRefused: one answered, and does not let us in.
+            ConfigError: a file of `access` is missing or wrong.
         """
         client = Client()
         broker = cls(client)
+        options = access.options()
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(wait_s), broker._unless_refused(url):
                 await client.connect(
                     url,
                     name=name,
@@ -72,13 +85,60 @@ class Broker(StreamCalls):
                     ping_interval=10,
                     max_outstanding_pings=2,
                     pending_size=64 * 1024 * 1024,
-                    error_cb=_log_error,
+                    error_cb=broker._on_error,
+                    closed_cb=broker._on_closed,
                     reconnected_cb=broker._reconnected,
                     disconnected_cb=broker._disconnected,
+                    **options,
                 )
         except (TimeoutError, OSError, nats.errors.Error) as exc:
             raise BrokerUnavailable(f"no NATS server answers at {url}", "Is it running? Try `fedtide status`") from exc
+        finally:
+            if not client.is_connected:
+                await client.close()
         return broker
+
+    @asynccontextmanager
+    async def _unless_refused(self, url: str) -> AsyncIterator[None]:
+        """nats-py asks again for ever, also a server that says no."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._when_refused = task.cancel
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._refusal or task.uncancel() > 0:
+                raise
+            raise CredentialsRefused(f"{url} refuses these credentials: {self._refusal}", _REFUSED) from None
+        finally:
+            self._when_refused = None
+
+    async def until_closed(self) -> None:
+        """Returns when this connection has ended for good.
+
+        Raises:
+            CredentialsRefused: because the server does not let us in any more.
+        """
+        await self._closed.wait()
+        if self._refusal:
+            raise CredentialsRefused(f"the broker refuses these credentials: {self._refusal}", _REFUSED)
+
+    async def _on_closed(self) -> None:
+        self._closed.set()
+
+    async def _on_error(self, error: Exception) -> None:
+        text = str(error)
+        log.warning("broker.error", extra={"reason": f"{type(error).__name__}: {error}"})
+        if isinstance(error, nats.errors.AuthorizationError) or any(word in text.lower() for word in _REFUSALS):
+            self._refusal = text
+            if self._when_refused is not None:
+                self._when_refused()
+            elif self._ending is None:
+                self._ending = asyncio.create_task(self._client.close(), name="refused")
+
+    async def reconnect(self) -> None:
+        """Break this connection off and make it anew, with the credentials that are there now."""
+        await self._client.force_reconnect()
 
     def when_reconnected(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback` after every reconnect (to read what was missed)."""
@@ -206,6 +266,34 @@ class Broker(StreamCalls):
             found += page
         return found
 
+    async def backlog_of(self, stream: str, name: str, pattern: str, *, timeout_s: float = 30.0) -> list[Received]:
+        """Every message under `pattern` now, oldest first, through a consumer called `name` that lives as long as this.
+
+        What `last_of_each` does, for those whose permissions name subjects: here the pattern stands in the subject.
+        """
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = self._client.new_inbox()
+        await self.delete_consumer(stream, name)  # one that a predecessor left, or that was half read
+        made = await self._call(
+            f"CONSUMER.CREATE.{stream}.{name}.{pattern}", backlog_request(stream, name, pattern), None
+        )
+        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
+        found: list[Received] = []
+        try:
+            while len(found) < int(made["num_pending"]):
+                ask = json.dumps({"batch": PULL_BATCH, "no_wait": True}).encode()
+                await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", ask, reply=inbox)
+                page = await _page(arrived, timeout_s)
+                if not page:
+                    break  # some were replaced or expired meanwhile
+                found += page
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise BrokerUnavailable(f"stream {stream} does not answer") from exc
+        finally:
+            await subscription.unsubscribe()
+        await self.delete_consumer(stream, name)
+        return found
+
     async def read_from(
         self, stream: str, sequence: int, *, batch: int = _PAGE, timeout_s: float = 30.0
     ) -> list[Received]:
@@ -253,7 +341,8 @@ class Broker(StreamCalls):
             start = await self._floor(stream, durable)
             await self.delete_consumer(stream, durable)
             body = consumer_request(stream, durable, pattern, start)
-            await self._call(f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", body, None)
+            # The pattern stands in the subject: permissions can name it.
+            await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
         except TransientError as exc:
             log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
             await asyncio.sleep(_RETRY_S)
@@ -316,6 +405,18 @@ def _received(message: Msg) -> Received:
     return Received(headers.get("Nats-Subject", message.subject), message.data, headers, message.reply or "")
 
 
+async def _page(arrived: asyncio.Queue[Msg], timeout_s: float) -> list[Received]:
+    """The messages of one pull that does not wait."""
+    found: list[Received] = []
+    while len(found) < PULL_BATCH:
+        async with asyncio.timeout(timeout_s):
+            message = await arrived.get()
+        if (message.headers or {}).get("Status") is not None:
+            break
+        found.append(_received(message))
+    return found
+
+
 async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
     for _ in range(PULL_BATCH):
         while True:
@@ -332,7 +433,3 @@ async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
             if status != "100":
                 return
         yield message
-
-
-async def _log_error(error: Exception) -> None:
-    log.warning("broker.error", extra={"reason": f"{type(error).__name__}: {error}"})

@@ -28,6 +28,12 @@ class BrokerUnavailable(TransientError):
     """No answer from the NATS server (or from the JetStream domain that was asked)."""
 
 
+class CredentialsRefused(FedtideError):
+    """The broker does not let this process in: what it shows is revoked, expired or foreign."""
+
+    exit_code = 77
+
+
 class RemoteError(FedtideError):
     """A peer sent something that we refuse; it is counted, and we go on."""
 

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from fabric.blobs import BlobRef
 from fabric.errors import MalformedMessage
+from fabric.identity_events import JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
 from fabric.ids import new_id
 from fabric.release import Export, Privacy, ReleaseManifest
 from fabric.rollout_events import (
@@ -213,7 +214,12 @@ EventData = Annotated[
     | FiringFailed
     | SignalReceived
     | DriftReported
-    | CoordinatorElected,
+    | CoordinatorElected
+    | JoinTokenCreated
+    | JoinTokenRevoked
+    | NodeEnrolled
+    | NodeRevoked
+    | RegionIssued,
     Field(discriminator="kind"),
 ]
 

@@ -17,11 +17,13 @@ A subject is `ft.v1.<tenant>.` plus one of:
     ckpt.<run>.<what>                             checkpoints of aggregators          stream CHECKPOINTS, hub
     ctl.<what>                                    lease and snapshots of coordinators stream CONTROL, hub
     stay.<region>.<node>.drift.<model>.<window>   what a node saw, as histograms     stream STAY, leaf only
-    stay.<region>.shared.<what>                   what nodes of a region agree on    stream STAY, leaf only
+    stay.<region>.collector.<what>                what drift is measured against     stream STAY, leaf only
     infer.<region>.<node>.<model>                 questions to a node's models       plain
     tel.<region>.<node>                           heartbeats (lossy)                 plain
     fleet.<node>                                  presence changes                   plain
     rpc.<verb>                                    questions to the coordinator       plain
+    rpc.enrol.<token>                             a new node asks for credentials    plain
+    rpc.renew.<region>.<node>                     a node asks for fresh ones         plain
 
 The node stands before the name, so one wildcard is one node's whole permission. Blobs and the
 tasks that need them share one stream: a mirror keeps its order, so whoever sees a task finds
@@ -42,8 +44,14 @@ CACHE = "CACHE"
 CHECKPOINTS = "CHECKPOINTS"
 CONTROL = "CONTROL"
 
-SHARED = "shared"
-"""Stands where a node's name would: no node may be called so."""
+COLLECTOR = "collector"
+"""Stands for the node in what a region's drift collector says."""
+
+FOLDER = "fold"
+"""Stands for the node in the subjects of sums."""
+
+RESERVED = (COLLECTOR, FOLDER)
+"""Stand where a node's name would: no node may be called so."""
 
 HUB_REGION = "hub"
 """The region name of processes beside the hub (aggregators); no node may use it."""
@@ -142,11 +150,11 @@ class Subjects:
     def drift(self, region: str, node: str, model: str, window: int) -> str:
         return f"{self.root}.stay.{region}.{node}.drift.{model}.{window}"
 
-    def drifts(self, region: str, model: str, window: int) -> str:
+    def drifts(self, region: str, model: str = "*", window: int | str = "*") -> str:
         return f"{self.root}.stay.{region}.*.drift.{model}.{window}"
 
-    def shared(self, region: str, what: str) -> str:
-        return f"{self.root}.stay.{region}.{SHARED}.{what}"
+    def drift_reference(self, region: str, model: str, release: str) -> str:
+        return f"{self.root}.stay.{region}.{COLLECTOR}.reference.{model}.{release}"
 
     def infer(self, region: str, node: str, model: str) -> str:
         return f"{self.root}.infer.{region}.{node}.{model}"
@@ -206,6 +214,12 @@ class Subjects:
     @property
     def all_presence(self) -> str:
         return f"{self.root}.fleet.*"
+
+    def enrolment(self, token: str) -> str:
+        return self.rpc(f"enrol.{token}")
+
+    def renewal(self, region: str, node: str) -> str:
+        return self.rpc(f"renew.{region}.{node}")
 
     def rpc(self, verb: str) -> str:
         return f"{self.root}.rpc.{verb}"

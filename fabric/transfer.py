@@ -37,7 +37,13 @@ class Sink(Protocol):
 
 
 async def put_blob(
-    broker: Broker, prefix: Prefix, stream: str, parts: Iterable[Buffer], *, ttl_s: float | None
+    broker: Broker,
+    prefix: Prefix,
+    stream: str,
+    parts: Iterable[Buffer],
+    *,
+    ttl_s: float | None,
+    stored: set[str] | None = None,
 ) -> BlobRef:
     """Store a blob (once: chunks that are there are not sent again) and return its name.
 
@@ -45,6 +51,7 @@ async def put_blob(
 
     Args:
         ttl_s: seconds after which the broker may drop it, or None to keep it.
+        stored: what of it is known to be there, kept up to date; without it the broker is asked, who may list subjects.
 
     Raises:
         BrokerUnavailable: the broker went away or is full; call again to go on where it stopped.
@@ -52,7 +59,8 @@ async def put_blob(
     chunks = list(chunked(parts))
     manifest = await asyncio.to_thread(manifest_of, chunks)
     base = prefix(manifest.ref.digest)
-    present = await _present(broker, stream, base, ttl_s)
+    present = await _present(broker, stream, base, ttl_s) if stored is None else frozenset(stored)
+    stored = stored if stored is not None else set()
     if f"{base}.{MANIFEST_CHUNK}" in present:
         return manifest.ref
     window = asyncio.Semaphore(WINDOW)
@@ -60,12 +68,14 @@ async def put_blob(
     async def send(index: int) -> None:
         async with window:
             await broker.publish(f"{base}.{index}", bytes(chunks[index]), ttl_s=ttl_s, timeout_s=60)
+            stored.add(f"{base}.{index}")
 
     async with _one_error(), asyncio.TaskGroup() as group:
         for index in range(len(chunks)):
             if f"{base}.{index}" not in present:
                 group.create_task(send(index))
     await broker.publish(f"{base}.{MANIFEST_CHUNK}", manifest.encode(), ttl_s=ttl_s)
+    stored.add(f"{base}.{MANIFEST_CHUNK}")
     return manifest.ref
 
 

@@ -30,6 +30,7 @@ from fabric.rollout_plan import Desired, Measured, NodePhase
 from fabric.subjects import CACHE, Subjects, order_kind
 from fabric.transfer import Source, read_blob
 from tests.conftest import NatsServer
+from tests.hub import Hub
 from tests.integration.installation import until
 
 SUBJECTS = Subjects()
@@ -57,7 +58,7 @@ class Fleet:
     """`quality` of versions is set by who publishes them; `confirmed` lists who ever confirmed which version."""
 
     client: Client
-    hub_url: str
+    hub: Hub
     regions: list[str]
     quality: dict[int, Quality] = field(default_factory=dict)
     confirmed: dict[int, set[str]] = field(default_factory=dict)
@@ -166,7 +167,7 @@ async def simulated_fleet(folder: Path, regions: int, nodes_per_region: int) -> 
     with (folder / "coordinator.log").open("w") as log:
         coordinator = await asyncio.create_subprocess_exec(sys.executable, "-m", "coordinator", str(config), stderr=log)
     client = Client(f"http://127.0.0.1:{api_port}")
-    fleet = Fleet(client, servers[0].url, names)
+    fleet = Fleet(client, Hub(servers[0].url), names)
     brokers: list[Broker] = []
     try:
         await asyncio.to_thread(until, lambda: _says(client, lambda s: True), "the coordinator")

@@ -46,6 +46,19 @@ class Home:
     def logs(self) -> Path:
         return self.root / "logs"
 
+    @property
+    def identity(self) -> Path:
+        """What only the coordinator may know."""
+        return self.root / "identity"
+
+    @property
+    def join_token_file(self) -> Path:
+        return self.root / "config" / "join-token"
+
+    def store(self, server: str) -> Path:
+        """What a nats-server keeps."""
+        return self.root / "nats" / server
+
     def endpoint_file_of(self, coordinator: str) -> Path:
         return self.root / "coordinator" / f"{coordinator}.json"
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.authority import FILE, OPERATOR, TRUST, Authority
 from coordinator.embedded import nats_config
 from coordinator.embedded.home import Home
+from fabric.credentials import write_secret
 from fabric.errors import CapabilityMissing, ConfigError
 from fabric.ids import check_token
 
@@ -70,18 +72,19 @@ def lay_out(
     config_dir = home.root / "config"
     for folder in (config_dir, home.logs, home.root / "coordinator"):
         folder.mkdir(parents=True, exist_ok=True)
-    children = [
-        _nats(server, config_dir, "hub", nats_config.hub(hub_port, leaf_port, home.root / "nats" / "hub"), hub_port)
-    ]
+    trust = _identities(home, config_dir, regions)
+    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), trust)
+    children = [_nats(server, config_dir, "hub", text, hub_port)]
     for region, port in zip(regions, ports, strict=True):
-        text = nats_config.leaf(region, port, leaf_port, home.root / "nats" / region)
+        text = nats_config.leaf(region, port, leaf_port, home.store(region), trust)
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port))
     hub_url = f"nats://127.0.0.1:{hub_port}"
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
         children.append(_coordinator(home, config_dir, name, hub_url, regions, port))
     if regional:
-        children += [_regional(config_dir, region, port) for region, port in zip(regions, ports, strict=True)]
+        children += [_regional(home, config_dir, region, port) for region, port in zip(regions, ports, strict=True)]
+    children.append(_collector(home, config_dir, dict(zip(regions, ports, strict=True))))
     nodes: list[str] = []
     for region, port in zip(regions, ports, strict=True):
         for number in range(1, nodes_per_region + 1):
@@ -91,6 +94,22 @@ def lay_out(
             children.append(child)
     apis = tuple(f"http://127.0.0.1:{port}" for port in api_ports)
     return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes), apis)
+
+
+def _identities(home: Home, config_dir: Path, regions: list[str]) -> nats_config.Trust:
+    """The installation's authority, made the first time, and what its servers need."""
+    if not (home.identity / FILE).exists():
+        authority, operator_seed = Authority.create("default")
+        authority.save(home.identity)
+        write_secret(home.identity / OPERATOR, operator_seed)
+    authority = Authority.load(home.identity)
+    shutil.copyfile(home.identity / TRUST, config_dir / TRUST)
+    for region in regions:
+        folder = nats_config.identity_of(home.store(region))
+        if not folder.exists():
+            for name, credentials in authority.region_credentials(region).items():
+                credentials.save(folder / name)
+    return nats_config.Trust(authority.account, authority.system_account)
 
 
 def _check(regions: list[str], nodes_per_region: int) -> None:
@@ -135,6 +154,7 @@ def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions:
         "nats_url": hub_url,
         "regions": regions,
         "data_dir": str(home.root / "coordinator"),
+        "identity_dir": str(home.identity),
         "http_port": api_port,
         "endpoint_file": str(home.endpoint_file_of(name)),
     }
@@ -144,10 +164,24 @@ def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions:
     return Child(name, (sys.executable, "-m", "coordinator", str(file)))
 
 
-def _regional(config_dir: Path, region: str, port: int) -> Child:
+def _regional(home: Home, config_dir: Path, region: str, port: int) -> Child:
     file = config_dir / f"regional-{region}.json"
-    file.write_text(json.dumps({"name": region, "region": region, "nats_url": f"nats://127.0.0.1:{port}"}, indent=2))
+    config = {"name": region, **_in_region(home, region, port, "regional")}
+    file.write_text(json.dumps(config, indent=2))
     return Child(f"regional-{region}", (sys.executable, "-m", "aggregation.fold_worker", str(file)))
+
+
+def _collector(home: Home, config_dir: Path, ports: Mapping[str, int]) -> Child:
+    """One for all regions: here they share a machine."""
+    file = config_dir / "collector.json"
+    regions = [_in_region(home, region, port, "collector") for region, port in ports.items()]
+    file.write_text(json.dumps({"regions": regions}, indent=2))
+    return Child("collector", (sys.executable, "-m", "edge_agent.drift_collector", str(file)))
+
+
+def _in_region(home: Home, region: str, port: int, role: str) -> dict[str, str]:
+    credentials = nats_config.identity_of(home.store(region)) / f"{role}.creds"
+    return {"region": region, "nats_url": f"nats://127.0.0.1:{port}", "credentials": str(credentials)}
 
 
 def _agent(
@@ -165,6 +199,7 @@ def _agent(
         "region": region,
         "nats_url": f"nats://127.0.0.1:{port}",
         "data_dir": str(home.root / "nodes" / node),
+        "join_token_file": str(home.join_token_file),
         "node_config": {"partition-id": index, "num-partitions": count},
         "heartbeat_s": 2.0,
         "train_threads": 1,

@@ -17,8 +17,10 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from coordinator.cli.client import Client
 from coordinator.embedded.home import Home, UpState
-from coordinator.embedded.plan import Child, Layout
+from coordinator.embedded.plan import MAX_NODES, Child, Layout
+from fabric.credentials import write_secret
 from fabric.errors import ConfigError, FedtideError, TransientError
 from fabric.lifelines import die_with_parent
 
@@ -71,6 +73,13 @@ class Supervisor:
                 await _until(partial(_is_open, child.port), child.name)
             if child.name == "coordinator":
                 await _until(self._home.endpoint_file_of(child.name).exists, "the coordinator's API")
+                await asyncio.to_thread(self._write_join_token)
+
+    def _write_join_token(self) -> None:
+        """With it the agents enrol, as those of a cluster do. Whoever has credentials does not need it."""
+        asked = {"uses": MAX_NODES, "ttl_s": 3600, "replaces": True, "by": "fedtide up"}
+        token = Client(*self._layout.apis).post("/v1/join-tokens", asked)["token"]
+        write_secret(self._home.join_token_file, token)
 
     def _write_state(self) -> None:
         state = UpState(
@@ -135,6 +144,7 @@ class Supervisor:
         await self._stop(lambda name: name.startswith("coordinator"))
         # Only now: a coordinator that lives would start them again.
         self._stop_aggregators()
+        await self._stop(lambda name: name == "collector" or name.startswith("regional-"))
         await self._stop(lambda name: name == "hub" or name.startswith("leaf-"))
 
     async def _stop(self, chosen: Callable[[str], bool]) -> None:

@@ -19,11 +19,11 @@ from coordinator.embedded.plan import Layout, lay_out
 from coordinator.embedded.supervisor import Supervisor
 from coordinator.event_log import EventLog
 from fabric.apps import bundle, describe
-from fabric.broker import Broker
 from fabric.errors import TransientError
 from fabric.events import Event
 from fabric.subjects import Subjects
 from tests.faults.tcp_proxy import TcpProxy
+from tests.hub import Hub
 
 SETTLE_S = 120.0
 _UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -35,6 +35,7 @@ class Faulty:
 
     home: Home
     layout: Layout
+    hub: Hub
     supervisor: Supervisor
     links: dict[str, TcpProxy]
     wires: dict[str, TcpProxy]
@@ -166,9 +167,10 @@ async def faulty_installation(
         await asyncio.wait({running, asyncio.create_task(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()
-        broker = await Broker.connect(layout.hub_url, "faults")
+        hub = Hub.of(home, layout.hub_url)
+        broker = await hub.connect("faults")
         log = EventLog(broker, Subjects())
-        there = Faulty(home, layout, supervisor, links, wires, Client(*layout.apis), log)
+        there = Faulty(home, layout, hub, supervisor, links, wires, Client(*layout.apis), log)
         await broker.subscribe(Subjects().all_events, there.read_log)
         broker.when_reconnected(there.read_log)
         await there.read_log()

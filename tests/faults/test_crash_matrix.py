@@ -17,7 +17,6 @@ import onnx
 import pytest
 import pytest_asyncio
 
-from fabric.broker import Broker
 from fabric.events import Event
 from fabric.jetstream import Received
 from fabric.subjects import CHECKPOINTS, Subjects
@@ -87,7 +86,7 @@ async def test_an_aggregator_that_dies_in_the_middle_of_a_checkpoint_resumes_fro
     async def note(message: Received) -> None:
         await chunks.put(message.subject)
 
-    broker = await Broker.connect(there.layout.hub_url, "watcher")
+    broker = await there.hub.connect("watcher")
     unsubscribe = await broker.subscribe(f"{subjects.root}.ckpt.*.blob.>", note)
     run = await there.start_run(APPS / "mean", POLICY, run_config={**CONFIG, **strategy})
     await there.event(lambda e: e.data.kind == "round.closed" and e.data.run == run and e.data.round == 2)
@@ -140,7 +139,7 @@ async def _publish_large_release(there: Faulty, factor: float) -> None:
     await there.finished(run)
     model = onnx.load_from_string(graph(factor))
     model.doc_string = "x" * 4 * MEGABYTE
-    await produce(there.layout.hub_url, run, factor, onnx_bytes=model.SerializeToString())
+    await produce(there.hub, run, factor, onnx_bytes=model.SerializeToString())
     await there.event(lambda e: e.data.kind == "release.published")
 
 

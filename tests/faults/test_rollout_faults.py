@@ -58,7 +58,7 @@ class Rollouts:
 
     async def publish(self, filling: int | None = None) -> int:
         self.version += 1
-        await publish(self.there.layout.hub_url, self.version, *graph(self.version, filling or self.version))
+        await publish(self.there.hub, self.version, *graph(self.version, filling or self.version))
         await self.there.event(lambda e: e.data.kind == "release.published" and e.data.manifest.version == self.version)
         return self.version
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.embedded.home import Home
+from tests.hub import Hub
+
 
 @dataclass(frozen=True)
 class Installation:
@@ -55,6 +58,10 @@ class Installation:
         note = json.loads((self.home / "coordinator" / "runs" / run / "aggregator.pid").read_text())
         pid: int = note["pid"]
         return pid
+
+    @property
+    def hub(self) -> Hub:
+        return Hub.of(Home(self.home), self.state["hub_url"])
 
     @property
     def state(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from aggregation.onnx_parts import cut
+from coordinator.report_rules import IMPORT
 from fabric.blobs import BlobRef, chunked, manifest_of
-from fabric.broker import Broker
 from fabric.events import Event, ModelProduced, ReleasePublished
 from fabric.ids import new_id
 from fabric.release import Export, Lineage, ReleaseManifest
@@ -20,6 +20,7 @@ from fabric.tensors import Buffer, Tensor, encode
 from fabric.transfer import put_blob
 from fabric.wire import AppRef
 from tests.conftest import APPS
+from tests.hub import Hub
 from tests.integration.installation import Installation, until
 
 SUBJECTS = Subjects()
@@ -46,7 +47,7 @@ def release(
     """Put a release into the registry; returns its version once it is there."""
     version = len(_versions(there, "scale")) + 1
     sample = smoke(factor if promised is None else promised)
-    asyncio.run(publish(there.state["hub_url"], version, onnx_bytes or graph(factor), sample))
+    asyncio.run(publish(there.hub, version, onnx_bytes or graph(factor), sample))
     until(lambda: len(_versions(there, "scale")) == version, "the release")
     return version
 
@@ -55,13 +56,13 @@ def trained_release(there: Installation, factor: float) -> int:
     """Report a model as the product of a run, as an aggregator would; returns its version once it is published."""
     run = there.train(APPS / "mean", "--rounds", "1")["run"]
     before = len(_versions(there, "scale"))
-    asyncio.run(produce(there.state["hub_url"], run, factor))
+    asyncio.run(produce(there.hub, run, factor))
     until(lambda: len(_versions(there, "scale")) > before, "the release")
     return _versions(there, "scale")[-1]
 
 
 async def produce(
-    hub_url: str,
+    hub: Hub,
     run: str,
     factor: float,
     *,
@@ -70,7 +71,7 @@ async def produce(
     model: str = "scale",
 ) -> None:
     """Report a model as the product of `run`; `arrays` are what a run that starts from it starts from."""
-    broker = await Broker.connect(hub_url, "test-producer")
+    broker = await hub.connect("test-producer")
     keep: dict[str, BlobRef] = {}
     for name, parts in (
         ("onnx", [onnx_bytes or graph(factor)]),
@@ -85,7 +86,7 @@ async def produce(
 
 
 async def publish(
-    hub_url: str,
+    hub: Hub,
     version: int,
     content: bytes,
     sample: Sequence[Buffer],
@@ -93,7 +94,7 @@ async def publish(
     export: Export | None = None,
 ) -> BlobRef:
     """Put a release into the registry as if a run had brought it."""
-    broker = await Broker.connect(hub_url, "test-publisher")
+    broker = await hub.connect("test-publisher")
 
     async def keep(parts: Sequence[Buffer]) -> BlobRef:
         return await put_blob(broker, SUBJECTS.release_blob, RELEASES, parts, ttl_s=None)
@@ -111,7 +112,7 @@ async def publish(
     )
     ref = await keep([manifest.model_dump_json().encode()])
     event = Event.now("test", ReleasePublished(release=ref, manifest=manifest))
-    await broker.publish(SUBJECTS.report(HUB_REGION, "test", "release-published"), event.model_dump_json().encode())
+    await broker.publish(SUBJECTS.report(HUB_REGION, IMPORT, "release-published"), event.model_dump_json().encode())
     await broker.close()
     return ref
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_agent.config import DriftLimits
 from edge_agent.drift import DriftWatch
+from edge_agent.drift_collector import Collector
 from edge_agent.serving import Served
 from edge_agent.sessions import Model
 from fabric.broker import Broker
@@ -32,12 +34,14 @@ class Region:
     def __init__(self, broker: Broker, served: Model, folder: Path, nodes: int) -> None:
         self.served = served
         self.reported: asyncio.Queue[DriftReported] = asyncio.Queue()
-        limits = {"window_s": WINDOW_S, "min_nodes": 3, "min_samples": 300, "report_above": 0.1}
+        limits = DriftLimits(min_nodes=3, min_samples=300, report_above=0.1)
 
         async def report(data: DriftReported, _: str) -> None:
             self.reported.put_nowait(data)
 
-        self.watches = [DriftWatch(config(folder, node=f"n{i}", drift=limits), broker, report) for i in range(nodes)]
+        self.collector = Collector(broker, SUBJECTS, "eu", limits, report)
+        drift = {"window_s": WINDOW_S}
+        self.watches = [DriftWatch(config(folder, node=f"n{i}", drift=drift), broker) for i in range(nodes)]
 
     def ask(self, rng: Any, mean: float, nodes: int | None = None) -> None:
         """Two hundred requests of each node, around `mean`."""
@@ -54,6 +58,7 @@ async def watching(hub: NatsServer, folder: Path, nodes: int) -> AsyncIterator[R
     (stay,) = (c for c in leaf_streams(SUBJECTS, "eu") if c["name"] == STAY)
     await broker.ensure_stream(stay)
     region = Region(broker, model(folder), folder, nodes)
+    await region.collector.listen()
     tasks = [asyncio.create_task(watch.run()) for watch in region.watches]
     yield region
     for task in tasks:
@@ -93,10 +98,7 @@ async def test_too_few_nodes_say_nothing(hub: NatsServer, tmp_path: Path) -> Non
 @pytest.mark.parametrize("batch", [1, 7])
 def test_requests_are_counted_together_as_one_by_one(tmp_path: Path, batch: int) -> None:
     served = model(tmp_path)
-
-    async def report(*_: Any) -> None: ...
-
-    watch = DriftWatch(config(tmp_path), None, report)  # type: ignore[arg-type]  # nothing is sent here
+    watch = DriftWatch(config(tmp_path), None)  # type: ignore[arg-type]  # nothing is sent here
     rng = np.random.default_rng(1)
     for _ in range(30):
         inputs = {"x": rng.normal(0, 1, (batch, 3)).astype(np.float32)}

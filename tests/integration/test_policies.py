@@ -133,7 +133,7 @@ def test_an_update_over_the_size_limit_is_refused_with_the_reason(installation: 
 def test_nodes_say_how_good_a_release_is_and_nobody_trains(installation: Installation) -> None:
     run = _train(installation, "--rounds", "1")["run"]
     arrays = [Tensor.of("w", np.ones(100, np.float32)), Tensor.of("b", np.zeros((), np.float64))]
-    asyncio.run(produce(installation.state["hub_url"], run, 2.0, model="judged", arrays=arrays))
+    asyncio.run(produce(installation.hub, run, 2.0, model="judged", arrays=arrays))
     until(lambda: "judged" in [m["model"] for m in installation.json("model", "ls")], "the model")
     until(lambda: bool(installation.json("model", "show", "judged")["releases"]), "its release")
     view = installation.finish(installation.json("run", "evaluate", "judged")["run"])

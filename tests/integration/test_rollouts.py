@@ -20,7 +20,6 @@ import pytest
 
 from coordinator.embedded.plan import free_ports
 from fabric.blobs import chunked, manifest_of
-from fabric.broker import Broker
 from fabric.subjects import Subjects
 from fabric.tensors import Tensor, encode
 from tests.integration.conftest import bring_up
@@ -153,7 +152,7 @@ def _swapped_names(factor: float) -> bytes:
 
 def test_a_release_with_other_inputs_is_refused_unless_the_plan_says_so(there: Installation) -> None:
     before = _answer(there, "eu-1")
-    hub, version = there.state["hub_url"], before[0]
+    hub, version = there.hub, before[0]
     sample = [Tensor.of("in.z", np.ones((1, 3), np.float32)), Tensor.of("out.y", np.full((1, 3), 7, np.float32))]
     asyncio.run(publish(hub, int(version) + 1, _swapped_names(7.0), encode(sample)))
     until(lambda: there.json("model", "show", "scale")["latest"] == int(version) + 1, "the release")
@@ -177,7 +176,7 @@ def test_a_release_whose_bytes_are_damaged_reaches_no_region_and_can_be_repaired
     subject = f"{Subjects().release_blob(part.digest)}.0"
 
     async def put(data: bytes) -> None:
-        broker = await Broker.connect(there.state["hub_url"], "vandal")
+        broker = await there.hub.connect("vandal")
         await broker.publish(subject, data)
         await broker.close()
 

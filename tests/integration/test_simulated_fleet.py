@@ -30,7 +30,7 @@ PLAN: dict[str, Any] = {
 async def roll_out(fleet: Fleet, version: int, quality: Quality, seed: int, **plan: Any) -> dict[str, Any]:
     """The view of a finished roll-out of a fresh version of this quality."""
     fleet.seed, fleet.quality[version] = seed, quality
-    await publish(fleet.hub_url, version, graph(float(version)), smoke(float(version)))
+    await publish(fleet.hub, version, graph(float(version)), smoke(float(version)))
     client = fleet.client
 
     def there() -> bool:

@@ -11,9 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fabric.broker import Broker
 from fabric.events import DriftReported, Event
-from fabric.subjects import Subjects
+from fabric.subjects import COLLECTOR, Subjects
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until
 
@@ -127,9 +126,9 @@ def test_a_drift_report_of_a_region_starts_a_run(installation: Installation, tmp
     assert installation.run("trigger", "apply", str(file)).returncode == 0
 
     async def report(score: float) -> None:
-        broker = await Broker.connect(installation.state["hub_url"], "collector")
-        event = Event.now("collector/eu", DriftReported(region="eu", node="eu-1", model="m", score=score))
-        subject = Subjects().report("eu", "eu-1", "drift-reported")
+        broker = await installation.hub.connect("collector")
+        event = Event.now("collector/eu", DriftReported(region="eu", model="m", score=score))
+        subject = Subjects().report("eu", COLLECTOR, "drift-reported")
         await broker.publish(subject, event.model_dump_json().encode())
         await broker.close()
 

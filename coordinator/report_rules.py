@@ -1,0 +1,42 @@
+"""Who may report what: the broker vouches for the subject of a report, so what it says must fit that. Pure."""
+
+from __future__ import annotations
+
+from fabric.events import DriftReported, EventData, ModelProduced, NodeJoined, ReleasePublished
+from fabric.rollout_events import NodeMeasured, NodePhaseReported
+from fabric.subjects import COLLECTOR, HUB_REGION
+
+IMPORT = "import"
+"""Under this name releases that no run here made may be reported, with a coordinator's credentials."""
+
+
+def why_refused(subject: str, data: EventData) -> str | None:
+    """Why `data` is not believed under `subject`, or None.
+
+    Args:
+        subject: `...up.<region>.<who>.rpt.<kind>`.
+    """
+    region, who = subject.split(".")[-4:-2]
+    if isinstance(data, ReleasePublished):
+        return None if (region, who) == (HUB_REGION, IMPORT) else _foreign(who, data.kind)
+    if region == HUB_REGION:
+        run = getattr(data, "run", None)
+        produced = isinstance(data, ModelProduced)
+        return None if (produced or data.kind.split(".")[0] in _OF_RUNS) and run == who else _foreign(who, data.kind)
+    if who == COLLECTOR:
+        fits = isinstance(data, DriftReported) and data.region == region and not data.node
+        return None if fits else _foreign(f"the collector of {region}", data.kind)
+    match data:
+        case NodeJoined(node=node, region=theirs):
+            return None if (node, theirs) == (who, region) else _foreign(who, f"{data.kind} of {node}")
+        case NodePhaseReported(node=node) | NodeMeasured(node=node):
+            return None if node == who else _foreign(who, f"{data.kind} of {node}")
+        case _:
+            return _foreign(who, data.kind)
+
+
+_OF_RUNS = ("run", "round", "rounds", "aggregator", "update")
+
+
+def _foreign(who: str, what: str) -> str:
+    return f"{who} may not report {what}"
