@@ -52,7 +52,9 @@ class Enroller:
 
     async def listen(self) -> None:
         await self._broker.answer(self._subjects.enrolment("*"), self._on_enrolment)
-        await self._broker.answer(self._subjects.renewal("*", "*"), self._on_renewal)
+        # Region by region, as the permissions of their servers are: a wider interest would not reach them.
+        for region in self._regions:
+            await self._broker.answer(self._subjects.renewal(region, "*"), self._on_renewal)
         # A server that was away has missed what was withdrawn meanwhile.
         await self._system.subscribe(_CONNECTS.format(self._authority.system_account), self._on_server)
         if self._engine.world.identities.withdrawn:

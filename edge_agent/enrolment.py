@@ -55,7 +55,7 @@ class Enrolment:
     """Finds this node's credentials, or asks for them."""
 
     def __init__(self, config: AgentConfig) -> None:
-        self._config = config
+        self.config = config
         self._file = config.credentials or config.data_dir / "identity.creds"
 
     async def access(self) -> Access:
@@ -66,17 +66,17 @@ class Enrolment:
             ConfigError: what is configured is no token.
         """
         if self._file.exists() and Credentials.load(self._file).lifetime_left > 0:
-            return Access(self._file, self._config.ca_file)
+            return Access(self._file, self.config.ca_file)
         token = self._token()
         if token is None:
             if self._file.exists():
                 raise EnrolmentRefused("the credentials have expired", "Give the node a new join token")
-            return Access(None, self._config.ca_file)
+            return Access(None, self.config.ca_file)
         await self._enrol(token)
-        return Access(self._file, self._config.ca_file)
+        return Access(self._file, self.config.ca_file)
 
     def _token(self) -> JoinToken | None:
-        text, file = self._config.join_token, self._config.join_token_file
+        text, file = self.config.join_token, self.config.join_token_file
         if not text and file is not None:
             try:
                 text = file.read_text(encoding="utf-8").strip()
@@ -85,7 +85,7 @@ class Enrolment:
         return JoinToken(text) if text else None
 
     async def _enrol(self, token: JoinToken) -> None:
-        config = self._config
+        config = self.config
         key = self._kept_key()
         asked = Asked(node=config.node, region=config.region, key=key.public)
         with tempfile.TemporaryDirectory() as folder:

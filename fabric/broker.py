@@ -1,4 +1,4 @@
-"""The one module that speaks NATS: publish, read, consume and watch, with our errors.
+"""Speaks NATS, with `fabric.stream_reads` and nobody else: publish, read, consume and watch, with our errors.
 
 It never joins or interprets payloads, and it never gives up a connection: nats-py reconnects
 for ever, and calls made meanwhile raise `BrokerUnavailable` when their own time is over.
@@ -7,10 +7,8 @@ for ever, and calls made meanwhile raise `BrokerUnavailable` when their own time
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats
@@ -19,38 +17,27 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from fabric.credentials import Access
-from fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, TooLarge, TransientError
+from fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, TooLarge
 from fabric.jetstream import (
-    CONSUMER_NOT_FOUND,
-    PULL_BATCH,
-    PULL_HEARTBEAT_S,
     Ack,
-    ApiError,
-    Delivery,
     Received,
     api,
-    backlog_request,
-    consumer_request,
     parse_answer,
-    pull_request,
 )
-from fabric.stream_calls import StreamCalls
+from fabric.stream_reads import StreamReads, received
 
 log = logging.getLogger(__name__)
 
 _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
-_RETRY_S = 0.5
-_PAGE = 1000
 NO_ACCESS = Access()
 _REFUSALS = ("authorization violation", "authentication revoked", "authentication expired")
 _REFUSED = "They were revoked, expired, or are another installation's: enrol with a new join token"
-_PAGE_BYTES = 32 * 1024 * 1024
 
 Handler = Callable[["Received"], Awaitable[None]]
 Answerer = Callable[["Received"], Awaitable[tuple[bytes, dict[str, str]]]]
 
 
-class Broker(StreamCalls):
+class Broker(StreamReads):
     """A connection to one NATS server. Create it with `connect`, end it with `close`."""
 
     def __init__(self, client: Client) -> None:
@@ -58,8 +45,9 @@ class Broker(StreamCalls):
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._waiting: set[asyncio.Timeout] = set()
         self._closed = asyncio.Event()
+        self._back = asyncio.Event()
         self._refusal = ""
-        self._when_refused: Callable[[], object] | None = None
+        self._connecting = True
         self._ending: asyncio.Task[None] | None = None
 
     @classmethod
@@ -75,7 +63,7 @@ class Broker(StreamCalls):
         broker = cls(client)
         options = access.options()
         try:
-            async with asyncio.timeout(wait_s), broker._unless_refused(url):
+            async with asyncio.timeout(wait_s):
                 await client.connect(
                     url,
                     name=name,
@@ -94,24 +82,10 @@ class Broker(StreamCalls):
         except (TimeoutError, OSError, nats.errors.Error) as exc:
             raise BrokerUnavailable(f"no NATS server answers at {url}", "Is it running? Try `fedtide status`") from exc
         finally:
+            broker._connecting = False
             if not client.is_connected:
                 await client.close()
         return broker
-
-    @asynccontextmanager
-    async def _unless_refused(self, url: str) -> AsyncIterator[None]:
-        """nats-py asks again for ever, also a server that says no."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._when_refused = task.cancel
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self._refusal or task.uncancel() > 0:
-                raise
-            raise CredentialsRefused(f"{url} refuses these credentials: {self._refusal}", _REFUSED) from None
-        finally:
-            self._when_refused = None
 
     async def until_closed(self) -> None:
         """Returns when this connection has ended for good.
@@ -121,24 +95,32 @@ class Broker(StreamCalls):
         """
         await self._closed.wait()
         if self._refusal:
-            raise CredentialsRefused(f"the broker refuses these credentials: {self._refusal}", _REFUSED)
+            raise self._refused()
+
+    def _refused(self) -> CredentialsRefused:
+        return CredentialsRefused(f"the broker refuses these credentials: {self._refusal}", _REFUSED)
 
     async def _on_closed(self) -> None:
+        last = str(self._client.last_error or "")
+        if not self._refusal and _is_refusal(last):
+            self._refusal = last
         self._closed.set()
+        self._back.set()
 
     async def _on_error(self, error: Exception) -> None:
-        text = str(error)
         log.warning("broker.error", extra={"reason": f"{type(error).__name__}: {error}"})
-        if isinstance(error, nats.errors.AuthorizationError) or any(word in text.lower() for word in _REFUSALS):
-            self._refusal = text
-            if self._when_refused is not None:
-                self._when_refused()
-            elif self._ending is None:
+        if isinstance(error, nats.errors.AuthorizationError) or _is_refusal(str(error)):
+            self._refusal = str(error)
+            if self._connecting:  # nats-py would ask again for ever
+                raise self._refused()
+            if self._ending is None:
                 self._ending = asyncio.create_task(self._client.close(), name="refused")
 
     async def reconnect(self) -> None:
         """Break this connection off and make it anew, with the credentials that are there now."""
+        self._back.clear()
         await self._client.force_reconnect()
+        await self._back.wait()
 
     def when_reconnected(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback` after every reconnect (to read what was missed)."""
@@ -151,6 +133,7 @@ class Broker(StreamCalls):
             limit.reschedule(now)
 
     async def _reconnected(self) -> None:
+        self._back.set()
         for callback in self._on_reconnect:
             try:
                 await callback()
@@ -172,7 +155,7 @@ class Broker(StreamCalls):
         self, subject: str, data: bytes, headers: dict[str, str], *, timeout_s: float = 5.0
     ) -> Received:
         """As `ask`, with headers both ways."""
-        return _received(await self._request(subject, data, timeout_s, headers or None))
+        return received(await self._request(subject, data, timeout_s, headers or None))
 
     async def tell(self, subject: str, data: bytes) -> None:
         """Publish without storage or confirmation."""
@@ -216,7 +199,7 @@ class Broker(StreamCalls):
 
         async def deliver(message: Msg) -> None:
             try:
-                await handler(_received(message))
+                await handler(received(message))
             except FedtideError as exc:
                 log.warning("broker.message_refused", extra={"subject": message.subject, "reason": str(exc)})
 
@@ -231,7 +214,7 @@ class Broker(StreamCalls):
         under_way: set[asyncio.Task[None]] = set()
 
         async def reply(message: Msg) -> None:
-            data, headers = await handler(_received(message))
+            data, headers = await handler(received(message))
             try:
                 await self._client.publish(message.reply, data, headers=headers or None)
             except nats.errors.Error as exc:
@@ -245,142 +228,6 @@ class Broker(StreamCalls):
 
         await self._client.subscribe(subject, cb=take)
         await self._client.flush()
-
-    async def last(
-        self, stream: str, subject: str, *, domain: str | None = None, timeout_s: float = 10.0
-    ) -> Received | None:
-        """The newest stored message of exactly `subject`, or None."""
-        message = await self._request(f"{api(domain)}.DIRECT.GET.{stream}.{subject}", b"", timeout_s)
-        return None if "Status" in (message.headers or {}) else _received(message)
-
-    async def last_of_each(
-        self, stream: str, pattern: str, *, domain: str | None = None, timeout_s: float = 10.0
-    ) -> list[Received]:
-        """Every message under `pattern` of a stream that keeps one a subject, oldest first."""
-        found: list[Received] = []
-        page: list[Received] | None = None
-        while page is None or page:
-            start = found[-1].sequence + 1 if found else 1
-            body = {"seq": start, "next_by_subj": pattern, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
-            page = await self._batch(stream, body, domain, timeout_s)
-            found += page
-        return found
-
-    async def backlog_of(self, stream: str, name: str, pattern: str, *, timeout_s: float = 30.0) -> list[Received]:
-        """Every message under `pattern` now, oldest first, through a consumer called `name` that lives as long as this.
-
-        What `last_of_each` does, for those whose permissions name subjects: here the pattern stands in the subject.
-        """
-        arrived: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = self._client.new_inbox()
-        await self.delete_consumer(stream, name)  # one that a predecessor left, or that was half read
-        made = await self._call(
-            f"CONSUMER.CREATE.{stream}.{name}.{pattern}", backlog_request(stream, name, pattern), None
-        )
-        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        found: list[Received] = []
-        try:
-            while len(found) < int(made["num_pending"]):
-                ask = json.dumps({"batch": PULL_BATCH, "no_wait": True}).encode()
-                await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", ask, reply=inbox)
-                page = await _page(arrived, timeout_s)
-                if not page:
-                    break  # some were replaced or expired meanwhile
-                found += page
-        except (TimeoutError, nats.errors.Error) as exc:
-            raise BrokerUnavailable(f"stream {stream} does not answer") from exc
-        finally:
-            await subscription.unsubscribe()
-        await self.delete_consumer(stream, name)
-        return found
-
-    async def read_from(
-        self, stream: str, sequence: int, *, batch: int = _PAGE, timeout_s: float = 30.0
-    ) -> list[Received]:
-        """Up to `batch` messages from `sequence` on; empty at the end."""
-        body = {"seq": sequence, "batch": batch, "max_bytes": _PAGE_BYTES}
-        return await self._batch(stream, body, None, timeout_s)
-
-    async def consume(
-        self, stream: str, durable: str, pattern: str, *, may_ask: Callable[[], Awaitable[None]] | None = None
-    ) -> AsyncIterator[Delivery]:
-        """Every message under `pattern`, at least once, surviving restarts of both sides.
-
-        One long poll is open at a time; the server pushes into it as messages come. What a
-        predecessor took and did not acknowledge comes again at once. Before each poll `may_ask` is
-        awaited: who was frozen may have been replaced meanwhile, and must take nothing any more.
-        """
-        arrived: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        taken_over = False
-        try:
-            while True:
-                if not taken_over:
-                    taken_over = await self._take_over(stream, durable, pattern)
-                    continue
-                if may_ask is not None:
-                    await may_ask()
-                try:
-                    await self._client.publish(
-                        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", pull_request(), reply=inbox
-                    )
-                except nats.errors.Error as exc:
-                    log.warning("broker.poll_waits", extra={"stream": stream, "reason": str(exc)})
-                    await asyncio.sleep(_RETRY_S)
-                    continue
-                async for message in _until_poll_ends(arrived):
-                    yield Delivery(message.subject, message.data, message.ack, message.metadata.sequence.stream)
-        finally:
-            if not self._client.is_closed:
-                await subscription.unsubscribe()
-
-    async def _take_over(self, stream: str, durable: str, pattern: str) -> bool:
-        """Make the consumer anew where it stood: a predecessor that is frozen, not dead, gets nothing any more."""
-        try:
-            start = await self._floor(stream, durable)
-            await self.delete_consumer(stream, durable)
-            body = consumer_request(stream, durable, pattern, start)
-            # The pattern stands in the subject: permissions can name it.
-            await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
-        except TransientError as exc:
-            log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
-            await asyncio.sleep(_RETRY_S)
-            return False
-        return True
-
-    async def _floor(self, stream: str, durable: str) -> int | None:
-        """The first sequence that a consumer has not been told is done with; None if there is no consumer."""
-        try:
-            answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
-        except ApiError as exc:
-            if exc.code != CONSUMER_NOT_FOUND:
-                raise
-            return None
-        return int(answer["ack_floor"]["stream_seq"]) + 1
-
-    async def _batch(
-        self, stream: str, body: Mapping[str, object], domain: str | None, timeout_s: float
-    ) -> list[Received]:
-        arrived: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        found: list[Received] = []
-        try:
-            await self._client.publish(f"{api(domain)}.DIRECT.GET.{stream}", json.dumps(body).encode(), reply=inbox)
-            while True:
-                async with asyncio.timeout(timeout_s):
-                    message = await arrived.get()
-                status = (message.headers or {}).get("Status")
-                if status in ("204", "404"):
-                    return found
-                if status is not None:
-                    raise BrokerUnavailable(f"stream {stream} answers with status {status}")
-                found.append(_received(message))
-        except (TimeoutError, nats.errors.Error) as exc:
-            raise BrokerUnavailable(f"stream {stream} does not answer") from exc
-        finally:
-            await subscription.unsubscribe()
 
     async def _call(self, verb: str, body: bytes, domain: str | None) -> dict[str, Any]:
         return parse_answer((await self._request(f"{api(domain)}.{verb}", body, 10.0)).data)
@@ -399,37 +246,5 @@ class Broker(StreamCalls):
             raise BrokerUnavailable(f"no answer on {subject}") from exc
 
 
-def _received(message: Msg) -> Received:
-    headers = dict(message.headers or {})
-    # What was read from a stream arrives on an inbox; the header says where it stands.
-    return Received(headers.get("Nats-Subject", message.subject), message.data, headers, message.reply or "")
-
-
-async def _page(arrived: asyncio.Queue[Msg], timeout_s: float) -> list[Received]:
-    """The messages of one pull that does not wait."""
-    found: list[Received] = []
-    while len(found) < PULL_BATCH:
-        async with asyncio.timeout(timeout_s):
-            message = await arrived.get()
-        if (message.headers or {}).get("Status") is not None:
-            break
-        found.append(_received(message))
-    return found
-
-
-async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
-    for _ in range(PULL_BATCH):
-        while True:
-            try:
-                async with asyncio.timeout(3 * PULL_HEARTBEAT_S):
-                    message = await arrived.get()
-            except TimeoutError:
-                return
-            status = (message.headers or {}).get("Status")
-            if status is None:
-                break
-            if status == "503":
-                await asyncio.sleep(0.25)
-            if status != "100":
-                return
-        yield message
+def _is_refusal(text: str) -> bool:
+    return any(words in text.lower() for words in _REFUSALS)

@@ -1,0 +1,234 @@
+"""Identities in a running installation: what one node's credentials allow, and how they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client as Raw
+
+from edge_agent.enrolment import Enrolment, EnrolmentRefused, Renewals
+from fabric.broker import Broker
+from fabric.credentials import Access, Credentials
+from fabric.errors import ConfigError, CredentialsRefused
+from fabric.permissions import node_inbox
+from fabric.subjects import DOWN, STAY, UP, Subjects
+from tests.integration.installation import Installation, until
+from tests.served import config as agent_config
+
+ROOT = Subjects().root
+INBOX = node_inbox("eu", "eu-1")
+
+
+def leaf(there: Installation, region: str) -> str:
+    url: str = json.loads((there.home / "config" / f"agent-{region}-1.json").read_text())["nats_url"]
+    return url
+
+
+class Stranger:
+    """A bare NATS client with the credentials of one node; `refused` is what the server said no to."""
+
+    def __init__(self, raw: Raw, refused: list[str]) -> None:
+        self.raw = raw
+        self.refused = refused
+
+    async def allowed(self, published: list[str], heard: list[str]) -> list[str]:
+        """What the server let pass."""
+        for subject in published:
+            await self.raw.publish(subject, b"{}", reply=f"{INBOX}.x")
+        for subject in heard:
+            await self.raw.subscribe(subject)
+        for _ in range(2):
+            await self.raw.flush()
+        said = [text.lower() for text in self.refused]
+        return [s for s in [*published, *heard] if not any(f'"{s.lower()}"' in text for text in said)]
+
+
+@pytest.fixture
+async def stranger(installation: Installation) -> AsyncIterator[Stranger]:
+    refused: list[str] = []
+
+    async def note(error: Exception) -> None:
+        refused.append(str(error))
+
+    raw = await nats.connect(
+        leaf(installation, "eu"),
+        user_credentials=str(installation.home / "nodes" / "eu-1" / "identity.creds"),
+        error_cb=note,
+        inbox_prefix=INBOX.encode(),
+    )
+    yield Stranger(raw, refused)
+    await raw.close()
+
+
+FOREIGN_SUBJECTS = [
+    f"{ROOT}.up.eu.eu-2.rpt.node-joined",
+    f"{ROOT}.up.us.us-1.reply.run-1.task-1",
+    f"{ROOT}.up.hub.run-1.rpt.run-completed",
+    f"{ROOT}.tel.eu.eu-2",
+    f"{ROOT}.stay.eu.eu-2.drift.m.1",
+    f"{ROOT}.stay.eu.collector.reference.m.d",
+    f"{ROOT}.down.node.eu.eu-2.task.t",
+    f"{ROOT}.down.node.eu.eu-1.desired.m",
+    f"{ROOT}.live.node.eu.eu-2.desired.m",
+    f"{ROOT}.cache.eu.blob.d.0",
+    f"{ROOT}.rel.blob.d.0",
+    f"{ROOT}.evt.run.requested.run-1",
+    f"{ROOT}.ctl.lease",
+    f"{ROOT}.ckpt.run-1.x",
+    f"{ROOT}.rpc.enrol.t1",
+    f"{ROOT}.rpc.renew.eu.eu-2",
+    f"{ROOT}.rpc.cohort",
+    "_INBOX.coordinator.x",
+    "$SYS.REQ.CLAIMS.UPDATE",
+    *(f"$JS.API.STREAM.{verb}.{DOWN}" for verb in ("INFO", "PURGE", "DELETE", "UPDATE", "MSG.GET", "MSG.DELETE")),
+    "$JS.API.STREAM.LIST",
+    "$JS.API.STREAM.CREATE.MINE",
+    "$JS.hub.API.STREAM.INFO.EVENTS",
+    *(f"$JS.API.DIRECT.GET.{stream}" for stream in (DOWN, UP, STAY)),
+    f"$JS.API.DIRECT.GET.{DOWN}.{ROOT}.down.node.eu.eu-2.desired.m",
+    f"$JS.API.DIRECT.GET.{UP}.{ROOT}.up.eu.eu-1.rpt.node-joined",
+    f"$JS.API.CONSUMER.CREATE.{DOWN}.node-eu-1.{ROOT}.down.node.eu.eu-2.>",
+    f"$JS.API.CONSUMER.CREATE.{DOWN}.node-eu-1.{ROOT}.down.>",
+    f"$JS.API.CONSUMER.CREATE.{DOWN}.node-eu-1",
+    f"$JS.API.CONSUMER.CREATE.{DOWN}",
+    f"$JS.API.CONSUMER.DURABLE.CREATE.{DOWN}.mine",
+    f"$JS.API.CONSUMER.CREATE.{UP}.mine.{ROOT}.up.>",
+    f"$JS.API.CONSUMER.DELETE.{DOWN}.node-eu-2",
+]
+HEARD = [
+    ">",
+    "_INBOX.>",
+    "_INBOX.node.eu.eu-2.>",
+    f"{ROOT}.>",
+    f"{ROOT}.live.node.eu.>",
+    f"{ROOT}.live.node.eu.eu-2.>",
+    f"{ROOT}.down.>",
+    f"{ROOT}.up.eu.>",
+    f"{ROOT}.stay.eu.>",
+    f"{ROOT}.infer.eu.eu-2.*",
+    f"{ROOT}.rpc.>",
+    f"{ROOT}.tel.>",
+    "$SYS.>",
+]
+OWN = [
+    f"{ROOT}.tel.eu.eu-1",
+    f"$JS.API.DIRECT.GET.{DOWN}.{ROOT}.down.node.eu.eu-1.desired.m",
+    f"$JS.API.CONSUMER.CREATE.{DOWN}.node-eu-1.{ROOT}.down.node.eu.eu-1.>",
+]
+
+
+async def test_the_credentials_of_a_node_allow_what_is_its_own_and_nothing_else(stranger: Stranger) -> None:
+    assert await stranger.allowed(FOREIGN_SUBJECTS, HEARD) == []
+    own = f"{ROOT}.live.node.eu.eu-1.>"
+    assert await stranger.allowed(OWN, [own]) == [*OWN, own]
+
+
+async def test_a_consumer_cannot_ask_for_more_than_its_name_allows(stranger: Stranger) -> None:
+    subject = f"$JS.API.CONSUMER.CREATE.{DOWN}.node-eu-1.{ROOT}.down.node.eu.eu-1.>"
+    wider = {"name": "node-eu-1", "filter_subject": f"{ROOT}.down.>", "ack_policy": "none", "mem_storage": True}
+    answer = await stranger.raw.request(subject, json.dumps({"stream_name": DOWN, "config": wider}).encode())
+    assert "error" in json.loads(answer.data)
+    both = {**wider, "filter_subjects": [f"{ROOT}.down.>", f"{ROOT}.down.node.eu.eu-1.>"]}
+    del both["filter_subject"]
+    answer = await stranger.raw.request(subject, json.dumps({"stream_name": DOWN, "config": both}).encode())
+    assert "error" in json.loads(answer.data)
+
+
+async def test_without_credentials_nobody_gets_in(installation: Installation) -> None:
+    for url in (leaf(installation, "eu"), installation.state["hub_url"]):
+        with pytest.raises(CredentialsRefused, match="enrol with a new join token"):
+            await Broker.connect(url, "nobody")
+
+
+def _enrolment(there: Installation, folder: Path, token: str, node: str, region: str = "eu") -> Enrolment:
+    url = leaf(there, region)
+    return Enrolment(agent_config(folder / node, node=node, region=region, nats_url=url, join_token=token))
+
+
+def _token(there: Installation, *options: str) -> str:
+    done = there.run("fleet", "token", "create", *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+async def test_a_token_is_good_for_its_uses_and_its_region(installation: Installation, tmp_path: Path) -> None:
+    token = await asyncio.to_thread(_token, installation, "--region", "eu", "--uses", "1")
+    with pytest.raises(EnrolmentRefused, match="for region 'eu', not 'us'"):
+        await _enrolment(installation, tmp_path, token, "new-1", "us").access()
+    with pytest.raises(EnrolmentRefused, match="has credentials already"):
+        await _enrolment(installation, tmp_path, token, "eu-1").access()
+    first = await _enrolment(installation, tmp_path, token, "new-1").access()
+    assert first.credentials is not None
+    assert first.credentials.stat().st_mode & 0o077 == 0
+    with pytest.raises(EnrolmentRefused, match="all 1 uses"):
+        await _enrolment(installation, tmp_path, token, "new-2").access()
+    name = next(t["token"] for t in installation.json("fleet", "token", "ls") if t["state"] == "spent")
+    assert installation.run("fleet", "token", "revoke", name).returncode == 0
+    with pytest.raises(CredentialsRefused):
+        await _enrolment(installation, tmp_path, token, "new-3").access()
+    assert "is no duration" in installation.run("fleet", "token", "create", "--ttl", "1 hour").stderr
+    with pytest.raises(ConfigError, match="is not a join token"):
+        await _enrolment(installation, tmp_path, "ft1.nonsense", "new-4").access()
+
+
+async def test_renewed_credentials_replace_those_before(installation: Installation, tmp_path: Path) -> None:
+    token = await asyncio.to_thread(_token, installation)
+    enrolment = _enrolment(installation, tmp_path, token, "fresh-1")
+    access = await enrolment.access()
+    assert access.credentials is not None
+    first = access.credentials.with_name("first.creds")
+    Credentials.load(access.credentials).save(first)
+    url = leaf(installation, "eu")
+    broker = await Broker.connect(url, "fresh", access)
+    renewals = Renewals(enrolment.config, broker, access)
+    await renewals.renew()
+    assert Credentials.load(access.credentials).key != Credentials.load(first).key
+    await (await Broker.connect(url, "old", Access(first))).close()  # in use until it is surely not needed
+    await renewals.renew()
+    await asyncio.to_thread(until, lambda: _is_refused(url, first), "the first key to be withdrawn")
+    await (await Broker.connect(url, "newest", access)).close()
+    await broker.close()
+
+
+async def test_a_revoked_node_is_thrown_out_wherever_it_is(installation: Installation, tmp_path: Path) -> None:
+    token = await asyncio.to_thread(_token, installation, "--uses", "2")
+    url = leaf(installation, "us")
+    here = await _enrolment(installation, tmp_path, token, "bad-1", "us").access()
+    away = await _enrolment(installation, tmp_path, token, "bad-2", "us").access()
+    broker = await Broker.connect(url, "bad", here)
+    assert installation.run("fleet", "revoke", "bad-1", "--reason", "stolen").returncode == 0
+    async with asyncio.timeout(10):
+        with pytest.raises(CredentialsRefused):
+            await broker.until_closed()
+
+    # The server of its region is away: it hears of it as soon as it is back.
+    os.kill(installation.child("leaf-us"), signal.SIGKILL)
+    assert installation.run("fleet", "revoke", "bad-2").returncode == 0
+    assert away.credentials is not None
+    file = away.credentials
+    await asyncio.to_thread(until, lambda: _is_refused(url, file), "the key to be withdrawn at the leaf")
+    gone = installation.run("fleet", "revoke", "nobody")
+    assert gone.returncode == 4, gone.stderr
+    online: Any = lambda: all(n["state"] == "online" for n in installation.json("fleet", "ls"))  # noqa: E731
+    await asyncio.to_thread(until, online, "the nodes of us to be back")
+
+
+def _is_refused(url: str, file: Path) -> bool:
+    async def ask() -> bool:
+        try:
+            await (await Broker.connect(url, "old", Access(file), wait_s=2)).close()
+        except CredentialsRefused:
+            return True
+        except Exception:
+            return False
+        return False
+
+    return asyncio.run(ask())
