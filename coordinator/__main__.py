@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,12 +24,21 @@ log = logging.getLogger(__name__)
 def load(file: Path) -> CoordinatorConfig:
     """Raises ConfigError naming the field that is wrong."""
     try:
-        return CoordinatorConfig.model_validate_json(file.read_bytes())
+        values = json.loads(file.read_bytes())
+        return CoordinatorConfig.model_validate({**values, **_from_environment(os.environ)})
     except OSError as exc:
         raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from exc
-    except ValidationError as exc:
+    except ValueError as exc:
+        if not isinstance(exc, ValidationError):
+            raise ConfigError(str(file), f"is not JSON: {exc}") from exc
         first = exc.errors()[0]
         raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}", first["msg"]) from exc
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What differs between replicas that share a file."""
+    named = {"name": "FEDTIDE_COORDINATOR_NAME", "advertise_url": "FEDTIDE_ADVERTISE_URL"}
+    return {field: environ[variable] for field, variable in named.items() if environ.get(variable)}
 
 
 async def _until_signalled(config: CoordinatorConfig) -> None:

@@ -32,4 +32,5 @@ class CoordinatorConfig(Strict):
     standby: Literal["redirect", "proxy"] = Field(
         default="redirect", description="What a standby does with callers: tells them who leads, or asks it for them"
     )
+    http_server_name: str = Field(default="", description="What `http_cert` is made out to, for other coordinators")
     endpoint_file: Path | None = Field(default=None, description="Where the API's address is written once it listens")

@@ -7,10 +7,12 @@ import logging
 import socket
 import ssl
 
+import aiohttp
 from aiohttp import web
 
 from coordinator.config import CoordinatorConfig
 from coordinator.leadership import Leadership
+from coordinator.standby_proxy import StandbyProxy
 from fabric.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,10 @@ class FrontDoor:
         self._runner: web.AppRunner | None = None
         self._leadership: Leadership | None = None
         self._tls: ssl.SSLContext | None = None
+        self._proxy = StandbyProxy(config.ca_file, config.http_server_name) if config.standby == "proxy" else None
         self.url = ""
+        self.advertised = ""
+        """Where other coordinators reach it."""
 
     async def open(self) -> str:
         """Take the port and answer as a standby; returns the URL.
@@ -43,11 +48,12 @@ class FrontDoor:
             ) from exc
         host, port = self._socket.getsockname()[:2]
         self.url = f"{'https' if self._tls else 'http'}://{host}:{port}"
-        app = web.Application()
+        app = web.Application(client_max_size=0)
         app.router.add_get("/healthz", self._health)
         app.router.add_route("*", "/{path:.*}", self._send_on)
         await self._show(app)
-        return self.url
+        self.advertised = self._config.advertise_url or self.url
+        return self.advertised
 
     def stand_by(self, leadership: Leadership) -> None:
         """From here on callers are sent to whoever leads."""
@@ -66,6 +72,8 @@ class FrontDoor:
     async def close(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._proxy is not None:
+            await self._proxy.close()
         if self._socket is not None:
             self._socket.close()
 
@@ -84,12 +92,22 @@ class FrontDoor:
         leads = self._leadership is not None and self._leadership.is_mine
         return web.json_response({"role": "leader" if leads else "standby"})
 
-    async def _send_on(self, request: web.Request) -> web.Response:
+    async def _send_on(self, request: web.Request) -> web.StreamResponse:
         leader = self._leadership.leader if self._leadership is not None else None
-        if leader is None or not leader.url or leader.url == self.url:
-            body = {"error": "no coordinator leads at the moment", "remedy": "Try again", "exit_code": 75}
-            return web.json_response(body, status=503, headers={"Retry-After": "1"})
-        return web.Response(status=307, headers={"Location": f"{leader.url}{request.path_qs}"})
+        if leader is None or not leader.url or leader.url == self.advertised:
+            return _nobody()
+        if self._proxy is None:
+            return web.Response(status=307, headers={"Location": f"{leader.url}{request.path_qs}"})
+        try:
+            return await self._proxy.pass_on(leader.url, request)
+        except aiohttp.ClientError as exc:
+            log.info("proxy.no_answer", extra={"leader": leader.url, "reason": str(exc)})
+            return _nobody()
+
+
+def _nobody() -> web.Response:
+    body = {"error": "no coordinator leads at the moment", "remedy": "Try again", "exit_code": 75}
+    return web.json_response(body, status=503, headers={"Retry-After": "1"})
 
 
 def _tls(config: CoordinatorConfig) -> ssl.SSLContext | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -43,9 +43,9 @@ class Api:
         self._presence = presence
         self._starter = starter
 
-    def application(self, *more: Iterable[web.RouteDef]) -> web.Application:
-        """The API; `more` are routes of other handlers."""
-        app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=[_errors_as_json])
+    def application(self, *more: Iterable[web.RouteDef], checks: Sequence[Any] = ()) -> web.Application:
+        """The API; `more` are routes of other handlers, `checks` middlewares that come first."""
+        app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=[*checks, _errors_as_json])
         app.add_routes(
             [
                 web.get("/v1/status", self._status),

@@ -7,7 +7,8 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from coordinator import schedules
+from coordinator import metrics, schedules
+from coordinator.api_access import token_middleware
 from coordinator.authority import COORDINATOR, SYSTEM, Authority
 from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
@@ -53,7 +54,7 @@ async def serve(config: CoordinatorConfig) -> None:
         broker, subjects = links.broker, Subjects(config.tenant)
         topology = Topology(broker, subjects)
         await topology.create_missing()
-        leadership = Leadership(broker, subjects, config.name, config.advertise_url or url)
+        leadership = Leadership(broker, subjects, config.name, url)
         stack.push_async_callback(_release, leadership)
         door.stand_by(leadership)
         async with asyncio.TaskGroup() as group:
@@ -121,7 +122,7 @@ async def _work(
     presence = Presence(broker, subjects, engine, group)
     try:
         # The first append fences whoever led before; only then may this process act.
-        await engine.take_over(CoordinatorElected(name=config.name, url=door.url))
+        await engine.take_over(CoordinatorElected(name=config.name, url=door.advertised))
         await topology.ensure_hub()
         group.create_task(engine.run(), name="engine")
         engine.lead()
@@ -148,8 +149,9 @@ async def _work(
             TriggerApi(engine).routes(),
             events.routes(),
             IdentityApi(engine, enroller).routes(),
+            metrics.routes(engine),
         ]
-        await door.serve(api.application(*routes))
+        await door.serve(api.application(*routes, checks=token_middleware(config.http_token_file)))
         await asyncio.Event().wait()
     finally:
         await launcher.close()

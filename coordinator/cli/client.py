@@ -6,15 +6,21 @@ import http.client
 import json
 import os
 import secrets
+import ssl
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from coordinator.embedded.home import Home
-from fabric.errors import FedtideError, NotFound, TransientError
+from fabric.credentials import trusting
+from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
 
 SERVER = "FEDTIDE_SERVER"
+CA = "FEDTIDE_CA"
+"""File of the authority whose certificate an https server has; without it those that the machine trusts."""
+TOKEN = "FEDTIDE_TOKEN"  # noqa: S105  # the name of a variable
 TIMEOUT_S = 60.0
 ANSWER_WITHIN_S = 5.0
 """One of several coordinators may be frozen: then another is asked."""
@@ -36,8 +42,10 @@ class Client:
     def __init__(self, *urls: str) -> None:
         self._urls = urls
         for url in urls:
-            if urlsplit(url).scheme != "http" or urlsplit(url).hostname is None:
-                raise NotFound(f"{url!r} is not an http URL", f"Set {SERVER}, for example to http://127.0.0.1:8080")
+            if urlsplit(url).scheme not in ("http", "https") or urlsplit(url).hostname is None:
+                raise NotFound(
+                    f"{url!r} is not an http or https URL", f"Set {SERVER}, for example to http://127.0.0.1:8080"
+                )
 
     @classmethod
     def find(cls) -> Client:
@@ -127,12 +135,17 @@ def _ask(
         timeout_s: how long any later part of it may take.
     """
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=answer_s)
+    connection = _connection(parts, answer_s)
     try:
-        connection.request(method, path, body, headers)
+        connection.request(method, path, body, {**headers, **_token()})
         response = connection.getresponse()
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
+    except ssl.SSLCertVerificationError as exc:
+        connection.close()
+        raise ConfigError(
+            url, f"its certificate is not trusted: {exc.verify_message}", f"Set {CA} to its ca.crt"
+        ) from exc
     except OSError:
         connection.close()
         return None
@@ -148,6 +161,20 @@ def _ask(
         connection.close()
         raise ApiError(refusal.get("error", "refused"), refusal.get("remedy", ""), refusal.get("exit_code", 1))
     return connection, response
+
+
+def _connection(parts: SplitResult, timeout_s: float | None) -> http.client.HTTPConnection:
+    host = parts.hostname or ""
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, parts.port or 80, timeout=timeout_s)
+    ca = os.environ.get(CA)
+    context = trusting(Path(ca)) if ca else ssl.create_default_context()
+    return http.client.HTTPSConnection(host, parts.port or 443, timeout=timeout_s, context=context)
+
+
+def _token() -> dict[str, str]:
+    token = os.environ.get(TOKEN)
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _refusal(body: bytes) -> dict[str, Any]:

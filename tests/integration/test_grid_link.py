@@ -62,8 +62,8 @@ async def test_a_reply_of_a_round_that_lasts_is_still_there_for_a_successor(
 ) -> None:
     monkeypatch.setattr(jetstream, "_ACK_WAIT_S", 1)
     link = await asyncio.to_thread(_link, topology, tmp_path, 1)
-    inbox = await _send(link, "t1")
-    await _answer(at_leaf, "t1")
+    inbox = await _send(link, "t1-n1")
+    await _answer(at_leaf, "t1-n1")
     assert (await asyncio.to_thread(inbox.get, timeout=20)).reply is not None
     info = f"$JS.API.CONSUMER.INFO.{UP}.{reply_consumer('run-1')}"
     consumer_sequence = 0
@@ -72,12 +72,12 @@ async def test_a_reply_of_a_round_that_lasts_is_still_there_for_a_successor(
         await asyncio.sleep(0.1)
     await _close(link)
     successor = await asyncio.to_thread(_link, topology, tmp_path, 2)
-    again = await _send(successor, "t1")
+    again = await _send(successor, "t1-n1")
     assert (await asyncio.to_thread(again.get, timeout=20)).reply is not None
-    await asyncio.to_thread(successor.call, successor.close_round({"t1"}, carries=False))
+    await asyncio.to_thread(successor.call, successor.close_round({"t1-n1"}, carries=False))
     await _close(successor)
     third = await asyncio.to_thread(_link, topology, tmp_path, 2)
-    nothing = await _send(third, "t1", left_s=1.5)
+    nothing = await _send(third, "t1-n1", left_s=1.5)
     arrived = await asyncio.to_thread(nothing.get, timeout=20)
     assert (arrived.reply, arrived.category) == (None, "timeout")
     await _close(third)
@@ -86,10 +86,10 @@ async def test_a_reply_of_a_round_that_lasts_is_still_there_for_a_successor(
 async def test_a_task_that_was_given_up_before_a_crash_is_not_waited_for(
     topology: Topology, at_hub: Broker, tmp_path: Path
 ) -> None:
-    cancel = Cancel(task="t1", run="run-1").model_dump_json().encode()
-    await at_hub.publish(SUBJECTS.task("eu", "n1", "t1"), cancel)
+    cancel = Cancel(task="t1-n1", run="run-1").model_dump_json().encode()
+    await at_hub.publish(SUBJECTS.task("eu", "n1", "t1-n1"), cancel)
     link = await asyncio.to_thread(_link, topology, tmp_path, 2)
-    inbox = await _send(link, "t1")
+    inbox = await _send(link, "t1-n1")
     arrived = await asyncio.to_thread(inbox.get, timeout=20)
     assert arrived.reply is None
     assert "given up" in arrived.lost

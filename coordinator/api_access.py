@@ -1,0 +1,42 @@
+"""Who may call the API: whoever shows the installation's token, where there is one."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from fabric.errors import ConfigError
+
+OPEN = ("/healthz", "/metrics")
+"""What probes and scrapers read, without a token."""
+
+
+def token_middleware(file: Path | None) -> list[Any]:
+    """The check, if `file` names a token.
+
+    Raises:
+        ConfigError: it cannot be read, or is empty.
+    """
+    if file is None:
+        return []
+    try:
+        wanted = file.read_text(encoding="utf-8").strip().encode()
+    except OSError as exc:
+        raise ConfigError("http_token_file", f"{file} cannot be read: {exc.strerror}") from exc
+    if not wanted:
+        raise ConfigError("http_token_file", f"{file} is empty")
+
+    @web.middleware
+    async def check(request: web.Request, handler: Any) -> web.StreamResponse:
+        scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+        right = scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), wanted)
+        if not right and request.path not in OPEN:
+            body = {"error": "the API token is missing or wrong", "remedy": "Set FEDTIDE_TOKEN", "exit_code": 77}
+            return web.json_response(body, status=401)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    return [check]
