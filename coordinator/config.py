@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from coordinator.cluster.job_manifest import Kubernetes
 from fabric.wire import Strict
 
 
@@ -22,6 +23,7 @@ class CoordinatorConfig(Strict):
     regions: list[str] = Field(description="Regions whose leaf servers take part")
     tenant: str = "default"
     data_dir: Path = Field(default=Path("fedtide-coordinator"), description="Logs and work files of local aggregators")
+    kubernetes: Kubernetes | None = Field(default=None, description="Aggregators are Jobs; without it local processes")
     warm_aggregator: bool = Field(default=True, description="Keep a process ready for the next run, about 150 MB")
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")

@@ -194,7 +194,9 @@ class Executor:
         ref = await self._distribution.store(manifest)
         await engine.submit(ReleasePublished(release=ref, manifest=manifest), id=f"{produced.run}.released")
 
-    async def aggregator_exited(self, run: str, attempt: int, code: int, reason: str) -> None:
+    async def aggregator_exited(
+        self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False
+    ) -> None:
         """A process is gone: an event, unless its own last report says how the run ended."""
         assert self._engine is not None
         while True:
@@ -205,7 +207,7 @@ class Executor:
             except TransientError as exc:
                 log.warning("aggregator.exit_waits", extra={"run": run, "reason": str(exc)})
                 await asyncio.sleep(RETRY_S)
-        data = AggregatorExited(run=run, attempt=attempt, code=code, reason=reason)
+        data = AggregatorExited(run=run, attempt=attempt, code=code, reason=reason, preempted=preempted)
         try:
             await self._engine.submit(data, id=f"{run}.{attempt}.exited")
         except InvalidTransition as exc:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,14 @@ from fabric.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
-Exited = Callable[[str, int, int, str], Awaitable[None]]
-"""run, attempt, exit code, reason"""
+
+class Exited(Protocol):
+    """Told that an aggregator is gone."""
+
+    def __call__(
+        self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False
+    ) -> Coroutine[Any, Any, None]: ...
+
 
 CredentialsOf = Callable[[str], Credentials | None]
 """What the aggregator of a run shows to the broker; None where anybody is let in."""

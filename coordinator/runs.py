@@ -197,11 +197,12 @@ def _new_commands(facts: Facts, before: rounds.Round | None, after: rounds.Round
 
 def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
     what = f"the aggregator ended with code {event.code}" + (f": {event.reason}" if event.reason else "")
-    if state.crashes + 1 >= MAX_CRASHES:
+    crashes = state.crashes + (not event.preempted)
+    if crashes >= MAX_CRASHES:
         return _end(state, "failed", f"{what}; it ended so {MAX_CRASHES} times without progress", at)
     attempt = state.attempt + 1
     reason = f"{what}; attempt {attempt}"
-    again = replace(state, attempt=attempt, started=False, reason=reason, crashes=state.crashes + 1)
+    again = replace(state, attempt=attempt, started=False, reason=reason, crashes=crashes)
     return again, owed(again)
 
 

@@ -7,7 +7,7 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from coordinator import metrics, schedules
+from coordinator import metrics, runs, schedules
 from coordinator.api_access import token_middleware
 from coordinator.authority import COORDINATOR, SYSTEM, Authority
 from coordinator.config import CoordinatorConfig
@@ -19,7 +19,7 @@ from coordinator.executor import Executor
 from coordinator.front_door import FrontDoor
 from coordinator.http_api import Api
 from coordinator.identity_api import IdentityApi
-from coordinator.launcher import Exited, Launcher, LocalLauncher
+from coordinator.launcher import CredentialsOf, Exited, Launcher, LocalLauncher
 from coordinator.leadership import Leadership
 from coordinator.presence import Presence
 from coordinator.questions import Questions
@@ -31,6 +31,7 @@ from coordinator.trigger_api import TriggerApi
 from fabric.broker import Broker
 from fabric.credentials import Access
 from fabric.events import CoordinatorElected
+from fabric.run_events import RunSpec
 from fabric.subjects import Subjects
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ async def _work(
     enroller = None
     if links.authority is not None and links.system is not None:
         enroller = Enroller(broker, links.system, engine, links.authority, config.regions)
-    launcher = launcher_of(config, enroller, executor.aggregator_exited)
+    launcher = _launcher(config, enroller, executor.aggregator_exited, engine)
     starter = Starter(engine)
     executor.connect(engine, launcher, starter, enroller)
     presence = Presence(broker, subjects, engine, group)
@@ -157,6 +158,21 @@ async def _work(
         await launcher.close()
 
 
-def launcher_of(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited) -> Launcher:
-    credentials = enroller.aggregator_credentials if enroller is not None else lambda _: None
+def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited, engine: Engine) -> Launcher:
+    credentials: CredentialsOf = enroller.aggregator_credentials if enroller is not None else lambda _: None
+    if config.kubernetes is not None:
+        from coordinator.cluster.connection import api_client
+        from coordinator.cluster.launcher import KubernetesLauncher
+
+        def model_bytes(spec: RunSpec) -> int | None:
+            model = engine.world.models.get(spec.model or "")
+            return model.latest.manifest.arrays.size_bytes if model is not None and model.latest is not None else None
+
+        def wanted(run: str, attempt: int) -> bool:
+            state = engine.world.runs.get(run)
+            return state is not None and runs.is_current(state, attempt)
+
+        return KubernetesLauncher(
+            api_client(), config, config.kubernetes, credentials, exited, model_bytes=model_bytes, wanted=wanted
+        )
     return LocalLauncher(config.data_dir / "runs", config, credentials, exited)

@@ -64,6 +64,7 @@ class AggregatorStarted(Strict):
 
 class AggregatorExited(Strict):
     kind: Literal["run.aggregator_exited"] = "run.aggregator_exited"
+    preempted: bool = Field(default=False, description="Its machine was wanted for something else: no fault of the run")
     run: str
     attempt: int
     code: int

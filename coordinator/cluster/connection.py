@@ -1,0 +1,25 @@
+"""Finding the API server: the cluster one runs in, or that of a kubeconfig."""
+
+from __future__ import annotations
+
+from kubernetes import client, config
+
+from fabric.errors import ConfigError
+
+
+def api_client(context: str | None = None) -> client.ApiClient:
+    """A client of the cluster that this process runs in, else of the kubeconfig's (current) context.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    settings = client.Configuration()
+    settings.retries = False  # our callers know how long they want to wait
+    try:
+        try:
+            config.load_incluster_config(client_configuration=settings)
+        except config.ConfigException:
+            config.load_kube_config(context=context, client_configuration=settings)
+    except config.ConfigException as exc:
+        raise ConfigError("kubernetes", str(exc), "Set KUBECONFIG, or run in a cluster") from exc
+    return client.ApiClient(settings)

@@ -1,0 +1,251 @@
+"""The Kubernetes launcher against an API server over HTTP: Jobs, how they end, and what may go wrong between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from coordinator.cluster.job_manifest import Kubernetes, Tier, job, name_of
+from coordinator.cluster.launcher import KubernetesLauncher
+from coordinator.commands import LaunchAggregator
+from coordinator.config import CoordinatorConfig
+from coordinator.launcher import GONE
+from fabric.blobs import BlobRef
+from fabric.errors import TransientError
+from fabric.run_events import RunSpec
+from fabric.wire import AppRef
+from tests.cluster.api_server import DROP, ApiServer, Refusal
+
+SPEC = RunSpec(app=AppRef(name="app", bundle=BlobRef(digest="0" * 64, size_bytes=0)), model="digits")
+CLUSTER = Kubernetes(
+    namespace="fl",
+    image="registry.example/aggregator:1",
+    release="ft",
+    tiers=[
+        Tier(up_to_bytes=1000, resources={"cpu": "1", "memory": "2Gi"}),
+        Tier(up_to_bytes=10**6, resources={"cpu": "2", "nvidia.com/mig-1g.10gb": "1"}),
+        Tier(resources={"cpu": "8", "nvidia.com/gpu": "2"}, node_selector={"pool": "gpu"}),
+    ],
+    pending_s=30,
+)
+CONFIG = CoordinatorConfig(nats_url="tls://hub:4222", regions=["eu"])
+Exit = tuple[str, int, int, str, bool]
+
+
+class Cluster:
+    def __init__(self, server: ApiServer, **changes: Any) -> None:
+        self.server = server
+        self.config = CLUSTER.model_copy(update=changes)
+        self.wanted: set[tuple[str, int]] = {("run-1", 1)}
+        self.exits: asyncio.Queue[Exit] = asyncio.Queue()
+
+    async def _exited(self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
+        self.exits.put_nowait((run, attempt, code, reason, preempted))
+
+    def launcher(self) -> KubernetesLauncher:
+        settings = client.Configuration(host=self.server.url)
+        settings.retries = False
+        return KubernetesLauncher(
+            client.ApiClient(settings),
+            CONFIG,
+            self.config,
+            lambda _: None,
+            self._exited,
+            model_bytes=lambda _: 5000,
+            wanted=lambda run, attempt: (run, attempt) in self.wanted,
+        )
+
+    async def exit(self) -> Exit:
+        async with asyncio.timeout(10):
+            return await self.exits.get()
+
+
+@asynccontextmanager
+async def launching(cluster: Cluster) -> AsyncIterator[KubernetesLauncher]:
+    launcher = cluster.launcher()
+    launcher.prepare()
+    try:
+        yield launcher
+    finally:
+        await launcher.close()
+        cluster.server.cut()
+
+
+def launch(attempt: int = 1, run: str = "run-1") -> LaunchAggregator:
+    return LaunchAggregator(run, attempt, SPEC)
+
+
+def _always() -> bool:
+    return True
+
+
+def _creates_a_job(method: str, path: str) -> bool:
+    return method == "POST" and path.endswith("/jobs")
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  # what serves HTTP in a thread sets no event of ours
+            await asyncio.sleep(0.02)
+
+
+def test_what_a_job_asks_for_depends_on_the_size_of_its_model() -> None:
+    def resources(size: int | None) -> dict[str, str]:
+        pod = job(CLUSTER, launch(), "default", size)["spec"]["template"]["spec"]
+        return dict(pod["containers"][0]["resources"]["limits"])
+
+    assert resources(None) == resources(1000) == {"cpu": "1", "memory": "2Gi"}
+    assert resources(1001)["nvidia.com/mig-1g.10gb"] == "1"
+    assert resources(10**9)["nvidia.com/gpu"] == "2"
+
+
+def test_a_job_of_a_queue_waits_to_be_admitted_and_names_run_model_and_tenant() -> None:
+    made = job(CLUSTER.model_copy(update={"queue": "team-a"}), launch(), "acme", None)
+    assert made["spec"]["suspend"] is True
+    labels = made["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "team-a"
+    assert (labels["fedtide.dev/run"], labels["fedtide.dev/model"], labels["fedtide.dev/tenant"]) == (
+        "run-1",
+        "digits",
+        "acme",
+    )
+
+
+async def test_an_attempt_is_started_once_and_its_end_is_told() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+            await launcher.launch(launch(), _always)
+            assert server.names("jobs") == ["ft-run-1-1"]
+            assert server.names("secrets") == ["ft-run-1-1"]
+            done = {"conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimitExceeded"}]}
+            server.put("pods", _pod("ft-run-1-1", exit_code=75))
+            server.set_status("jobs", "ft-run-1-1", done)
+            assert await cluster.exit() == ("run-1", 1, 75, "broken off", False)
+
+
+async def test_a_preempted_pod_is_told_from_one_that_failed() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+            said = "Pod fl/x has condition DisruptionTarget matching FailJob rule at index 0"
+            status = {
+                "conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": said}]
+            }
+            server.set_status("jobs", "ft-run-1-1", status)
+            run, attempt, _, reason, preempted = await cluster.exit()
+            assert (run, attempt, preempted) == ("run-1", 1, True)
+            assert reason.startswith("preempted")
+
+
+async def test_a_job_that_ended_while_nobody_looked_is_told_by_the_next_coordinator() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+        server.set_status("jobs", "ft-run-1-1", {"conditions": [{"type": "Complete", "status": "True"}]})
+        async with launching(cluster):
+            assert (await cluster.exit())[:3] == ("run-1", 1, 0)
+        (key,) = [k for k in server.objects if k[0] == "jobs"]
+        del server.objects[key]  # its time to live is over
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+            assert (await cluster.exit())[:3] == ("run-1", 1, GONE)
+            assert server.names("jobs") == []
+
+
+async def test_jobs_that_no_run_wants_are_removed_and_an_older_attempt_ends_first() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        server.put("jobs", job(CLUSTER, launch(run="run-0"), "default", None))
+        async with launching(cluster) as launcher:
+            await _until(lambda: server.names("jobs") == [])
+            await launcher.launch(launch(), _always)
+            cluster.wanted = {("run-1", 2)}
+            await launcher.launch(launch(2), _always)
+            assert server.names("jobs") == ["ft-run-1-2"]
+            await launcher.stop("run-1")
+            assert server.names("jobs") == []
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "500", "429", "drop"])
+async def test_a_watch_goes_on_after_whatever_interrupts_it(how: str) -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+            await _until(lambda: any("watch" in query for _, _, query, _ in server.requests))
+            listing = lambda method, path: method == "GET" and path.endswith("/jobs")  # noqa: E731
+            match how:
+                case "gone":
+                    server.compact()
+                case "500":
+                    server.fault(listing, Refusal(500, "InternalError"))
+                case "429":
+                    server.fault(listing, Refusal(429, "TooManyRequests", headers={"Retry-After": "0.1"}))
+                case "drop":
+                    server.fault(listing, DROP)
+            server.cut()
+            server.set_status("jobs", "ft-run-1-1", {"conditions": [{"type": "Complete", "status": "True"}]})
+            assert (await cluster.exit())[:3] == ("run-1", 1, 0)
+
+
+@pytest.mark.parametrize("how", [Refusal(500, "InternalError"), Refusal(429, "TooManyRequests"), DROP])
+async def test_a_server_that_cannot_now_is_asked_again(how: Any) -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            server.fault(_creates_a_job, how)
+            with pytest.raises(TransientError, match="Kubernetes API"):
+                await launcher.launch(launch(), _always)
+            await launcher.launch(launch(), _always)
+            assert server.names("jobs") == ["ft-run-1-1"]
+            assert cluster.exits.empty()
+
+
+async def test_a_quota_that_is_exceeded_is_said_with_what_to_do() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            said = 'jobs.batch "ft-run-1-1" is forbidden: exceeded quota: tenant, requested: nvidia.com/gpu=2'
+            server.fault(
+                lambda method, path: method == "POST" and path.endswith("/jobs"), Refusal(403, "Forbidden", said)
+            )
+            await launcher.launch(launch(), _always)
+            assert "Raise the namespace's ResourceQuota" in (await cluster.exit())[3]
+
+
+async def test_a_pod_that_finds_no_node_is_given_up_with_the_schedulers_words() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server, pending_s=0.3)
+        async with launching(cluster) as launcher:
+            pod = _pod(name_of(CLUSTER, "run-1", 1))
+            said = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
+            condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+            server.put("pods", {**pod, "status": {"phase": "Pending", "conditions": [condition]}})
+            await launcher.launch(launch(), _always)
+            assert f"{said}. Add such a node" in (await cluster.exit())[3]
+            assert server.names("jobs") == []
+
+
+def _pod(job_name: str, exit_code: int = 0) -> dict[str, Any]:
+    ended = {"terminated": {"exitCode": exit_code, "message": "a line\nbroken off\n"}}
+    status = {
+        "name": "aggregator",
+        "image": "i",
+        "imageID": "i",
+        "ready": False,
+        "restartCount": 0,
+        "state": ended,
+    }
+    return {
+        "metadata": {"name": f"{job_name}-x", "namespace": "fl", "labels": {"job-name": job_name}},
+        "status": {"phase": "Failed", "containerStatuses": [status]},
+    }
