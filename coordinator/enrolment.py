@@ -7,16 +7,21 @@ import base64
 import json
 import logging
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from pydantic import ValidationError
 
+from coordinator import certificates
 from coordinator.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, Authority
+from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
+from coordinator.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
 from fabric import nats_jwt, permissions
 from fabric.broker import Broker
 from fabric.credentials import Credentials
-from fabric.errors import ConfigError, InvalidTransition, NotFound
+from fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, NotFound
 from fabric.identity_events import (
     Enrolment,
     Issued,
@@ -40,13 +45,14 @@ class Enroller:
     """Answers while this coordinator leads. `system` is a connection to the servers' own account."""
 
     def __init__(
-        self, broker: Broker, system: Broker, engine: Engine, authority: Authority, regions: list[str]
+        self, broker: Broker, system: Broker, engine: Engine, authority: Authority, config: CoordinatorConfig
     ) -> None:
         self._broker = broker
         self._system = system
         self._engine = engine
         self._authority = authority
-        self._regions = regions
+        self._regions = config.regions
+        self._folder = config.identity_dir or Path()
         self._subjects = authority.subjects
         self._stale = asyncio.Event()
 
@@ -112,8 +118,12 @@ class Enroller:
             raise NotFound(f"node {node!r} has no credentials", "See `fedtide fleet ls`")
         await self._engine.submit(NodeRevoked(node=node, reason=reason))
 
-    async def region_files(self, region: str) -> dict[str, str]:
-        """What a region's servers need, by file name. Those that were issued before are withdrawn."""
+    async def region_files(self, region: str, hosts: Sequence[str]) -> dict[str, str]:
+        """What a region's servers need, by file name. Credentials that were issued before are withdrawn.
+
+        Args:
+            hosts: names under which its nodes reach the leaf, for its certificate; none: no certificate.
+        """
         check_token("region", region)
         if region not in self._regions:
             raise ConfigError("region", f"there is no region {region!r}", f"There are {', '.join(self._regions)}")
@@ -121,7 +131,23 @@ class Enroller:
         keys = [c.key.public for name, c in made.items() if name != "system.creds"]
         await self._engine.submit(RegionIssued(region=region, keys=keys))
         withdrawn = {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
-        return {"trust.conf": self._authority.trust(withdrawn), **{name: c.text for name, c in made.items()}}
+        files = {"trust.conf": self._authority.trust(withdrawn), **{name: c.text for name, c in made.items()}}
+        if hosts:
+            files |= self._certificate(hosts)
+        return files
+
+    def _certificate(self, hosts: Sequence[str]) -> dict[str, str]:
+        ca = [self._folder / name for name in (CA_CERT, CA_KEY)]
+        if not all(file.exists() for file in ca):
+            raise CapabilityMissing("there is no authority here that signs certificates", "Use your own for the leaf")
+        ca_cert, ca_key = (file.read_text(encoding="utf-8") for file in ca)
+        cert, key = certificates.server(ca_cert, ca_key, hosts)
+        return {CA_CERT: ca_cert, CERT: cert, KEY: key}
+
+    @property
+    def accounts(self) -> dict[str, str]:
+        """Public names of the accounts that a leaf connects to."""
+        return {"tenant": self._authority.account, "system": self._authority.system_account}
 
     async def _on_enrolment(self, message: Received) -> tuple[bytes, dict[str, str]]:
         token = message.subject.rsplit(".", 1)[-1]

@@ -31,6 +31,12 @@ class RevokeRequest(Strict):
     reason: str = ""
 
 
+class RegionRequest(Strict):
+    """Names under which nodes reach the region's leaf."""
+
+    hosts: list[str] = []
+
+
 class IdentityApi:
     """Handlers; without an authority they say how to make one."""
 
@@ -75,7 +81,9 @@ class IdentityApi:
         return web.json_response({"revoked": node})
 
     async def _region(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._enroller.region_files(request.match_info["region"]), status=201)
+        asked = await read_body(request, RegionRequest)
+        files = await self._enroller.region_files(request.match_info["region"], asked.hosts)
+        return web.json_response({"files": files, "accounts": self._enroller.accounts}, status=201)
 
 
 def _view(token: identities.Token, now: datetime) -> dict[str, object]:

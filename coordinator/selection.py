@@ -60,6 +60,8 @@ def why_not(node: Node, spec: RunSpec) -> str | None:
     missing = sorted(set(selection.needs) - set(capabilities.extras))
     if not node.online:
         return f"offline: {node.reason}"
+    if not capabilities.schedulable:
+        return "is cordoned or being drained"
     if not matches(node, spec.selector):
         return f"does not have the labels {spec.selector}"
     if missing:

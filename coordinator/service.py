@@ -116,7 +116,7 @@ async def _work(
     broker, subjects = links.broker, Subjects(config.tenant)
     enroller = None
     if links.authority is not None and links.system is not None:
-        enroller = Enroller(broker, links.system, engine, links.authority, config.regions)
+        enroller = Enroller(broker, links.system, engine, links.authority, config)
     launcher = _launcher(config, enroller, executor.aggregator_exited, engine)
     starter = Starter(engine)
     executor.connect(engine, launcher, starter, enroller)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from edge_agent.activation import Activation, serve_from_disk
 from edge_agent.capabilities import collect, resident_bytes
 from edge_agent.capture import Capturer
+from edge_agent.cluster_node import ASK_EVERY_S, ClusterView
 from edge_agent.comparisons import Comparisons
 from edge_agent.config import AgentConfig
 from edge_agent.drift import DriftWatch
@@ -55,6 +56,8 @@ class Agent:
         self._latency = Latency()
         self._boot = new_id("boot")
         self._reported = 0
+        self._joined = 0
+        self._cluster = ClusterView()
 
     async def run(self) -> None:
         """Serve at once what the disk holds; take part once the broker is there.
@@ -112,6 +115,7 @@ class Agent:
                 group.create_task(self._tasks.run(), name="tasks")
                 group.create_task(self._tasks.send(), name="outbox")
                 group.create_task(self._take_part(), name="presence")
+                group.create_task(self._follow_cluster(), name="cluster")
                 group.create_task(Renewals(config, broker, access).run(), name="renewals")
                 group.create_task(self._until_closed(broker), name="connection")
         except BaseExceptionGroup as failures:
@@ -132,6 +136,8 @@ class Agent:
         await NatsInference(self._broker, self._serving).listen(self._subjects, region, node)
         self._broker.when_reconnected(self._catch_up)
         shrink()
+        if self._cluster.is_there:
+            await self._cluster.look()
         await self._join()
         await self._catch_up()
         while True:
@@ -141,13 +147,22 @@ class Agent:
                 async with asyncio.timeout(self._config.heartbeat_s):
                     await self._tasks.changed.wait()
 
+    async def _follow_cluster(self) -> None:
+        """Say so when the node is cordoned, drained, or labelled anew. One small request now and then is a poll, but
+        a watch would hold a connection to the API server for every node of a fleet."""
+        while self._cluster.is_there:
+            await asyncio.sleep(ASK_EVERY_S)
+            if await self._cluster.look():
+                await self._join()
+
     async def _join(self) -> None:
         joined = NodeJoined(
             node=self._config.node,
             region=self._config.region,
-            capabilities=collect(self._config, self._server.url),
+            capabilities=collect(self._config, self._server.url, self._cluster.now),
         )
-        await self._publish(joined, f"{self._config.node}.joined.{self._boot}")
+        self._joined += 1
+        await self._publish(joined, f"{self._config.node}.joined.{self._boot}.{self._joined}")
 
     async def _catch_up(self) -> None:
         """Read what was published while nobody listened: the newest message of each subject."""

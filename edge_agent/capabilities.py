@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from edge_agent.cluster_node import ClusterNode
 from edge_agent.config import AgentConfig
 from fabric.codecs import KINDS
 from fabric.events import Capabilities
@@ -17,10 +18,11 @@ from fabric.windows import zone
 _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
 
 
-def collect(config: AgentConfig, inference_url: str) -> Capabilities:
-    """Capabilities now. Extras are looked up, never imported."""
+def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Capabilities:
+    """Capabilities now. Extras are looked up, never imported; labels of the configuration go over the cluster's."""
     return Capabilities(
-        labels=config.labels,
+        labels={**cluster.labels, **config.labels},
+        schedulable=cluster.schedulable,
         cpus=os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_free_bytes=shutil.disk_usage(config.data_dir).free,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from edge_agent.cluster_node import NODE, node_name
 from fabric.errors import ConfigError
 from fabric.ids import check_token
 from fabric.subjects import HUB_REGION, RESERVED
@@ -135,6 +136,8 @@ def load(file: Path | None, environ: Mapping[str, str] = os.environ) -> AgentCon
         raw = environ.get(f"{ENV_PREFIX}{name.upper()}")
         if raw is not None:
             values[name] = _json(f"{ENV_PREFIX}{name.upper()}", raw) if name in _STRUCTURED else raw
+    if environ.get(NODE) and "node" not in values:
+        values["node"] = node_name(environ[NODE])
     try:
         return AgentConfig.model_validate(values)
     except ValidationError as exc:

@@ -71,6 +71,7 @@ class Capabilities(Strict):
     inference_url: str = ""
     agent_version: str = ""
     timezone: str = Field(default="UTC", description="Of its maintenance window")
+    schedulable: bool = Field(default=True, description="False while the cluster has it cordoned or drains it")
     hardware: str = Field(default="", description="Its hardware class: the machine type, if no label says more")
 
 

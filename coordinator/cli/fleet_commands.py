@@ -48,12 +48,28 @@ def revoke(node: str, reason: Annotated[str, typer.Option(help="For the log")] =
 @fleet_app.command("region")
 def region(
     name: str,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to: trust.conf and four .creds files")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write the files to")] = None,
+    secret: Annotated[str, typer.Option(help="Print a Kubernetes Secret of this name instead")] = "",
+    host: Annotated[list[str] | None, typer.Option(help="Name under which nodes reach the leaf; repeat")] = None,
 ) -> None:
     """New credentials for a region's servers. Those it had before are withdrawn: install these soon."""
-    for file, text in Client.find().post(f"/v1/regions/{name}/credentials", {}).items():
-        write_secret(out / file, text)
-    typer.echo(f"credentials of {name} in {out}")
+    if (out is None) == (not secret):
+        raise ConfigError("--out", "give either --out FOLDER or --secret NAME")
+    made = Client.find().post(f"/v1/regions/{name}/credentials", {"hosts": host or []})
+    if out is not None:
+        for file, text in made["files"].items():
+            write_secret(out / file, text)
+    else:
+        typer.echo(_manifest(secret, made["files"]), nl=False)
+    for account, key in made["accounts"].items():
+        typer.echo(f"hub.accounts.{account}: {key}", err=True)
+
+
+def _manifest(name: str, files: dict[str, str]) -> str:
+    import yaml
+
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "Opaque", "stringData": files}
+    return str(yaml.safe_dump(body, sort_keys=False))
 
 
 @token_app.command("create")

@@ -1,0 +1,59 @@
+{{- define "fedtide.name" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{- end }}
+{{- define "fedtide.tag" -}}{{ .Values.image.tag | default .Chart.AppVersion }}{{- end }}
+{{- define "fedtide.image" -}}{{ .Values.image.registry }}/fedtide-coordinator:{{ include "fedtide.tag" . }}{{- end }}
+{{- define "fedtide.aggregatorImage" -}}{{ .Values.aggregator.image | default (printf "%s/fedtide-aggregator:%s" .Values.image.registry (include "fedtide.tag" .)) }}{{- end }}
+{{- define "fedtide.selector" -}}
+app.kubernetes.io/name: fedtide
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+{{- define "fedtide.labels" -}}
+{{ include "fedtide.selector" . }}
+app.kubernetes.io/part-of: fedtide
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
+{{- end }}
+{{- define "fedtide.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+{{- define "fedtide.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+{{- define "fedtide.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- define "fedtide.natsUrl" -}}
+{{- if .Values.nats.enabled }}tls://{{ include "fedtide.name" . }}-nats.{{ .Release.Namespace }}.svc:4222{{ else }}{{ .Values.nats.externalUrl }}{{ end }}
+{{- end }}
+{{- define "fedtide.hosts" -}}
+{{- $name := include "fedtide.name" . -}}
+{{- $hosts := list (printf "%s-coordinator.%s.svc" $name .Release.Namespace) (printf "%s-coordinator" $name) (printf "%s-nats.%s.svc" $name .Release.Namespace) (printf "%s-nats" $name) (printf "*.%s-nats-pods.%s.svc" $name .Release.Namespace) (printf "%s-leaf.%s.svc" $name .Release.Namespace) "localhost" "127.0.0.1" -}}
+{{- concat $hosts .Values.nats.leaf.hosts (ternary (list .Values.ingress.host) (list) (and .Values.ingress.enabled (ne .Values.ingress.host ""))) | join "," -}}
+{{- end }}
+{{- define "fedtide.tlsSecret" -}}
+{{ include "fedtide.name" . }}{{ ternary "-certificate" "-servers" .Values.tls.certManager.enabled }}
+{{- end }}
+{{- /* What a person has to know before anything is installed. */ -}}
+{{- define "fedtide.check" -}}
+{{- if and (not .Values.nats.enabled) (not .Values.nats.externalUrl) }}{{ fail "nats.enabled is false: set nats.externalUrl to the hub's address, e.g. tls://nats.example.com:4222" }}{{ end }}
+{{- if not .Values.regions }}{{ fail "regions is empty: name the regions that will join, e.g. --set regions='{eu-west,us-east}'" }}{{ end }}
+{{- if and .Values.ingress.enabled (not .Values.ingress.host) }}{{ fail "ingress.enabled is true: set ingress.host to the name under which the API is reached" }}{{ end }}
+{{- if and .Values.regionalAggregators.enabled (not (and .Values.regionalAggregators.region .Values.regionalAggregators.credentialsSecret .Values.regionalAggregators.leafUrl)) }}{{ fail "regionalAggregators.enabled is true: set its region, leafUrl and credentialsSecret (fedtide fleet region REGION --out DIR writes regional.creds)" }}{{ end }}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef) }}{{ fail "tls.certManager.enabled is true: set tls.certManager.issuerRef, e.g. {name: ca, kind: ClusterIssuer}" }}{{ end }}
+{{- end }}
+{{- /* NATS counts in MB and GB; something of the volume is left for the accounts and for compaction. */ -}}
+{{- define "fedtide.maxFile" -}}
+{{- $size := .Values.nats.storage.size -}}
+{{- if hasSuffix "Gi" $size }}{{ mul (trimSuffix "Gi" $size | int) 900 }}MB{{ else if hasSuffix "Ti" $size }}{{ mul (trimSuffix "Ti" $size | int) 900 }}GB{{ else }}{{ fail (printf "nats.storage.size %q: give it in Gi or Ti" $size) }}{{ end }}
+{{- end }}

@@ -1,0 +1,41 @@
+{{- define "edge.name" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{- end }}
+{{- define "edge.tag" -}}{{ .Values.image.tag | default .Chart.AppVersion }}{{- end }}
+{{- define "edge.selector" -}}
+app.kubernetes.io/name: fedtide-edge
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+{{- define "edge.labels" -}}
+{{ include "edge.selector" . }}
+app.kubernetes.io/part-of: fedtide
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
+fedtide.dev/region: {{ .Values.region }}
+{{- end }}
+{{- define "edge.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+{{- define "edge.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+{{- define "edge.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- define "edge.agentImage" -}}{{ .Values.image.registry }}/fedtide-agent{{ ternary "-train" "" .Values.agent.train }}:{{ include "edge.tag" . }}{{- end }}
+{{- define "edge.natsUrl" -}}tls://{{ include "edge.name" . }}-leaf.{{ .Release.Namespace }}.svc:4222{{- end }}
+{{- define "edge.check" -}}
+{{- if not .Values.region }}{{ fail "region is empty: set it to one of the cloud chart's regions" }}{{ end }}
+{{- if not .Values.hub.url }}{{ fail "hub.url is empty: set it to where the hub takes leaves, e.g. tls://hub.example.com:7422" }}{{ end }}
+{{- if not (and .Values.hub.accounts.tenant .Values.hub.accounts.system) }}{{ fail "hub.accounts is empty: copy hub.accounts.tenant and .system from what `fedtide fleet region` printed" }}{{ end }}
+{{- end }}

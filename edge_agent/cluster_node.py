@@ -1,0 +1,109 @@
+"""What the cluster says of this node: labels of its zone, machine and accelerator, and whether it is cordoned.
+
+Asked of the Kubernetes API with the pod's own token; the agent needs no client library for one request.
+https://kubernetes.io/docs/reference/labels-annotations-taints/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+import ssl
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fabric.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+NODE = "FEDTIDE_KUBERNETES_NODE"
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ASK_EVERY_S = 30.0
+LONGEST_NAME = 63
+
+_LABELS = {
+    "topology.kubernetes.io/region": "cloud-region",
+    "topology.kubernetes.io/zone": "zone",
+    "node.kubernetes.io/instance-type": "instance-type",
+    "kubernetes.io/arch": "arch",
+    "nvidia.com/gpu.product": "accelerator",
+    "cloud.google.com/gke-accelerator": "accelerator",
+}
+_SPOT = {
+    "karpenter.sh/capacity-type": "spot",
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "cloud.google.com/gke-spot": "true",
+    "kubernetes.azure.com/scalesetpriority": "spot",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterNode:
+    """`labels` are ours, not the cluster's; `schedulable` is false while the node is cordoned or drained."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    schedulable: bool = True
+
+
+def describe(node: Mapping[str, Any]) -> ClusterNode:
+    """From a Node object. A spot machine has the label `spot=true`."""
+    theirs = node["metadata"].get("labels", {})
+    labels = {ours: theirs[name] for name, ours in _LABELS.items() if theirs.get(name)}
+    labels["spot"] = str(any(theirs.get(name) == value for name, value in _SPOT.items())).lower()
+    return ClusterNode(labels, not node["spec"].get("unschedulable", False))
+
+
+def node_name(name: str) -> str:
+    """A Kubernetes node's name as one of ours: it may have dots and be longer than a subject's token."""
+    token = re.sub(r"[^A-Za-z0-9_-]", "-", name)
+    if len(token) <= LONGEST_NAME:
+        return token
+    return f"{token[:54]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+class ClusterView:
+    """Asks for one node; without `FEDTIDE_KUBERNETES_NODE` there is nothing to ask."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> None:
+        self._name = environ.get(NODE, "")
+        scheme = environ.get("FEDTIDE_KUBERNETES_SCHEME", "https")
+        self._url = (
+            f"{scheme}://{environ.get('KUBERNETES_SERVICE_HOST')}:{environ.get('KUBERNETES_SERVICE_PORT')}"
+            f"/api/v1/nodes/{self._name}"
+        )
+        self._account = account
+        self.now = ClusterNode()
+
+    @property
+    def is_there(self) -> bool:
+        return bool(self._name)
+
+    async def look(self) -> bool:
+        """Ask once; whether anything changed. A server that does not answer changes nothing."""
+        try:
+            seen = describe(await asyncio.to_thread(self._ask))
+        except (OSError, ValueError, KeyError) as exc:
+            log.warning("cluster.node_unknown", extra={"node": self._name, "reason": str(exc)})
+            return False
+        changed, self.now = seen != self.now, seen
+        return changed
+
+    def _ask(self) -> dict[str, Any]:
+        try:
+            token = (self._account / "token").read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise ConfigError(str(exc.filename), "the pod has no service account token") from exc
+        request = urllib.request.Request(self._url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+        context = None
+        if self._url.startswith("https:"):
+            context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310  # the pod's own API
+            node: dict[str, Any] = json.load(answer)
+        return node

@@ -1,0 +1,132 @@
+"""The charts as Helm itself renders them: every example is valid, restricted, and wrong values are explained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from aggregation.fold_worker import FoldWorkerConfig
+from coordinator.config import CoordinatorConfig
+from edge_agent.config import load
+from edge_agent.drift_collector import CollectorConfig
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CLOUD, EDGE = DEPLOY / "cloud" / "fedtide", DEPLOY / "k3s" / "fedtide-edge"
+EXAMPLES = sorted([*CLOUD.glob("examples/*.yaml"), *EDGE.glob("examples/*.yaml")])
+FOREIGN = ("ServiceMonitor", "ScaledObject", "Certificate")
+"""Kinds of other projects: their schemas are not Kubernetes' own."""
+
+Object = dict[str, Any]
+
+
+def render(chart: Path, values: Object) -> list[Object]:
+    with helm.Chart.load(str(chart)) as loaded:
+        files = loaded.render(values, name="ft", namespace="fl")
+    texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
+    return [body for text in texts for body in yaml.safe_load_all(text) if body]
+
+
+def example(file: Path) -> list[Object]:
+    return render(file.parents[1], yaml.safe_load(file.read_text()))
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    for body in objects:
+        name = f"{body['kind']}/{body['metadata']['name']}"
+        if body["kind"] == "Pod":
+            yield name, body["spec"]
+        elif "template" in body.get("spec", {}):
+            yield name, body["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f"{f.parents[1].name}-{f.stem}")
+def test_every_example_is_valid_and_its_pods_are_restricted(file: Path) -> None:
+    objects = example(file)
+    for body in objects:
+        if body["kind"] not in FOREIGN:
+            kubernetes_validate.validate(body, "1.37", strict=True)
+        assert body["metadata"].get("labels"), body["metadata"]["name"]
+    for name, pod in pods(objects):
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", name
+        for container in pod["containers"]:
+            allowed = container["securityContext"]
+            assert allowed["readOnlyRootFilesystem"] is True, name
+            assert allowed["allowPrivilegeEscalation"] is False, name
+            assert allowed["capabilities"] == {"drop": ["ALL"]}, name
+            assert "memory" in container["resources"]["limits"], name
+
+
+def test_helm_finds_nothing_to_complain_about() -> None:
+    for chart, values in ((CLOUD, CLOUD / "examples/eks.yaml"), (EDGE, EDGE / "examples/shops.yaml")):
+        result = helm.lint(str(chart), yaml.safe_load(values.read_text()), strict=True, namespace="fl")
+        assert [m for m in result["messages"] if m["severity"] >= 2] == []
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f"{f.parents[1].name}-{f.stem}")
+def test_the_processes_understand_the_configuration_they_are_given(file: Path, tmp_path: Path) -> None:
+    kinds: dict[str, Any] = {
+        "coordinator.json": CoordinatorConfig,
+        "collector.json": CollectorConfig,
+        "regional.json": FoldWorkerConfig,
+    }
+    for body in example(file):
+        for name, text in body.get("data", {}).items() if body["kind"] == "ConfigMap" else ():
+            if name == "agent.json":
+                (tmp_path / name).write_text(text)
+                node = {"FEDTIDE_KUBERNETES_NODE": "ip-10-0-0-1.eu.compute.internal"}
+                assert load(tmp_path / name, node).node == "ip-10-0-0-1-eu-compute-internal"
+            elif name.endswith(".json"):
+                TypeAdapter(kinds[name]).validate_python(json.loads(text))
+
+
+def test_selectors_and_names_do_not_depend_on_the_version() -> None:
+    """What cannot be changed by an upgrade must not change with one."""
+    for body in example(CLOUD / "examples/eks.yaml"):
+        for field in ("selector", "serviceName", "volumeClaimTemplates"):
+            assert "0.1.0" not in json.dumps(body.get("spec", {}).get(field, "")), body["metadata"]["name"]
+
+
+def test_the_coordinator_may_do_what_it_does_and_no_more() -> None:
+    (role,) = [
+        b
+        for b in example(CLOUD / "examples/one-machine.yaml")
+        if b["kind"] == "Role" and b["metadata"]["name"] == "ft-coordinator"
+    ]
+    allowed = {(r, v) for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
+    assert allowed == {
+        *(("jobs", v) for v in ("create", "get", "list", "watch", "delete")),
+        *(("secrets", v) for v in ("create", "list", "delete")),
+        ("pods", "list"),
+        ("events", "list"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("chart", "changes", "said"),
+    [
+        (CLOUD, {"regions": []}, "name the regions that will join"),
+        (CLOUD, {"nats": {"enabled": False}}, "set nats.externalUrl"),
+        (CLOUD, {"nats": {"replicas": 2}}, "/nats/replicas"),
+        (CLOUD, {"nats": {"storage": {"size": "20G"}}}, "/nats/storage/size"),
+        (CLOUD, {"ingress": {"enabled": True}}, "set ingress.host"),
+        (CLOUD, {"coordinater": {}}, "'coordinater' not allowed"),
+        (CLOUD, {"aggregator": {"tiers": [{"resources": {"nvidia.com/gpu": "one"}}]}}, "nvidia.com"),
+        (EDGE, {"region": ""}, "one of the cloud chart's regions"),
+        (EDGE, {"region": "eu", "hub": {"url": "nats://hub:7422"}}, "/hub/url"),
+        (EDGE, {"region": "eu", "hub": {"url": "tls://hub:7422"}}, "fedtide fleet region"),
+        (EDGE, {"agent": {"priority": 10}}, "/agent/priority"),
+    ],
+)
+def test_wrong_values_are_refused_with_words_that_help(chart: Path, changes: Object, said: str) -> None:
+    with pytest.raises(helm.HelmError) as caught:
+        render(chart, {"regions": ["eu"], **changes} if chart == CLOUD else changes)
+    assert said in str(caught.value)
