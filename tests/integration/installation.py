@@ -59,6 +59,11 @@ class Installation:
         pid: int = note["pid"]
         return pid
 
+    def leaf(self, region: str) -> str:
+        """Where the nodes of a region connect."""
+        url: str = json.loads((self.home / "config" / f"agent-{region}-1.json").read_text())["nats_url"]
+        return url
+
     @property
     def hub(self) -> Hub:
         return Hub.of(Home(self.home), self.state["hub_url"])

@@ -27,11 +27,6 @@ ROOT = Subjects().root
 INBOX = node_inbox("eu", "eu-1")
 
 
-def leaf(there: Installation, region: str) -> str:
-    url: str = json.loads((there.home / "config" / f"agent-{region}-1.json").read_text())["nats_url"]
-    return url
-
-
 class Stranger:
     """A bare NATS client with the credentials of one node; `refused` is what the server said no to."""
 
@@ -59,7 +54,7 @@ async def stranger(installation: Installation) -> AsyncIterator[Stranger]:
         refused.append(str(error))
 
     raw = await nats.connect(
-        leaf(installation, "eu"),
+        installation.leaf("eu"),
         user_credentials=str(installation.home / "nodes" / "eu-1" / "identity.creds"),
         error_cb=note,
         inbox_prefix=INBOX.encode(),
@@ -143,13 +138,13 @@ async def test_a_consumer_cannot_ask_for_more_than_its_name_allows(stranger: Str
 
 
 async def test_without_credentials_nobody_gets_in(installation: Installation) -> None:
-    for url in (leaf(installation, "eu"), installation.state["hub_url"]):
+    for url in (installation.leaf("eu"), installation.state["hub_url"]):
         with pytest.raises(CredentialsRefused, match="enrol with a new join token"):
             await Broker.connect(url, "nobody")
 
 
 def _enrolment(there: Installation, folder: Path, token: str, node: str, region: str = "eu") -> Enrolment:
-    url = leaf(there, region)
+    url = there.leaf(region)
     return Enrolment(agent_config(folder / node, node=node, region=region, nats_url=url, join_token=token))
 
 
@@ -186,7 +181,7 @@ async def test_renewed_credentials_replace_those_before(installation: Installati
     assert access.credentials is not None
     first = access.credentials.with_name("first.creds")
     Credentials.load(access.credentials).save(first)
-    url = leaf(installation, "eu")
+    url = installation.leaf("eu")
     broker = await Broker.connect(url, "fresh", access)
     renewals = Renewals(enrolment.config, broker, access)
     await renewals.renew()
@@ -200,7 +195,7 @@ async def test_renewed_credentials_replace_those_before(installation: Installati
 
 async def test_a_revoked_node_is_thrown_out_wherever_it_is(installation: Installation, tmp_path: Path) -> None:
     token = await asyncio.to_thread(_token, installation, "--uses", "2")
-    url = leaf(installation, "us")
+    url = installation.leaf("us")
     here = await _enrolment(installation, tmp_path, token, "bad-1", "us").access()
     away = await _enrolment(installation, tmp_path, token, "bad-2", "us").access()
     broker = await Broker.connect(url, "bad", here)

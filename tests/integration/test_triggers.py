@@ -11,6 +11,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from coordinator.embedded.home import Home
+from coordinator.embedded.nats_config import identity_of
+from fabric.broker import Broker
+from fabric.credentials import Access
 from fabric.events import DriftReported, Event
 from fabric.subjects import COLLECTOR, Subjects
 from tests.conftest import APPS
@@ -126,7 +130,8 @@ def test_a_drift_report_of_a_region_starts_a_run(installation: Installation, tmp
     assert installation.run("trigger", "apply", str(file)).returncode == 0
 
     async def report(score: float) -> None:
-        broker = await installation.hub.connect("collector")
+        access = Access(identity_of(Home(installation.home).store("eu")) / "collector.creds")
+        broker = await Broker.connect(installation.leaf("eu"), "collector", access)
         event = Event.now("collector/eu", DriftReported(region="eu", model="m", score=score))
         subject = Subjects().report("eu", COLLECTOR, "drift-reported")
         await broker.publish(subject, event.model_dump_json().encode())

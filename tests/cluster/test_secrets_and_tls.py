@@ -1,0 +1,145 @@
+"""The Secrets of an installation, and everything that speaks TLS with what is in them: hub, API, standby, client."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from kubernetes import client
+
+from coordinator.api_access import token_middleware
+from coordinator.authority import COORDINATOR, TRUST
+from coordinator.certificates import is_good
+from coordinator.cli.client import ApiError, Client
+from coordinator.embedded.plan import free_ports
+from coordinator.identity_job import keep
+from coordinator.installation_secrets import API_TOKEN, CERT, complete
+from coordinator.standby_proxy import StandbyProxy
+from edge_agent.cluster_node import describe
+from fabric.broker import Broker
+from fabric.credentials import Access
+from fabric.errors import BrokerUnavailable, ConfigError
+from tests.cluster.api_server import ApiServer, Object
+from tests.conftest import NatsServer
+
+HOSTS = ["localhost", "127.0.0.1"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """All secrets of an installation as files."""
+    for files in complete({}, {}, "default", HOSTS):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None:
+    own, shared = complete({}, {}, "default", HOSTS)
+    assert complete(own, shared, "default", HOSTS) == (own, shared)
+    more, anew = complete(own, shared, "default", [*HOSTS, "hub.example.com"])
+    assert more == own
+    assert anew[CERT] != shared[CERT]
+    assert is_good(anew[CERT], ["hub.example.com"])
+    assert not is_good(shared[CERT], ["hub.example.com"])
+    assert "SO" not in shared[TRUST]  # no seed of an operator
+
+
+def test_the_hook_leaves_what_is_there_alone() -> None:
+    with ApiServer() as server:
+        api = client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
+        assert keep(api, "fl", "ft", "default", HOSTS) == ["ft-identity", "ft-servers"]
+        before = {name: server.one("secrets", name)["data"] for name in server.names("secrets")}
+        assert keep(api, "fl", "ft", "default", HOSTS) == []
+        assert keep(api, "fl", "ft", "default", [*HOSTS, "hub"]) == ["ft-servers"]
+        assert server.one("secrets", "ft-identity")["data"] == before["ft-identity"]
+
+
+async def test_a_hub_with_tls_lets_in_whoever_trusts_it_and_has_credentials(folder: Path) -> None:
+    (port,) = free_ports(1)
+    config = folder / "hub.conf"
+    config.write_text(
+        f"""listen: 127.0.0.1:{port}
+include "{TRUST}"
+resolver: {{ type: full, dir: "{folder}/accounts" }}
+tls {{ cert_file: "{folder}/tls.crt", key_file: "{folder}/tls.key" }}
+"""
+    )
+    server = NatsServer(config, port)
+    server.start()
+    url = f"tls://127.0.0.1:{port}"
+    try:
+        broker = await Broker.connect(url, "test", Access(folder / COORDINATOR, folder / "ca.crt"))
+        await broker.close()
+        with pytest.raises(BrokerUnavailable):
+            await Broker.connect(url, "test", Access(folder / COORDINATOR), wait_s=1)  # does not know its authority
+    finally:
+        server.kill()
+
+
+@asynccontextmanager
+async def serving(app: web.Application, folder: Path) -> AsyncIterator[str]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await site.start()
+    try:
+        yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_standby_passes_callers_on_with_their_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leader = web.Application(middlewares=token_middleware(folder / API_TOKEN))
+
+    async def echo(request: web.Request) -> web.Response:
+        return web.json_response({"path": request.path_qs, "body": (await request.read()).decode()})
+
+    leader.router.add_route("*", "/{path:.*}", echo)
+    proxy = StandbyProxy(folder / "ca.crt", "localhost")
+    async with serving(leader, folder) as url:
+        standby = web.Application()
+
+        async def pass_on(request: web.Request) -> web.StreamResponse:
+            return await proxy.pass_on(url, request)
+
+        standby.router.add_route("*", "/{path:.*}", pass_on)
+        async with serving(standby, folder) as other:
+            with pytest.raises(ConfigError, match="Set FEDTIDE_CA"):
+                await asyncio.to_thread(Client(other).get, "/v1/x")
+            monkeypatch.setenv("FEDTIDE_CA", str(folder / "ca.crt"))
+            with pytest.raises(ApiError, match="Set FEDTIDE_TOKEN"):
+                await asyncio.to_thread(Client(other).get, "/v1/x")
+            monkeypatch.setenv("FEDTIDE_TOKEN", (folder / API_TOKEN).read_text())
+            answer = await asyncio.to_thread(Client(other).post, "/v1/x?y=1", {"a": 1})
+            assert answer == {"path": "/v1/x?y=1", "body": '{"a": 1}'}
+            assert await asyncio.to_thread(Client(other).get, "/healthz")
+    await proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("labels", "cordoned", "wanted"),
+    [
+        ({}, False, {"spot": "false"}),
+        (
+            {"topology.kubernetes.io/zone": "a", "cloud.google.com/gke-spot": "true"},
+            True,
+            {"zone": "a", "spot": "true"},
+        ),
+        (
+            {"node.kubernetes.io/instance-type": "g5.xlarge", "eks.amazonaws.com/capacityType": "ON_DEMAND"},
+            False,
+            {"instance-type": "g5.xlarge", "spot": "false"},
+        ),
+    ],
+)
+def test_labels_of_the_cluster_become_labels_of_the_node(labels: Object, cordoned: bool, wanted: Object) -> None:
+    node = describe({"metadata": {"labels": labels}, "spec": {"unschedulable": cordoned} if cordoned else {}})
+    assert (node.labels, node.schedulable) == (wanted, not cordoned)
