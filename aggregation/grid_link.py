@@ -72,9 +72,8 @@ class GridLink:
         self.call(self._open())
 
     async def _open(self) -> None:
-        self._broker = await Broker.connect(
-            self._config.nats_url, f"aggregator-{self._config.run}", self._config.access
-        )
+        config = self._config
+        self._broker = await Broker.connect(config.nats_url, f"aggregator-{config.run}", config.access)
         self.storage = Storage(self._broker, self._config)
         self.ingest = Ingest.of(self._broker, self.storage, self._config)
         self.cohorts = Cohorts(self._broker, self._config)
@@ -262,10 +261,8 @@ class GridLink:
     async def _listen(self) -> None:
         durable = reply_consumer(self._config.run)
         async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
-            task, node = last_token(delivery.subject), delivery.subject.split(".")[-4]
-            asked = self._outstanding.get(task)
-            if not task.endswith(f"-{node}") or (asked is not None and asked.node.name != node):
-                log.warning("grid.reply_of_another", extra={"task": task, "node": node})
+            task = last_token(delivery.subject)
+            if not self._is_theirs(task, delivery.subject):
                 await delivery.ack()
                 continue
             known = self._taken.get(task) or (self._held or {}).get(task)
@@ -280,6 +277,11 @@ class GridLink:
                 self._taken[task] = delivery
             else:
                 self._held[task] = delivery
+
+    def _is_theirs(self, task: str, subject: str) -> bool:
+        """The broker vouches for the node in the subject: nobody answers for another."""
+        node, asked = subject.split(".")[-4], self._outstanding.get(task)
+        return task.endswith(f"-{node}") and (asked is None or asked.node.name == node)
 
     async def _take(self, delivery: Delivery) -> None:
         """Hand a reply to whoever waits for it. While rounds can be resumed, it is acknowledged with its round."""
@@ -303,7 +305,6 @@ class GridLink:
         except ValidationError as exc:
             raise MalformedMessage(f"reply does not decode: {exc.errors()[0]['msg']}") from exc
         sent = self._outstanding[last_token(delivery.subject)]
-
         self._blobs[reply.task] = [ref.digest for ref in reply.message.blobs()]
         check_size(reply, self._config.spec.policy.max_update_bytes)
         frames = await self.ingest.read(reply, sent.node, lambda: reply.task in self._outstanding)

@@ -177,13 +177,14 @@ class KubernetesLauncher:
         if kind == "DELETED":
             self._known.pop(name, None)
             self._report(job, GONE, "its Job was deleted")
+            self._spawn(self._remove_secrets())
             return
         self._known[name] = job
         run, attempt = _whose(job)
         ended = _ending(job)
         if ended is not None:
             self._spawn(self._ended_with(job, *ended))
-        elif not self._wanted(run, attempt):
+        elif kind == "LISTED" and not self._wanted(run, attempt):
             log.info("aggregator.orphan", extra={"job": name})
             self._reported.add(name)
             self._spawn(self._delete_patiently(name))

@@ -89,6 +89,11 @@ class ApiServer:
             (key,) = [k for k in self.objects if k[0] == plural and k[2] == name]
             self._store(key, {**copy.deepcopy(self.objects[key]), "status": status}, "MODIFIED")
 
+    def remove(self, plural: str, name: str) -> None:
+        with self._changed:
+            (key,) = [k for k in self.objects if k[0] == plural and k[2] == name]
+            self._store(key, copy.deepcopy(self.objects[key]), "DELETED")
+
     def names(self, plural: str) -> list[str]:
         with self._changed:
             return sorted(k[2] for k in self.objects if k[0] == plural)

@@ -1,0 +1,223 @@
+"""Both charts as real processes: rendered by Helm, with the files, arguments and Secrets that their pods would have.
+
+Only what a cluster does is played here: paths and addresses become those of this machine, and whoever
+creates a Job is given its pod as a process.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.cli.client import Client
+from coordinator.embedded.plan import free_ports, nats_server
+from coordinator.installation_secrets import API_TOKEN, complete
+from tests.cluster.api_server import ApiServer
+from tests.cluster.test_charts import CLOUD, EDGE, render
+from tests.conftest import APPS
+from tests.integration.installation import until
+
+LEAF_HOST = "ft-leaf.fl.svc"
+
+
+class Machine:
+    """One machine that plays all nodes: `files` is where each pod's mounts are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.api_server = ApiServer().__enter__()
+        names = ("client", "leaf_port", "api", "leaf_client", "monitor", "leaf_monitor")
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig")}
+        (folder / "kubeconfig").write_text(json.dumps(self._kubeconfig()))
+
+    def _kubeconfig(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": self.api_server.url}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        }
+
+    def here(self, text: str, pod: str) -> str:
+        """Paths and addresses of a pod as those of this machine."""
+        ports = self.ports
+        for theirs, ours in {
+            "/etc/": f"{self.folder}/{pod}/etc/",
+            "/data/": f"{self.folder}/{pod}/data/",
+            "/var/lib/fedtide": f"{self.folder}/{pod}/lib",
+            "tls://ft-nats.fl.svc:4222": f"tls://127.0.0.1:{ports['client']}",
+            f"tls://{LEAF_HOST}:4222": f"tls://127.0.0.1:{ports['leaf_client']}",
+            "tls://hub.example.com:7422": f"tls://127.0.0.1:{ports['leaf_port']}",
+            "0.0.0.0:4222": f"127.0.0.1:{ports['client' if pod == 'hub' else 'leaf_client']}",
+            "0.0.0.0:7422": f"127.0.0.1:{ports['leaf_port']}",
+            "0.0.0.0:8222": f"127.0.0.1:{ports['monitor' if pod == 'hub' else 'leaf_monitor']}",
+            '"http_port": 8443': f'"http_port": {ports["api"]}',
+            '"http_port": 8080': '"http_port": 0',
+            '"0.0.0.0"': '"127.0.0.1"',
+        }.items():
+            text = text.replace(theirs, ours)
+        return text
+
+    def mount(self, pod: str, place: str, files: dict[str, str]) -> Path:
+        target = self.folder / pod / place
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (target / name).write_text(self.here(text, pod) if name.endswith((".json", ".conf")) else text)
+        return target
+
+    def start(self, name: str, *argv: str, **more: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(argv, env={**self.environment, **more}, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def python(self, name: str, module: str, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+        return self.start(name, sys.executable, "-m", module, *arguments, **more)
+
+    def play_kubelet(self) -> None:
+        """The pod of every Job, as a process; what becomes of it is written into the Job."""
+
+        def run() -> None:
+            until(lambda: bool(self.api_server.names("jobs")), "a Job", 60)
+            (name,) = self.api_server.names("jobs")
+            job = self.api_server.one("jobs", name)
+            (container,) = job["spec"]["template"]["spec"]["containers"]
+            secret = self.api_server.one("secrets", name)["data"]
+            files = {k: base64.b64decode(v).decode() for k, v in secret.items()}
+            files["config.json"] = files["config.json"].replace('"/work"', f'"{self.folder}/job/work"')
+            self.mount("job", "etc/fedtide/run", files)
+            self.mount("job", "etc/fedtide/tls", {"ca.crt": self.ca})
+            (self.folder / "job" / "work").mkdir()
+            argument = self.here(container["args"][0], "job")
+            code = self.python("aggregator", "aggregation", argument).wait()
+            kind = "Complete" if code == 0 else "Failed"
+            self.api_server.set_status("jobs", name, {"conditions": [{"type": kind, "status": "True"}]})
+
+        threading.Thread(target=run, daemon=True).start()
+
+    @property
+    def ca(self) -> str:
+        return (self.folder / "ca.crt").read_text()
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.api_server.__exit__()
+
+
+@contextmanager
+def machine(folder: Path) -> Iterator[Machine]:
+    there = Machine(folder)
+    try:
+        yield there
+    finally:
+        there.stop()
+
+
+def config_maps(objects: list[dict[str, Any]]) -> dict[str, str]:
+    return {n: t for b in objects if b["kind"] == "ConfigMap" for n, t in b["data"].items()}
+
+
+def start_cloud(there: Machine) -> Client:
+    files = config_maps(render(CLOUD, {"regions": ["eu"]}))
+    own, servers = complete({}, {}, "default", ["localhost", "127.0.0.1", "ft-coordinator.fl.svc"])
+    (there.folder / "ca.crt").write_text(servers["ca.crt"])
+    there.mount("hub", "etc/nats/config", {"nats.conf": files["nats.conf"], "trust.conf": servers["trust.conf"]})
+    there.mount("hub", "etc/nats/tls", servers)
+    there.start("hub", nats_server(), "-c", str(there.folder / "hub/etc/nats/config/nats.conf"), POD_NAME="ft-nats-0")
+    there.mount("cloud", "etc/fedtide/identity", own)
+    there.mount("cloud", "etc/fedtide/tls", servers)
+    config = there.mount("cloud", "etc/fedtide/config", {"coordinator.json": files["coordinator.json"]})
+    there.python(
+        "coordinator",
+        "coordinator",
+        str(config / "coordinator.json"),
+        FEDTIDE_COORDINATOR_NAME="ft-coordinator-x",
+        FEDTIDE_ADVERTISE_URL=f"https://127.0.0.1:{there.ports['api']}",
+    )
+    there.environment |= {
+        "FEDTIDE_SERVER": f"https://127.0.0.1:{there.ports['api']}",
+        "FEDTIDE_CA": str(there.folder / "ca.crt"),
+        "FEDTIDE_TOKEN": own[API_TOKEN],
+    }
+    os.environ |= {k: there.environment[k] for k in ("FEDTIDE_CA", "FEDTIDE_TOKEN")}
+    client = Client(there.environment["FEDTIDE_SERVER"])
+    until(lambda: _answers(client), "the coordinator", 60)
+    return client
+
+
+def start_region(there: Machine, client: Client) -> None:
+    made = client.post("/v1/regions/eu/credentials", {"hosts": [LEAF_HOST, "127.0.0.1"]})
+    values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made["accounts"]}}
+    files = config_maps(render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2}}}))
+    secret = made["files"]
+    there.mount("leaf", "etc/nats/config", {"nats.conf": files["nats.conf"], "trust.conf": secret["trust.conf"]})
+    there.mount("leaf", "etc/nats/region", secret)
+    there.start("leaf", nats_server(), "-c", str(there.folder / "leaf/etc/nats/config/nats.conf"))
+    token = client.post("/v1/join-tokens", {"region": "eu", "uses": 2})["token"]
+    config = there.mount("workers", "etc/fedtide/config", {"collector.json": files["collector.json"]})
+    there.mount("workers", "etc/fedtide/region", secret)
+    there.python("collector", "edge_agent.drift_collector", str(config / "collector.json"))
+    for number, node in enumerate(("node-1", "node-2")):
+        own = {"FEDTIDE_NODE": node, "FEDTIDE_NODE_CONFIG": f'{{"partition-id": {number}, "num-partitions": 2}}'}
+        there.mount(node, "etc/fedtide/region", {"ca.crt": secret["ca.crt"]})
+        there.mount(node, "etc/fedtide/join", {"token": token})
+        config = there.mount(node, "etc/fedtide/config", {"agent.json": files["agent.json"]})
+        there.python(node, "edge_agent", "--config", str(config / "agent.json"), **own)
+    until(lambda: client.get("/v1/status")["nodes"]["online"] == 2, "the nodes", 60)
+
+
+def _ended(server: ApiServer) -> bool:
+    return all("status" in server.one("jobs", name) for name in server.names("jobs"))
+
+
+def _answers(client: Client) -> bool:
+    try:
+        return bool(client.get("/v1/status"))
+    except Exception:
+        return False
+
+
+@pytest.mark.slow
+def test_what_the_charts_render_runs_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDTIDE_CA", "")
+    monkeypatch.setenv("FEDTIDE_TOKEN", "")
+    with machine(tmp_path) as there:
+        client = start_cloud(there)
+        start_region(there, client)
+        there.play_kubelet()
+        fedtide = shutil.which("fedtide", path=Path(sys.executable).parent) or "fedtide"
+        started = subprocess.run(
+            [fedtide, "run", "start", "--app", str(APPS / "mean"), "-o", "json"],
+            env=there.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        run = json.loads(started.stdout)["run"]
+        until(lambda: client.get(f"/v1/runs/{run}")["state"] not in ("starting", "running"), "the end of the run", 60)
+        assert client.get(f"/v1/runs/{run}")["state"] == "completed", client.get(f"/v1/runs/{run}")
+        until(lambda: _ended(there.api_server), "the end of the Job", 30)
+        (name,) = there.api_server.names("jobs")
+        there.api_server.remove("jobs", name)  # its time to live is over
+        until(lambda: not there.api_server.names("secrets"), "the Secret of the run to be removed", 30)
