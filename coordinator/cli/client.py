@@ -56,10 +56,14 @@ class Client:
     def get(self, path: str) -> Any:
         return json.loads(self.call("GET", path))
 
-    def post(self, path: str, body: object) -> Any:
+    def post(self, path: str, body: object, key: str = "") -> Any:
+        """With the same `key` a second request starts nothing a second time."""
         # Sent again to another coordinator it must not start a second run.
-        key = {"Idempotency-Key": secrets.token_hex(8)}
-        return json.loads(self.call("POST", path, json.dumps(body).encode(), key))
+        headers = {"Idempotency-Key": key or secrets.token_hex(8)}
+        return json.loads(self.call("POST", path, json.dumps(body).encode(), headers))
+
+    def put(self, path: str, body: object) -> Any:
+        return json.loads(self.call("PUT", path, json.dumps(body).encode()))
 
     def call(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import jsonpatch
+
 Object = dict[str, Any]
 Key = tuple[str, str, str]
 """Plural, namespace, name."""
@@ -42,6 +44,8 @@ class ApiServer:
         self._compacted = 0
         self._changed = threading.Condition(threading.RLock())
         self._stopping = False
+        self.custom: list[tuple[str, str, str, str]] = []
+        """Group, version, plural and kind of custom resources."""
 
     def __enter__(self) -> ApiServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -114,6 +118,9 @@ class ApiServer:
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
         """What a request that is no watch gets."""
+        found = self._discovery(path)
+        if found is not None:
+            return found
         plural, namespace, name, sub = _parts(path)
         with self._changed:
             key = (plural, namespace, name)
@@ -129,8 +136,7 @@ class ApiServer:
             if key not in self.objects:
                 raise Refusal(404, "NotFound", f'{plural} "{name}" not found')
             if method == "PATCH":
-                patch = body if sub == "status" else {k: v for k, v in body.items() if k != "status"}
-                merged = _merged(self.objects[key], patch)
+                merged = _patched(self.objects[key], body, sub)
                 gone = merged["metadata"].get("deletionTimestamp") and not merged["metadata"].get("finalizers")
                 self._store(key, merged, "DELETED" if gone else "MODIFIED")
                 return merged
@@ -143,6 +149,38 @@ class ApiServer:
                     self._store(key, gone, "DELETED")
                 return gone
             return self.objects[key]
+
+    def _discovery(self, path: str) -> Object | None:
+        """Which kinds there are: those of `custom`."""
+        words = [w for w in path.split("/") if w]
+        groups = sorted({(group, version) for group, version, _, _ in self.custom})
+        if words == ["api"]:
+            return {"versions": ["v1"]}
+        if words == ["api", "v1"]:
+            spaces = {"name": "namespaces", "kind": "Namespace", "namespaced": False, "singularName": ""}
+            return {"resources": [{**spaces, "verbs": ["get", "list", "watch"]}]}
+        if words[-1] in ("namespaces", "customresourcedefinitions"):
+            raise Refusal(403, "Forbidden", "our Role is of one namespace")
+        if words == ["apis"]:
+            named = [
+                {
+                    "name": g,
+                    "preferredVersion": {"groupVersion": f"{g}/{v}", "version": v},
+                    "versions": [{"version": v}],
+                }
+                for g, v in groups
+            ]
+            return {"groups": named}
+        if words[0] == "apis" and tuple(words[1:]) in groups:
+            verbs = ["get", "list", "watch", "patch"]
+            kinds = [
+                {"name": plural + sub, "kind": kind, "namespaced": True, "verbs": verbs, "singularName": ""}
+                for group, version, plural, kind in self.custom
+                if (group, version) == tuple(words[1:])
+                for sub in ("", "/status")
+            ]
+            return {"resources": kinds}
+        return None
 
     def watch(self, path: str, query: dict[str, str], write: Callable[[str, Object], None]) -> None:
         plural, namespace, *_ = _parts(path)
@@ -253,6 +291,19 @@ def _label(labels: dict[str, str], term: str) -> bool:
         return labels.get(name) != value
     name, _, value = term.partition("=")
     return labels.get(name) == value
+
+
+def _patched(old: Object, body: Any, sub: str) -> Object:
+    """By JSON patch or merge patch; only a status patch changes the status, and nothing else."""
+    if isinstance(body, list):
+        try:
+            changed = jsonpatch.apply_patch(old, body)
+        except jsonpatch.JsonPatchTestFailed as exc:
+            raise Refusal(422, "Invalid", str(exc)) from exc
+    else:
+        changed = _merged(old, body)
+    mine = {"status": changed.get("status", {})} if sub == "status" else {**changed, "status": old.get("status", {})}
+    return {**old, **mine}
 
 
 def _merged(old: Any, patch: Any) -> Any:
