@@ -7,8 +7,10 @@ import sys
 import typer
 
 from coordinator.cli import system_commands
+from coordinator.cli.app_commands import apps_app
 from coordinator.cli.event_commands import events_app
 from coordinator.cli.fleet_commands import fleet_app
+from coordinator.cli.k8s_commands import k8s_app
 from coordinator.cli.model_commands import infer, models_app
 from coordinator.cli.rollout_commands import rollouts_app
 from coordinator.cli.run_commands import rounds_app, runs_app
@@ -34,7 +36,9 @@ for command in (
     system_commands.coordinator,
 ):
     app.command()(command)
+app.add_typer(apps_app, name="app")
 app.add_typer(fleet_app, name="fleet")
+app.add_typer(k8s_app, name="k8s")
 app.add_typer(runs_app, name="run")
 app.add_typer(rounds_app, name="round")
 app.add_typer(models_app, name="model")

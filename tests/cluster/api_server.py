@@ -46,6 +46,8 @@ class ApiServer:
         self._stopping = False
         self.custom: list[tuple[str, str, str, str]] = []
         """Group, version, plural and kind of custom resources."""
+        self.answers: dict[str, Object] = {}
+        """By path: what has no object behind it."""
 
     def __enter__(self) -> ApiServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -118,7 +120,7 @@ class ApiServer:
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
         """What a request that is no watch gets."""
-        found = self._discovery(path)
+        found = self.answers.get(path) or self._discovery(path)
         if found is not None:
             return found
         plural, namespace, name, sub = _parts(path)
@@ -163,12 +165,7 @@ class ApiServer:
             raise Refusal(403, "Forbidden", "our Role is of one namespace")
         if words == ["apis"]:
             named = [
-                {
-                    "name": g,
-                    "preferredVersion": {"groupVersion": f"{g}/{v}", "version": v},
-                    "versions": [{"version": v}],
-                }
-                for g, v in groups
+                {"name": g, "preferredVersion": _version_of(g, v), "versions": [_version_of(g, v)]} for g, v in groups
             ]
             return {"groups": named}
         if words[0] == "apis" and tuple(words[1:]) in groups:
@@ -207,6 +204,10 @@ class ApiServer:
                     self._faults.remove(entry)
                     return entry[1]
         return None
+
+
+def _version_of(group: str, version: str) -> Object:
+    return {"groupVersion": f"{group}/{version}", "version": version}
 
 
 def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901  # one class

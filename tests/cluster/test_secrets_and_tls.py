@@ -13,7 +13,7 @@ from aiohttp import web
 from kubernetes import client
 
 from coordinator.api_access import token_middleware
-from coordinator.authority import COORDINATOR, TRUST
+from coordinator.authority import COORDINATOR, OPERATOR, TRUST
 from coordinator.certificates import is_good
 from coordinator.cli.client import ApiError, Client
 from coordinator.embedded.plan import free_ports
@@ -47,7 +47,7 @@ def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None
     assert anew[CERT] != shared[CERT]
     assert is_good(anew[CERT], ["hub.example.com"])
     assert not is_good(shared[CERT], ["hub.example.com"])
-    assert "SO" not in shared[TRUST]  # no seed of an operator
+    assert own[OPERATOR] not in shared[TRUST]
 
 
 def test_the_hook_leaves_what_is_there_alone() -> None:
