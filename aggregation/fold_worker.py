@@ -99,7 +99,7 @@ class FoldWorker:
             log.exception("fold.crashed")
             answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
         told = answer.model_copy(update={"instance": self._instance})
-        await self._broker.tell(message.reply, told.model_dump_json().encode())
+        await self._broker.respond(message, told.model_dump_json().encode())
 
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         while True:

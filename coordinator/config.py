@@ -22,6 +22,7 @@ class CoordinatorConfig(Strict):
     ca_file: Path | None = Field(default=None, description="Whose certificates the broker may have; needed for tls://")
     regions: list[str] = Field(description="Regions whose leaf servers take part")
     tenant: str = "default"
+    stream_replicas: Literal[1, 3] = Field(default=1, description="Servers of the hub that hold each stream")
     data_dir: Path = Field(default=Path("fedtide-coordinator"), description="Logs and work files of local aggregators")
     kubernetes: Kubernetes | None = Field(default=None, description="Aggregators are Jobs; without it local processes")
     warm_aggregator: bool = Field(default=True, description="Keep a process ready for the next run, about 150 MB")

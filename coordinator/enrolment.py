@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from coordinator import certificates
-from coordinator.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, Authority
+from coordinator.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, TRUST, Authority
 from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
 from coordinator.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
@@ -53,6 +53,7 @@ class Enroller:
         self._authority = authority
         self._regions = config.regions
         self._folder = config.identity_dir or Path()
+        self._hub_ca = config.ca_file
         self._subjects = authority.subjects
         self._stale = asyncio.Event()
 
@@ -129,12 +130,14 @@ class Enroller:
             raise ConfigError("region", f"there is no region {region!r}", f"There are {', '.join(self._regions)}")
         made = self._authority.region_credentials(region)
         keys = [c.key.public for name, c in made.items() if name != "system.creds"]
+        certificate = self._certificate(hosts) if hosts else {}
         await self._engine.submit(RegionIssued(region=region, keys=keys))
         withdrawn = {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
-        files = {"trust.conf": self._authority.trust(withdrawn), **{name: c.text for name, c in made.items()}}
-        if hosts:
-            files |= self._certificate(hosts)
-        return files
+        return {
+            TRUST: self._authority.trust(withdrawn),
+            **{name: c.text for name, c in made.items()},
+            **certificate,
+        }
 
     def _certificate(self, hosts: Sequence[str]) -> dict[str, str]:
         ca = [self._folder / name for name in (CA_CERT, CA_KEY)]
@@ -142,7 +145,9 @@ class Enroller:
             raise CapabilityMissing("there is no authority here that signs certificates", "Use your own for the leaf")
         ca_cert, ca_key = (file.read_text(encoding="utf-8") for file in ca)
         cert, key = certificates.server(ca_cert, ca_key, hosts)
-        return {CA_CERT: ca_cert, CERT: cert, KEY: key}
+        # The hub's certificate may come from elsewhere: nodes believe its authority and ours.
+        hub = self._hub_ca.read_text(encoding="utf-8") if self._hub_ca is not None else ca_cert
+        return {CA_CERT: hub if hub == ca_cert else f"{hub.rstrip()}\n{ca_cert}", CERT: cert, KEY: key}
 
     @property
     def accounts(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from fabric.identity_events import (
     NodeRevoked,
     RegionIssued,
 )
+from fabric.subjects import RESERVED
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -23,6 +24,7 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 @dataclass(frozen=True, slots=True)
 class Token:
     created: JoinTokenCreated
+    at: datetime
     used: int = 0
     revoked: bool = False
 
@@ -34,8 +36,12 @@ class NodeIdentity:
     node: str
     region: str
     keys: tuple[tuple[str, datetime], ...] = ()
-    revoked: bool = False
+    revoked_at: datetime | None = None
     reason: str = ""
+
+    @property
+    def revoked(self) -> bool:
+        return self.revoked_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ def step(state: Identities, event: IdentityEvent, at: datetime) -> tuple[Identit
             if name in state.tokens:
                 raise InvalidTransition(f"there is a token {name} already")
             alive = {n: t for n, t in state.tokens.items() if t.created.expires_at > at}
-            return replace(state, tokens={**alive, name: Token(event)}), ()
+            return replace(state, tokens={**alive, name: Token(event, at)}), ()
         case JoinTokenRevoked(token=name):
             token = state.tokens.get(name)
             if token is None:
@@ -70,7 +76,7 @@ def step(state: Identities, event: IdentityEvent, at: datetime) -> tuple[Identit
             known = state.nodes.get(name)
             if known is None:
                 raise InvalidTransition(f"node {name} has no credentials")
-            nodes = {**state.nodes, name: replace(known, keys=(), revoked=True, reason=reason)}
+            nodes = {**state.nodes, name: replace(known, keys=(), revoked_at=at, reason=reason)}
             return _withdraw(replace(state, nodes=nodes), known.keys, at)
         case RegionIssued(region=region, keys=keys):
             old = state.regions.get(region, ())
@@ -90,6 +96,10 @@ def why_not(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[str, 
         return f"the join token is for region {token.created.region!r}, not {event.region!r}", ask
     if known is not None and _holds(known, event.key):
         return None  # the answer was lost: it is asked again
+    if event.node in RESERVED:
+        return f"the node name {event.node!r} is taken", "Give the node another name"
+    if known is not None and known.revoked_at is not None and token.at <= known.revoked_at:
+        return f"node {event.node!r} was revoked after this token was made", ask
     if token.used >= token.created.uses:
         return f"all {token.created.uses} uses of the join token are spent", ask
     if known is not None and not known.revoked and _alive(known.keys, at) and not token.created.replaces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 from aiohttp import web
 from pydantic import Field
@@ -34,7 +35,7 @@ class RevokeRequest(Strict):
 class RegionRequest(Strict):
     """Names under which nodes reach the region's leaf."""
 
-    hosts: list[str] = []
+    hosts: list[Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,252})$")]] = []
 
 
 class IdentityApi:

@@ -34,9 +34,10 @@ def complete(
         own |= {**authority.files(), OPERATOR: operator_seed}
     own.setdefault(API_TOKEN, secrets.token_urlsafe(32))
     if CA_KEY not in own:
-        shared[CA_CERT], own[CA_KEY] = certificates.authority("fedtide")
+        own[CA_CERT], own[CA_KEY] = certificates.authority("fedtide")
         shared.pop(CERT, None)
-    own[CA_CERT] = shared[CA_CERT]
+    own.setdefault(CA_CERT, shared.get(CA_CERT, ""))
+    shared[CA_CERT] = own[CA_CERT]
     shared[TRUST] = own[TRUST]
     if CERT not in shared or not certificates.is_good(shared[CERT], hosts):
         shared[CERT], shared[KEY] = certificates.server(shared[CA_CERT], own[CA_KEY], hosts)

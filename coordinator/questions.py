@@ -33,7 +33,7 @@ class Questions:
             question = CohortQuestion.model_validate_json(message.data)
         except ValidationError as exc:
             raise MalformedMessage(f"question: {exc.errors()[0]['msg']}") from exc
-        await self._broker.tell(message.reply, self._answer(question).model_dump_json().encode())
+        await self._broker.respond(message, self._answer(question).model_dump_json().encode())
 
     def _answer(self, question: CohortQuestion) -> Cohort:
         world = self._engine.world

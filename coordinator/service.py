@@ -53,7 +53,7 @@ async def serve(config: CoordinatorConfig) -> None:
         stack.push_async_callback(door.close)
         url = await door.open()
         broker, subjects = links.broker, Subjects(config.tenant)
-        topology = Topology(broker, subjects)
+        topology = Topology(broker, subjects, config.stream_replicas)
         await topology.create_missing()
         leadership = Leadership(broker, subjects, config.name, url)
         stack.push_async_callback(_release, leadership)

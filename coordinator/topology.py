@@ -23,21 +23,22 @@ class Topology:
     and only then does the hub collect from the region.
     """
 
-    def __init__(self, broker: Broker, subjects: Subjects) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, replicas: int = 1) -> None:
+        self._replicas = replicas
         self._broker = broker
         self._subjects = subjects
         self._one_at_a_time = asyncio.Lock()
 
     async def create_missing(self) -> None:
         """The hub's streams if there are none: all that a standby may do."""
-        for config in hub_streams(self._subjects, ()):
+        for config in hub_streams(self._subjects, (), self._replicas):
             await self._broker.ensure_stream(config, update=False)
 
     async def ensure_hub(self) -> None:
         """The hub's streams; what it collects from already goes on."""
         async with self._one_at_a_time:
             known = await self._broker.sourced_domains(UP)
-            for config in hub_streams(self._subjects, known):
+            for config in hub_streams(self._subjects, known, self._replicas):
                 await _until_ensured(self._broker, config, None)
 
     async def ensure_region(self, region: str) -> None:
@@ -51,7 +52,7 @@ class Topology:
         async with self._one_at_a_time:
             known = await self._broker.sourced_domains(UP)
             for regions in [known - {region}, known | {region}] if region in known else [known | {region}]:
-                for config in hub_streams(self._subjects, regions):
+                for config in hub_streams(self._subjects, regions, self._replicas):
                     if config["name"] == UP:
                         await _until_ensured(self._broker, config, None)
         log.info("region.ready", extra={"region": region})

@@ -28,7 +28,7 @@ from edge_agent.serving import Serving
 from edge_agent.tasks import TaskLoop
 from fabric.broker import Broker
 from fabric.credentials import Access
-from fabric.errors import BrokerUnavailable, CredentialsRefused, MalformedMessage, TransientError
+from fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
 from fabric.events import Event, EventData, NodeJoined
 from fabric.ids import new_id
 from fabric.jetstream import Received
@@ -90,11 +90,13 @@ class Agent:
 
     async def _keep_connected(self, store: ModelStore) -> None:
         """Everything that needs the broker, for ever. A node that is not let in goes on serving, and asks again."""
+        refused = False
         while True:
             try:
-                access = await Enrolment(self._config).access()
+                access = await Enrolment(self._config).access(refused=refused)
                 await self._connected(store, access)
-            except (CredentialsRefused, EnrolmentRefused, BrokerUnavailable) as exc:
+            except (CredentialsRefused, EnrolmentRefused, BrokerUnavailable, ConfigError) as exc:
+                refused = isinstance(exc, CredentialsRefused)
                 log.error("agent.not_let_in", extra={"reason": str(exc)})
             await asyncio.sleep(NOT_LET_IN_S)
 
@@ -106,6 +108,7 @@ class Agent:
             config, store, broker, self._serving, self._report_phase, self._comparisons.begin, self._comparisons.end
         )
         drift = DriftWatch(config, broker)
+        ending: list[Exception] = []
         self._serving.observers.append(drift.observe)
         try:
             async with asyncio.TaskGroup() as group:
@@ -118,13 +121,15 @@ class Agent:
                 group.create_task(self._follow_cluster(), name="cluster")
                 group.create_task(Renewals(config, broker, access).run(), name="renewals")
                 group.create_task(self._until_closed(broker), name="connection")
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        except* (CredentialsRefused, EnrolmentRefused, BrokerUnavailable, ConfigError) as failures:
+            ending.append(failures.exceptions[0])
         finally:
             self._serving.observers.remove(drift.observe)
             with suppress(TransientError):
                 await broker.tell(self._subjects.telemetry(config.region, config.node), b'{"bye": true}')
             await broker.close()
+        if ending:
+            raise ending[0]
 
     async def _until_closed(self, broker: Broker) -> None:
         await broker.until_closed()

@@ -58,16 +58,20 @@ class Enrolment:
         self.config = config
         self._file = config.credentials or config.data_dir / "identity.creds"
 
-    async def access(self) -> Access:
+    async def access(self, *, refused: bool = False) -> Access:
         """What to connect with; waits for the broker and the coordinator as long as it takes.
+
+        Args:
+            refused: the credentials that are here were: a token is tried. They stay until it has brought others.
 
         Raises:
             EnrolmentRefused: the token does not, or no longer, let this node in.
             ConfigError: what is configured is no token.
         """
-        if self._file.exists() and Credentials.load(self._file).lifetime_left > 0:
+        good = self._file.exists() and Credentials.load(self._file).lifetime_left > 0
+        token = self._token() if refused or not good else None
+        if good and token is None:
             return Access(self._file, self.config.ca_file)
-        token = self._token()
         if token is None:
             if self._file.exists():
                 raise EnrolmentRefused("the credentials have expired", "Give the node a new join token")
@@ -81,7 +85,7 @@ class Enrolment:
             try:
                 text = file.read_text(encoding="utf-8").strip()
             except OSError as exc:
-                raise EnrolmentRefused(f"{file} cannot be read: {exc.strerror}", "Put a join token there") from exc
+                log.info("enrolment.no_token", extra={"file": str(file), "reason": str(exc)})
         return JoinToken(text) if text else None
 
     async def _enrol(self, token: JoinToken) -> None:

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from fabric.credentials import Access
-from fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, TooLarge
+from fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, MalformedMessage, TooLarge
 from fabric.jetstream import (
     Ack,
     Received,
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
 NO_ACCESS = Access()
+INBOX = "_INBOX."
 _REFUSALS = ("authorization violation", "authentication revoked", "authentication expired")
 _REFUSED = "They were revoked, expired, or are another installation's: enrol with a new join token"
 
@@ -157,6 +158,12 @@ class Broker(StreamReads):
         """As `ask`, with headers both ways."""
         return received(await self._request(subject, data, timeout_s, headers or None))
 
+    async def respond(self, asked: Received, data: bytes) -> None:
+        """Answer a request. Only to an inbox: an asker could name any subject, and we may publish where he may not."""
+        if not asked.reply.startswith(INBOX):
+            raise MalformedMessage(f"a question on {asked.subject} wants its answer on {asked.reply!r}")
+        await self.tell(asked.reply, data)
+
     async def tell(self, subject: str, data: bytes) -> None:
         """Publish without storage or confirmation."""
         try:
@@ -221,7 +228,7 @@ class Broker(StreamReads):
                 log.warning("broker.answer_lost", extra={"subject": message.subject, "reason": str(exc)})
 
         async def take(message: Msg) -> None:
-            if message.reply:
+            if message.reply.startswith(INBOX):
                 task = asyncio.create_task(reply(message))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)

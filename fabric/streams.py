@@ -16,8 +16,13 @@ HUB_DOMAIN = "hub"
 Config = dict[str, object]
 
 
-def hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
-    """The event log, everything that goes down, and the collection of what comes up."""
+def hub_streams(subjects: Subjects, regions: Iterable[str], replicas: int = 1) -> list[Config]:
+    """The event log, everything that goes down, and the collection of what comes up, on so many servers each."""
+    copies = {"num_replicas": replicas} if replicas > 1 else {}
+    return [{**config, **copies} for config in _hub_streams(subjects, regions)]
+
+
+def _hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
     return [
         {
             "name": EVENTS,

@@ -49,6 +49,7 @@ class Kubernetes(Strict):
     grace_s: int = Field(default=120, ge=10, description="From SIGTERM to SIGKILL: a checkpoint must be written")
     pending_s: float = Field(default=900.0, gt=0, description="A Job whose pod does not start is given up after this")
     labels: dict[str, str] = {}
+    ca_secret: str = Field(default="", description="Secret with the hub's `ca.crt`; default: RELEASE-servers")
 
 
 def name_of(config: Kubernetes, run: str, attempt: int) -> str:
@@ -121,10 +122,10 @@ def _metadata(config: Kubernetes, command: LaunchAggregator, tenant: str) -> Man
         COMPONENT: "aggregator",
         f"{PREFIX}run": command.run,
         f"{PREFIX}attempt": str(command.attempt),
-        f"{PREFIX}tenant": tenant,
+        f"{PREFIX}tenant": tenant.strip("-_"),  # a label must not end so
     }
     if command.spec.model:
-        labels[f"{PREFIX}model"] = command.spec.model
+        labels[f"{PREFIX}model"] = command.spec.model.strip("-_")
     return {"name": name_of(config, command.run, command.attempt), "namespace": config.namespace, "labels": labels}
 
 
@@ -168,7 +169,7 @@ def _pod(config: Kubernetes, command: LaunchAggregator, model_bytes: int | None)
             {
                 "name": "tls",
                 "secret": {
-                    "secretName": f"{config.release}-servers",
+                    "secretName": config.ca_secret or f"{config.release}-servers",
                     "items": [{"key": "ca.crt", "path": "ca.crt"}],
                     "optional": True,
                 },

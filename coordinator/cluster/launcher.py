@@ -9,11 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import urllib3
 from kubernetes import client
-from kubernetes.client.exceptions import ApiException
 
 from coordinator.cluster import job_manifest
+from coordinator.cluster.api_calls import Exists, Refused, call
 from coordinator.cluster.job_manifest import AGGREGATORS, CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR, Kubernetes
 from coordinator.cluster.object_watch import ObjectWatch
 from coordinator.commands import LaunchAggregator
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 
 REFUSED = CapabilityMissing.exit_code
 RETRY_S = 1.0
-_ABSENT, _EXISTS, _BUSY = 404, 409, 429
 
 ModelBytes = Callable[[RunSpec], int | None]
 IsWanted = Callable[[str, int], bool]
@@ -62,6 +60,7 @@ class KubernetesLauncher:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._known: dict[str, dict[str, Any]] = {}
         self._reported: set[str] = set()
+        self._started: set[str] = set()
         self._given_up: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: ObjectWatch | None = None
@@ -90,12 +89,12 @@ class KubernetesLauncher:
             await self._end(command.run, but=command.attempt)
             try:
                 await self._create(command)
-            except _Refused as exc:
+            except Refused as exc:
                 await self._exited(command.run, command.attempt, REFUSED, str(exc))
 
     async def _create(self, command: LaunchAggregator) -> None:
         name = job_manifest.name_of(self._kubernetes, command.run, command.attempt)
-        if await self._call(self._jobs.read_namespaced_job, name, self._namespace, absent_is_fine=True) is not None:
+        if await call(self._jobs.read_namespaced_job, name, self._namespace, absent_is_fine=True) is not None:
             return
         config = worker_config(command, self._config, WORK_DIR)
         files = {}
@@ -108,19 +107,23 @@ class KubernetesLauncher:
         files["config.json"] = json.dumps(config)
         secret = job_manifest.secret(self._kubernetes, command, self._config.tenant, files)
         try:
-            await self._call(self._core.create_namespaced_secret, self._namespace, secret)
-        except _Exists:
+            await call(self._core.create_namespaced_secret, self._namespace, secret)
+        except Exists:
             # This attempt was begun before, by whoever led then, and its Job is gone: its task ids are used up.
             await self._exited(command.run, command.attempt, GONE, "its Job was gone when the coordinator came back")
             return
         size = self._model_bytes(command.spec)
         job = job_manifest.job(self._kubernetes, command, self._config.tenant, size)
         try:
-            await self._call(self._jobs.create_namespaced_job, self._namespace, job)
-        except (TransientError, _Refused):
-            # Without the Secret the next try begins anew.
+            await call(self._jobs.create_namespaced_job, self._namespace, job)
+        except Refused:
             await self._delete_secret(name)
             raise
+        except TransientError:
+            # Its answer may be all that was lost. Without a Job the next try begins anew, without the Secret.
+            if await call(self._jobs.read_namespaced_job, name, self._namespace, absent_is_fine=True) is None:
+                await self._delete_secret(name)
+                raise
         log.info("aggregator.launched", extra={"run": command.run, "job": name})
 
     async def stop(self, run: str) -> None:
@@ -145,18 +148,18 @@ class KubernetesLauncher:
     async def _end(self, run: str, but: int | None) -> None:
         """Delete all Jobs of a run but one, and wait until their pods are gone: two would take each other's answers."""
         selector = f"{self._selector()},{PREFIX}run={run}" + (f",{PREFIX}attempt!={but}" if but is not None else "")
-        jobs = await self._call(self._jobs.list_namespaced_job, self._namespace, label_selector=selector)
+        jobs = await call(self._jobs.list_namespaced_job, self._namespace, label_selector=selector)
         for job in jobs.items:
             self._reported.add(job.metadata.name)
             await self._delete(job.metadata.name)
         while jobs.items:
-            pods = await self._call(self._core.list_namespaced_pod, self._namespace, label_selector=selector)
+            pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=selector)
             if not any(pod.status is None or pod.status.phase in ("Pending", "Running") for pod in pods.items):
                 return
             await asyncio.sleep(RETRY_S)  # pods end in their own time; a second watch would be dearer
 
     async def _delete(self, name: str) -> None:
-        await self._call(
+        await call(
             self._jobs.delete_namespaced_job,
             name,
             self._namespace,
@@ -165,7 +168,7 @@ class KubernetesLauncher:
         )
 
     async def _delete_secret(self, name: str) -> None:
-        await self._call(self._core.delete_namespaced_secret, name, self._namespace, absent_is_fine=True)
+        await call(self._core.delete_namespaced_secret, name, self._namespace, absent_is_fine=True)
 
     def _on_list(self, names: set[str]) -> None:
         for name in set(self._known) - names:
@@ -188,9 +191,22 @@ class KubernetesLauncher:
             log.info("aggregator.orphan", extra={"job": name})
             self._reported.add(name)
             self._spawn(self._delete_patiently(name))
-        elif (job.get("status") or {}).get("ready"):
-            self._forget_deadline(name)
-        elif name not in self._given_up and not (job["spec"].get("suspend")):
+        elif job["spec"].get("suspend") and name in self._started:
+            # Kueue took its place away and would start the same attempt again.
+            self._report(job, GONE, "preempted: its queue suspended it", preempted=True)
+            self._spawn(self._delete_patiently(name))
+        elif (job.get("status") or {}).get("active"):
+            self._started.add(name)
+            if job["status"].get("ready"):
+                self._forget_deadline(name)
+            else:
+                self._set_deadline(job)
+        elif not job["spec"].get("suspend"):
+            self._set_deadline(job)
+
+    def _set_deadline(self, job: dict[str, Any]) -> None:
+        name = job["metadata"]["name"]
+        if name not in self._given_up:
             loop = asyncio.get_running_loop()
             self._given_up[name] = loop.call_later(self._kubernetes.pending_s, self._give_up, job)
 
@@ -204,7 +220,7 @@ class KubernetesLauncher:
             async with self._locks[run]:
                 self._reported.add(name)
                 await self._delete(name)
-        except (TransientError, _Refused) as exc:
+        except TransientError as exc:
             log.warning("aggregator.give_up_waits", extra={"job": name, "reason": str(exc)})
             self._reported.discard(name)
             self._given_up[name] = asyncio.get_running_loop().call_later(RETRY_S, self._give_up, job)
@@ -213,7 +229,7 @@ class KubernetesLauncher:
 
     async def _why_pending(self, name: str) -> str:
         """What the scheduler, or the controller that could not make a pod, says."""
-        pods = await self._call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
+        pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
         for pod in pods.items:
             for condition in (pod.status.conditions if pod.status is not None else None) or []:
                 if condition.type == "PodScheduled" and condition.status == "False":
@@ -222,7 +238,7 @@ class KubernetesLauncher:
                 waiting = container.state.waiting if container.state is not None else None
                 if waiting is not None:
                     return f"{waiting.reason}: {waiting.message or 'see kubectl describe pod'}"
-        events = await self._call(
+        events = await call(
             self._core.list_namespaced_event, self._namespace, field_selector=f"involvedObject.name={name}"
         )
         said = [event.message for event in events.items if event.type == "Warning"]
@@ -234,14 +250,14 @@ class KubernetesLauncher:
             return
         self._forget_deadline(name)
         try:
-            pods = await self._call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
+            pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
             for pod in pods.items:
                 for container in (pod.status.container_statuses if pod.status is not None else None) or []:
                     done = container.state.terminated if container.state is not None else None
                     if done is not None:
                         code = done.exit_code
-                        reason = (done.message or "").strip().splitlines()[-1:][0] if done.message else reason
-        except (TransientError, _Refused) as exc:
+                        reason = ((done.message or "").strip().splitlines() or [reason])[-1]
+        except TransientError as exc:
             log.info("aggregator.pod_not_read", extra={"job": name, "reason": str(exc)})
         self._report(job, code, f"preempted: {reason}" if preempted else reason, preempted=preempted)
 
@@ -261,21 +277,19 @@ class KubernetesLauncher:
             try:
                 await self._delete(name)
                 return
-            except (TransientError, _Refused) as exc:
+            except TransientError as exc:
                 log.info("aggregator.delete_waits", extra={"job": name, "reason": str(exc)})
                 await asyncio.sleep(RETRY_S)
 
     async def _remove_secrets(self) -> None:
         """Secrets of attempts that nobody wants any more."""
         try:
-            found = await self._call(
-                self._core.list_namespaced_secret, self._namespace, label_selector=self._selector()
-            )
+            found = await call(self._core.list_namespaced_secret, self._namespace, label_selector=self._selector())
             for secret in found.items:
                 labels = secret.metadata.labels
                 if not self._wanted(labels[f"{PREFIX}run"], int(labels[f"{PREFIX}attempt"])):
                     await self._delete_secret(secret.metadata.name)
-        except (TransientError, _Refused) as exc:
+        except TransientError as exc:
             log.info("aggregator.secrets_left", extra={"reason": str(exc)})
 
     def _selector(self) -> str:
@@ -285,29 +299,6 @@ class KubernetesLauncher:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _call(self, call: Any, *arguments: Any, absent_is_fine: bool = False, **more: Any) -> Any:
-        """One request, in a thread; errors as ours."""
-        try:
-            return await asyncio.to_thread(call, *arguments, **more)
-        except ApiException as exc:
-            if exc.status == _ABSENT and absent_is_fine:
-                return None
-            if exc.status == _EXISTS:
-                raise _Exists(_message(exc)) from exc
-            if exc.status == _BUSY or (exc.status or 500) >= 500:
-                raise TransientError(f"the Kubernetes API says {exc.status}: {_message(exc)}") from exc
-            raise _Refused(_remedy(exc)) from exc
-        except (urllib3.exceptions.HTTPError, OSError) as exc:
-            raise TransientError(f"the Kubernetes API does not answer: {exc}") from exc
-
-
-class _Refused(Exception):
-    """The API server says no, and will again."""
-
-
-class _Exists(_Refused):
-    """There is one of that name."""
 
 
 def _whose(job: dict[str, Any]) -> tuple[str, int]:
@@ -326,19 +317,3 @@ def _ending(job: dict[str, Any]) -> tuple[int, str, bool] | None:
             said = condition.get("message", "") or condition.get("reason", "")
             return 1, said, "DisruptionTarget" in said
     return None
-
-
-def _message(error: ApiException) -> str:
-    try:
-        return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return str(error.reason)
-
-
-def _remedy(error: ApiException) -> str:
-    said = _message(error)
-    if "exceeded quota" in said:
-        return f"{said}. Raise the namespace's ResourceQuota, or wait for other runs"
-    if error.status in (401, 403):
-        return f"{said}. The coordinator's Role lacks it: upgrade the Helm release"
-    return f"the Kubernetes API refuses the Job: {said}"

@@ -73,7 +73,7 @@ class ObjectWatch:
                 wait_s = min(LONGEST_WAIT_S, wait_s * 2)
 
     def _list(self) -> str:
-        found = self._listing(**self._arguments, _preload_content=False)
+        found = self._listing(**self._arguments, _preload_content=False, _request_timeout=(5.0, 30.0))
         body = _json(found)
         for item in body["items"]:
             self._tell("LISTED", item)

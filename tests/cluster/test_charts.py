@@ -118,6 +118,7 @@ def test_the_coordinator_may_do_what_it_does_and_no_more() -> None:
         (CLOUD, {"nats": {"replicas": 2}}, "/nats/replicas"),
         (CLOUD, {"nats": {"storage": {"size": "20G"}}}, "/nats/storage/size"),
         (CLOUD, {"ingress": {"enabled": True}}, "set ingress.host"),
+        (CLOUD, {"serviceMonitor": {"enabled": True}}, "set networkPolicy.ingressFrom"),
         (CLOUD, {"coordinater": {}}, "'coordinater' not allowed"),
         (CLOUD, {"aggregator": {"tiers": [{"resources": {"nvidia.com/gpu": "one"}}]}}, "nvidia.com"),
         (EDGE, {"region": ""}, "one of the cloud chart's regions"),

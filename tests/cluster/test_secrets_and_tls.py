@@ -44,6 +44,7 @@ def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None
     assert complete(own, shared, "default", HOSTS) == (own, shared)
     more, anew = complete(own, shared, "default", [*HOSTS, "hub.example.com"])
     assert more == own
+    assert complete(own, {}, "default", HOSTS)[1]["ca.crt"] == shared["ca.crt"]  # the other Secret was lost
     assert anew[CERT] != shared[CERT]
     assert is_good(anew[CERT], ["hub.example.com"])
     assert not is_good(shared[CERT], ["hub.example.com"])

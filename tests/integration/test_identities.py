@@ -227,3 +227,24 @@ def _is_refused(url: str, file: Path) -> bool:
         return False
 
     return asyncio.run(ask())
+
+
+async def test_a_token_from_before_does_not_undo_a_revocation(installation: Installation, tmp_path: Path) -> None:
+    token = await asyncio.to_thread(_token, installation, "--uses", "5")
+    enrolment = _enrolment(installation, tmp_path, token, "lost-1")
+    await enrolment.access()
+    assert installation.run("fleet", "revoke", "lost-1").returncode == 0
+    with pytest.raises(EnrolmentRefused, match="revoked after this token was made"):
+        await enrolment.access(refused=True)
+    newer = await asyncio.to_thread(_token, installation)
+    access = await _enrolment(installation, tmp_path, newer, "lost-1").access(refused=True)
+    await (await Broker.connect(installation.leaf("eu"), "lost", access)).close()
+    with pytest.raises(EnrolmentRefused, match="'collector' is taken"):
+        await _named(installation, tmp_path, newer, "collector").access()
+
+
+def _named(there: Installation, folder: Path, token: str, node: str) -> Enrolment:
+    """As somebody would who does not use our configuration."""
+    enrolment = _enrolment(there, folder, token, "harmless")
+    enrolment.config = enrolment.config.model_copy(update={"node": node})
+    return enrolment

@@ -46,9 +46,14 @@ imagePullSecrets:
 {{- end }}
 {{- /* What a person has to know before anything is installed. */ -}}
 {{- define "fedtide.check" -}}
+{{- if gt (len .Release.Name) 40 }}{{ fail (printf "the release name %q has more than 40 characters: choose a shorter one" .Release.Name) }}{{ end }}
+{{- with .Values.regionalAggregators.keda }}{{ if and .enabled (not (and .endpoint .account)) }}{{ fail "regionalAggregators.keda.enabled is true: set its endpoint (HOST:8222 of the hub's monitoring) and account (the tenant's public key, from fedtide fleet region)" }}{{ end }}{{ end }}
+{{- $old := lookup "apps/v1" "StatefulSet" .Release.Namespace (printf "%s-nats" (include "fedtide.name" .)) }}
+{{- if and $old .Values.nats.enabled (ne (int $old.spec.replicas) (int .Values.nats.replicas)) }}{{ fail (printf "nats.replicas is %d where %d are installed: a hub cannot change from one server to three in place. Install a second release and move" (int .Values.nats.replicas) (int $old.spec.replicas)) }}{{ end }}
 {{- if and (not .Values.nats.enabled) (not .Values.nats.externalUrl) }}{{ fail "nats.enabled is false: set nats.externalUrl to the hub's address, e.g. tls://nats.example.com:4222" }}{{ end }}
 {{- if not .Values.regions }}{{ fail "regions is empty: name the regions that will join, e.g. --set regions='{eu-west,us-east}'" }}{{ end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.host) }}{{ fail "ingress.enabled is true: set ingress.host to the name under which the API is reached" }}{{ end }}
+{{- if and .Values.networkPolicy.enabled (or .Values.ingress.enabled .Values.serviceMonitor.enabled) (not .Values.networkPolicy.ingressFrom) }}{{ fail "ingress or serviceMonitor is enabled, and network policies let nobody outside this namespace in: set networkPolicy.ingressFrom to the ingress controller's or Prometheus' namespace, e.g. [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ingress-nginx}}}]" }}{{ end }}
 {{- if and .Values.regionalAggregators.enabled (not (and .Values.regionalAggregators.region .Values.regionalAggregators.credentialsSecret .Values.regionalAggregators.leafUrl)) }}{{ fail "regionalAggregators.enabled is true: set its region, leafUrl and credentialsSecret (fedtide fleet region REGION --out DIR writes regional.creds)" }}{{ end }}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef) }}{{ fail "tls.certManager.enabled is true: set tls.certManager.issuerRef, e.g. {name: ca, kind: ClusterIssuer}" }}{{ end }}
 {{- end }}

@@ -34,6 +34,7 @@ imagePullSecrets:
 {{- end }}
 {{- define "edge.agentImage" -}}{{ .Values.image.registry }}/fedtide-agent{{ ternary "-train" "" .Values.agent.train }}:{{ include "edge.tag" . }}{{- end }}
 {{- define "edge.natsUrl" -}}tls://{{ include "edge.name" . }}-leaf.{{ .Release.Namespace }}.svc:4222{{- end }}
+{{- define "edge.priority" -}}{{ .Release.Namespace }}-{{ include "edge.name" . }}-agent-{{ mul -1 (int .Values.agent.priority) }}{{- end }}
 {{- define "edge.check" -}}
 {{- if not .Values.region }}{{ fail "region is empty: set it to one of the cloud chart's regions" }}{{ end }}
 {{- if not .Values.hub.url }}{{ fail "hub.url is empty: set it to where the hub takes leaves, e.g. tls://hub.example.com:7422" }}{{ end }}
