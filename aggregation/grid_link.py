@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from aggregation.cohorts import Cohorts
 from aggregation.config import WorkerConfig
-from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size
+from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size, is_theirs
 from aggregation.ingest import Ingest, Refused
 from aggregation.storage import Storage
 from fabric.broker import Broker
@@ -262,11 +262,11 @@ class GridLink:
         durable = reply_consumer(self._config.run)
         async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
             task = last_token(delivery.subject)
-            if not self._is_theirs(task, delivery.subject):
-                await delivery.ack()
-                continue
             known = self._taken.get(task) or (self._held or {}).get(task)
-            if task in self._outstanding:
+            asked = self._outstanding.get(task)
+            if not is_theirs(delivery.subject, task, asked.node.name if asked is not None else None):
+                await delivery.ack()
+            elif asked is not None:
                 await self._take(delivery)
             elif self._held is None or task in self._closed:
                 await delivery.ack()
@@ -277,11 +277,6 @@ class GridLink:
                 self._taken[task] = delivery
             else:
                 self._held[task] = delivery
-
-    def _is_theirs(self, task: str, subject: str) -> bool:
-        """The broker vouches for the node in the subject: nobody answers for another."""
-        node, asked = subject.split(".")[-4], self._outstanding.get(task)
-        return task.endswith(f"-{node}") and (asked is None or asked.node.name == node)
 
     async def _take(self, delivery: Delivery) -> None:
         """Hand a reply to whoever waits for it. While rounds can be resumed, it is acknowledged with its round."""

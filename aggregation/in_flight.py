@@ -70,3 +70,12 @@ def check_size(reply: Reply, limit: int | None) -> None:
     size = sum(ref.size_bytes for ref in reply.message.blobs())
     if limit is not None and size > limit:
         raise TooLarge(f"the update is {size} bytes, allowed are {limit}")
+
+
+def is_theirs(subject: str, task: str, asked: str | None) -> bool:
+    """Whether a reply under `subject` comes from the node whose task it answers (`asked`, if that is known).
+
+    The broker vouches for the node in the subject: nobody answers for another.
+    """
+    node = subject.split(".")[-4]
+    return task.endswith(f"-{node}") and asked in (None, node)

@@ -17,7 +17,7 @@ from nats.aio.client import Client as Raw
 from edge_agent.enrolment import Enrolment, EnrolmentRefused, Renewals
 from fabric.broker import Broker
 from fabric.credentials import Access, Credentials
-from fabric.errors import ConfigError, CredentialsRefused
+from fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
 from fabric.permissions import node_inbox
 from fabric.subjects import DOWN, STAY, UP, Subjects
 from tests.integration.installation import Installation, until
@@ -222,7 +222,7 @@ def _is_refused(url: str, file: Path) -> bool:
             await (await Broker.connect(url, "old", Access(file), wait_s=2)).close()
         except CredentialsRefused:
             return True
-        except Exception:
+        except BrokerUnavailable:
             return False
         return False
 
