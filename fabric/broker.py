@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
 NO_ACCESS = Access()
 INBOX = "_INBOX."
+CLOSE_WITHIN_S = 5.0
+"""Draining may wait for ever for a server that is gone: nobody who ends may hang on it."""
 _REFUSALS = ("authorization violation", "authentication revoked", "authentication expired")
 _REFUSED = "They were revoked, expired, or are another installation's: enrol with a new join token"
 
@@ -144,9 +146,12 @@ class Broker(StreamReads):
     async def close(self) -> None:
         """Flush what is on the way and disconnect."""
         try:
-            await self._client.drain()
-        except nats.errors.Error:
-            await self._client.close()
+            async with asyncio.timeout(CLOSE_WITHIN_S):
+                await self._client.drain()
+        except (nats.errors.Error, TimeoutError):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_WITHIN_S):
+                    await self._client.close()
 
     async def ask(self, subject: str, data: bytes = b"", *, timeout_s: float = 5.0) -> bytes:
         """Send a request and return the answer's payload."""

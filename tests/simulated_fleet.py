@@ -185,7 +185,11 @@ async def simulated_fleet(folder: Path, regions: int, nodes_per_region: int) -> 
         for broker in brokers:
             await broker.close()
         coordinator.terminate()
-        await coordinator.wait()
+        try:
+            await asyncio.wait_for(coordinator.wait(), 20)
+        except TimeoutError:
+            coordinator.kill()
+            await coordinator.wait()
         for server in servers:
             server.kill()
 
