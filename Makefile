@@ -40,8 +40,9 @@ lint: setup
 	mypy
 	lint-imports
 
+# A suite that hangs ends with the stacks of its threads: twice its limit is no slow machine.
 test: lint
-	python -m pytest
+	timeout --signal=ABRT 1500 python -m pytest
 
 test-slow: setup
 	python -m pytest -m slow

@@ -184,7 +184,8 @@ async def _end(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     try:
-        await asyncio.wait_for(_until_gone(pid), END_WITHIN_S)
+        async with asyncio.timeout(END_WITHIN_S):
+            await _until_gone(pid)
     except TimeoutError:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -193,7 +193,8 @@ class Activation:
         while window is not None and (opens := opens_at(window, now := datetime.now(UTC), zone)) > now:
             log.info("release.waits_for_window", extra={"opens": opens.isoformat()})
             try:
-                await asyncio.wait_for(self._news[desired.model].wait(), (opens - now).total_seconds())
+                async with asyncio.timeout((opens - now).total_seconds()):
+                    await self._news[desired.model].wait()
             except TimeoutError:
                 continue
             self._check_latest(desired)

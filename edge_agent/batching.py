@@ -94,7 +94,8 @@ class Lane:
         while len(self._waiting) < self._limits.batch and (left := deadline - time.monotonic()) > 0:
             self._more.clear()
             try:
-                await asyncio.wait_for(self._more.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._more.wait()
             except TimeoutError:
                 return
 

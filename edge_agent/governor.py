@@ -142,7 +142,8 @@ async def _succeeds(command: list[str]) -> bool:
         log.warning("limits.command_failed", extra={"command": command[0], "reason": str(exc)})
         return False
     try:
-        return await asyncio.wait_for(process.wait(), 10) == 0
+        async with asyncio.timeout(10):
+            return await process.wait() == 0
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -17,6 +17,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from fabric.cancellation import cancellation_kept
 from fabric.credentials import Access
 from fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, MalformedMessage, TooLarge
 from fabric.jetstream import (
@@ -67,7 +68,7 @@ class Broker(StreamReads):
         broker = cls(client)
         options = access.options()
         try:
-            async with asyncio.timeout(wait_s):
+            async with cancellation_kept(), asyncio.timeout(wait_s):
                 await client.connect(
                     url,
                     name=name,
@@ -134,7 +135,8 @@ class Broker(StreamReads):
         """Whoever waits for an answer would wait in vain: its time is over now."""
         now = asyncio.get_running_loop().time()
         for limit in self._waiting:
-            limit.reschedule(now)
+            if not limit.expired():
+                limit.reschedule(now)
 
     async def _reconnected(self) -> None:
         self._back.set()
@@ -147,7 +149,7 @@ class Broker(StreamReads):
     async def close(self) -> None:
         """Flush what is on the way and disconnect."""
         try:
-            async with asyncio.timeout(CLOSE_WITHIN_S):
+            async with cancellation_kept(), asyncio.timeout(CLOSE_WITHIN_S):
                 await self._client.drain()
         except (nats.errors.Error, TimeoutError):
             with suppress(TimeoutError):
@@ -219,7 +221,8 @@ class Broker(StreamReads):
         subscription = await self._client.subscribe(
             subject, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=256 * 1024 * 1024
         )
-        await self._client.flush()
+        async with cancellation_kept():
+            await self._client.flush()
         return subscription.unsubscribe
 
     async def answer(self, subject: str, handler: Answerer) -> None:
@@ -240,14 +243,15 @@ class Broker(StreamReads):
                 task.add_done_callback(under_way.discard)
 
         await self._client.subscribe(subject, cb=take)
-        await self._client.flush()
+        async with cancellation_kept():
+            await self._client.flush()
 
     async def _call(self, verb: str, body: bytes, domain: str | None) -> dict[str, Any]:
         return parse_answer((await self._request(f"{api(domain)}.{verb}", body, 10.0)).data)
 
     async def _request(self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
         try:
-            async with asyncio.timeout(timeout_s) as limit:
+            async with cancellation_kept(), asyncio.timeout(timeout_s) as limit:
                 self._waiting.add(limit)
                 try:
                     return await self._client.request(subject, data, timeout=timeout_s, headers=headers)

@@ -79,7 +79,8 @@ async def topology(tmp_path: Path) -> AsyncIterator[Topology]:
     broker = await Broker.connect(hub.url, "test-topology")
     streams = Streams(broker, subjects)
     await streams.ensure_hub()
-    await asyncio.wait_for(streams.ensure_region("eu"), 30)
+    async with asyncio.timeout(30):
+        await streams.ensure_region("eu")
     await broker.close()
     yield Topology(hub, leaf, "eu", subjects)
     leaf.kill()

@@ -186,7 +186,8 @@ async def simulated_fleet(folder: Path, regions: int, nodes_per_region: int) -> 
             await broker.close()
         coordinator.terminate()
         try:
-            await asyncio.wait_for(coordinator.wait(), 20)
+            async with asyncio.timeout(20):
+                await coordinator.wait()
         except TimeoutError:
             coordinator.kill()
             await coordinator.wait()

@@ -113,7 +113,8 @@ async def test_an_interrupted_transfer_goes_on_at_the_missing_chunk_after_the_ag
     policy = {**POLICY, "min_updates": 2}
     run = await there.start_run(APPS / "mean", policy, run_config=config, selector={"region": "eu"})
     wire.stop_after(way, 20 * MEGABYTE)
-    await asyncio.wait_for(wire.stopped.wait(), 60)
+    async with asyncio.timeout(60):
+        await wire.stopped.wait()
     there.send(f"agent-{NODE}", signal.SIGKILL)
     before = wire.passed[way]
     wire.restore()
@@ -158,7 +159,8 @@ async def test_a_roll_out_goes_on_when_its_coordinator_dies_in_every_stage_and_a
     await there.event(lambda e: reached(e, "downloading"), since=now)
     assert there.send("coordinator", signal.SIGKILL)
     await there.event(lambda e: reached(e, "downloading", NODE), since=now)
-    await asyncio.wait_for(wire.stopped.wait(), 30)
+    async with asyncio.timeout(30):
+        await wire.stopped.wait()
     assert there.send(f"agent-{NODE}", signal.SIGKILL)
     wire.restore()
     await there.event(lambda e: reached(e, "confirmed", NODE), since=now)

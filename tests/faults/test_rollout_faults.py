@@ -242,7 +242,8 @@ async def test_an_agent_that_is_killed_in_any_phase_ends_with_the_old_or_the_new
     dying = await _agent("tests.faults.agent_that_dies", phase, "--config", str(config))
     await there.event(lambda e: e.data.kind in ("node.joined", "node.online") and e.data.node == name, since=since)
     rollout = await work.start(selector={"node": name})
-    assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
+    async with asyncio.timeout(60):
+        assert await dying.wait() == -signal.SIGKILL
     agent = await _agent("edge_agent", "--config", str(config))
     try:
         view = await work.ended(rollout)

@@ -32,6 +32,20 @@ async def test_nobody_there_is_said_within_the_time_given() -> None:
         await Broker.connect("nats://127.0.0.1:1", "test", wait_s=0.1)
 
 
+async def test_whoever_is_cancelled_while_its_answer_comes_ends(at_hub: Broker) -> None:
+    async def asks() -> None:
+        while True:
+            await at_hub.ask("$JS.API.INFO")
+
+    for turns in range(200):
+        asking = asyncio.create_task(asks())
+        await asyncio.sleep(turns * 1e-5)  # a little later each time: some meet the answer
+        asking.cancel()
+        async with asyncio.timeout(20):
+            await asyncio.wait([asking])
+        assert asking.cancelled()
+
+
 async def test_a_task_reaches_a_leaf_live_and_after_its_blob(
     topology: Topology, at_hub: Broker, at_leaf: Broker
 ) -> None:
@@ -40,7 +54,8 @@ async def test_a_task_reaches_a_leaf_live_and_after_its_blob(
     data = os.urandom(3 * CHUNK_BYTES + 5)
     ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=60)
     await at_hub.publish(SUBJECTS.task("eu", "n1", "t1"), b"go")
-    message = await asyncio.wait_for(arrived.get(), 10)
+    async with asyncio.timeout(10):
+        message = await arrived.get()
     assert message.data == b"go"
     assert message.subject == SUBJECTS.task("eu", "n1", "t1")
     assert await read_blob(Source(at_leaf, DOWN), SUBJECTS.blob, ref) == data

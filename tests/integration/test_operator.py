@@ -48,7 +48,8 @@ async def operating(server: ApiServer, client: Client) -> AsyncIterator[None]:
     finally:
         stop.set()
         server.cut()
-        await asyncio.wait_for(running, 20)
+        async with asyncio.timeout(20):
+            await running
 
 
 def resource(plural: str, name: str, spec: Object) -> Object:

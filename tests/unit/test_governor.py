@@ -94,7 +94,8 @@ async def test_training_does_not_begin_until_a_command_of_the_owner_allows_it(tm
     assert said == ["paused: test says no"]
     assert not waiting.done()
     allowed.touch()
-    await asyncio.wait_for(waiting, 20)
+    async with asyncio.timeout(20):
+        await waiting
     missing = _governor(said := [], allow_command=["no-such-program"], check_s=0.05)
     waiting = asyncio.create_task(missing.until_allowed())
     await _until(lambda: bool(said), "what cannot be asked says no")
