@@ -118,12 +118,15 @@ class ApiServer:
         self._log.append((self._version, kind, key, copy.deepcopy(body)))
         self._changed.notify_all()
 
+    def parse(self, raw: bytes) -> Any:
+        return json.loads(raw)
+
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
         """What a request that is no watch gets."""
         found = self.answers.get(path) or self._discovery(path)
         if found is not None:
             return found
-        plural, namespace, name, sub = _parts(path)
+        plural, namespace, name, sub = parts(path)
         with self._changed:
             key = (plural, namespace, name)
             if method == "POST":
@@ -180,7 +183,7 @@ class ApiServer:
         return None
 
     def watch(self, path: str, query: dict[str, str], write: Callable[[str, Object], None]) -> None:
-        plural, namespace, *_ = _parts(path)
+        plural, namespace, *_ = parts(path)
         last, cuts = int(query.get("resourceVersion") or 0), getattr(self, "_cuts", 0)
         end = time.monotonic() + float(query.get("timeoutSeconds", 60))
         if last < self._compacted:
@@ -226,7 +229,7 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901  
 
         def _go(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
+            body = server.parse(self.rfile.read(length)) if length else None
             url = urlsplit(self.path)
             query = {k: v[-1] for k, v in parse_qs(url.query).items()}
             server.requests.append((self.command, url.path, query, body))
@@ -261,12 +264,12 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:  # noqa: C901  
                 server.watch(path, query, write)
                 self.wfile.write(b"0\r\n\r\n")
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _go  # noqa: N815  # http.server's own names
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _go  # noqa: N815  # http.server's own names
 
     return Handler
 
 
-def _parts(path: str) -> tuple[str, str, str, str]:
+def parts(path: str) -> tuple[str, str, str, str]:
     """Plural, namespace, name and sub-resource of an API path."""
     words = [w for w in path.split("/") if w]
     words = words[2:] if words[0] == "api" else words[3:]

@@ -27,9 +27,9 @@ FOREIGN = ("ServiceMonitor", "ScaledObject", "Certificate")
 Object = dict[str, Any]
 
 
-def render(chart: Path, values: Object) -> list[Object]:
+def render(chart: Path, values: Object, name: str = "ft", namespace: str = "fl") -> list[Object]:
     with helm.Chart.load(str(chart)) as loaded:
-        files = loaded.render(values, name="ft", namespace="fl")
+        files = loaded.render(values, name=name, namespace=namespace)
     texts = [text for path, text in files.items() if not path.endswith("NOTES.txt")]
     return [body for text in texts for body in yaml.safe_load_all(text) if body]
 

@@ -1,0 +1,63 @@
+"""Helm itself installs, upgrades, rolls back, tests and uninstalls both charts on an API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import pytest
+import yaml
+
+from tests.cluster.api_server import Object
+from tests.cluster.helm_server import HelmServer
+from tests.cluster.test_charts import CLOUD, EDGE
+
+WAIT: Any = {"wait": "watcher", "timeout": 30}
+
+
+@pytest.fixture
+def server() -> Iterator[HelmServer]:
+    with HelmServer() as started:
+        yield started
+
+
+def images(server: HelmServer, plural: str) -> set[str]:
+    bodies = [body for key, body in server.objects.items() if key[0] == plural]
+    return {c["image"].rpartition(":")[2] for b in bodies for c in b["spec"]["template"]["spec"]["containers"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "workload", "kept"),
+    [
+        (CLOUD / "examples/one-machine.yaml", "deployments", {"customresourcedefinitions", "namespaces"}),
+        (EDGE / "examples/shops.yaml", "daemonsets", {"namespaces"}),
+    ],
+    ids=["cloud", "edge"],
+)
+def test_a_release_is_installed_upgraded_rolled_back_and_leaves_only_what_it_must_keep(
+    server: HelmServer, file: Path, workload: str, kept: set[str]
+) -> None:
+    values: Object = yaml.safe_load(file.read_text())
+    cluster = helm.Config(kubeconfig_content=server.kubeconfig(), namespace="fl")
+    with helm.Chart.load(str(file.parents[1])) as chart:
+        cluster.install(chart, "ft", values, create_namespace=True, **WAIT)
+        before = images(server, workload)
+        cluster.upgrade(chart, "ft", {**values, "image": {"tag": "9.9.9"}}, **WAIT)
+        assert images(server, workload) == {"9.9.9"}
+        cluster.rollback("ft", version=1, **WAIT)
+        assert images(server, workload) == before
+        cluster.uninstall("ft", **WAIT)
+    assert {plural for plural, _, _ in server.objects} == kept
+
+
+def test_the_release_tests_itself_and_refuses_to_lose_its_streams(server: HelmServer) -> None:
+    values: Object = yaml.safe_load((CLOUD / "examples/one-machine.yaml").read_text())
+    cluster = helm.Config(kubeconfig_content=server.kubeconfig(), namespace="fl")
+    with helm.Chart.load(str(CLOUD)) as chart:
+        cluster.install(chart, "ft", values, create_namespace=True, wait="hookOnly")
+        cluster.test("ft", timeout=20)
+        assert any(method == "PATCH" and "/pods/ft-" in path for method, path, *_ in server.requests)
+        with pytest.raises(helm.HelmError, match=r"nats\.replicas"):
+            cluster.upgrade(chart, "ft", {**values, "nats": {**values["nats"], "replicas": 3}}, **WAIT)
