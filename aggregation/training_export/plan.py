@@ -1,0 +1,41 @@
+"""What an app says of its training: the hook that `tool.fedtide.app.training` names returns a `TrainingPlan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from aggregation.training_export.optimisers import Optimiser
+from fabric.training_bundle import Settings
+
+Measure = Callable[[Any, Tensor], Tensor]
+"""Of the module's outputs and the labels: a scalar, the mean over the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """One app's training, as it would be in torch.
+
+    `inputs` are a sample batch by column name, in the order of the module's arguments; `target` its labels. Their
+    first axis is the batch, of at least two samples; every other axis is fixed by them. Parameters that do not
+    require a gradient stay as they are.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+    loss: Measure
+    optimiser: Optimiser
+    metrics: Mapping[str, Measure] = field(default_factory=dict)
+    clip_norm: float | None = None
+    proximal: bool = False
+    """FedProx, with `proximal-mu` of the message: Li et al. 2020, https://arxiv.org/abs/1812.06127."""
+    controls: bool = False
+    """SCAFFOLD's control variates: Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378, option II."""
+    settings: Settings = field(default_factory=Settings)
+    data: str = ""
+    """`module:function` of (node config, run config) that opens the node's data source, without torch and flwr.
+    Empty: the samples that the node captured for the app's model."""

@@ -1,0 +1,151 @@
+"""That a training graph does what torch does: some steps of both from the same start, side by side.
+
+Torch does them twice, in float32 and in float64: what rounding alone changes (Adam divides a gradient of almost nothing
+by its size) is no mistake of the graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from aggregation.training_export import step
+from aggregation.training_export.noise import FedNoise
+from aggregation.training_export.plan import TrainingPlan
+from fabric.errors import FedtideError
+from fabric.training_bundle import EVALUATE, INFER, TRAIN, Spec
+
+STEPS = 20
+BOUND = 1e-5
+"""Of a tensor's largest value: so far may ONNX Runtime be from torch after STEPS steps."""
+ROUNDINGS = 4
+"""Or so many times as far as torch in float32 is from torch in float64."""
+_SMALLEST = 1e-3
+
+
+class TrainingDiffers(FedtideError):
+    """The training graph does not do what torch does."""
+
+
+def prove(plan: TrainingPlan, graphs: Mapping[str, bytes], noise: Sequence[Spec], steps: int = STEPS) -> float:
+    """The largest relative difference of any parameter, buffer, loss, metric or output that rounding does not explain.
+
+    Raises:
+        TrainingDiffers: it is above BOUND, or a graph does not run.
+    """
+    batches = _batches(plan, noise, steps)
+    state = step.train_arguments(plan, step.Parts.of(plan), [], {})
+    if plan.controls:
+        state |= {k: torch.randn(t.shape) * 0.01 for k, t in state.items() if k.startswith("correction.")}
+    found = _in_onnx(plan, graphs, state, batches)
+    wanted = _in_torch(plan, state, batches, torch.float32)
+    exact = _in_torch(plan, state, batches, torch.float64)
+    worst = 0.0
+    for name, tensor in found.items():
+        off, rounding = _difference(tensor, wanted[name]), _difference(wanted[name], exact[name])
+        if not off <= max(BOUND, ROUNDINGS * rounding):
+            raise TrainingDiffers(
+                f"after {steps} steps {name} differs from torch by {off:.1e} of its size, more than {BOUND:.0e} "
+                f"(torch's own rounding: {rounding:.1e})",
+                "Report the model to fedtide, or train this app with torch on the nodes",
+            )
+        worst = max(worst, off) if off <= BOUND else worst
+    return worst
+
+
+Batch = dict[str, Tensor]
+
+
+def _batches(plan: TrainingPlan, noise: Sequence[Spec], steps: int) -> list[Batch]:
+    """Two thirds of them whole, the others half; each with its noise."""
+    generator = torch.Generator().manual_seed(0)
+    rows, found = len(plan.target), []
+    for number in range(steps):
+        chosen = torch.randperm(rows, generator=generator)[: rows if number % 3 else max(2, rows // 2)]
+        drawn = {f"noise.{i}": torch.rand(n.shape_for(len(chosen)), generator=generator) for i, n in enumerate(noise)}
+        found.append({**{k: t[chosen] for k, t in step.batch_arguments(plan).items()}, **drawn})
+    return found
+
+
+def _in_onnx(plan: TrainingPlan, graphs: Mapping[str, bytes], state: Batch, batches: Sequence[Batch]) -> Batch:
+    train, rate = _Graph(graphs[TRAIN]), torch.tensor(plan.optimiser.usual_rate)
+    out: Batch = {}
+    for number, batch in enumerate(batches, start=1):
+        out = train({**state, **batch, "rate": rate, "step": torch.tensor(number)})
+        state = state | {name.removeprefix("new."): t for name, t in out.items() if name.startswith("new.")}
+    given = state | step.batch_arguments(plan)
+    measured = {f"{graph} {k}": t for graph in (EVALUATE, INFER) for k, t in _Graph(graphs[graph])(given).items()}
+    return {**step.group(state, "param."), **step.group(state, "buffer."), "loss": out["loss"], **measured}
+
+
+def _in_torch(plan: TrainingPlan, state: Batch, batches: Sequence[Batch], dtype: torch.dtype) -> Batch:
+    plan = replace(plan, module=copy.deepcopy(plan.module).train().to(dtype))
+    trained = [p for p in plan.module.parameters() if p.requires_grad]
+    optimiser = plan.optimiser.eager(trained, plan.optimiser.usual_rate)
+    state, loss = _as(state, dtype), torch.zeros(())
+    for batch in batches:
+        loss = _torch_step(plan, optimiser, state, _as(batch, dtype))
+    plan.module.eval()
+    given = {**step.model_arguments(step.Parts.of(plan)), **_as(step.batch_arguments(plan), dtype)}
+    measured = {EVALUATE: step.evaluate(plan, given), INFER: step.infer(plan, given)}
+    named = {f"{graph} {k}": t for graph, values in measured.items() for k, t in values.items()}
+    return {**plan.module.state_dict(), "loss": loss, **named}
+
+
+def _as(tensors: Batch, dtype: torch.dtype) -> Batch:
+    return {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+
+
+def _torch_step(plan: TrainingPlan, optimiser: torch.optim.Optimizer, state: Batch, batch: Batch) -> Tensor:
+    """As an app would write it in torch."""
+    optimiser.zero_grad()
+    trained = {k: p for k, p in plan.module.named_parameters() if p.requires_grad}
+    with FedNoise(list(step.group(batch, "noise.").values())):
+        total = loss = plan.loss(plan.module(*step.group(batch, "input.").values()), batch["target"])
+    if plan.proximal:
+        for name, p in trained.items():
+            total = total + state["mu"] / 2 * ((p - state[f"anchor.{name}"]) ** 2).sum()
+    total.backward()
+    if plan.clip_norm is not None:
+        nn.utils.clip_grad_norm_(trained.values(), plan.clip_norm)
+    for name, p in trained.items() if plan.controls else ():
+        assert p.grad is not None
+        p.grad += state[f"correction.{name}"]
+    optimiser.step()
+    return loss.detach()
+
+
+class _Graph:
+    """A graph as a function of named tensors; it takes what it needs of them."""
+
+    def __init__(self, graph: bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, given: Mapping[str, Tensor]) -> Batch:
+        outputs = [o.name for o in self._session.get_outputs()]
+        feeds: dict[str, Any] = {i.name: given[i.name].detach().numpy() for i in self._session.get_inputs()}
+        try:
+            found = self._session.run(outputs, feeds)
+        except Exception as exc:  # onnxruntime raises its own untyped errors
+            raise TrainingDiffers(f"ONNX Runtime cannot run the training graph: {exc}") from exc
+        return {name: torch.from_numpy(np.array(array)) for name, array in zip(outputs, found, strict=True)}
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """Of the largest value; infinite if it is no number."""
+    a, b = found.detach().to(torch.float64), wanted.detach().to(torch.float64)
+    if a.shape != b.shape:
+        return float("inf")
+    if not a.numel():
+        return 0.0
+    off = float((a - b).abs().max()) / max(_SMALLEST, float(b.abs().max()))
+    return off if off == off else float("inf")
