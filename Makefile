@@ -32,7 +32,7 @@ $(LINKED): $(READY)
 	@touch $@
 
 demo: setup
-	fedtide demo
+	fedtide demo $(if $(TRAIN),--train $(TRAIN))
 
 lint: setup
 	ruff check .

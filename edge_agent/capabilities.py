@@ -28,7 +28,7 @@ def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Ca
         disk_free_bytes=shutil.disk_usage(config.data_dir).free,
         python=platform.python_version(),
         extras=[name for name in _TRAINING_EXTRAS if find_spec(name) is not None],
-        codecs=list(KINDS) if find_spec("flwr") is not None else [],
+        codecs=list(KINDS),
         samples=config.samples,
         node_config=config.node_config,
         inference_url=inference_url,

@@ -10,12 +10,10 @@ from collections.abc import Callable
 
 from flwr.app import ArrayRecord, Context, Message
 
+from edge_agent.update_coding import RESIDUAL, code
 from fabric import flower
-from fabric.codecs import Codec, decode, encode
+from fabric.codecs import Codec
 from fabric.ids import flower_int
-from fabric.tensors import Tensor
-
-_RESIDUAL = "fedtide.residual"
 
 
 class CompressionMod:
@@ -35,29 +33,10 @@ class CompressionMod:
             return reply
         ((name, record),) = reply.content.array_records.items()
         update = flower.tensors_of(record)
-        feeds_back = self._codec.kind == "topk"
-        wanted = _with_residual(update, context) if feeds_back else update
         seed = flower_int(f"{context.node_id}.{message.metadata.message_id}")
-        coded = encode(wanted, base, self._codec, seed)
-        if feeds_back:
-            context.state[_RESIDUAL] = _left_out(wanted, coded, base)
+        kept = {k: a.numpy() for k, a in context.state.array_records.get(RESIDUAL, ArrayRecord()).items()}
+        coded, left = code(self._codec, update, base, kept, seed)
+        if left is not None:
+            context.state[RESIDUAL] = ArrayRecord({t.name: flower.array_of(t) for t in left})
         reply.content[name] = ArrayRecord({t.name: flower.array_of(t) for t in coded})
         return reply
-
-
-def _with_residual(update: list[Tensor], context: Context) -> list[Tensor]:
-    kept = context.state.array_records.get(_RESIDUAL, ArrayRecord())
-    return [
-        Tensor.of(t.name, (t.numpy() + kept[t.name].numpy()).astype(t.numpy().dtype)) if t.name in kept else t
-        for t in update
-    ]
-
-
-def _left_out(wanted: list[Tensor], coded: list[Tensor], base: dict[str, Tensor]) -> ArrayRecord:
-    return ArrayRecord(
-        {
-            was.name: flower.array_of(Tensor.of(was.name, was.numpy() - decode(is_, base).numpy()))
-            for was, is_ in zip(wanted, coded, strict=True)
-            if is_.name != was.name
-        }
-    )

@@ -81,6 +81,10 @@ class AgentConfig(Strict):
     heartbeat_s: float = Field(default=5.0, gt=0)
     train_nice: int = Field(default=10, ge=0, le=19, description="How much the trainer yields to everything else")
     train_threads: int | None = Field(default=None, ge=1, description="Threads of the trainer's numeric libraries")
+    train_runtime: Literal["auto", "flower", "onnx"] = Field(
+        default="auto",
+        description="flower: the app's code; onnx: its training bundle; auto: flower where torch is",
+    )
     train_idle_s: float = Field(default=120.0, gt=0, description="An unused trainer process ends after this")
     inference_threads: int = Field(default=1, ge=1, description="Of one run of a model")
     inference_parallel: int = Field(default=1, ge=1, description="Runs at once, over all models")

@@ -38,6 +38,19 @@ class DataSource(Protocol):
         ...
 
 
+class Columns:
+    """Samples that are in memory already, as columns of one length."""
+
+    def __init__(self, columns: dict[str, Array]) -> None:
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return min((len(column) for column in self._columns.values()), default=0)
+
+    def read(self, indices: Sequence[int]) -> dict[str, Array]:
+        return {name: column[np.asarray(indices, np.int64)] for name, column in self._columns.items()}
+
+
 class CapturedSamples:
     """The labelled samples that the node captured for one model when it is opened; those deleted since are left out."""
 

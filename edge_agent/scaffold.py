@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 
-CONTROL, CORRECTION, CHANGE = "scaffold-control", "scaffold-correction", "scaffold-change"
+from edge_agent.control_variates import CHANGE, CONTROL, correction, own_control, renewed
+
+CORRECTION = "scaffold-correction"
 _OWN = "fedtide.scaffold"
 
 Arrays = dict[str, Any]
@@ -36,18 +38,16 @@ class ScaffoldMod:
         if CONTROL not in message.content:
             return call_next(message, context)
         control = _numpy(message.content.array_records[CONTROL])
-        own = _numpy(context.state.array_records.get(_OWN, ArrayRecord()))
-        own = {k: own.get(k, np.zeros_like(v)) for k, v in control.items()}
+        own = own_control(control, _numpy(context.state.array_records.get(_OWN, ArrayRecord())))
         came = _numpy(message.content.array_records[self._arrays])
         del message.content[CONTROL]
-        message.content[CORRECTION] = _record({k: control[k] - own[k] for k in control})
+        message.content[CORRECTION] = _record(correction(control, own))
         reply = call_next(message, context)
         if not reply.has_content():
             return reply
         steps = self._steps(reply)
         went = _numpy(reply.content.array_records[self._arrays])
-        new = {k: own[k] - control[k] + (came[k] - went[k]) / (steps * self._rate) for k in control}
-        new = {k: np.asarray(v, control[k].dtype) for k, v in new.items()}
+        new = renewed(control, own, came, went, steps, self._rate)
         context.state[_OWN] = _record(new)
         reply.content[CHANGE] = _record({k: new[k] - own[k] for k in control})
         return reply

@@ -65,6 +65,7 @@ class TaskLoop:
             self._to_send.put_nowait(task)
         _forget_old(config.data_dir / "runs", "*.state", STATE_KEPT_S)
         _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
+        _forget_old(config.data_dir / "progress", "*", DOWNLOAD_KEPT_S)
 
     @property
     def trainer_pid(self) -> int | None:
@@ -192,13 +193,16 @@ class TaskLoop:
             blobs={ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()},
             app_dir=app_dir.resolve(),
             state_file=self._outbox.state_of(task.run).resolve(),
+            progress_file=self._progress(task.task),
             out_dir=out_dir.resolve(),
             node_id=flower_int(self._config.node),
             node_config=self._node_config(),
+            threads=self._config.train_threads or 0,
         )
         self._show(task.task, "training")
         log.info("task.training", extra={"task": task.task})
         await self._trainer.train(job)
+        job.progress_file.unlink(missing_ok=True)
         kept = {ref.digest for ref in task.message.bases()}
         for digest in kept:
             job.blobs[digest].touch()
@@ -206,6 +210,11 @@ class TaskLoop:
         for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
             path.unlink(missing_ok=True)
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
+
+    def _progress(self, task: str) -> Path:
+        folder = self._config.data_dir / "progress"
+        folder.mkdir(exist_ok=True)
+        return (folder / task).resolve()
 
     def _node_config(self) -> ConfigValues:
         """Flower's node config, and where the app finds the samples that this node captured."""

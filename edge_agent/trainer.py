@@ -23,10 +23,12 @@ from edge_agent.config import AgentConfig
 from edge_agent.governor import Governor, LimitExceeded
 from fabric.errors import CapabilityMissing, RemoteError, TransientError
 from fabric.lifelines import die_with_parent
+from fabric.training_bundle import FILE as BUNDLE
 from fabric.wire import ConfigValues, Strict
 
 log = logging.getLogger(__name__)
 
+_FLOWER, _ONNX = "edge_agent.trainer_process", "edge_agent.training"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -41,9 +43,11 @@ class Job(Strict):
     blobs: dict[str, Path]
     app_dir: Path
     state_file: Path
+    progress_file: Path = Field(description="Where a task that takes long says how far it is")
     out_dir: Path
     node_id: int
     node_config: ConfigValues = Field(description="Flower's node config")
+    threads: int = Field(description="Of numeric libraries; 0: as many as there are cores")
 
 
 class Trainer:
@@ -53,7 +57,8 @@ class Trainer:
         self._config = config
         self._governor = governor
         self._process: asyncio.subprocess.Process | None = None
-        self._app_dir: Path | None = None
+        self._serves: tuple[str, Path] | None = None
+        """The process's module and the app that it serves."""
         self._idle: asyncio.TimerHandle | None = None
 
     @property
@@ -64,21 +69,18 @@ class Trainer:
         """Do one job; its answer is in `job.out_dir` (see trainer_process).
 
         Raises:
-            CapabilityMissing: this node has no flwr.
+            CapabilityMissing: this node can run neither the app nor its training bundle.
             TrainerCrashed: the process ended before it answered.
             LimitExceeded: it would have broken the node's limits, and was ended.
             TransientError: its disk is full.
         """
-        if find_spec("flwr") is None:
-            raise CapabilityMissing(
-                "this node cannot run Flower apps: flwr is not installed", "pip install 'fedtide[train]' on the node"
-            )
+        serves = (trainer_module(self._config.train_runtime, job.app_dir), job.app_dir)
         if self._idle is not None:
             self._idle.cancel()
         await self._governor.until_allowed()
-        if job.app_dir != self._app_dir or (self._process is not None and self._process.returncode is not None):
+        if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
-        process = self._process or await self._start(job.app_dir)
+        process = self._process or await self._start(*serves)
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(job.model_dump_json().encode() + b"\n")
@@ -91,7 +93,7 @@ class Trainer:
             raise
         if not answer:
             code = await process.wait()
-            self._process = self._app_dir = None
+            self._process = self._serves = None
             raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
         told = json.loads(answer)
         if not told["done"]:
@@ -121,12 +123,12 @@ class Trainer:
             await process.wait()
 
     def _kill(self) -> None:
-        process, self._process, self._app_dir = self._process, None, None
+        process, self._process, self._serves = self._process, None, None
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and whatever the app started
 
-    async def _start(self, app_dir: Path) -> asyncio.subprocess.Process:
+    async def _start(self, module: str, app_dir: Path) -> asyncio.subprocess.Process:
         environment = dict(os.environ)
         if self._config.train_threads is not None:
             environment |= dict.fromkeys(_THREAD_VARIABLES, str(self._config.train_threads))
@@ -136,7 +138,7 @@ class Trainer:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "edge_agent.trainer_process",
+                module,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=logfile,
@@ -145,8 +147,8 @@ class Trainer:
                 preexec_fn=self._become_polite,
                 start_new_session=True,  # a process group: it is paused and ended with all it started
             )
-        self._app_dir = app_dir
-        log.info("trainer.started", extra={"pid": self._process.pid, "app": app_dir.name})
+        self._serves = (module, app_dir)
+        log.info("trainer.started", extra={"pid": self._process.pid, "app": app_dir.name, "runs": module})
         return self._process
 
     def _become_polite(self) -> None:
@@ -155,6 +157,30 @@ class Trainer:
             # Private memory, not address space: numeric libraries reserve far more than they use.
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         die_with_parent()
+
+
+def trainer_module(runtime: str, app_dir: Path) -> str:
+    """The process that trains this app here.
+
+    Left to itself a node uses the app's own code if it has flwr and torch, else the app's training bundle.
+
+    Raises:
+        CapabilityMissing: it has neither.
+    """
+    bundled, flower = (app_dir / BUNDLE).is_file(), find_spec("flwr") is not None
+    if runtime == "onnx" or (runtime == "auto" and bundled and not (flower and find_spec("torch") is not None)):
+        if bundled:
+            return _ONNX
+        raise CapabilityMissing(
+            "this node trains without torch, and the app carries no training bundle",
+            "Start the run with `--train onnx`, or set train_runtime to flower on a node with flwr",
+        )
+    if not flower:
+        raise CapabilityMissing(
+            "this node cannot run Flower apps: flwr is not installed, and the app carries no training bundle",
+            "pip install 'fedtide[train]' on the node, or start the run with `--train onnx`",
+        )
+    return _FLOWER
 
 
 def _describe(code: int) -> str:

@@ -7,54 +7,32 @@ This is the only part of an agent that loads flwr and what the app imports.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from edge_agent.compression import CompressionMod
 from edge_agent.disk import is_full
+from edge_agent.job_loop import serve, write_frame, write_message
 from edge_agent.outbox import STATE
 from edge_agent.trainer import Job
-from fabric import flower, logs
+from fabric import flower
 from fabric.apps import describe
-from fabric.blobs import chunked, manifest_of
 from fabric.codecs import is_coded
 from fabric.errors import ConfigError
-from fabric.tensors import Buffer, frame_size
 from fabric.transfer import map_file
-from fabric.wire import INLINE_BYTES, Arrays, Task
+from fabric.wire import Arrays, Task
 
 log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    requests, answers = sys.stdin.buffer, _private_stdout()
-    logs.to_stderr()
     apps: dict[Path, ClientApp] = {}
-    for line in requests:
-        answer: dict[str, object] = {"done": True}
-        try:
-            _do(Job.model_validate_json(line), apps)
-        except OSError as exc:
-            if not is_full(exc):
-                raise
-            answer = {"done": False, "reason": str(exc)}
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
-    return 0
-
-
-def _private_stdout() -> BinaryIO:
-    # Apps print: what they print must not reach the agent as an answer.
-    private = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return private
+    return serve(lambda job: _do(job, apps))
 
 
 def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
@@ -96,21 +74,12 @@ def _write_reply(out_dir: Path, reply: Message) -> None:
     if reply.has_content():
         for name in flower.framed(reply.content):
             record = reply.content[name]
-            arrays[name] = _write_frame(out_dir, flower.frame_of(record), coded=_is_coded(record))
-    (out_dir / "message.json").write_text(flower.to_wire(reply, arrays).model_dump_json())
+            arrays[name] = write_frame(out_dir, flower.frame_of(record), coded=_is_coded(record))
+    write_message(out_dir, flower.to_wire(reply, arrays))
 
 
 def _is_coded(record: object) -> bool:
     return isinstance(record, ArrayRecord) and is_coded(flower.tensors_of(record))
-
-
-def _write_frame(out_dir: Path, frame: list[Buffer], *, coded: bool) -> Arrays:
-    if frame_size(frame) <= INLINE_BYTES:
-        return Arrays(inline=b"".join(frame), coded=coded)
-    ref = manifest_of(list(chunked(frame))).ref
-    with (out_dir / ref.digest).open("wb") as file:
-        file.writelines(frame)
-    return Arrays(blob=ref, coded=coded)
 
 
 if __name__ == "__main__":

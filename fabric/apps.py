@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class AppDescription:
     config: ConfigValues
     model: str | None
     export: str | None
+    training: str | None
     dependencies: tuple[str, ...]
 
 
@@ -57,9 +59,11 @@ def describe(directory: Path) -> AppDescription:
         raise ConfigError(str(file), f"not valid TOML: {exc}") from exc
     project, app = _table(file, toml, "project"), _table(file, toml, "tool", "flwr", "app")
     ours, components = _table(file, toml, "tool", "fedtide", "app"), _table(file, app, "components")
-    unknown = set(ours) - {"model", "export"}
+    unknown = set(ours) - {"model", "export", "training"}
     if unknown:
-        raise ConfigError(f"{file}: tool.fedtide.app", f"unknown key {min(unknown)!r}", "Known: model, export")
+        raise ConfigError(
+            f"{file}: tool.fedtide.app", f"unknown key {min(unknown)!r}", "Known: model, export, training"
+        )
     if bool(ours.get("export")) and not ours.get("model"):
         raise ConfigError(f"{file}: tool.fedtide.app", "`export` is set but `model` is not", _HOW)
     return AppDescription(
@@ -69,6 +73,7 @@ def describe(directory: Path) -> AppDescription:
         config=flatten(_table(file, app, "config"), f"{file}: tool.flwr.app.config"),
         model=check_token(f"{file}: tool.fedtide.app.model", ours["model"]) if "model" in ours else None,
         export=_reference(file, ours, "export") if "export" in ours else None,
+        training=_reference(file, ours, "training") if "training" in ours else None,
         dependencies=tuple(str(d) for d in project.get("dependencies", [])),
     )
 
@@ -125,19 +130,23 @@ def _as_declared(key: str, declared: Scalar, value: Scalar) -> Scalar:
     return value
 
 
-def bundle(directory: Path) -> bytes:
+def bundle(directory: Path, more: Mapping[str, bytes] | None = None) -> bytes:
     """The app directory as a deterministic zip, without caches, environments and hidden files.
+
+    Args:
+        more: further files, which take the place of those of the directory.
 
     Raises:
         ConfigError: larger than MAX_BUNDLE_BYTES.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in _files(directory):
-            info = zipfile.ZipInfo(path.relative_to(directory).as_posix(), _EPOCH)
+        own = {path.relative_to(directory).as_posix(): path.read_bytes() for path in _files(directory)}
+        for name, data in sorted({**own, **(more or {})}.items()):
+            info = zipfile.ZipInfo(name, _EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
-            archive.writestr(info, path.read_bytes())
+            archive.writestr(info, data)
     if buffer.tell() > MAX_BUNDLE_BYTES:
         raise ConfigError(
             str(directory),

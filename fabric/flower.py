@@ -28,7 +28,8 @@ from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fabric.errors import FedtideError, MalformedMessage
+from fabric.app_objects import AppLoadError
+from fabric.errors import MalformedMessage
 from fabric.flower_frames import (
     CodedArray,
     array_of,
@@ -70,12 +71,6 @@ __all__ = [
 ]
 
 
-class AppLoadError(FedtideError):
-    """A Flower app whose component cannot be imported."""
-
-    exit_code = 2
-
-
 def adopt_identity(run_id: int, node_id: int) -> None:
     """Tell flwr who this process is; without it no Message can be made."""
     TaskIdentity.task_id = 1
@@ -95,7 +90,8 @@ def load_component(reference: str, directory: Path) -> Any:
     except ModuleNotFoundError as exc:
         raise AppLoadError(
             f"{reference} needs the Python module {exc.name!r}, which is not installed here",
-            "Install it beside fedtide on the machines that run this app",
+            "Install it beside fedtide on the machines that run this app; nodes without torch need the app's training "
+            "bundle (fedtide run start --train onnx)",
         ) from exc
     except AppLoadError:
         raise

@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from fabric.errors import MalformedMessage
+from fabric.release import Preprocessing
 from fabric.tensors import Tensor, TensorSpec, decode, encode
 from fabric.wire import ConfigValues, Strict
 
@@ -71,7 +72,8 @@ class Manifest(Strict):
     controls: bool = False
     settings: Settings = Settings()
     fixed: ConfigValues = Field(default={}, description="What of the run config is in the graphs")
-    data: str = ""
+    data: str = Field(default="", description="module:function of the node's data source; empty: captured samples")
+    preprocessing: list[Preprocessing] = Field(default=[], description="Of the source's columns")
     torch_difference: float = Field(description="Largest relative difference to torch when it was made")
 
 

@@ -24,7 +24,7 @@ def decompositions() -> Decompositions:
         aten.avg_pool2d_backward.default: avg_pool2d_backward,
     }
     # ONNX Runtime normalises batches in inference only.
-    normal = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm, aten.native_batch_norm_backward])
+    normal = get_decompositions([aten._native_batch_norm_legit, aten.native_batch_norm_backward])
     return {**core_aten_decompositions(), **normal, **own}
 
 
@@ -105,7 +105,7 @@ def max_pool2d_backward(
     """Each gradient goes to where its maximum was; only windows that overlap have to be added up."""
     apart = all(s >= (k - 1) * d + 1 for k, s, d in zip(kernel_size, stride or kernel_size, dilation, strict=True))
     flat, places, values = torch.zeros_like(x).flatten(-2), indices.flatten(-2), grad.flatten(-2)
-    put = aten.scatter if apart else aten.scatter_add
+    put = torch.scatter if apart else torch.scatter_add
     return put(flat, -1, places, values).reshape(x.shape)
 
 
@@ -126,7 +126,6 @@ def avg_pool2d_backward(
     share = 1.0 / (divisor_override or math.prod(kernel_size))
     ones = torch.full((1, 1, *kernel_size), share, dtype=grad.dtype, device=grad.device)
     flat = grad.reshape(-1, 1, *grad.shape[-2:])
-    missing = [
-        x.shape[a - 2] - ((grad.shape[a - 2] - 1) * step[a] - 2 * padding[a] + kernel_size[a]) for a in range(2)
-    ]
-    return aten.convolution(flat, ones, None, step, list(padding), [1, 1], True, missing, 1).reshape(x.shape)
+    missing = [x.shape[a - 2] - ((grad.shape[a - 2] - 1) * step[a] - 2 * padding[a] + kernel_size[a]) for a in range(2)]
+    spread: Tensor = aten.convolution(flat, ones, None, step, list(padding), [1, 1], True, missing, 1)
+    return spread.reshape(x.shape)

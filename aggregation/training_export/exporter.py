@@ -44,7 +44,8 @@ def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
     per_sample = dict.fromkeys(batch, 1) | {f"noise.{i}": n.per_sample for i, n in enumerate(noise)}
     model = step.model_arguments(parts)
     log.info("training_export.tracing")
-    graphs = {TRAIN: to_onnx(lambda g: step.train(plan, g), step.train_arguments(plan, parts, drawn, batch), per_sample)}
+    first = step.train_arguments(plan, parts, drawn, batch)
+    graphs = {TRAIN: to_onnx(lambda g: step.train(plan, g), first, per_sample)}
     resting = replace(plan, module=copy.deepcopy(plan.module).eval())
     graphs[EVALUATE] = to_onnx(lambda g: step.evaluate(resting, g), {**model, **batch}, per_sample)
     inputs = {k: t for k, t in batch.items() if k != "target"}
@@ -67,6 +68,7 @@ def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
         settings=plan.settings,
         fixed=fixed or {},
         data=plan.data,
+        preprocessing=list(plan.preprocessing),
         torch_difference=difference,
     )
     kept = [tensors.Tensor.of(k, t.numpy()) for k, t in {**parts.frozen, **parts.buffers}.items()]
@@ -77,7 +79,7 @@ def _check(plan: TrainingPlan) -> None:
     where = "training plan"
     rows = {len(t) for t in (*plan.inputs.values(), plan.target)}
     if not plan.inputs or len(rows) != 1 or rows < {2}:
-        raise ConfigError(where, f"inputs and target must be one batch of two or more samples, they have {sorted(rows)}")
+        raise ConfigError(where, f"inputs and target must be a batch of two or more samples, they have {sorted(rows)}")
     if not any(p.requires_grad for p in plan.module.parameters()):
         raise ConfigError(where, "no parameter requires a gradient")
     names = [k for k, _ in plan.module.named_parameters(remove_duplicate=False)]
@@ -114,7 +116,8 @@ def _drawn(plan: TrainingPlan, times: int) -> list[tuple[int, ...]]:
     module = copy.deepcopy(plan.module)
     with FedNoise() as watched, step.plain_kernels(), torch.no_grad():
         module(*(torch.cat([t] * times) for t in plan.inputs.values()))
-    return watched.shapes
+    shapes: list[tuple[int, ...]] = watched.shapes
+    return shapes
 
 
 def _specs(group: Mapping[str, Tensor]) -> list[Spec]:

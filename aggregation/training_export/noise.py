@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 
-class FedNoise(TorchDispatchMode):
+class FedNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """While entered, every draw of dropout takes the next tensor of `noise` (uniform in [0, 1), float32).
 
     Without `noise` it draws as always, and `shapes` lists what was drawn.
     """
 
     def __init__(self, noise: Sequence[Tensor] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # nor here
         self._noise = None if noise is None else iter(noise)
         self.shapes: list[tuple[int, ...]] = []
 

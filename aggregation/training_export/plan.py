@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from aggregation.training_export.optimisers import Optimiser
+from fabric.release import Preprocessing
 from fabric.training_bundle import Settings
 
 Measure = Callable[[Any, Tensor], Tensor]
@@ -39,3 +40,5 @@ class TrainingPlan:
     data: str = ""
     """`module:function` of (node config, run config) that opens the node's data source, without torch and flwr.
     Empty: the samples that the node captured for the app's model."""
+    preprocessing: Sequence[Preprocessing] = ()
+    """Of the source's columns; captured samples are requests, so it is that of the app's export hook."""

@@ -112,7 +112,7 @@ def _torch_step(plan: TrainingPlan, optimiser: torch.optim.Optimizer, state: Bat
     if plan.proximal:
         for name, p in trained.items():
             total = total + state["mu"] / 2 * ((p - state[f"anchor.{name}"]) ** 2).sum()
-    total.backward()
+    torch.autograd.backward(total)
     if plan.clip_norm is not None:
         nn.utils.clip_grad_norm_(trained.values(), plan.clip_norm)
     for name, p in trained.items() if plan.controls else ():

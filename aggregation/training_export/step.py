@@ -70,7 +70,8 @@ def train(plan: TrainingPlan, given: Arguments) -> Arguments:
     with FedNoise(list(group(given, "noise.").values())), plain_kernels():
         outputs = functional_call(plan.module, {**trained, **group(given, "frozen."), **buffers}, _inputs(given))
         loss = plan.loss(outputs, given["target"])
-        grads = dict(zip(trained, torch.autograd.grad(_with_proximal(plan, loss, trained, given), list(trained.values())), strict=True))
+        found = torch.autograd.grad(_with_proximal(plan, loss, trained, given), list(trained.values()))
+    grads = dict(zip(trained, found, strict=True))
     if plan.clip_norm is not None:
         grads = clipped(grads, plan.clip_norm)
     out: Arguments = {}

@@ -36,7 +36,8 @@ def to_onnx(function: Callable[[Arguments], Arguments], sample: Arguments, per_s
     Raises:
         NotExportable: names the operator.
     """
-    names, outputs = list(sample), []
+    names = list(sample)
+    outputs: list[str] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         found = function(dict(zip(names, tensors, strict=True)))
@@ -60,9 +61,16 @@ def to_onnx(function: Callable[[Arguments], Arguments], sample: Arguments, per_s
             )
     except Exception as exc:  # torch's tracers raise whatever a model makes them raise
         raise NotExportable(_why(exc), "Replace it in the model, or train this app with torch on the nodes") from exc
-    file = io.BytesIO()
-    translated.save(file)
-    return file.getvalue()
+    assert translated is not None
+    proto = translated.model_proto
+    for part in (
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.value_info,
+        *(n for f in proto.functions for n in f.node),
+    ):
+        del part.metadata_props[:]  # where in torch each operator came from: most of the file
+    return bytes(proto.SerializeToString())
 
 
 def _axes(times: int, batch: Any) -> dict[int, Any]:

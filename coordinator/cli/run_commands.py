@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
+from coordinator.cli.app_bundles import Train, TrainWith, packed
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, show_list, show_one
 from fabric.errors import ConfigError, NotFound
@@ -33,11 +34,12 @@ def start(
     select: Annotated[str, typer.Option("--select", help="Who is asked, e.g. nodes=20,over_provision=1.3")] = "",
     policy: Annotated[str, typer.Option("--policy", help="When rounds close, e.g. quorum=8,grace_s=10")] = "",
     stop: Annotated[str, typer.Option("--stop", help="When to end early, e.g. metric=accuracy,target=0.95")] = "",
+    train: Train = TrainWith.flower,
     watch: Watch = False,
     output: Output = Format.table,
 ) -> None:
     """Start a federated run of a Flower app."""
-    from fabric.apps import bundle, describe, fuse
+    from fabric.apps import describe, fuse
 
     described = describe(app)
     overrides = parse_settings(settings or [], described.config)
@@ -45,7 +47,10 @@ def start(
         overrides.setdefault("num-server-rounds", rounds)
     fuse(described.config, overrides)
     client = Client.find()
-    reference = {"name": described.name, "bundle": json.loads(client.call("PUT", "/v1/bundles", bundle(app)))}
+    reference = {
+        "name": described.name,
+        "bundle": json.loads(client.call("PUT", "/v1/bundles", packed(app, overrides, train))),
+    }
     request = {
         "app": reference,
         "model": model or described.model,

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from coordinator.cli.app_bundles import Train, TrainWith
 from coordinator.cli.client import SERVER, Client
 from coordinator.cli.output import Format, Output, show_one
 from coordinator.embedded.home import Home, UpState
@@ -156,8 +157,9 @@ def agent(
 def demo(
     regions: Annotated[str, typer.Option(help="Made-up regions")] = "eu-west,us-east,ap-south",
     nodes_per_region: Annotated[int, typer.Option(min=1)] = 2,
+    train: Train = TrainWith.flower,
 ) -> None:
     """The whole main job on real data: train, release, roll out region by region, infer, compare."""
     from coordinator.demo.story import tell
 
-    raise typer.Exit(tell(regions.split(","), nodes_per_region))
+    raise typer.Exit(tell(regions.split(","), nodes_per_region, train))

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from coordinator.cli.app_bundles import TrainWith, packed
 from coordinator.cli.client import Client
 from coordinator.cli.output import megabytes
 from coordinator.cli.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
@@ -32,7 +33,7 @@ from coordinator.demo.report import (
 from coordinator.embedded.home import Home
 from coordinator.embedded.plan import lay_out
 from coordinator.embedded.supervisor import locked, running
-from fabric.apps import bundle, describe
+from fabric.apps import describe
 from fabric.errors import FedtideError, NotFound
 
 ROUNDS_PER_RUN = 3
@@ -46,7 +47,7 @@ class DemoFailed(FedtideError):
     """A step of the demo did not end as it should."""
 
 
-def tell(regions: list[str], nodes_per_region: int) -> int:
+def tell(regions: list[str], nodes_per_region: int, train: TrainWith = TrainWith.flower) -> int:
     """Run the demo; 0 only if everything in the report is as it should be."""
     app = Path(__file__).resolve().parents[2] / "examples" / "digits"
     if not app.is_dir():
@@ -57,7 +58,7 @@ def tell(regions: list[str], nodes_per_region: int) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     with locked(home):
         _forget_last_time(home)
-        report = asyncio.run(_told(home, app, regions, nodes_per_region, console, began))
+        report = asyncio.run(_told(home, app, regions, nodes_per_region, console, began, train))
     report_file, plot_file = outer.root / "demo-report.json", outer.root / "demo-accuracy.png"
     report_file.write_text(report.model_dump_json(indent=2))
     draw(report, plot_file)
@@ -73,20 +74,20 @@ def _forget_last_time(home: Home) -> None:
 
 
 async def _told(
-    home: Home, app: Path, regions: list[str], nodes_per_region: int, console: Console, began: float
+    home: Home, app: Path, regions: list[str], nodes_per_region: int, console: Console, began: float, train: TrainWith
 ) -> DemoReport:
-    layout = lay_out(home, regions, nodes_per_region)
+    layout = lay_out(home, regions, nodes_per_region, agent={"train_runtime": train.value})
     console.rule(f"up: hub, {len(regions)} leaf servers, coordinator, {len(layout.nodes)} agents")
     async with running(home, layout):
-        return await asyncio.to_thread(_act, home, app, console, began)
+        return await asyncio.to_thread(_act, home, app, console, began, train)
 
 
-def _act(home: Home, app: Path, console: Console, began: float) -> DemoReport:
+def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith) -> DemoReport:
     state = home.state_of_this_process()
     client = Client(*state.apis)
     _until_online(client, len(state.nodes))
     model = describe(app).model or ""
-    reference = {"name": model, "bundle": json.loads(client.call("PUT", "/v1/bundles", bundle(app)))}
+    reference = {"name": model, "bundle": json.loads(client.call("PUT", "/v1/bundles", packed(app, {}, train)))}
 
     console.rule("run 1: from a random model")
     first = _train(client, {"app": reference, "model": model})

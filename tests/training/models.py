@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aggregation.training_export.optimisers import Adam, Sgd
 from aggregation.training_export.plan import TrainingPlan
@@ -122,9 +121,6 @@ def plan(name: str, rows: int = 6) -> TrainingPlan:
     make, shape, more = CASES[name]
     torch.manual_seed(1)
     module = make()
-    if name == "encoder":
-        x = torch.randint(0, 20, (rows, *shape))
-    else:
-        x = torch.randn(rows, *shape)
+    x = torch.randint(0, 20, (rows, *shape)) if name == "encoder" else torch.randn(rows, *shape)
     target = torch.randint(0, CLASSES, (rows,))
-    return TrainingPlan(module, {"x": x}, target, F.cross_entropy, metrics={"accuracy": accuracy}, **more)
+    return TrainingPlan(module, {"x": x}, target, nn.functional.cross_entropy, metrics={"accuracy": accuracy}, **more)

@@ -1,0 +1,79 @@
+"""Training bundles of apps, made once: exporting takes up to a minute, and its result depends on its inputs alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fabric import apps, training_bundle
+from fabric.errors import ConfigError, MalformedMessage
+from fabric.wire import ConfigValues, Scalar
+
+_MADE_WITH = ("torch", "onnxscript", "onnxruntime")
+
+
+class Watched(Mapping[str, Scalar]):
+    """A run config that knows what was read of it: that is in the graphs, and a task must not say otherwise."""
+
+    def __init__(self, config: ConfigValues) -> None:
+        self._config = config
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Scalar:
+        value = self._config[key]
+        self.read.add(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+
+def cached(directory: Path, config: ConfigValues, export: Callable[[], bytes]) -> Path:
+    """The bundle's file for this app and run config; `export` is called if there is none yet."""
+    folder = _root() / _key(directory)
+    for file in sorted(folder.glob("*.bundle")):
+        try:
+            fixed = training_bundle.read(file.read_bytes()).manifest.fixed
+        except MalformedMessage:
+            file.unlink()
+            continue
+        if all(config.get(key) == value for key, value in fixed.items()):
+            return file
+    data = export()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{hashlib.sha256(data).hexdigest()}.bundle"
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(file)
+    return file
+
+
+def planned(
+    hook: Callable[[Mapping[str, Scalar]], Any], reference: str, config: ConfigValues
+) -> tuple[Any, ConfigValues]:
+    """What the app's hook says, and the part of the run config that it depends on."""
+    watched = Watched(config)
+    try:
+        plan = hook(watched)
+    except Exception as exc:  # an app's hook may raise anything
+        raise ConfigError(f"training hook {reference}", f"raised {type(exc).__name__}: {exc}") from exc
+    free = set(plan.settings.model_dump().values()) if hasattr(plan, "settings") else set()
+    return plan, {key: config[key] for key in sorted(watched.read - free)}
+
+
+def _root() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fedtide" / "training"
+
+
+def _key(directory: Path) -> str:
+    versions = "".join(f"{name} {version(name)}\n" for name in _MADE_WITH)
+    own = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"\0".join((apps.bundle(directory), versions.encode(), own))).hexdigest()[:32]

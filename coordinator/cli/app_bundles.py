@@ -1,0 +1,52 @@
+"""An app as it is given to the coordinator: its files, and its training bundle if nodes are to train without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fabric.apps import bundle
+from fabric.errors import FedtideError
+from fabric.training_bundle import FILE
+from fabric.wire import ConfigValues
+
+
+class TrainWith(StrEnum):
+    """What nodes may train with."""
+
+    flower = "flower"
+    onnx = "onnx"
+
+
+Train = Annotated[TrainWith, typer.Option("--train", help="onnx: nodes without torch take part")]
+
+
+class ExportFailed(FedtideError):
+    """The app's training has no bundle."""
+
+
+def packed(app: Path, run_config: ConfigValues, train: TrainWith) -> bytes:
+    """The app's bundle.
+
+    Raises:
+        ExportFailed: nodes without torch were asked for, and the app's training cannot be exported.
+    """
+    if train is TrainWith.flower:
+        return bundle(app)
+    return bundle(app, {FILE: training_bundle(app, run_config).read_bytes()})
+
+
+def training_bundle(app: Path, run_config: ConfigValues) -> Path:
+    """The file of the app's training bundle, made in a process that has torch, or kept from the last time."""
+    command = [sys.executable, "-m", "aggregation.training_export", str(app), json.dumps(run_config)]
+    typer.echo("exporting the training step; this takes a minute the first time", err=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ExportFailed(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the export ended silently")
+    return Path(done.stdout.strip())

@@ -1,0 +1,93 @@
+"""The trainer process of nodes without torch: does tasks from an app's training bundle, a job a line (see job_loop)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from edge_agent.disk import is_full
+from edge_agent.job_loop import serve, write_frame, write_message
+from edge_agent.outbox import STATE
+from edge_agent.trainer import Job
+from edge_agent.training.batches import Batches, open_source
+from edge_agent.training.records import reply_to
+from edge_agent.training.task import Means, content, perform
+from fabric import training_bundle
+from fabric.app_objects import AppLoadError
+from fabric.apps import describe
+from fabric.errors import FedtideError, MalformedMessage
+from fabric.tensors import Tensor, decode, encode
+from fabric.training_bundle import TrainingBundle
+from fabric.wire import Task, WireError
+
+log = logging.getLogger(__name__)
+
+_LOAD_FAILED, _APP_RAISED = 1, 2
+"""Flower's ErrorCode: the client app cannot be loaded, or raised."""
+
+
+def main() -> int:
+    bundles: dict[Path, TrainingBundle] = {}
+    return serve(lambda job: _do(job, bundles))
+
+
+def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
+    task = Task.model_validate_json(job.task_file.read_bytes())
+    try:
+        bundle = bundles.get(job.app_dir) or bundles.setdefault(job.app_dir, _read(job.app_dir))
+        model = describe(job.app_dir).model
+        source = open_source(job.app_dir, bundle.manifest.data, model, job.node_config, task.run_config)
+        means = Means(
+            bundle=bundle,
+            batches=Batches(source, bundle.manifest),
+            blobs=job.blobs,
+            state=_state(job.state_file),
+            node_id=job.node_id,
+            threads=job.threads,
+            progress=job.progress_file,
+        )
+        answer = perform(task, means)
+    except (FedtideError, MemoryError) as exc:
+        log.exception("training.refused")
+        code = _LOAD_FAILED if isinstance(exc, AppLoadError | MalformedMessage) else _APP_RAISED
+        reason = str(exc) or "there is not enough memory (limits.memory_bytes)"
+        _write_error(job, task, code, f"{type(exc).__name__}: {reason}")
+        return
+    except Exception as exc:  # ONNX Runtime and a user's data source raise anything: it becomes an error reply
+        if is_full(exc):
+            raise
+        log.exception("training.raised")
+        _write_error(job, task, _APP_RAISED, f"{type(exc).__name__}: {exc}")
+        return
+    with (job.out_dir / STATE).open("wb") as file:
+        file.writelines(encode(answer.state.values()))
+    arrays = {
+        name: write_frame(job.out_dir, encode(tensors), coded=name == answer.coded)
+        for name, tensors in answer.records.items()
+    }
+    write_message(job.out_dir, reply_to(task.message, content(answer, arrays)))
+
+
+def _read(app_dir: Path) -> TrainingBundle:
+    return training_bundle.read((app_dir / training_bundle.FILE).read_bytes())
+
+
+def _state(file: Path) -> dict[str, Tensor]:
+    try:
+        return {t.name: t for t in decode(file.read_bytes())}
+    except FileNotFoundError:
+        return {}
+    except MalformedMessage:
+        log.warning("training.state_of_another_runtime")  # the node trained with flwr before: it starts anew
+        return {}
+
+
+def _write_error(job: Job, task: Task, code: int, reason: str) -> None:
+    message = reply_to(task.message, {})
+    error = WireError(code=code, reason=reason)
+    write_message(job.out_dir, message.model_copy(update={"content": None, "error": error}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""A message's records as tensors and values, and an answer's as a message; what Flower would say, without flwr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from edge_agent.control_variates import CONTROL
+from edge_agent.training.errors import WrongTask
+from fabric import codecs
+from fabric.tensors import Tensor, decode
+from fabric.transfer import map_file
+from fabric.wire import Arrays, ConfigValues, Values, WireMessage
+
+
+def model_record(message: WireMessage) -> str:
+    """The name of the record that holds the model.
+
+    Raises:
+        WrongTask: there is none, or several.
+    """
+    names = [name for name, part in (message.content or {}).items() if isinstance(part, Arrays) and name != CONTROL]
+    if len(names) != 1:
+        raise WrongTask(f"the message carries {len(names)} array records, a training bundle answers those with one")
+    return names[0]
+
+
+def tensors_of(part: Arrays, blobs: Mapping[str, Path]) -> dict[str, Tensor]:
+    """An array record by name, decoded if it came coded.
+
+    Raises:
+        MalformedMessage: a frame that does not decode.
+    """
+    found = decode(map_file(blobs[part.blob.digest]) if part.blob is not None else part.inline or b"")
+    if not part.coded:
+        return {t.name: t for t in found}
+    base = {t.name: t for t in decode(map_file(blobs[part.base.digest]))} if part.base is not None else {}
+    return {codecs.spec_of(t).name: codecs.decode(t, base) for t in found}
+
+
+def config_of(message: WireMessage) -> ConfigValues:
+    """The scalars of all config records."""
+    parts = [p for p in (message.content or {}).values() if isinstance(p, Values) and p.kind == "config"]
+    return {k: v for p in parts for k, v in p.values.items() if isinstance(v, bool | int | float | str)}
+
+
+def reply_to(asked: WireMessage, content: dict[str, Arrays | Values]) -> WireMessage:
+    now = time.time()
+    return WireMessage(
+        run_id=asked.run_id,
+        message_id="",
+        src_node_id=asked.dst_node_id,
+        dst_node_id=asked.src_node_id,
+        reply_to_message_id=asked.message_id,
+        group_id=asked.group_id,
+        created_at=now,
+        ttl=max(1.0, asked.created_at + asked.ttl - now),
+        message_type=asked.message_type,
+        content=content,
+    )

@@ -1,0 +1,36 @@
+"""Coding an update as the task wants it, with what a lossy codec left out kept for the next one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fabric.codecs import Codec, decode, encode
+from fabric.tensors import Tensor
+
+RESIDUAL = "fedtide.residual"
+"""Under this name the residual stands in the run's state on the node."""
+
+
+def code(
+    codec: Codec, update: Sequence[Tensor], base: Mapping[str, Tensor], residual: Mapping[str, Any], seed: int
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """The coded update, and what it left out (None: this codec feeds nothing back).
+
+    Args:
+        base: what the node was given; both sides have it.
+        residual: by name, what was left out of the last update.
+    """
+    if codec.kind != "topk":
+        return encode(update, base, codec, seed), None
+    wanted = [
+        Tensor.of(t.name, (t.numpy() + residual[t.name]).astype(t.numpy().dtype)) if t.name in residual else t
+        for t in update
+    ]
+    coded = encode(wanted, base, codec, seed)
+    left = [
+        Tensor.of(was.name, was.numpy() - decode(is_, base).numpy())
+        for was, is_ in zip(wanted, coded, strict=True)
+        if is_.name != was.name
+    ]
+    return coded, left

@@ -1,0 +1,24 @@
+"""The same training as `model.train`, for nodes without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from aggregation.training_export.optimisers import Sgd
+from aggregation.training_export.plan import TrainingPlan
+from sensors import data, model
+
+
+def plan(config: Mapping[str, bool | int | float | str]) -> TrainingPlan:
+    return TrainingPlan(
+        module=model.make(0),
+        inputs={"window": torch.rand(2, data.WINDOW, data.AXES)},
+        target=torch.tensor([0, 6]),
+        loss=nn.functional.cross_entropy,
+        optimiser=Sgd(momentum=float(config["momentum"])),
+        metrics={"accuracy": lambda logits, labels: (logits.argmax(1) == labels).float().mean()},
+        data="sensors.source:of_node",
+    )
