@@ -85,6 +85,9 @@ class AgentConfig(Strict):
         default="auto",
         description="flower: the app's code; onnx: its training bundle; auto: flower where torch is",
     )
+    train_checkpoint_s: float = Field(
+        default=20.0, ge=0, description="So often a task from a training bundle saves where it is"
+    )
     train_idle_s: float = Field(default=120.0, gt=0, description="An unused trainer process ends after this")
     inference_threads: int = Field(default=1, ge=1, description="Of one run of a model")
     inference_parallel: int = Field(default=1, ge=1, description="Runs at once, over all models")

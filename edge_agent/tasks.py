@@ -197,6 +197,7 @@ class TaskLoop:
             out_dir=out_dir.resolve(),
             node_id=flower_int(self._config.node),
             node_config=self._node_config(),
+            checkpoint_s=self._config.train_checkpoint_s,
             threads=self._config.train_threads or 0,
         )
         self._show(task.task, "training")

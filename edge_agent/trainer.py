@@ -47,6 +47,7 @@ class Job(Strict):
     out_dir: Path
     node_id: int
     node_config: ConfigValues = Field(description="Flower's node config")
+    checkpoint_s: float
     threads: int = Field(description="Of numeric libraries; 0: as many as there are cores")
 
 

@@ -78,7 +78,7 @@ def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
 def _check(plan: TrainingPlan) -> None:
     where = "training plan"
     rows = {len(t) for t in (*plan.inputs.values(), plan.target)}
-    if not plan.inputs or len(rows) != 1 or rows < {2}:
+    if not plan.inputs or len(rows) != 1 or min(rows) < 2:
         raise ConfigError(where, f"inputs and target must be a batch of two or more samples, they have {sorted(rows)}")
     if not any(p.requires_grad for p in plan.module.parameters()):
         raise ConfigError(where, "no parameter requires a gradient")

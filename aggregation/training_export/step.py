@@ -118,10 +118,12 @@ def _inputs(given: Arguments) -> tuple[Tensor, ...]:
 @contextmanager
 def plain_kernels() -> Iterator[None]:
     """The fused kernels of attention and of recurrent networks have no decomposition."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # torch types it as its descriptor
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = onednn

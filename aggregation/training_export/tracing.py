@@ -20,7 +20,7 @@ from aggregation.training_export.translations import translations
 from fabric.errors import FedtideError
 
 Arguments = dict[str, Tensor]
-_OPERATOR = re.compile(r"aten[.:]+\w+(?:\.\w+)?")
+_OPERATOR = re.compile(r"\b(?:aten|prims|torchvision|quantized)[.:]+\w+(?:\.\w+)?")
 
 
 class NotExportable(FedtideError):
@@ -83,9 +83,10 @@ def _why(exc: BaseException) -> str:
     while seen is not None:
         texts.append(str(seen))
         seen = seen.__cause__ or seen.__context__
-    found = [name for text in texts for name in _OPERATOR.findall(text)]
-    named = f"the operator {found[0]} has no ONNX translation" if found else "the training step cannot be traced"
-    return f"{named}: {texts[0].splitlines()[0] if texts[0] else type(exc).__name__}"
+    found = [name for text in reversed(texts) for name in _OPERATOR.findall(text)]
+    if found:
+        return f"the operator {found[0]} has no ONNX translation"
+    return f"the training step cannot be traced: {texts[0].splitlines()[0] if texts[0] else type(exc).__name__}"
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
             node_id=job.node_id,
             threads=job.threads,
             progress=job.progress_file,
+            checkpoint_s=job.checkpoint_s,
         )
         answer = perform(task, means)
     except (FedtideError, MemoryError) as exc:

@@ -21,7 +21,6 @@ from fabric.training_bundle import Manifest, TrainingBundle
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
-CHECKPOINT_EVERY_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def learn(
     course: Course,
     threads: int,
     progress: Path,
-    every_s: float = CHECKPOINT_EVERY_S,
+    checkpoint_s: float,
 ) -> Learnt:
     """Train from `values`, or from where `progress` says that this task was."""
     given = {**values, "rate": np.array(course.rate, np.float32)}
@@ -73,7 +72,7 @@ def learn(
         for indices in chosen[max(0, done - begins) :]:
             noise = _noise(bundle.manifest, course.seed, graph.steps, len(indices))
             losses.append(graph.step({**batches.take(indices), **noise}))
-            if time.monotonic() - saved >= every_s:
+            if time.monotonic() - saved >= checkpoint_s:
                 Checkpoint(graph.steps, batches.samples, tuple(losses), graph.values()).write(progress)
                 saved = time.monotonic()
         mean = sum(losses) / max(1, len(losses))

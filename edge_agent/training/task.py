@@ -41,6 +41,7 @@ class Means:
     node_id: int
     threads: int
     progress: Path
+    checkpoint_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _train(task: Task, means: Means, name: str, came: dict[str, Tensor], values:
     own = control_variates.own_control(control, _numpy(means.state, f"{_OWN}."))
     moved = control_variates.correction(control, own)
     given |= {f"correction.{p.name}": moved[p.name] for p in manifest.parameters if p.name in moved}
-    learnt = learn(means.bundle, means.batches, given, course, means.threads, means.progress)
+    learnt = learn(means.bundle, means.batches, given, course, means.threads, means.progress, means.checkpoint_s)
     went = {k: _went(t, learnt.values) for k, t in came.items()}
     metrics = {"train_loss": learnt.loss, "num-examples": means.batches.samples, "num-steps": learnt.steps}
     answer = Answer({name: list(went.values())}, metrics, dict(means.state))

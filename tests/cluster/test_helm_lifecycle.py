@@ -14,7 +14,8 @@ from tests.cluster.api_server import Object
 from tests.cluster.helm_server import HelmServer
 from tests.cluster.test_charts import CLOUD, EDGE
 
-WAIT: Any = {"wait": "watcher", "timeout": 30}
+READY: Any = {"wait": "watcher", "timeout": 30}
+APPLIED: Any = {"wait": "hookOnly", "timeout": 30}
 
 
 @pytest.fixture
@@ -42,13 +43,13 @@ def test_a_release_is_installed_upgraded_rolled_back_and_leaves_only_what_it_mus
     values: Object = yaml.safe_load(file.read_text())
     cluster = helm.Config(kubeconfig_content=server.kubeconfig(), namespace="fl")
     with helm.Chart.load(str(file.parents[1])) as chart:
-        cluster.install(chart, "ft", values, create_namespace=True, **WAIT)
+        cluster.install(chart, "ft", values, create_namespace=True, **READY)
         before = images(server, workload)
-        cluster.upgrade(chart, "ft", {**values, "image": {"tag": "9.9.9"}}, **WAIT)
+        cluster.upgrade(chart, "ft", {**values, "image": {"tag": "9.9.9"}}, **APPLIED)
         assert images(server, workload) == {"9.9.9"}
-        cluster.rollback("ft", version=1, **WAIT)
+        cluster.rollback("ft", version=1, **APPLIED)
         assert images(server, workload) == before
-        cluster.uninstall("ft", **WAIT)
+        cluster.uninstall("ft", **APPLIED)
     assert {plural for plural, _, _ in server.objects} == kept
 
 
@@ -56,8 +57,8 @@ def test_the_release_tests_itself_and_refuses_to_lose_its_streams(server: HelmSe
     values: Object = yaml.safe_load((CLOUD / "examples/one-machine.yaml").read_text())
     cluster = helm.Config(kubeconfig_content=server.kubeconfig(), namespace="fl")
     with helm.Chart.load(str(CLOUD)) as chart:
-        cluster.install(chart, "ft", values, create_namespace=True, wait="hookOnly")
+        cluster.install(chart, "ft", values, create_namespace=True, **APPLIED)
         cluster.test("ft", timeout=20)
         assert any(method == "PATCH" and "/pods/ft-" in path for method, path, *_ in server.requests)
         with pytest.raises(helm.HelmError, match=r"nats\.replicas"):
-            cluster.upgrade(chart, "ft", {**values, "nats": {**values["nats"], "replicas": 3}}, **WAIT)
+            cluster.upgrade(chart, "ft", {**values, "nats": {**values["nats"], "replicas": 3}}, **APPLIED)

@@ -1,0 +1,18 @@
+import torch
+from torch import nn
+
+from aggregation.training_export.optimisers import Sgd
+from aggregation.training_export.plan import TrainingPlan
+from clusters import model
+
+
+def plan(config):
+    return TrainingPlan(
+        module=model.make(0),
+        inputs={"point": torch.rand(2, 4)},
+        target=torch.tensor([0, 2]),
+        loss=nn.functional.cross_entropy,
+        optimiser=Sgd(momentum=config["momentum"]),
+        metrics={"accuracy": lambda logits, labels: (logits.argmax(1) == labels).float().mean()},
+        data="clusters.data:of_node",
+    )
