@@ -29,7 +29,7 @@ from fabric.wire import ConfigValues, Strict
 log = logging.getLogger(__name__)
 
 _FLOWER, _ONNX = "edge_agent.trainer_process", "edge_agent.training"
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class TrainerCrashed(RemoteError):
@@ -132,7 +132,7 @@ class Trainer:
     async def _start(self, module: str, app_dir: Path) -> asyncio.subprocess.Process:
         environment = dict(os.environ)
         if self._config.train_threads is not None:
-            environment |= dict.fromkeys(_THREAD_VARIABLES, str(self._config.train_threads))
+            environment |= dict.fromkeys(THREAD_VARIABLES, str(self._config.train_threads))
         work = self._config.data_dir / "trainer"
         work.mkdir(parents=True, exist_ok=True)
         with (work / "trainer.log").open("ab") as logfile:

@@ -16,6 +16,7 @@ from edge_agent.training.task import Means, content, perform
 from fabric import training_bundle
 from fabric.app_objects import AppLoadError
 from fabric.apps import describe
+from fabric.codecs import is_coded
 from fabric.errors import FedtideError, MalformedMessage
 from fabric.tensors import Tensor, decode, encode
 from fabric.training_bundle import TrainingBundle
@@ -64,7 +65,7 @@ def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
     with (job.out_dir / STATE).open("wb") as file:
         file.writelines(encode(answer.state.values()))
     arrays = {
-        name: write_frame(job.out_dir, encode(tensors), coded=name == answer.coded)
+        name: write_frame(job.out_dir, encode(tensors), coded=is_coded(tensors))
         for name, tensors in answer.records.items()
     }
     write_message(job.out_dir, reply_to(task.message, content(answer, arrays)))

@@ -49,8 +49,6 @@ class Answer:
     records: dict[str, list[Tensor]]
     metrics: dict[str, float]
     state: dict[str, Tensor]
-    coded: str = ""
-    """The record that is coded."""
 
 
 def perform(task: Task, means: Means) -> Answer:
@@ -104,7 +102,7 @@ def _coded(task: Task, means: Means, name: str, came: dict[str, Tensor], answer:
     residual = _numpy(means.state, f"{RESIDUAL}.")
     coded, left = code(Codec.parse(task.codec), answer.records[name], came, residual, seed)
     kept = {f"{RESIDUAL}.{t.name}": Tensor.of(f"{RESIDUAL}.{t.name}", t.numpy()) for t in left or []}
-    return Answer({name: coded}, answer.metrics, {**answer.state, **kept}, coded=name)
+    return Answer({name: coded}, answer.metrics, {**answer.state, **kept})
 
 
 def check_config(manifest: Manifest, run_config: ConfigValues) -> None:

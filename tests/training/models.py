@@ -96,7 +96,7 @@ def _one_dimensional() -> nn.Module:
 
 
 def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    return nn.Sequential(nn.Linear(12, 128), nn.ReLU(), nn.Linear(128, CLASSES))
 
 
 def accuracy(logits: Any, target: Tensor) -> Tensor:
@@ -106,13 +106,13 @@ def accuracy(logits: Any, target: Tensor) -> Tensor:
 Case = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]
 
 CASES: dict[str, Case] = {
-    "mlp": (_mlp, (12,), {"optimiser": Sgd(momentum=0.9, weight_decay=1e-3), "proximal": True}),
+    "mlp": (_mlp, (12,), {"optimiser": Sgd(0.9, weight_decay=1e-3), "proximal": True, "controls": True}),
     "lenet": (_lenet, (1, 14, 14), {"optimiser": Sgd(momentum=0.9, nesterov=True)}),
     "conv1d": (_one_dimensional, (3, 20), {"optimiser": Adam()}),
     "norms": (_normalised, (2, 8, 8), {"optimiser": Adam(weight_decay=0.01, decoupled=True), "clip_norm": 1.0}),
     "gru": (lambda: Last(nn.GRU), (6, 4), {"optimiser": Sgd(momentum=0.9)}),
     "lstm": (lambda: Last(nn.LSTM), (6, 4), {"optimiser": Adam(weight_decay=0.01)}),
-    "encoder": (Encoder, (7,), {"optimiser": Adam(decoupled=True)}),
+    "encoder": (Encoder, (7,), {"optimiser": Sgd(momentum=0.9)}),
     "lora": (LowRank, (12,), {"optimiser": Sgd(), "controls": True}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ def test_a_run_that_sets_what_is_in_the_graph(bundle: TrainingBundle) -> None:
 
 def test_a_graph_that_learns_something_else_is_not_published(bundle: TrainingBundle) -> None:
     plan = models.plan("mlp")
-    other = TrainingPlan(
-        plan.module, plan.inputs, plan.target, plan.loss, Sgd(momentum=0.8), metrics=plan.metrics, proximal=True
-    )
+    other = replace(plan, optimiser=Sgd(momentum=0.8, weight_decay=1e-3))
     with pytest.raises(TrainingDiffers, match="differs from torch"):
         prove(other, bundle.parts, [])
 
