@@ -42,7 +42,7 @@ lint: setup
 
 # A suite that hangs ends with the stacks of its threads: twice its limit is no slow machine.
 test: lint
-	timeout --signal=ABRT 1500 python -m pytest
+	timeout --signal=ABRT 1500 python -m pytest --durations 25
 
 test-slow: setup
 	python -m pytest -m slow

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The agent. EXTRAS=edge: inference (small); EXTRAS=edge,train: with Flower. Built for linux/amd64 and linux/arm64:
+# The agent. EXTRAS=edge: inference, training from bundles (small); EXTRAS=edge,train: with Flower. Built for linux/amd64 and linux/arm64:
 #   docker buildx build --platform linux/amd64,linux/arm64 -f deploy/images/agent.Dockerfile --sbom=true .
 ARG PYTHON=3.11-slim-bookworm
 FROM python:${PYTHON} AS build
