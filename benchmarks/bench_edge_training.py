@@ -22,8 +22,8 @@ from benchmarks.report import Row, load_now, write
 from coordinator.cli.app_bundles import training_bundle
 from edge_agent.training.task import model_values
 from fabric import training_bundle as bundles
+from fabric.apps import TRAINING, describe, unpack
 from fabric.apps import bundle as pack_app
-from fabric.apps import describe, unpack
 from fabric.tensors import Tensor
 from fabric.wire import ConfigValues
 from tests.training import jobs
@@ -51,7 +51,7 @@ def main() -> None:
 def _app(name: str, folder: Path) -> Path:
     made = training_bundle(EXAMPLES / name, {})
     app = folder / name
-    unpack(pack_app(EXAMPLES / name, {bundles.FILE: made.read_bytes()}), app)
+    unpack(pack_app(EXAMPLES / name, {TRAINING: made.read_bytes()}), app)
     return app
 
 
@@ -111,7 +111,7 @@ def _train(trainer: TrainerProcess, app: Path, folder: Path, epochs: int) -> tup
 
 def _initial(app: Path) -> dict[str, Tensor]:
     """Any model of the right form: its values do not change how long a step takes."""
-    made = bundles.read((app / bundles.FILE).read_bytes())
+    made = bundles.read((app / TRAINING).read_bytes())
     generator = np.random.default_rng(0)
     specs = made.manifest.parameters
     tensors = {s.name: Tensor.of(s.name, generator.normal(0, 0.05, s.shape).astype(np.float32)) for s in specs}

@@ -56,7 +56,7 @@ class CapturedSamples:
 
     def __init__(self, store: SampleStore, model: str) -> None:
         self._store = store
-        self._numbers = store.numbers(model)
+        self._rows = store.labelled_rows(model)
 
     @classmethod
     def open(cls, file: str, model: str) -> CapturedSamples:
@@ -66,13 +66,16 @@ class CapturedSamples:
         return cls(SampleStore(Path(file), 2**62, float("inf")), model)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._rows)
 
     def read(self, indices: Sequence[int]) -> dict[str, Array]:
-        samples = [self._store.read(self._numbers[i]) for i in indices]
-        found = [s for s in samples if s is not None]
+        wanted = [self._rows[i] for i in indices]
+        kept = {number: self._store.read(number) for number in {number for number, _ in wanted}}
+        found = [(sample, row) for number, row in wanted if (sample := kept[number]) is not None]
         if not found:
             return {}
-        columns = {name: np.concatenate([s.inputs[name] for s in found]) for name in found[0].inputs}
-        labels = [label for s in found for label in (s.label if isinstance(s.label, list) else [s.label])]
+        columns = {
+            name: np.concatenate([s.inputs[name][row : row + 1] for s, row in found]) for name in found[0][0].inputs
+        }
+        labels = [s.label[row] if isinstance(s.label, list) else s.label for s, row in found]
         return {**columns, LABEL: np.array(labels)}

@@ -120,11 +120,12 @@ class SampleStore:
             rows = self._db.execute(query, (model, since, limit)).fetchall()
         return [Sample(model, i, at, _unpack(raw), json.loads(label), n) for n, i, at, raw, label in reversed(rows)]
 
-    def numbers(self, model: str) -> list[int]:
-        """The numbers of all labelled samples of a model, oldest first."""
-        query = "SELECT number FROM samples WHERE model = ? AND label IS NOT NULL ORDER BY number"
+    def labelled_rows(self, model: str) -> list[tuple[int, int]]:
+        """(number, row) of everything of a model that has a label, oldest first: a request may hold several rows."""
+        query = "SELECT number, label FROM samples WHERE model = ? AND label IS NOT NULL ORDER BY number"
         with self._one_at_a_time:
-            return [n for (n,) in self._db.execute(query, (model,))]
+            found = [(number, json.loads(label)) for number, label in self._db.execute(query, (model,))]
+        return [(n, row) for n, label in found for row in range(len(label) if isinstance(label, list) else 1)]
 
     def read(self, number: int) -> Sample | None:
         query = "SELECT model, id, at, inputs, label FROM samples WHERE number = ?"

@@ -17,7 +17,7 @@ from edge_agent.fair_queue import FairQueue
 from edge_agent.governor import Governor, Latency
 from edge_agent.outbox import Outbox
 from edge_agent.samples import samples_file
-from edge_agent.trainer import Job, Trainer
+from edge_agent.trainer import PART, Job, Trainer, TrainerCrashed
 from fabric.apps import unpack
 from fabric.blobs import BlobRef
 from fabric.broker import Broker
@@ -65,6 +65,7 @@ class TaskLoop:
             self._to_send.put_nowait(task)
         _forget_old(config.data_dir / "runs", "*.state", STATE_KEPT_S)
         _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
+        (config.data_dir / "progress").mkdir(parents=True, exist_ok=True)
         _forget_old(config.data_dir / "progress", "*", DOWNLOAD_KEPT_S)
 
     @property
@@ -114,11 +115,13 @@ class TaskLoop:
             self._running = asyncio.create_task(self._train(task), name=f"train-{key}")
             reply = await self._running
             await self._commit(reply)
+            self._forget_progress(key)
             self._to_send.put_nowait(key)
         except asyncio.CancelledError:
             if key not in self._cancelled:
                 raise
             self._outbox.drop(key)
+            self._forget_progress(key)
             log.info("task.cancelled", extra={"task": key})
         finally:
             self._running = None
@@ -152,7 +155,7 @@ class TaskLoop:
                 if not opened:
                     self._outbox.open(task.task)
                     opened = True
-                message = await self._answer(task, out_dir)
+                message = await self._answered(task, out_dir)
                 break
             except TransientError as exc:
                 log.warning("task.waits", extra={"task": task.task, "reason": str(exc)})
@@ -182,6 +185,17 @@ class TaskLoop:
             message=message,
         )
 
+    async def _answered(self, task: Task, out_dir: Path) -> WireMessage:
+        """The answer, also of a trainer that is killed again and again, as long as each gets further than the last."""
+        while True:
+            saved = self._how_far(task.task)
+            try:
+                return await self._answer(task, out_dir)
+            except TrainerCrashed as exc:
+                if self._how_far(task.task) == saved:
+                    raise
+                log.warning("task.goes_on", extra={"task": task.task, "reason": str(exc)})
+
     async def _answer(self, task: Task, out_dir: Path) -> WireMessage:
         app_dir = self._config.data_dir / "apps" / task.app.bundle.digest
         if not app_dir.exists():
@@ -203,7 +217,6 @@ class TaskLoop:
         self._show(task.task, "training")
         log.info("task.training", extra={"task": task.task})
         await self._trainer.train(job)
-        job.progress_file.unlink(missing_ok=True)
         kept = {ref.digest for ref in task.message.bases()}
         for digest in kept:
             job.blobs[digest].touch()
@@ -213,9 +226,18 @@ class TaskLoop:
         return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
 
     def _progress(self, task: str) -> Path:
-        folder = self._config.data_dir / "progress"
-        folder.mkdir(exist_ok=True)
-        return (folder / task).resolve()
+        return (self._config.data_dir / "progress" / task).resolve()
+
+    def _forget_progress(self, task: str) -> None:
+        for file in (self._progress(task), self._progress(task).with_suffix(PART)):
+            file.unlink(missing_ok=True)
+
+    def _how_far(self, task: str) -> int:
+        """Changes whenever the task's trainer has saved where it is."""
+        try:
+            return self._progress(task).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def _node_config(self) -> ConfigValues:
         """Flower's node config, and where the app finds the samples that this node captured."""

@@ -21,14 +21,16 @@ from pydantic import Field
 
 from edge_agent.config import AgentConfig
 from edge_agent.governor import Governor, LimitExceeded
+from fabric.apps import TRAINING
 from fabric.errors import CapabilityMissing, RemoteError, TransientError
 from fabric.lifelines import die_with_parent
-from fabric.training_bundle import FILE as BUNDLE
 from fabric.wire import ConfigValues, Strict
 
 log = logging.getLogger(__name__)
 
 _FLOWER, _ONNX = "edge_agent.trainer_process", "edge_agent.training"
+PART = ".part"
+"""Suffix of a progress file that is being written."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -168,7 +170,7 @@ def trainer_module(runtime: str, app_dir: Path) -> str:
     Raises:
         CapabilityMissing: it has neither.
     """
-    bundled, flower = (app_dir / BUNDLE).is_file(), find_spec("flwr") is not None
+    bundled, flower = (app_dir / TRAINING).is_file(), find_spec("flwr") is not None
     if runtime == "onnx" or (runtime == "auto" and bundled and not (flower and find_spec("torch") is not None)):
         if bundled:
             return _ONNX

@@ -23,7 +23,7 @@ from edge_agent.trainer import Job
 from fabric import flower
 from fabric.apps import describe
 from fabric.codecs import is_coded
-from fabric.errors import ConfigError
+from fabric.errors import ConfigError, MalformedMessage
 from fabric.transfer import map_file
 from fabric.wire import Arrays, Task
 
@@ -40,7 +40,7 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
     flower.adopt_identity(task.message.run_id, job.node_id)
     message = flower.from_wire(task.message, {d: map_file(p) for d, p in job.blobs.items()})
     try:
-        state = flower.load_state(job.state_file.read_bytes()) if job.state_file.exists() else RecordDict()
+        state = _state(job.state_file)
         context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
         mod = CompressionMod(task.codec) if task.codec else None
@@ -59,6 +59,16 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         reason = f"{type(exc).__name__}: {exc}"
         reply = Message(Error(flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
     _write_reply(job.out_dir, reply)
+
+
+def _state(file: Path) -> RecordDict:
+    try:
+        return flower.load_state(file.read_bytes())
+    except FileNotFoundError:
+        return RecordDict()
+    except MalformedMessage:
+        log.warning("app.state_of_another_runtime")  # the node trained from a bundle before: it starts anew
+        return RecordDict()
 
 
 def _load(app_dir: Path) -> ClientApp:

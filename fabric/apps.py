@@ -22,6 +22,8 @@ from fabric.wire import ConfigValues, Scalar
 
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
+TRAINING = "training.bundle"
+"""Where an app's training bundle lies (fabric.training_bundle)."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _SKIPPED_DIRS = {"__pycache__", "node_modules", "build", "dist", "venv"}
 _SKIPPED_SUFFIXES = {".pyc", ".pyo", ".pt", ".fab"}
@@ -142,6 +144,7 @@ def bundle(directory: Path, more: Mapping[str, bytes] | None = None) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         own = {path.relative_to(directory).as_posix(): path.read_bytes() for path in _files(directory)}
+        own.pop(TRAINING, None)  # one that lies there is of whatever the app was once
         for name, data in sorted({**own, **(more or {})}.items()):
             info = zipfile.ZipInfo(name, _EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED

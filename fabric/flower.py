@@ -27,6 +27,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
 
 from fabric.app_objects import AppLoadError
 from fabric.errors import MalformedMessage
@@ -113,7 +114,11 @@ def dump_state(state: RecordDict) -> bytes:
 
 
 def load_state(data: bytes) -> RecordDict:
-    return recorddict_from_proto(RecordDictProto.FromString(data))
+    """Raises MalformedMessage: these bytes are no state."""
+    try:
+        return recorddict_from_proto(RecordDictProto.FromString(data))
+    except DecodeError as exc:
+        raise MalformedMessage("the state is not in Flower's form") from exc
 
 
 def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:

@@ -17,14 +17,15 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from fabric.apps import TRAINING
 from fabric.errors import MalformedMessage
 from fabric.release import Preprocessing
 from fabric.tensors import Tensor, TensorSpec, decode, encode
 from fabric.wire import ConfigValues, Strict
 
-FILE = "training.bundle"
-"""Where it lies in an app's bundle."""
 TRAIN, EVALUATE, INFER, INITIAL = "train.onnx", "evaluate.onnx", "infer.onnx", "initial.frame"
+IGNORED = -100
+"""Samples with this label do not count in a loss: torch's `ignore_index`."""
 _MANIFEST = "bundle.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -68,6 +69,11 @@ class Manifest(Strict):
     noise: list[Spec] = []
     outputs: list[str] = Field(description="Of the inference graph")
     metrics: list[str] = []
+    classes: int | None = Field(default=None, description="Labels are below it, or IGNORED; None: no classes")
+    smallest_batch: int = Field(default=1, description="torch takes no step with fewer samples (batch norm)")
+    train_loss: str = Field(default="train_loss", description="The metric's name in answers")
+    evaluation_loss: str = "loss"
+    report_steps: bool = False
     proximal: bool = False
     controls: bool = False
     settings: Settings = Settings()
@@ -114,11 +120,11 @@ def read(data: bytes) -> TrainingBundle:
     except (zipfile.BadZipFile, KeyError, NotImplementedError) as exc:
         # zipfile checks a sum of its own, which a damaged file fails first.
         kind = WrongDigest if "CRC" in str(exc) else MalformedMessage
-        raise kind(f"{FILE} is damaged or no training bundle: {exc}", _AGAIN) from exc
+        raise kind(f"{TRAINING} is damaged or no training bundle: {exc}", _AGAIN) from exc
     for name, part in parts.items():
         found, wanted = hashlib.sha256(part).hexdigest(), manifest.digests.get(name)
         if found != wanted:
-            raise WrongDigest(f"{name} in {FILE} has the digest {found[:12]}, its manifest says {wanted}", _AGAIN)
+            raise WrongDigest(f"{name} in {TRAINING} has the digest {found[:12]}, its manifest says {wanted}", _AGAIN)
     return TrainingBundle(manifest, parts)
 
 

@@ -1,9 +1,10 @@
-"""`python -m aggregation.training_export APP [RUN_CONFIG_JSON]`: prints the file of the app's training bundle."""
+"""`python -m aggregation.training_export APP [RUN_CONFIG_JSON]`: prints where the app's training bundle is, as JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from aggregation.training_export.cache import cached, planned
@@ -15,6 +16,14 @@ from fabric.errors import ConfigError, FedtideError
 
 def main(arguments: list[str]) -> int:
     logs.to_stderr()
+    with redirect_stdout(sys.stderr):  # apps print
+        answer = _made(arguments)
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+def _made(arguments: list[str]) -> dict[str, object]:
+    """Where the bundle is, or why there is none."""
     directory = Path(arguments[0]).resolve()
     try:
         app = describe(directory)
@@ -35,11 +44,9 @@ def main(arguments: list[str]) -> int:
                 raise ConfigError(f"training hook {reference}", "must return a TrainingPlan")
             return exporter.export(told, fixed)
 
-        sys.stdout.write(f"{cached(directory, config, export)}\n")
+        return {"file": str(cached(directory, config, export))}
     except FedtideError as exc:
-        sys.stderr.write(f"{exc}\n")
-        return exc.exit_code
-    return 0
+        return {"what": exc.what, "remedy": exc.remedy, "exit_code": exc.exit_code}
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fabric import apps, training_bundle
-from fabric.errors import ConfigError, MalformedMessage
+from fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
 from fabric.wire import ConfigValues, Scalar
 
 _MADE_WITH = ("torch", "onnxscript", "onnxruntime")
@@ -64,8 +64,7 @@ def planned(
         plan = hook(watched)
     except Exception as exc:  # an app's hook may raise anything
         raise ConfigError(f"training hook {reference}", f"raised {type(exc).__name__}: {exc}") from exc
-    free = set(plan.settings.model_dump().values()) if hasattr(plan, "settings") else set()
-    return plan, {key: config[key] for key in sorted(watched.read - free)}
+    return plan, {key: config[key] for key in sorted(watched.read)}
 
 
 def _root() -> Path:
@@ -74,6 +73,12 @@ def _root() -> Path:
 
 
 def _key(directory: Path) -> str:
-    versions = "".join(f"{name} {version(name)}\n" for name in _MADE_WITH)
+    try:
+        versions = "".join(f"{name} {version(name)}\n" for name in _MADE_WITH)
+    except PackageNotFoundError as exc:
+        raise CapabilityMissing(
+            f"exporting a training step needs {exc.name}, which is not installed here",
+            "pip install 'fedtide[aggregator]'",
+        ) from exc
     own = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     return hashlib.sha256(b"\0".join((apps.bundle(directory), versions.encode(), own))).hexdigest()[:32]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aggregation.training_export import step
 from aggregation.training_export.noise import FedNoise
+from aggregation.training_export.optimisers import Sgd
 from aggregation.training_export.plan import TrainingPlan
 from aggregation.training_export.proof import prove
 from aggregation.training_export.tracing import NotExportable, to_onnx
@@ -51,7 +52,8 @@ def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
     inputs = {k: t for k, t in batch.items() if k != "target"}
     graphs[INFER] = to_onnx(lambda g: step.infer(resting, g), {**model, **inputs}, per_sample)
     log.info("training_export.proving")
-    difference = prove(plan, graphs, noise)
+    smallest = _smallest_batch(plan)
+    difference = prove(plan, graphs, noise, smallest)
     manifest = Manifest(
         digests={},
         parameters=_specs(parts.trained),
@@ -63,6 +65,11 @@ def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
         noise=noise,
         outputs=list(step.infer(resting, {**model, **inputs})),
         metrics=list(plan.metrics),
+        classes=_classes(resting, {**model, **inputs}),
+        smallest_batch=smallest,
+        train_loss=plan.train_loss,
+        evaluation_loss=plan.evaluation_loss,
+        report_steps=plan.report_steps or plan.controls,
         proximal=plan.proximal,
         controls=plan.controls,
         settings=plan.settings,
@@ -82,6 +89,8 @@ def _check(plan: TrainingPlan) -> None:
         raise ConfigError(where, f"inputs and target must be a batch of two or more samples, they have {sorted(rows)}")
     if not any(p.requires_grad for p in plan.module.parameters()):
         raise ConfigError(where, "no parameter requires a gradient")
+    if plan.controls and (plan.optimiser != Sgd() or plan.clip_norm is not None):
+        raise ConfigError(where, "control variates go with plain SGD: no momentum, decay, clipping or other optimiser")
     names = [k for k, _ in plan.module.named_parameters(remove_duplicate=False)]
     if len(names) != len(dict(plan.module.named_parameters())):
         raise NotExportable("two names share one parameter", "Give each its own, or train this app with torch")
@@ -95,6 +104,24 @@ def _with_own_batch(plan: TrainingPlan) -> TrainingPlan:
     rows = torch.arange(size) % len(plan.target)
     inputs = {k: t[rows] for k, t in plan.inputs.items()}
     return replace(plan, module=module, inputs=inputs, target=plan.target[rows])
+
+
+def _smallest_batch(plan: TrainingPlan) -> int:
+    """2 if torch refuses to train on one sample, as batch norm does over single values."""
+    module = copy.deepcopy(plan.module)
+    with step.plain_kernels(), torch.no_grad():
+        try:
+            module(*(t[:1] for t in plan.inputs.values()))
+        except ValueError:
+            return 2
+    return 1
+
+
+def _classes(plan: TrainingPlan, given: step.Arguments) -> int | None:
+    """How many classes integer labels are of: as many as the output has columns."""
+    outputs = list(step.infer(plan, given).values())
+    labels = not plan.target.is_floating_point() and plan.target.dim() == 1
+    return outputs[0].shape[1] if labels and len(outputs) == 1 and outputs[0].dim() == 2 else None
 
 
 def _noise(plan: TrainingPlan) -> list[Spec]:

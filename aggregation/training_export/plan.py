@@ -35,7 +35,12 @@ class TrainingPlan:
     proximal: bool = False
     """FedProx, with `proximal-mu` of the message: Li et al. 2020, https://arxiv.org/abs/1812.06127."""
     controls: bool = False
-    """SCAFFOLD's control variates: Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378, option II."""
+    """SCAFFOLD's control variates, with plain SGD: https://arxiv.org/abs/1910.06378, option II."""
+    train_loss: str = "train_loss"
+    """Metrics of an answer are called as the app's ClientApp calls them: Flower wants equal names of all nodes."""
+    evaluation_loss: str = "loss"
+    report_steps: bool = False
+    """`num-steps` among the metrics, which FedNova needs; always with `controls`."""
     settings: Settings = field(default_factory=Settings)
     data: str = ""
     """`module:function` of (node config, run config) that opens the node's data source, without torch and flwr.

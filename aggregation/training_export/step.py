@@ -81,7 +81,11 @@ def train(plan: TrainingPlan, given: Arguments) -> Arguments:
         new = plan.optimiser.update(parameter.detach(), grad, slots, given["rate"], given["step"])
         out[f"new.param.{name}"] = new[0]
         out |= {f"new.slot.{s}.{name}": n for s, n in zip(slots, new[1:], strict=True)}
-    return {**out, **{f"new.buffer.{k}": b for k, b in buffers.items()}, "loss": loss.detach()}
+    return {
+        **out,
+        **{f"new.buffer.{k}": b for k, b in buffers.items()},
+        "loss": loss.detach().to(torch.float32).reshape(()),
+    }
 
 
 def _with_proximal(plan: TrainingPlan, loss: Tensor, trained: Named, given: Arguments) -> Tensor:

@@ -7,13 +7,12 @@ import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fabric.apps import bundle
+from fabric.apps import TRAINING, bundle
 from fabric.errors import FedtideError
-from fabric.training_bundle import FILE
 from fabric.wire import ConfigValues
 
 
@@ -39,7 +38,7 @@ def packed(app: Path, run_config: ConfigValues, train: TrainWith) -> bytes:
     """
     if train is TrainWith.flower:
         return bundle(app)
-    return bundle(app, {FILE: training_bundle(app, run_config).read_bytes()})
+    return bundle(app, {TRAINING: training_bundle(app, run_config).read_bytes()})
 
 
 def training_bundle(app: Path, run_config: ConfigValues) -> Path:
@@ -47,6 +46,12 @@ def training_bundle(app: Path, run_config: ConfigValues) -> Path:
     command = [sys.executable, "-m", "aggregation.training_export", str(app), json.dumps(run_config)]
     typer.echo("exporting the training step; this takes a minute the first time", err=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ExportFailed(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the export ended silently")
-    return Path(done.stdout.strip())
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError as exc:
+        raise ExportFailed(f"the export ended with exit code {done.returncode}: {done.stderr.strip()[-2000:]}") from exc
+    if "file" not in answer:
+        failed = ExportFailed(answer["what"], answer["remedy"])
+        failed.exit_code = answer["exit_code"]
+        raise failed
+    return Path(answer["file"])

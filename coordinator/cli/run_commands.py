@@ -69,14 +69,21 @@ def start(
 def trigger(
     target: Annotated[str, typer.Argument(help="A model of the registry, or a Flower app directory")],
     region: Annotated[str | None, typer.Option("--region", help="Only nodes of this region")] = None,
+    train: Train = TrainWith.flower,
     watch: Watch = False,
     output: Output = Format.table,
 ) -> None:
     """One more round: of a model, from its latest release; or the first round of an app."""
     selector = f"region={region}" if region is not None else ""
     if Path(target).is_dir():
-        start(Path(target), rounds=1, nodes=selector, watch=watch, output=output)
+        start(Path(target), rounds=1, nodes=selector, train=train, watch=watch, output=output)
         return
+    if train is TrainWith.onnx:
+        raise ConfigError(
+            "--train",
+            "a release's app goes out as it was",
+            f"Use: fedtide run start --app DIR --base latest --model {target} --train onnx",
+        )
     client = Client.find()
     releases = client.get(f"/v1/models/{target}")["releases"]
     if not releases:

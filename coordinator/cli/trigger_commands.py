@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coordinator.cli.app_bundles import Train, TrainWith, packed
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, show_list, show_one
 from coordinator.cli.run_commands import parse_settings
@@ -21,7 +22,9 @@ EventId = Annotated[str | None, typer.Option("--id", help="Event id; the same id
 
 
 @triggers_app.command("apply")
-def apply(file: Annotated[Path, typer.Argument(help="YAML with one rule a document")]) -> None:
+def apply(
+    file: Annotated[Path, typer.Argument(help="YAML with one rule a document")], train: Train = TrainWith.flower
+) -> None:
     """Create or change rules. All are checked before the first is applied."""
     from coordinator.cli.rule_files import read, validate
 
@@ -30,18 +33,20 @@ def apply(file: Annotated[Path, typer.Argument(help="YAML with one rule a docume
     for document, node in read(file):
         action = document.get("do")
         if isinstance(action, dict) and isinstance(action.get("app"), str):
-            document = {**document, "do": {**action, **_bundled(client, file.parent / action["app"], action)}}
+            document = {**document, "do": {**action, **_bundled(client, file.parent / action["app"], action, train)}}
         rules.append(validate(file, document, node))
     for rule in rules:
         client.call("PUT", f"/v1/triggers/{rule.name}", rule.model_dump_json().encode())
         typer.echo(f"{rule.name} applied: on {rule.type} {rule.do.kind}")
 
 
-def _bundled(client: Client, directory: Path, action: dict[str, Any]) -> dict[str, Any]:
-    from fabric.apps import bundle, describe
+def _bundled(client: Client, directory: Path, action: dict[str, Any], train: TrainWith) -> dict[str, Any]:
+    from fabric.apps import describe
 
     described = describe(directory)
-    reference = json.loads(client.call("PUT", "/v1/bundles", bundle(directory)))
+    config = action.get("run_config")
+    files = packed(directory, config if isinstance(config, dict) else {}, train)
+    reference = json.loads(client.call("PUT", "/v1/bundles", files))
     return {"app": {"name": described.name, "bundle": reference}, "model": action.get("model") or described.model}
 
 

@@ -15,7 +15,7 @@ from edge_agent.training.records import reply_to
 from edge_agent.training.task import Means, content, perform
 from fabric import training_bundle
 from fabric.app_objects import AppLoadError
-from fabric.apps import describe
+from fabric.apps import TRAINING, describe
 from fabric.codecs import is_coded
 from fabric.errors import FedtideError, MalformedMessage
 from fabric.tensors import Tensor, decode, encode
@@ -62,8 +62,9 @@ def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
         log.exception("training.raised")
         _write_error(job, task, _APP_RAISED, f"{type(exc).__name__}: {exc}")
         return
-    with (job.out_dir / STATE).open("wb") as file:
-        file.writelines(encode(answer.state.values()))
+    if answer.state:
+        with (job.out_dir / STATE).open("wb") as file:
+            file.writelines(encode(answer.state.values()))
     arrays = {
         name: write_frame(job.out_dir, encode(tensors), coded=is_coded(tensors))
         for name, tensors in answer.records.items()
@@ -72,7 +73,7 @@ def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
 
 
 def _read(app_dir: Path) -> TrainingBundle:
-    return training_bundle.read((app_dir / training_bundle.FILE).read_bytes())
+    return training_bundle.read((app_dir / TRAINING).read_bytes())
 
 
 def _state(file: Path) -> dict[str, Tensor]:

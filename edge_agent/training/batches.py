@@ -14,7 +14,7 @@ from edge_agent.preprocess import apply
 from edge_agent.training.errors import WrongData
 from fabric.app_objects import load_object
 from fabric.tensors import numpy_dtype
-from fabric.training_bundle import Manifest, Spec
+from fabric.training_bundle import IGNORED, Manifest, Spec
 from fabric.wire import ConfigValues
 
 Array = npt.NDArray[Any]
@@ -34,18 +34,32 @@ class Batches:
             raise WrongData("the node's data source is empty", "Give the node data, or keep it out of the run")
         self.take([0])
 
-    def take(self, indices: Sequence[int]) -> dict[str, Array]:
-        """Samples by the names of the graph's inputs.
+    def take(self, indices: Sequence[int]) -> dict[str, Array] | None:
+        """Samples by the names of the graph's inputs; None if all of them were deleted meanwhile.
 
         Raises:
             WrongData: they do not fit the graph.
         """
         columns = self._source.read(indices)
+        if not columns:
+            return None
         found = {f"input.{spec.name}": self._column(columns, spec, spec.name) for spec in self._manifest.inputs}
         found["target"] = self._column(columns, self._manifest.target, LABEL)
         if len({len(array) for array in found.values()}) != 1:
             raise WrongData("the node's data source gives columns of different lengths", _REMEDY)
+        self._check_labels(found["target"])
         return found
+
+    def _check_labels(self, labels: Array) -> None:
+        # ONNX Runtime would take -1 for the last class.
+        classes = self._manifest.classes
+        if classes is None:
+            return
+        wrong = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORED)]
+        if len(wrong):
+            raise WrongData(
+                f"the node's data source gives the label {wrong[0]} to a model of {classes} classes", _REMEDY
+            )
 
     def _column(self, columns: Mapping[str, Array], spec: Spec, name: str) -> Array:
         if name not in columns:
@@ -89,6 +103,9 @@ def open_source(app_dir: Path, reference: str, model: str | None, node: ConfigVa
     return source
 
 
-def slices(order: npt.NDArray[np.int64], size: int) -> Iterator[list[int]]:
+def slices(order: npt.NDArray[np.int64], size: int, smallest: int = 1) -> Iterator[list[int]]:
+    """Parts of `size`; a rest of fewer than `smallest` is left out."""
     for begin in range(0, len(order), size):
-        yield order[begin : begin + size].tolist()
+        part = order[begin : begin + size].tolist()
+        if len(part) >= smallest:
+            yield part

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.trainer import PART
 from fabric.errors import MalformedMessage
 from fabric.tensors import Tensor, decode, encode
+from fabric.training_bundle import Spec
+from fabric.transfer import map_file
 
 Array = npt.NDArray[Any]
 _PLACE = "\x01place"
@@ -30,7 +33,7 @@ class Checkpoint:
 
     def write(self, file: Path) -> None:
         """Whole or not at all."""
-        part = file.with_suffix(".part")
+        part = file.with_suffix(PART)
         place = Tensor.of(_PLACE, np.array([self.steps, self.samples], np.int64))
         losses = Tensor.of(_LOSSES, np.array(self.losses, np.float64))
         with part.open("wb") as out:
@@ -40,15 +43,15 @@ class Checkpoint:
         part.replace(file)
 
     @classmethod
-    def read(cls, file: Path, samples: int, expected: Mapping[str, Array]) -> Checkpoint | None:
+    def read(cls, file: Path, samples: int, expected: Mapping[str, Spec]) -> Checkpoint | None:
         """What `write` wrote; None if there is nothing, or it is of other data or another graph."""
         try:
-            found = {t.name: t.numpy() for t in decode(file.read_bytes())}
-            steps, over = (int(n) for n in found.pop(_PLACE))
-            losses = tuple(float(n) for n in found.pop(_LOSSES))
+            found = {t.name: t for t in decode(map_file(file))}
+            steps, over = (int(n) for n in found.pop(_PLACE).numpy())
+            losses = tuple(float(n) for n in found.pop(_LOSSES).numpy())
         except (FileNotFoundError, MalformedMessage, KeyError, ValueError):
             return None
-        shapes = {k: (v.shape, v.dtype) for k, v in found.items()}
-        if over != samples or shapes != {k: (v.shape, v.dtype) for k, v in expected.items()}:
+        forms = {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()}
+        if over != samples or forms != {name: (spec.shape, spec.dtype) for name, spec in expected.items()}:
             return None
-        return cls(steps, over, losses, found)
+        return cls(steps, over, losses, {name: tensor.numpy() for name, tensor in found.items()})

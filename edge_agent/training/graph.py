@@ -39,9 +39,9 @@ class TrainingGraph:
         self._session = _session(bundle, TRAIN, threads)
         expected = train_specs(manifest)
         _check(self._session, TRAIN, expected)
-        self._replaced = [o.name.removeprefix("new.") for o in self._session.get_outputs() if o.name != "loss"]
-        if strange := set(self._replaced) - expected.keys():
-            raise GraphMismatch(f"{TRAIN} replaces {min(strange)!r}, which it does not take", _AGAIN)
+        self._replaced = list(replaced_specs(manifest))
+        if wrong := {o.name for o in self._session.get_outputs()} ^ {"loss", *(f"new.{n}" for n in self._replaced)}:
+            raise GraphMismatch(f"{TRAIN} and its manifest differ in the output {min(wrong)!r}", _AGAIN)
         self._batch = [name for name in expected if name.startswith(("input.", "noise.")) or name == "target"]
         own = [name for name in expected if name not in self._batch]
         first = {name: _own(expected[name], values.get(name)) for name in own}
@@ -106,6 +106,12 @@ def train_specs(manifest: Manifest) -> dict[str, Spec]:
         scalar["mu"] = Spec(name="mu", dtype="F32", shape=())
     noise = {f"noise.{i}": spec for i, spec in enumerate(manifest.noise)}
     return {**evaluate_specs(manifest), **each, **noise, **scalar}
+
+
+def replaced_specs(manifest: Manifest) -> dict[str, Spec]:
+    """The inputs that a step replaces."""
+    kinds = ("param.", "slot.", "buffer.")
+    return {name: spec for name, spec in train_specs(manifest).items() if name.startswith(kinds)}
 
 
 def evaluate_specs(manifest: Manifest) -> dict[str, Spec]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edge_agent.training.batches import Batches, slices
 from edge_agent.training.checkpoint import Checkpoint
-from edge_agent.training.graph import EvaluationGraph, TrainingGraph
+from edge_agent.training.graph import EvaluationGraph, TrainingGraph, replaced_specs
 from edge_agent.training.shuffle import TorchShuffle
 from fabric.training_bundle import Manifest, TrainingBundle
 
@@ -53,25 +53,27 @@ def learn(
 ) -> Learnt:
     """Train from `values`, or from where `progress` says that this task was."""
     given = {**values, "rate": np.array(course.rate, np.float32)}
-    graph = TrainingGraph(bundle, given, threads)
-    found = Checkpoint.read(progress, batches.samples, graph.values())
+    found = Checkpoint.read(progress, batches.samples, replaced_specs(bundle.manifest))
+    graph = TrainingGraph(bundle, given | dict(found.values if found is not None else {}), threads)
     if found is not None:
         log.info("training.resumed", extra={"steps": found.steps})
-        graph = TrainingGraph(bundle, {**given, **found.values}, threads)
         graph.steps = found.steps
     losses = list(found.losses) if found is not None else []
     shuffle, saved, mean = TorchShuffle(course.seed), time.monotonic(), 0.0
     done, ends = graph.steps, 0
     for _ in range(course.epochs):
-        chosen = list(slices(shuffle.permutation(batches.samples), course.batch_size))
+        chosen = list(slices(shuffle.permutation(batches.samples), course.batch_size, bundle.manifest.smallest_batch))
         begins, ends = ends, ends + len(chosen)
         if ends < done:
             continue
         if begins >= done:
             losses = []
         for indices in chosen[max(0, done - begins) :]:
-            noise = _noise(bundle.manifest, course.seed, graph.steps, len(indices))
-            losses.append(graph.step({**batches.take(indices), **noise}))
+            batch = batches.take(indices)
+            if batch is None:
+                continue
+            noise = _noise(bundle.manifest, course.seed, graph.steps, len(batch["target"]))
+            losses.append(graph.step({**batch, **noise}))
             if time.monotonic() - saved >= checkpoint_s:
                 Checkpoint(graph.steps, batches.samples, tuple(losses), graph.values()).write(progress)
                 saved = time.monotonic()
@@ -93,7 +95,12 @@ def measure(
     """Loss and metrics over all samples."""
     graph = EvaluationGraph(bundle, values, threads)
     sums: dict[str, float] = {}
+    rows = 0
     for indices in slices(np.arange(batches.samples), batch_size):
-        for name, value in graph.measure(batches.take(indices)).items():
-            sums[name] = sums.get(name, 0.0) + value * len(indices)
-    return {name: total / batches.samples for name, total in sums.items()}
+        batch = batches.take(indices)
+        if batch is None:
+            continue
+        rows += len(batch["target"])  # fewer than asked for, if samples were deleted meanwhile
+        for name, value in graph.measure(batch).items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch["target"])
+    return {name: total / rows for name, total in sums.items() if rows}

@@ -25,8 +25,8 @@ from fabric.wire import Arrays, ConfigValues, Scalar, Task, Values
 
 Array = npt.NDArray[Any]
 _OWN = "fedtide.scaffold"
-_PER_EVALUATION = 256
-"""Samples that are measured together: what they take is less than a step's."""
+_TOGETHER, _MOST_TOGETHER = 4, 256
+"""So many batches are measured together, for that keeps less than a step; but not more than so many samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,9 @@ def perform(task: Task, means: Means) -> Answer:
         case "train":
             return _train(task, means, name, came, values)
         case "evaluate":
-            found = measure(means.bundle, means.batches, values, _PER_EVALUATION, means.threads)
-            return Answer({}, {**found, "num-examples": means.batches.samples}, dict(means.state))
+            found = measure(means.bundle, means.batches, values, _together(manifest, task), means.threads)
+            named = {manifest.evaluation_loss if k == "loss" else k: v for k, v in found.items()}
+            return Answer({}, {**named, "num-examples": means.batches.samples}, dict(means.state))
         case other:
             raise WrongTask(f"a training bundle answers train and evaluate messages, not {other!r}", _WITH_FLOWER)
 
@@ -79,7 +80,7 @@ def _train(task: Task, means: Means, name: str, came: dict[str, Tensor], values:
     course = course_of(manifest, task.run_config, config)
     given = dict(values)
     if manifest.proximal:
-        given["mu"] = np.array(_number(config, "proximal-mu"), np.float32)
+        given["mu"] = np.array(_number(config, "proximal-mu", 0.0), np.float32)
         given |= {f"anchor.{p.name}": values[f"param.{p.name}"] for p in manifest.parameters}
     control = _control(task, means)
     own = control_variates.own_control(control, _numpy(means.state, f"{_OWN}."))
@@ -87,9 +88,11 @@ def _train(task: Task, means: Means, name: str, came: dict[str, Tensor], values:
     given |= {f"correction.{p.name}": moved[p.name] for p in manifest.parameters if p.name in moved}
     learnt = learn(means.bundle, means.batches, given, course, means.threads, means.progress, means.checkpoint_s)
     went = {k: _went(t, learnt.values) for k, t in came.items()}
-    metrics = {"train_loss": learnt.loss, "num-examples": means.batches.samples, "num-steps": learnt.steps}
+    metrics = {manifest.train_loss: learnt.loss, "num-examples": means.batches.samples}
+    if manifest.report_steps:
+        metrics["num-steps"] = learnt.steps
     answer = Answer({name: list(went.values())}, metrics, dict(means.state))
-    if control:
+    if control and learnt.steps * course.rate:
         before, after = ({k: t.numpy() for k, t in tensors.items()} for tensors in (came, went))
         new = control_variates.renewed(control, own, before, after, learnt.steps, course.rate)
         answer.records[CHANGE] = [Tensor.of(k, new[k] - own[k]) for k in control]
@@ -125,15 +128,23 @@ def course_of(manifest: Manifest, run_config: ConfigValues, message: ConfigValue
     keys = manifest.settings
     epochs, batch = (int(_number(given, key)) for key in (keys.epochs, keys.batch_size))
     rate = _number(given, keys.learning_rate)
-    if epochs < 0 or batch < 1:
+    if epochs < 1 or batch < 1:
         raise WrongTask(f"{keys.epochs} is {epochs} and {keys.batch_size} is {batch}: they must be positive")
-    return Course(epochs, batch, rate, int(_number(given, keys.seed)) + int(_number(given, "server-round", 0)))
+    return Course(epochs, batch, rate, int(_number(given, keys.seed, 0)) + int(_number(given, "server-round", 0)))
+
+
+def _together(manifest: Manifest, task: Task) -> int:
+    batch = _number(task.run_config, manifest.settings.batch_size, _MOST_TOGETHER)
+    return max(1, min(_MOST_TOGETHER, _TOGETHER * int(batch)))
 
 
 def _number(values: ConfigValues, key: str, default: Scalar | None = None) -> float:
     found = values.get(key, default)
     if not isinstance(found, int | float):
-        raise WrongTask(f"the run config has no number {key!r}", "Name the app's own key in the plan's settings")
+        raise WrongTask(
+            f"neither the run config nor the message has a number {key!r}",
+            "Name the app's own key in the plan's settings, or declare this one in the app's config",
+        )
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tests.conftest import APPS
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until
 
+EXAMPLES = APPS.parents[1] / "examples"
 CLUSTERS = APPS / "clusters"
 ONNX = "edge_agent.training"
 
@@ -20,7 +23,15 @@ ONNX = "edge_agent.training"
 @pytest.fixture(scope="module")
 def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Three nodes that train from bundles only."""
-    there = bring_up(tmp_path_factory.mktemp("home"), "eu", 3, "--agent-set", 'train_runtime="onnx"')
+    there = bring_up(
+        tmp_path_factory.mktemp("home"),
+        "eu",
+        3,
+        "--agent-set",
+        'train_runtime="onnx"',
+        "--agent-set",
+        "train_checkpoint_s=0",
+    )
     yield there
     there.run("down")
 
@@ -35,13 +46,34 @@ def use(there: Installation, node: str, runtime: str) -> None:
     """Change a node's runtime, as its owner would: the file, and a restart."""
     file = there.home / "config" / f"agent-{node}.json"
     pid = there.child(f"agent-{node}")
-    file.write_text(file.read_text().replace('"train_runtime": "onnx"', f'"train_runtime": "{runtime}"'))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "train_runtime": runtime}))
     os.kill(pid, signal.SIGKILL)
     until(lambda: children(there.state["pid"], file.name) not in ([], [pid]), "a restarted agent")
 
 
 def final(there: Installation, run: str) -> dict[str, np.ndarray]:
     return dict(np.load(there.out(run) / "final.npz"))
+
+
+def test_a_node_whose_trainer_is_killed_goes_on_where_it_was(without_torch: Installation, tmp_path: Path) -> None:
+    whole = without_torch.train(CLUSTERS, "--train", "onnx", "--rounds", "1")
+    hold = tmp_path / "hold"
+    hold.touch()
+    options = ("--train", "onnx", "--rounds", "1", "--set", f"hold={hold}")
+    run = without_torch.json("run", "start", "--app", str(CLUSTERS), *options)["run"]
+    until(hold.with_suffix(".reached").exists, "a trainer at its sixth batch")
+    agent = without_torch.child("agent-eu-2")
+    until(lambda: any((without_torch.home / "nodes" / "eu-2" / "progress").iterdir()), "progress of the other node")
+    (trainer,) = children(agent, ONNX)
+    os.kill(trainer, signal.SIGKILL)
+    until(lambda: children(agent, ONNX) not in ([], [trainer]), "another trainer")
+    hold.unlink()
+    view = without_torch.finish(run)
+    assert view["participants"] == ["eu-1", "eu-2", "eu-3"]
+    assert "task.goes_on" in (without_torch.home / "logs" / "agent-eu-2.log").read_text()
+    for name, array in final(without_torch, run).items():
+        assert np.array_equal(array, final(without_torch, whole["run"])[name]), name
+    assert list((without_torch.home / "nodes" / "eu-2" / "progress").iterdir()) == []
 
 
 def test_nodes_without_torch_and_with_it_end_at_the_same_model(without_torch: Installation) -> None:
@@ -66,3 +98,22 @@ def test_an_app_without_a_bundle_is_refused_with_the_remedy(without_torch: Insta
     refusals = str(view)
     assert "the app carries no training bundle" in refusals
     assert "--train onnx" in refusals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["digits", "sensors"])
+def test_the_examples_are_as_accurate_in_every_fleet(tmp_path: Path, example: str) -> None:
+    there = bring_up(tmp_path, "eu", 4, "--agent-set", 'train_runtime="onnx"')
+    reached = {}
+    try:
+        for fleet, nodes in (("onnx", []), ("mixed", ["eu-1", "eu-2"]), ("torch", ["eu-3", "eu-4"])):
+            for node in nodes:
+                use(there, node, "flower")
+            view = there.train(EXAMPLES / example, "--train", "onnx", "--rounds", "6")
+            assert view["participants"] == ["eu-1", "eu-2", "eu-3", "eu-4"]
+            reached[fleet] = view["rounds"][-1]["metrics"]["accuracy"]
+    finally:
+        there.run("down")
+    print(example, reached)
+    assert abs(reached["onnx"] - reached["torch"]) <= 0.005, reached
+    assert abs(reached["mixed"] - reached["torch"]) <= 0.005, reached

@@ -106,7 +106,8 @@ def accuracy(logits: Any, target: Tensor) -> Tensor:
 Case = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]
 
 CASES: dict[str, Case] = {
-    "mlp": (_mlp, (12,), {"optimiser": Sgd(0.9, weight_decay=1e-3), "proximal": True, "controls": True}),
+    "mlp": (_mlp, (12,), {"optimiser": Sgd(0.9, weight_decay=1e-3), "proximal": True}),
+    "linear": (lambda: nn.Linear(12, CLASSES), (12,), {"optimiser": Sgd(), "controls": True}),
     "lenet": (_lenet, (1, 14, 14), {"optimiser": Sgd(momentum=0.9, nesterov=True)}),
     "conv1d": (_one_dimensional, (3, 20), {"optimiser": Adam()}),
     "norms": (_normalised, (2, 8, 8), {"optimiser": Adam(weight_decay=0.01, decoupled=True), "clip_norm": 1.0}),

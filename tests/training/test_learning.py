@@ -91,3 +91,12 @@ def test_a_model_is_measured_over_all_samples(bundle: TrainingBundle) -> None:
         logits = plan.module(plan.inputs["x"])
     assert found["accuracy"] == pytest.approx(float(models.accuracy(logits, plan.target)))
     assert found["loss"] == pytest.approx(float(plan.loss(logits, plan.target)), rel=1e-5)
+
+
+def test_a_rest_that_torch_would_refuse_is_left_out(bundle: TrainingBundle, tmp_path: Path) -> None:
+    alone = TrainingBundle(bundle.manifest.model_copy(update={"smallest_batch": 2}), bundle.parts)
+    plan = models.plan("mlp", rows=9)
+    values = model_values(bundle, reference.state(plan))
+    batches = Batches(reference.columns(plan), bundle.manifest)
+    assert learn(alone, batches, values, Course(1, 4, 0.05, 1), 1, tmp_path / "progress", 9).steps == 2
+    assert learn(bundle, batches, values, Course(1, 4, 0.05, 1), 1, tmp_path / "progress", 9).steps == 3

@@ -24,6 +24,7 @@ from edge_agent.training.errors import GraphMismatch, WrongData, WrongModel, Wro
 from edge_agent.training.graph import TrainingGraph
 from edge_agent.training.task import check_config, course_of, model_values
 from fabric import training_bundle
+from fabric.apps import TRAINING
 from fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
 from fabric.training_bundle import TRAIN, TrainingBundle, WrongDigest
 from tests.training import models, reference
@@ -53,6 +54,7 @@ def test_what_is_no_bundle() -> None:
         (lambda m: {"inputs": [m.inputs[0].model_copy(update={"shape": (1, 13)})]}, "its manifest says F32"),
         (lambda m: {"slots": ["momentum", "second"]}, "does not take"),
         (lambda m: {"slots": []}, "knows nothing"),
+        (lambda m: {"frozen": m.parameters[:1], "parameters": m.parameters[1:]}, "knows nothing"),
     ],
 )
 def test_a_graph_whose_inputs_are_others(bundle: TrainingBundle, change: Callable[[Any], Any], said: str) -> None:
@@ -67,6 +69,7 @@ def test_a_graph_whose_inputs_are_others(bundle: TrainingBundle, change: Callabl
         ({"x": np.zeros((3, 11), np.float32), "label": np.zeros(3, np.int64)}, r"shape \(11,\).*made for \(12,\)"),
         ({"x": np.zeros((3, 12), np.complex64), "label": np.zeros(3, np.int64)}, "has the type complex64"),
         ({"x": np.zeros((3, 12), np.float32), "label": np.zeros(3, np.float32)}, "has the type float32"),
+        ({"x": np.zeros((3, 12), np.float32), "label": np.array([-1, 0, 1])}, "label -1 to a model of 5 classes"),
         ({"y": np.zeros((3, 12), np.float32), "label": np.zeros(3, np.int64)}, "gives no column 'x'"),
         ({"x": np.zeros((0, 12), np.float32), "label": np.zeros(0, np.int64)}, "is empty"),
     ],
@@ -88,7 +91,7 @@ def test_a_run_that_sets_what_is_in_the_graph(bundle: TrainingBundle) -> None:
     check_config(bundle.manifest, {"momentum": 0.9, "learning-rate": 1.0})
     with pytest.raises(WrongTask, match=r"made with momentum=0\.9, the run says 0\.5.*--train onnx"):
         check_config(bundle.manifest, {"momentum": 0.5})
-    with pytest.raises(WrongTask, match="no number 'local-epochs'"):
+    with pytest.raises(WrongTask, match="has a number 'local-epochs'"):
         course_of(bundle.manifest, {}, {})
 
 
@@ -97,6 +100,12 @@ def test_a_graph_that_learns_something_else_is_not_published(bundle: TrainingBun
     other = replace(plan, optimiser=Sgd(momentum=0.8, weight_decay=1e-3))
     with pytest.raises(TrainingDiffers, match="differs from torch"):
         prove(other, bundle.parts, [])
+
+
+def test_training_that_diverges_proves_nothing(bundle: TrainingBundle) -> None:
+    plan = models.plan("mlp")
+    with pytest.raises(ConfigError, match="is no finite number"):
+        prove(replace(plan, inputs={"x": plan.inputs["x"] * 1e30}), bundle.parts, [])
 
 
 def test_a_model_with_an_unknown_operator_names_it() -> None:
@@ -117,6 +126,8 @@ def test_plans_that_do_not_fit_together() -> None:
     one = TrainingPlan(nn.Linear(3, 2), {"x": torch.rand(1, 3)}, torch.tensor([0]), nn.functional.cross_entropy, Sgd())
     with pytest.raises(ConfigError, match="two or more samples"):
         export(one)
+    with pytest.raises(ConfigError, match="go with plain SGD"):
+        export(replace(models.plan("linear"), optimiser=Sgd(momentum=0.9)))
     shared = nn.Linear(3, 3)
     tied = nn.Sequential(shared, nn.ReLU(), shared)
     plan = TrainingPlan(tied, {"x": torch.rand(2, 3)}, torch.tensor([0, 1]), nn.functional.cross_entropy, Sgd())
@@ -128,7 +139,7 @@ def test_a_node_without_torch_needs_a_bundle(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(trainer, "find_spec", lambda name: None)
     with pytest.raises(CapabilityMissing, match=r"flwr is not installed, and .* no training bundle.*--train onnx"):
         trainer.trainer_module("auto", tmp_path)
-    (tmp_path / training_bundle.FILE).write_bytes(b"")
+    (tmp_path / TRAINING).write_bytes(b"")
     assert trainer.trainer_module("auto", tmp_path) == "edge_agent.training"
     with pytest.raises(CapabilityMissing, match="flwr is not installed"):
         trainer.trainer_module("flower", tmp_path)

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aggregation.training_export.exporter import export
 from edge_agent.control_variates import CHANGE, CONTROL
 from edge_agent.training.checkpoint import Checkpoint
+from edge_agent.training.graph import replaced_specs
 from fabric import codecs, training_bundle
+from fabric.apps import TRAINING
 from fabric.tensors import Tensor, decode, encode
-from fabric.training_bundle import FILE, TrainingBundle
+from fabric.training_bundle import TrainingBundle
 from fabric.wire import Arrays, ConfigValues, Values, WireMessage
 from tests.integration.installation import until
 from tests.training import jobs, models, reference
@@ -53,7 +56,7 @@ def app(tmp_path: Path, bundle: TrainingBundle) -> Path:
         '[project]\nname = "a"\n[tool.flwr.app.components]\nserverapp = "a:b"\nclientapp = "a:b"\n'
     )
     manifest = bundle.manifest.model_copy(update={"data": "node_samples:open_it"})
-    (folder / FILE).write_bytes(training_bundle.pack(manifest, bundle.parts))
+    (folder / TRAINING).write_bytes(training_bundle.pack(manifest, bundle.parts))
     (folder / "node_samples.py").write_text(SOURCE)
     plan = models.plan("mlp", rows=30)
     np.savez(folder / "data.npz", x=plan.inputs["x"].numpy(), label=plan.target.numpy())
@@ -88,7 +91,9 @@ def metrics_of(message: WireMessage) -> dict[str, object]:
     return dict(part.values)
 
 
-def test_a_killed_trainers_successor_goes_on_at_its_step(app: Path, trainer: TrainerProcess, tmp_path: Path) -> None:
+def test_a_killed_trainers_successor_goes_on_at_its_step(
+    app: Path, trainer: TrainerProcess, tmp_path: Path, bundle: TrainingBundle
+) -> None:
     task = jobs.task(asked(), RUN)
     whole = trainer.do(jobs.job(tmp_path / "whole", app, task, {}))
     (app / "hold").write_text("")
@@ -97,8 +102,7 @@ def test_a_killed_trainers_successor_goes_on_at_its_step(app: Path, trainer: Tra
     until(lambda: len((app / "hold").read_text()) > 5, "the sixth batch")
     trainer.kill()
     (app / "hold").unlink()
-    expected = {t.name: t.numpy() for t in decode(half.progress_file.read_bytes()) if not t.name.startswith("\x01")}
-    found = Checkpoint.read(half.progress_file, 30, expected)
+    found = Checkpoint.read(half.progress_file, 30, replaced_specs(bundle.manifest))
     assert found is not None
     assert found.steps == 5
     second = TrainerProcess("edge_agent.training", app.parent / "missing")
@@ -115,7 +119,7 @@ def test_its_answers_are_those_of_a_client_app(app: Path, trainer: TrainerProces
     trained = trainer.do(jobs.job(tmp_path / "a", app, jobs.task(asked(), RUN), {}))
     assert (trained.reply_to_message_id, trained.src_node_id, trained.message_type) == ("m1", 2, "train")
     assert list(arrays_of(trained)) == list(reference.state(models.plan("mlp")))
-    assert metrics_of(trained).keys() == {"train_loss", "num-examples", "num-steps"}
+    assert metrics_of(trained).keys() == {"train_loss", "num-examples"}
     measured = trainer.do(jobs.job(tmp_path / "b", app, jobs.task(asked("evaluate"), RUN), {}))
     assert metrics_of(measured).keys() == {"loss", "accuracy", "num-examples"}
     refused = trainer.do(jobs.job(tmp_path / "c", app, jobs.task(asked("query"), RUN), {}))
@@ -152,19 +156,31 @@ def test_a_strategys_proximal_term_pulls_back(app: Path, trainer: TrainerProcess
 
 
 def test_control_variates_correct_the_steps_and_are_kept(app: Path, trainer: TrainerProcess, tmp_path: Path) -> None:
-    came = {k: t.numpy() for k, t in reference.state(models.plan("mlp")).items()}
-    control = {k: np.full_like(v, 0.01) for k, v in came.items()}
-    message = asked()
-    frame = b"".join(encode(Tensor.of(k, v) for k, v in control.items()))
-    message = message.model_copy(update={"content": {**(message.content or {}), CONTROL: Arrays(inline=frame)}})
-    answer = trainer.do(jobs.job(tmp_path / "a", app, jobs.task(message, RUN), {}))
+    plan = models.plan("linear")
+    made = training_bundle.read(export(plan))
+    manifest = made.manifest.model_copy(update={"data": "node_samples:open_it"})
+    (app / TRAINING).write_bytes(training_bundle.pack(manifest, made.parts))
+    came = {k: t.numpy() for k, t in reference.state(plan).items()}
+    plain = jobs.message("train", reference.state(plan), {"server-round": 1})
+    frame = b"".join(encode(Tensor.of(k, np.full_like(v, 0.01)) for k, v in came.items()))
+    controlled = plain.model_copy(update={"content": {**(plain.content or {}), CONTROL: Arrays(inline=frame)}})
+    answer = trainer.do(jobs.job(tmp_path / "a", app, jobs.task(controlled, RUN), {}))
     went = {k: t.numpy() for k, t in arrays_of(answer).items()}
-    plain = arrays_of(trainer.do(jobs.job(tmp_path / "b", app, jobs.task(asked(), RUN), {})))
-    assert not np.allclose(went["0.weight"], plain["0.weight"].numpy(), atol=1e-4)
+    other = arrays_of(trainer.do(jobs.job(tmp_path / "b", app, jobs.task(plain, RUN), {})))
+    assert not np.allclose(went["weight"], other["weight"].numpy(), atol=1e-4)
+    assert metrics_of(answer)["num-steps"] == 12
     kept = {
-        t.name.removeprefix("fedtide.scaffold."): t.numpy() for t in decode((tmp_path / "a/out/state").read_bytes())
+        t.name.removeprefix("fedtide.scaffold."): t for t in decode((tmp_path / "a" / "out" / "state").read_bytes())
     }
     for name, change in arrays_of(answer, CHANGE).items():
-        expected = (came[name] - went[name]) / (12 * 0.05) - 0.01
-        assert np.allclose(change.numpy(), expected, atol=1e-6), name
-        assert np.array_equal(kept[name], change.numpy())
+        assert np.allclose(change.numpy(), (came[name] - went[name]) / (12 * 0.05) - 0.01, atol=1e-6), name
+        assert np.array_equal(kept[name].numpy(), change.numpy())
+
+
+def test_control_variates_need_a_bundle_that_has_them(app: Path, trainer: TrainerProcess, tmp_path: Path) -> None:
+    message = asked()
+    frame = b"".join(encode(reference.state(models.plan("mlp")).values()))
+    message = message.model_copy(update={"content": {**(message.content or {}), CONTROL: Arrays(inline=frame)}})
+    refused = trainer.do(jobs.job(tmp_path / "a", app, jobs.task(message, RUN), {}))
+    assert refused.error is not None
+    assert "Set `controls=True`" in refused.error.reason
