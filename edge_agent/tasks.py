@@ -314,17 +314,4 @@ def _forget_old(folder: Path, pattern: str, kept_s: float) -> None:
 
 def _error(task: Task, code: int, reason: str) -> WireMessage:
     """An error reply made without flwr."""
-    asked = task.message
-    now = time.time()
-    return WireMessage(
-        run_id=asked.run_id,
-        message_id="",
-        src_node_id=asked.dst_node_id,
-        dst_node_id=asked.src_node_id,
-        reply_to_message_id=asked.message_id,
-        group_id=asked.group_id,
-        created_at=now,
-        ttl=max(1.0, asked.created_at + asked.ttl - now),
-        message_type=asked.message_type,
-        error=WireError(code=code, reason=reason),
-    )
+    return task.message.reply(time.time(), error=WireError(code=code, reason=reason))

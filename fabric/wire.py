@@ -91,6 +91,28 @@ class WireMessage(Strict):
     content: dict[str, Annotated[Arrays | Values, Field(discriminator="kind")]] | None = None
     error: WireError | None = None
 
+    def reply(
+        self,
+        now: float,
+        *,
+        content: dict[str, Annotated[Arrays | Values, Field(discriminator="kind")]] | None = None,
+        error: WireError | None = None,
+    ) -> WireMessage:
+        """The answer to this message, as flwr would make it; `now` in Unix seconds."""
+        return WireMessage(
+            run_id=self.run_id,
+            message_id="",
+            src_node_id=self.dst_node_id,
+            dst_node_id=self.src_node_id,
+            reply_to_message_id=self.message_id,
+            group_id=self.group_id,
+            created_at=now,
+            ttl=max(1.0, self.created_at + self.ttl - now),
+            message_type=self.message_type,
+            content=content,
+            error=error,
+        )
+
     def blobs(self) -> list[BlobRef]:
         """The blobs that must be fetched before the message can be read."""
         return list(dict.fromkeys([*self.carried(), *self.bases()]))

@@ -47,7 +47,7 @@ def convolution_backward(
     matrix product (Dumoulin and Visin 2016, https://arxiv.org/abs/1603.07285, chapter 4).
     """
     if transposed:
-        raise NotImplementedError("convolution_backward of a transposed convolution")
+        raise NotImplementedError("aten.convolution_backward of a transposed convolution")
     axes = list(range(2, x.dim()))
     for_input = for_weight = for_bias = None
     if output_mask[0]:
@@ -121,7 +121,7 @@ def avg_pool2d_backward(
 ) -> Tensor:
     """Each gradient goes to its window in equal parts: a transposed convolution, channel by channel."""
     if ceil_mode or (any(padding) and not count_include_pad):
-        raise NotImplementedError("avg_pool2d_backward with ceil_mode, or without count_include_pad")
+        raise NotImplementedError("aten.avg_pool2d_backward with ceil_mode, or without count_include_pad")
     step = list(stride) or list(kernel_size)
     share = 1.0 / (divisor_override or math.prod(kernel_size))
     ones = torch.full((1, 1, *kernel_size), share, dtype=grad.dtype, device=grad.device)

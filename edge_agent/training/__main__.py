@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 
 from edge_agent.disk import is_full
@@ -11,7 +12,6 @@ from edge_agent.job_loop import serve, write_frame, write_message
 from edge_agent.outbox import STATE
 from edge_agent.trainer import Job
 from edge_agent.training.batches import Batches, open_source
-from edge_agent.training.records import reply_to
 from edge_agent.training.task import Means, content, perform
 from fabric import training_bundle
 from fabric.app_objects import AppLoadError
@@ -69,7 +69,7 @@ def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
         name: write_frame(job.out_dir, encode(tensors), coded=is_coded(tensors))
         for name, tensors in answer.records.items()
     }
-    write_message(job.out_dir, reply_to(task.message, content(answer, arrays)))
+    write_message(job.out_dir, task.message.reply(time.time(), content=content(answer, arrays)))
 
 
 def _read(app_dir: Path) -> TrainingBundle:
@@ -87,9 +87,7 @@ def _state(file: Path) -> dict[str, Tensor]:
 
 
 def _write_error(job: Job, task: Task, code: int, reason: str) -> None:
-    message = reply_to(task.message, {})
-    error = WireError(code=code, reason=reason)
-    write_message(job.out_dir, message.model_copy(update={"content": None, "error": error}))
+    write_message(job.out_dir, task.message.reply(time.time(), error=WireError(code=code, reason=reason)))
 
 
 if __name__ == "__main__":

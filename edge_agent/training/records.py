@@ -1,8 +1,7 @@
-"""A message's records as tensors and values, and an answer's as a message; what Flower would say, without flwr."""
+"""A message's records as tensors and values, without flwr."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,19 +42,3 @@ def config_of(message: WireMessage) -> ConfigValues:
     """The scalars of all config records."""
     parts = [p for p in (message.content or {}).values() if isinstance(p, Values) and p.kind == "config"]
     return {k: v for p in parts for k, v in p.values.items() if isinstance(v, bool | int | float | str)}
-
-
-def reply_to(asked: WireMessage, content: dict[str, Arrays | Values]) -> WireMessage:
-    now = time.time()
-    return WireMessage(
-        run_id=asked.run_id,
-        message_id="",
-        src_node_id=asked.dst_node_id,
-        dst_node_id=asked.src_node_id,
-        reply_to_message_id=asked.message_id,
-        group_id=asked.group_id,
-        created_at=now,
-        ttl=max(1.0, asked.created_at + asked.ttl - now),
-        message_type=asked.message_type,
-        content=content,
-    )
