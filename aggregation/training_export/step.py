@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from aggregation.training_export.noise import FedNoise
 from aggregation.training_export.optimisers import Named, clipped
 from aggregation.training_export.plan import TrainingPlan
+from aggregation.training_export.pooling import PooledByParts
 
 Arguments = dict[str, Tensor]
 
@@ -67,7 +68,7 @@ def train(plan: TrainingPlan, given: Arguments) -> Arguments:
     """One step; `new.` before the name of what it replaces, and `loss`."""
     trained = {k: p.detach().requires_grad_() for k, p in group(given, "param.").items()}
     buffers = {k: b.clone() for k, b in group(given, "buffer.").items()}
-    with FedNoise(list(group(given, "noise.").values())), plain_kernels():
+    with FedNoise(list(group(given, "noise.").values())), plain_kernels(), PooledByParts():
         outputs = functional_call(plan.module, {**trained, **group(given, "frozen."), **buffers}, _inputs(given))
         loss = plan.loss(outputs, given["target"])
         found = torch.autograd.grad(_with_proximal(plan, loss, trained, given), list(trained.values()))

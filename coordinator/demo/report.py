@@ -59,6 +59,8 @@ class DemoReport(Strict):
     release: ReleaseRow
     rollout: list[RolloutRow]
     inference: InferenceRow
+    trained_with: str = "flower"
+    sensors_accuracy: float | None = Field(default=None, description="Of the second example, without torch only")
     problems: list[str] = []
 
 

@@ -87,7 +87,7 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     client = Client(*state.apis)
     _until_online(client, len(state.nodes))
     model = describe(app).model or ""
-    reference = {"name": model, "bundle": json.loads(client.call("PUT", "/v1/bundles", packed(app, {}, train)))}
+    reference = _pushed(client, app, train)
 
     console.rule("run 1: from a random model")
     first = _train(client, {"app": reference, "model": model})
@@ -99,6 +99,8 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     rolled, load = _roll_out_under_load(client, model, state.regions, state.nodes[-1], app)
     console.rule("the same network trained on the pooled data")
     centralised = _centralised(app, 2 * ROUNDS_PER_RUN)
+
+    sensors = _sensors(client, app.with_name("sensors"), console) if train is TrainWith.onnx else None
 
     rows = round_rows([first, second])
     release = client.get(f"/v1/models/{model}")["releases"][-1]
@@ -116,6 +118,8 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
         inference=InferenceRow(
             requests=len(load.versions), dropped=load.dropped, swapped_at_request=load.first_of(str(release["version"]))
         ),
+        trained_with=train.value,
+        sensors_accuracy=sensors,
     )
     found = problems(report)
     return report.model_copy(update={"ok": not found, "problems": found})
@@ -127,6 +131,20 @@ def _until_online(client: Client, count: int) -> None:
         if time.monotonic() > deadline:
             raise DemoFailed(f"fewer than {count} nodes came online", "See the logs below the demo's folder")
         time.sleep(0.1)
+
+
+def _pushed(client: Client, app: Path, train: TrainWith) -> View:
+    """An app as the coordinator names it."""
+    bundle = json.loads(client.call("PUT", "/v1/bundles", packed(app, {}, train)))
+    return {"name": describe(app).name, "bundle": bundle}
+
+
+def _sensors(client: Client, app: Path, console: Console) -> float:
+    """The other example, also without torch; its accuracy on people whom no node has seen."""
+    console.rule("the other example, without torch as well")
+    view = _train(client, {"app": _pushed(client, app, TrainWith.onnx), "model": "sensors"})
+    accuracy: float = view["rounds"][-1]["metrics"]["accuracy"]
+    return accuracy
 
 
 def _train(client: Client, request: View) -> View:
@@ -185,5 +203,7 @@ def _summarise(console: Console, report: DemoReport) -> None:
         f"release:  {report.release.digest[:12]}, ONNX within {report.release.onnx_max_abs_diff:.1e} of torch\n"
         f"roll-out: " + ", ".join(f"{r.region} {r.confirmed} in {r.seconds:.1f} s" for r in report.rollout) + "\n"
         f"inference: {i.requests} requests, {i.dropped} dropped, new release from request {i.swapped_at_request} on\n"
-        f"all in {report.seconds:.0f} s: " + ("everything really happened" if report.ok else "; ".join(report.problems))
+        + (f"sensors:  {report.sensors_accuracy:.3f} without torch\n" if report.sensors_accuracy is not None else "")
+        + f"all in {report.seconds:.0f} s: "
+        + ("everything really happened" if report.ok else "; ".join(report.problems))
     )
