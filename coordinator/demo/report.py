@@ -11,6 +11,7 @@ from fabric.wire import Strict
 
 MIN_ACCURACY = 0.90
 MAX_GAP = 0.04
+MIN_SENSORS_ACCURACY = 0.5
 MAX_ONNX_DIFFERENCE = 1e-4
 
 
@@ -106,6 +107,7 @@ def problems(report: DemoReport) -> list[str]:
         "a node failed the roll-out": any(r.failed for r in report.rollout),
         "no inference was made": inference.requests == 0,
         f"{inference.dropped} inference requests were dropped": inference.dropped > 0,
+        "the second example learnt little": (report.sensors_accuracy or 1.0) < MIN_SENSORS_ACCURACY,
         "the new release never answered": inference.swapped_at_request is None,
     }
     return [claim for claim, wrong in claims.items() if wrong]
