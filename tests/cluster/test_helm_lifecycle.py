@@ -32,10 +32,15 @@ def images(server: HelmServer, plural: str) -> set[str]:
 @pytest.mark.parametrize(
     ("file", "workload", "kept"),
     [
-        (CLOUD / "examples/one-machine.yaml", "deployments", {"customresourcedefinitions", "namespaces"}),
-        (EDGE / "examples/shops.yaml", "daemonsets", {"namespaces"}),
+        pytest.param(
+            CLOUD / "examples/one-machine.yaml",
+            "deployments",
+            {"customresourcedefinitions", "namespaces"},
+            marks=pytest.mark.slow,
+            id="cloud",
+        ),
+        pytest.param(EDGE / "examples/shops.yaml", "daemonsets", {"namespaces"}, id="edge"),
     ],
-    ids=["cloud", "edge"],
 )
 def test_a_release_is_installed_upgraded_rolled_back_and_leaves_only_what_it_must_keep(
     server: HelmServer, file: Path, workload: str, kept: set[str]

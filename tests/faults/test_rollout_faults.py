@@ -192,6 +192,7 @@ async def test_a_leaf_that_is_killed_during_a_download_is_waited_for(work: Rollo
     assert all(work.phases(rollout, node)[-1] == "confirmed" for node in ("us-1", "us-2"))
 
 
+@pytest.mark.slow
 async def test_a_node_that_was_away_takes_the_latest_release_and_none_in_between(work: Rollouts) -> None:
     there, wire = work.there, work.there.wires["us-2"]
     url = (await there.get("/v1/nodes/us-2"))["inference_url"]

@@ -55,6 +55,7 @@ def final(there: Installation, run: str) -> dict[str, np.ndarray]:
     return dict(np.load(there.out(run) / "final.npz"))
 
 
+@pytest.mark.slow
 def test_a_node_whose_trainer_is_killed_goes_on_where_it_was(without_torch: Installation, tmp_path: Path) -> None:
     whole = without_torch.train(CLUSTERS, "--train", "onnx", "--rounds", "1")
     hold = tmp_path / "hold"
