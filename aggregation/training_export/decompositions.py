@@ -1,4 +1,7 @@
-"""Backward operators that have neither a core decomposition nor an ONNX translation, in terms of those that have."""
+"""Backward operators that have neither a core decomposition nor an ONNX translation, in terms of those that have.
+
+What none of them covers raises NotImplementedError with the operator's name, which `tracing` tells as NotExportable.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class PooledByParts(TorchFunctionMode):
         if axes is not None:
             window = _window(axes, {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs})
             if window is not None:
-                return _FirstMaximum.apply(args[0] if args else kwargs["input"], window)  # type: ignore[no-untyped-call]
+                x = args[0] if args else kwargs["input"]
+                return _FirstMaximum.apply(x, window)  # type: ignore[no-untyped-call]  # torch has no types here
         return func(*args, **kwargs)
 
 
