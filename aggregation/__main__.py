@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aggregation.config import WorkerConfig
 from aggregation.worker import run
-from fabric import logs
+from fedtide.fabric import logs
 
 LIFELINE = "FEDTIDE_LIFELINE_PID"
 """Set by a supervisor that owns this process though it did not start it (embedded mode)."""

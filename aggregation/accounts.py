@@ -7,16 +7,8 @@ from typing import Any
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
 from aggregation.outgoing import Place
-from fabric.round_policy import Cause
-from fabric.run_events import (
-    RoundAbandoned,
-    RoundClosed,
-    RoundCollected,
-    RoundOpened,
-    RoundsRestarted,
-    UpdateReceived,
-    UpdateRefused,
-)
+from fedtide.fabric.plans.round_policy import Cause
+from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, UpdateReceived, UpdateRefused
 
 
 class Accounts:

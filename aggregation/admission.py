@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from fabric.tensors import Tensor, TensorSpec
+from fedtide.fabric.tensors.frame import Tensor, TensorSpec
 
 _BLOCK = 1 << 17
 

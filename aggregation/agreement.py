@@ -10,8 +10,8 @@ import numpy as np
 from aggregation.device import Values
 from aggregation.fixed_point import FixedPoint
 from aggregation.kernels import largest
-from fabric.errors import ConfigError
-from fabric.tensors import Buffer, Tensor, TensorSpec, numbers
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.tensors.frame import Buffer, Tensor, TensorSpec, numbers
 
 _USUAL_COUNT = 2.0**20
 

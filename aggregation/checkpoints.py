@@ -20,11 +20,11 @@ from aggregation.grid_link import GridLink
 from aggregation.in_flight import Node
 from aggregation.progress import Progress
 from aggregation.strategy_state import StrategyState
-from fabric import flower
-from fabric.blobs import BlobRef
-from fabric.subjects import CHECKPOINTS, Subjects
-from fabric.tensors import decode, encode
-from fabric.wire import Arrays, Strict
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects
+from fedtide.fabric.tensors.frame import decode, encode
+from fedtide.fabric.messages.tasks import Arrays, Strict
 
 M = TypeVar("M", bound=Strict)
 

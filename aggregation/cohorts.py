@@ -8,10 +8,10 @@ import os
 from contextlib import suppress
 
 from aggregation.config import WorkerConfig
-from fabric.broker import Broker
-from fabric.errors import TransientError
-from fabric.questions import Cohort, CohortQuestion
-from fabric.subjects import Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.messages.cohort import Cohort, CohortQuestion
+from fedtide.fabric.nats.subjects import Subjects
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from aggregation.round_sum import Incoming, Reach
 from aggregation.staleness import rebase
 from aggregation.strategies.averaging import FedAvg
 from aggregation.strategies.bounded import distances
-from fabric import flower
-from fabric.blobs import BlobRef
-from fabric.errors import ConfigError
-from fabric.round_policy import RoundPolicy, staleness_weight
-from fabric.tensors import Tensor
-from fabric.wire import Reply
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.plans.round_policy import RoundPolicy, staleness_weight
+from fedtide.fabric.tensors.frame import Tensor
+from fedtide.fabric.messages.tasks import Reply
 
 _NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from fabric.broker import Broker
-from fabric.errors import TransientError
-from fabric.fold_requests import FoldAnswer, FoldEntry, FoldPlan, FoldRequest
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldPlan, FoldRequest
 
 _PING_S = 2.0
 _LOOK_S = 2.0

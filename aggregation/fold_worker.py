@@ -20,18 +20,18 @@ from aggregation.admission import Refusal
 from aggregation.agreement import Agreement
 from aggregation.fixed_point import FixedPoint
 from aggregation.round_sum import Incoming, RoundSum, Weight, Withdrawal
-from fabric import logs
-from fabric.blobs import CHUNK_BYTES
-from fabric.broker import Broker
-from fabric.credentials import Access
-from fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
-from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
-from fabric.ids import new_id
-from fabric.jetstream import Received
-from fabric.subjects import FOLDER, STAY, UP, Subjects
-from fabric.tensors import TensorSpec, encode
-from fabric.transfer import Source, put_blob, stream_blob
-from fabric.wire import Strict
+from fedtide.fabric import logs
+from fedtide.fabric.tensors.blobs import CHUNK_BYTES
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
+from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import FOLDER, STAY, UP, Subjects
+from fedtide.fabric.tensors.frame import TensorSpec, encode
+from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
+from fedtide.fabric.messages.tasks import Strict
 
 log = logging.getLogger(__name__)
 

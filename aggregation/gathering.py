@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from aggregation.in_flight import Arrived, Inbox
-from fabric.round_policy import Cause, TimeIsUp
+from fedtide.fabric.plans.round_policy import Cause, TimeIsUp
 
 
 class Gathering:

@@ -21,13 +21,13 @@ from aggregation.config import WorkerConfig
 from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size, is_theirs
 from aggregation.ingest import Ingest, Refused
 from aggregation.storage import Storage
-from fabric.broker import Broker
-from fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
-from fabric.events import Event, EventData
-from fabric.jetstream import Delivery, Received
-from fabric.round_policy import TimeIsUp
-from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
-from fabric.wire import Cancel, Reply, Task
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
+from fedtide.fabric.events.envelope import Event, EventData
+from fedtide.fabric.nats.jetstream import Delivery, Received
+from fedtide.fabric.plans.round_policy import TimeIsUp
+from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
+from fedtide.fabric.messages.tasks import Cancel, Reply, Task
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

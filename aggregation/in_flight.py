@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fabric.errors import TooLarge
-from fabric.ids import flower_int
-from fabric.round_policy import TimeIsUp
-from fabric.tensors import Buffer
-from fabric.wire import Reply
+from fedtide.fabric.errors import TooLarge
+from fedtide.fabric.ids import flower_int
+from fedtide.fabric.plans.round_policy import TimeIsUp
+from fedtide.fabric.tensors.frame import Buffer
+from fedtide.fabric.messages.tasks import Reply
 
 Loss = Literal[
     "node_lost",

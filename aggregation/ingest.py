@@ -17,14 +17,14 @@ from aggregation.regions import Regions
 from aggregation.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from aggregation.shards import Shards
 from aggregation.storage import RETRY_S, Storage, StoredUpdate
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.errors import FedtideError, MalformedMessage, TransientError
-from fabric.fold_requests import FoldEntry
-from fabric.subjects import Subjects
-from fabric.tensors import Buffer
-from fabric.transfer import FileSink, map_file
-from fabric.wire import Arrays, Reply
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.messages.fold import FoldEntry
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.tensors.frame import Buffer
+from fedtide.fabric.nats.transfer import FileSink, map_file
+from fedtide.fabric.messages.tasks import Arrays, Reply
 
 log = logging.getLogger(__name__)
 

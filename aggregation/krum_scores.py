@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregation.agreement import ready
-from fabric.tensors import Tensor
+from fedtide.fabric.tensors.frame import Tensor
 
 _SHARD_ELEMENTS = 1 << 21
 """Elements of all updates together that are in memory at once, in float64 (16 MiB)."""

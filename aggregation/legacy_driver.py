@@ -12,8 +12,8 @@ from flwr.server import History
 
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
-from fabric import flower
-from fabric.run_events import RoundClosed
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.events.runs import RoundClosed
 
 
 class LegacyDriver:

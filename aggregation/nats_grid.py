@@ -24,12 +24,12 @@ from aggregation.outgoing import Outgoing, Place, place_for
 from aggregation.phases import Asked, Counted, Phase, TooFewUpdates
 from aggregation.replies import Replies
 from aggregation.round_sum import RoundSum
-from fabric import flower
-from fabric.blobs import BlobRef
-from fabric.errors import FedtideError, MalformedMessage, NotFound
-from fabric.ids import flower_int
-from fabric.round_policy import Cause, quorum_of
-from fabric.wire import ConfigValues, Task
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
+from fedtide.fabric.ids import flower_int
+from fedtide.fabric.plans.round_policy import Cause, quorum_of
+from fedtide.fabric.messages.tasks import ConfigValues, Task
 
 _APP_ERROR = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 

@@ -16,11 +16,11 @@ import onnxruntime
 from flwr.app import ArrayRecord, Context
 from pydantic import ValidationError
 
-from fabric import flower
-from fabric.apps import AppDescription
-from fabric.errors import ConfigError, FedtideError
-from fabric.release import Export
-from fabric.tensors import Tensor
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.apps import AppDescription
+from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.plans.release import Export
+from fedtide.fabric.tensors.frame import Tensor
 
 log = logging.getLogger(__name__)
 

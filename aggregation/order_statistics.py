@@ -24,7 +24,7 @@ from aggregation.agreement import mean_dtype, ready
 from aggregation.device import THREADS, Values, on_all_cores
 from aggregation.kernels import compiled
 from aggregation.weighted_sum import BLOCK
-from fabric.tensors import Tensor, TensorSpec
+from fedtide.fabric.tensors.frame import Tensor, TensorSpec
 
 Pairs = npt.NDArray[np.int64]
 

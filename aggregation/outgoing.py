@@ -15,12 +15,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Node
-from fabric import flower
-from fabric import tensors as frames
-from fabric.blobs import BlobRef
-from fabric.codecs import Codec, encode, is_coded
-from fabric.tensors import Buffer, Tensor, frame_size
-from fabric.wire import INLINE_BYTES, Arrays, ConfigValues, Task
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors import frame as frames
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.codecs import Codec, encode, is_coded
+from fedtide.fabric.tensors.frame import Buffer, Tensor, frame_size
+from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, ConfigValues, Task
 
 EXPIRY_MARGIN_S = 60.0
 """How long after its round's deadline a task is still worth an answer: the deadline is the coordinator's."""

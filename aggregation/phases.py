@@ -12,7 +12,7 @@ from aggregation.in_flight import Node
 from aggregation.ingest import Expect
 from aggregation.outgoing import Place
 from aggregation.round_sum import RoundSum
-from fabric.errors import FedtideError
+from fedtide.fabric.errors import FedtideError
 
 Admission = Callable[[Message], Refusal | None]
 

@@ -14,8 +14,8 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from aggregation.strategies.private import PrivateFedAvg
-from fabric.errors import CapabilityMissing
-from fabric.release import Privacy, PrivacySpent
+from fedtide.fabric.errors import CapabilityMissing
+from fedtide.fabric.plans.release import Privacy, PrivacySpent
 
 
 def ledger(before: Privacy | None, run: str, strategy: Strategy) -> Privacy | None:

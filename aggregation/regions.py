@@ -15,11 +15,11 @@ from aggregation.fold_client import ask, in_steps, instance_of
 from aggregation.fold_worker import plan_of
 from aggregation.storage import Storage
 from aggregation.weighted_sum import Partial
-from fabric.broker import Broker
-from fabric.errors import NotFound, RemoteError, TransientError
-from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
-from fabric.subjects import FOLDER, UP, Subjects
-from fabric.tensors import decode
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import NotFound, RemoteError, TransientError
+from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fedtide.fabric.nats.subjects import FOLDER, UP, Subjects
+from fedtide.fabric.tensors.frame import decode
 
 log = logging.getLogger(__name__)
 

@@ -28,13 +28,13 @@ from aggregation.nats_grid import NatsGrid
 from aggregation.outgoing import place_of
 from aggregation.phases import TooFewUpdates
 from aggregation.progress import EvaluateFn, Progress
-from fabric import flower
-from fabric.blobs import BlobRef
-from fabric.errors import ConfigError, FedtideError
-from fabric.release import Privacy
-from fabric.round_policy import StopRule, why_stop
-from fabric.subjects import Subjects
-from fabric.wire import Reply
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.plans.release import Privacy
+from fedtide.fabric.plans.round_policy import StopRule, why_stop
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.messages.tasks import Reply
 
 log = logging.getLogger(__name__)
 

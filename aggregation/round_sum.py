@@ -19,9 +19,9 @@ from aggregation.agreement import Agreement, magnitude, read_only, ready
 from aggregation.device import Values
 from aggregation.kernels import product_of_gaps
 from aggregation.weighted_sum import Fault, WeightedSum
-from fabric.errors import MalformedMessage
-from fabric.frame_scanner import FrameScanner
-from fabric.tensors import Buffer, Tensor, TensorSpec
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.scanner import FrameScanner
+from fedtide.fabric.tensors.frame import Buffer, Tensor, TensorSpec
 
 _REASONS = {
     "not_finite": "tensor {name!r} holds NaN or infinity",

@@ -18,13 +18,13 @@ from aggregation.fold_client import ask, in_steps, instance_of
 from aggregation.fold_worker import FoldWorkerConfig, plan_of
 from aggregation.storage import Storage
 from aggregation.weighted_sum import WeightedSum
-from fabric.broker import Broker
-from fabric.errors import TransientError
-from fabric.fold_requests import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
-from fabric.lifelines import die_with_parent
-from fabric.subjects import FOLDER, HUB_REGION, UP, Subjects
-from fabric.tensors import decode
-from fabric.wire import INLINE_BYTES
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.nats.subjects import FOLDER, HUB_REGION, UP, Subjects
+from fedtide.fabric.tensors.frame import decode
+from fedtide.fabric.messages.tasks import INLINE_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from aggregation.config import WorkerConfig
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.errors import FedtideError, TransientError
-from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, RELEASES, STAY, UP, Subjects
-from fabric.tensors import Buffer, frame_size
-from fabric.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
-from fabric.wire import INLINE_BYTES, Arrays
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.nats.streams import HUB_DOMAIN
+from fedtide.fabric.nats.subjects import DOWN, RELEASES, STAY, UP, Subjects
+from fedtide.fabric.tensors.frame import Buffer, frame_size
+from fedtide.fabric.nats.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
+from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fabric.errors import MalformedMessage
-from fabric.tensors import Tensor
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor
 
 
 class _Unkept(Exception):

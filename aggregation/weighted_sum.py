@@ -21,8 +21,8 @@ from aggregation.agreement import Agreement, mean_dtype, ready
 from aggregation.device import THREADS, Device, Values, choose, on_all_cores
 from aggregation.fixed_point import COARSE_SHIFT, FixedPoint
 from aggregation.kernels import mean_of_fine
-from fabric.errors import FedtideError, MalformedMessage
-from fabric.tensors import Tensor
+from fedtide.fabric.errors import FedtideError, MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor
 
 BLOCK = 1 << 17
 """Elements of a block: its lane (1 MiB) and four inputs stay in a core's cache."""

@@ -19,15 +19,15 @@ from aggregation.nats_grid import NatsGrid
 from aggregation.onnx_export import export
 from aggregation.onnx_parts import cut
 from aggregation.round_driver import RoundDriver
-from fabric import flower
-from fabric.apps import AppDescription, describe, fuse, unpack
-from fabric.blobs import BlobRef, chunked, manifest_of
-from fabric.errors import ConfigError, FedtideError, TransientError
-from fabric.events import ModelProduced
-from fabric.ids import flower_int
-from fabric.release import Privacy, ReleaseManifest
-from fabric.run_events import AggregatorStarted, RunCompleted, RunFailed
-from fabric.tensors import Buffer, encode
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
+from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
+from fedtide.fabric.events.envelope import ModelProduced
+from fedtide.fabric.ids import flower_int
+from fedtide.fabric.plans.release import Privacy, ReleaseManifest
+from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFailed
+from fedtide.fabric.tensors.frame import Buffer, encode
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from aggregation.strategies import FedAvg
 from benchmarks.report import Row, load_now, write
 from benchmarks.simulation import NODES, Fleet
 from edge_agent.compression import CompressionMod
-from fabric import codecs, flower
-from fabric.tensors import Tensor, encode, frame_size
+from fedtide.fabric.tensors import codecs
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.frame import Tensor, encode, frame_size
 
 ROUNDS, SPLIT, SEED, EPOCHS = 15, "dirichlet 0.5", 1, 2
 TARGET = 0.93

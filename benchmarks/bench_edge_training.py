@@ -21,11 +21,11 @@ from packaging.requirements import Requirement
 from benchmarks.report import Row, load_now, write
 from coordinator.cli.app_bundles import training_bundle
 from edge_agent.training.task import model_values
-from fabric import training_bundle as bundles
-from fabric.apps import TRAINING, describe, unpack
-from fabric.apps import bundle as pack_app
-from fabric.tensors import Tensor
-from fabric.wire import ConfigValues
+from fedtide.fabric.tensors import training_bundle as bundles
+from fedtide.fabric.flower.apps import TRAINING, describe, unpack
+from fedtide.fabric.flower.apps import bundle as pack_app
+from fedtide.fabric.tensors.frame import Tensor
+from fedtide.fabric.messages.tasks import ConfigValues
 from tests.training import jobs
 from tests.training.jobs import TrainerProcess
 

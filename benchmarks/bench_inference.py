@@ -27,7 +27,7 @@ from benchmarks.bench_round_overhead import BIN
 from benchmarks.report import Row, load_now, write
 from coordinator.cli.client import Client
 from coordinator.embedded.home import Home
-from fabric.tensors import Tensor, encode
+from fedtide.fabric.tensors.frame import Tensor, encode
 from tests.hub import Hub
 from tests.integration.installation import until
 from tests.integration.releases import publish

@@ -27,11 +27,11 @@ from benchmarks.hub import hub
 from benchmarks.process_memory import tree
 from benchmarks.report import Row, load_now, write
 from coordinator.topology import Topology
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.subjects import UP, Subjects
-from fabric.tensors import Tensor, encode
-from fabric.transfer import Source, put_blob, stream_blob
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import UP, Subjects
+from fedtide.fabric.tensors.frame import Tensor, encode
+from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
 
 UPDATES, ELEMENTS = 8, 10_000_000
 GIGABYTES = UPDATES * ELEMENTS * 4 / 1e9

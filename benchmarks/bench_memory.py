@@ -41,7 +41,7 @@ def _reset_peak() -> None:
 def _ours(count: int) -> None:
     from aggregation.agreement import Agreement
     from aggregation.round_sum import RoundSum, Weight
-    from fabric.tensors import Tensor, encode
+    from fedtide.fabric.tensors.frame import Tensor, encode
 
     base = [Tensor.of(k, v) for k, v in _model(0).items()]
     frames = [b"".join(encode([Tensor.of(k, v) for k, v in _model(s).items()])) for s in (1, 2)]
@@ -63,7 +63,7 @@ def _share(count: int) -> None:
     from aggregation.agreement import Agreement
     from aggregation.fixed_point import FixedPoint
     from aggregation.round_sum import RoundSum, Weight
-    from fabric.tensors import Tensor, encode
+    from fedtide.fabric.tensors.frame import Tensor, encode
 
     elements, chunk = 250_000_000 // TENSORS, 1 << 20
     one = np.random.default_rng(0).standard_normal(elements, dtype=np.float32)

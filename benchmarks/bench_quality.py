@@ -18,7 +18,7 @@ from aggregation import strategies as ours
 from benchmarks.report import Row, load_now, write
 from benchmarks.simulation import NODES, RATE, SPLITS, Fleet
 from edge_agent.scaffold import ScaffoldMod
-from fabric import flower
+from fedtide.fabric.flower import bridge as flower
 
 ROUNDS, SEEDS = 8, (1,)
 FEW = {"min_train_nodes": NODES, "min_available_nodes": NODES}

@@ -19,22 +19,12 @@ from coordinator.event_log import EventLog
 from coordinator.snapshots import Snapshots
 from coordinator.topology import Topology
 from coordinator.world_codec import Snapshot
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.events import Capabilities, Event, EventData, NodeJoined
-from fabric.run_events import (
-    AggregatorStarted,
-    RoundClosed,
-    RoundCollected,
-    RoundOpened,
-    RunCleanedUp,
-    RunCompleted,
-    RunRequested,
-    RunSpec,
-    UpdateReceived,
-)
-from fabric.subjects import CONTROL, Subjects
-from fabric.wire import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined
+from fedtide.fabric.events.runs import AggregatorStarted, RoundClosed, RoundCollected, RoundOpened, RunCleanedUp, RunCompleted, RunRequested, RunSpec, UpdateReceived
+from fedtide.fabric.nats.subjects import CONTROL, Subjects
+from fedtide.fabric.messages.tasks import AppRef
 
 SIZES = (100_000, 1_000_000)
 NODES = 20

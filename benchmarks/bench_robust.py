@@ -19,7 +19,7 @@ from flwr.serverapp import strategy as flowers
 from aggregation import strategies as ours
 from benchmarks import byzfl_environment
 from benchmarks.report import Row, load_now, write
-from fabric import flower
+from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid
 
 SIZES = [(10, 1_000_000), (32, 1_000_000)]

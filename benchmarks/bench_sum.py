@@ -19,7 +19,7 @@ from aggregation.agreement import Agreement
 from aggregation.device import THREADS, choose, on_all_cores
 from aggregation.weighted_sum import WeightedSum
 from benchmarks.report import Row, load_now, write
-from fabric import flower
+from fedtide.fabric.flower import bridge as flower
 
 UPDATES, ELEMENTS, REPEATS = 32, 10_000_000, 7
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fabric import flower
+from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))

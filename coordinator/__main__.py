@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from coordinator.config import CoordinatorConfig
 from coordinator.service import serve
-from fabric import logs
-from fabric.errors import ConfigError, FedtideError
+from fedtide.fabric import logs
+from fedtide.fabric.errors import ConfigError, FedtideError
 
 log = logging.getLogger(__name__)
 

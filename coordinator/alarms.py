@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from coordinator.commands import SetAlarm
 from coordinator.engine import Engine
-from fabric.errors import InvalidTransition
-from fabric.events import AlarmRang
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import AlarmRang
 
 
 class Alarms:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError
 
 OPEN = ("/healthz", "/metrics")
 """What probes and scrapers read, without a token."""

@@ -12,13 +12,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fabric import nats_jwt, permissions
-from fabric.credentials import Credentials, write_secret
-from fabric.errors import ConfigError
-from fabric.nats_jwt import Key
-from fabric.permissions import Permissions
-from fabric.subjects import Subjects
-from fabric.wire import Strict
+from fedtide.fabric.nats import jwt as nats_jwt
+
+from fedtide.fabric.nats import permissions
+from fedtide.fabric.nats.credentials import Credentials, write_secret
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.nats.jwt import Key
+from fedtide.fabric.nats.permissions import Permissions
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.messages.tasks import Strict
 
 FILE = "authority.json"
 TRUST = "trust.conf"

@@ -14,7 +14,7 @@ from coordinator import gates, wave_steps, waves
 from coordinator.commands import Commands
 from coordinator.fleet import Node, matches
 from coordinator.waves import ENDED, Baking, Facts, NodeState, Offering, Over, Trouble, Wave
-from fabric.rollout_plan import RolloutPlan
+from fedtide.fabric.plans.rollout_plan import RolloutPlan
 
 Waves = tuple[Wave, ...]
 

@@ -7,26 +7,10 @@ from dataclasses import dataclass
 
 from coordinator import rollout_views, rounds, runs, selection
 from coordinator.world import World
-from fabric.errors import NotFound
-from fabric.events import AlarmRang, Event, NodeJoined, NodeOffline, NodeOnline
-from fabric.rollout_events import NodeMeasured, NodePhaseReported
-from fabric.run_events import (
-    AggregatorExited,
-    AggregatorStarted,
-    RoundAbandoned,
-    RoundClosed,
-    RoundCollected,
-    RoundOpened,
-    RoundsRestarted,
-    RunCancelRequested,
-    RunCompleted,
-    RunFailed,
-    RunPauseRequested,
-    RunRequested,
-    RunResumeRequested,
-    UpdateReceived,
-    UpdateRefused,
-)
+from fedtide.fabric.errors import NotFound
+from fedtide.fabric.events.envelope import AlarmRang, Event, NodeJoined, NodeOffline, NodeOnline
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, RunCancelRequested, RunCompleted, RunFailed, RunPauseRequested, RunRequested, RunResumeRequested, UpdateReceived, UpdateRefused
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from fabric.blobs import BlobRef
-from fabric.events import ModelProduced
-from fabric.rollout_plan import Terms
-from fabric.round_policy import Cause
-from fabric.run_events import RunSpec
-from fabric.trigger_rule import TriggerRule
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.events.envelope import ModelProduced
+from fedtide.fabric.plans.rollout_plan import Terms
+from fedtide.fabric.plans.round_policy import Cause
+from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.plans.trigger_rule import TriggerRule
 
 _NO_TERMS = Terms()
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from simpleeval import EvalWithCompoundTypes, InvalidExpression
 
-from fabric.errors import ConfigError
-from fabric.trigger_rule import FieldValue
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.plans.trigger_rule import FieldValue
 
 FUNCTIONS = {"abs": abs, "min": min, "max": max, "len": len}
 MAX_LENGTH = 1000

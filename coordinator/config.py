@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from coordinator.cluster.job_manifest import Kubernetes
-from fabric.wire import Strict
+from fedtide.fabric.messages.tasks import Strict
 
 
 class CoordinatorConfig(Strict):

@@ -13,15 +13,15 @@ from coordinator import rollouts
 from coordinator.commands import CacheRelease, SetDesired
 from coordinator.engine import Engine
 from coordinator.world import World
-from fabric.blobs import MANIFEST_CHUNK, BlobRef
-from fabric.broker import Broker
-from fabric.errors import DigestMismatch, MalformedMessage, NotFound
-from fabric.pacing import Pace
-from fabric.release import ReleaseManifest, decode_release
-from fabric.rollout_events import RegionCached, RegionCacheFailed
-from fabric.rollout_plan import Desired
-from fabric.subjects import CACHE, DOWN, RELEASES, Subjects
-from fabric.transfer import Source, put_blob, read_blob, stream_blob
+from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
+from fedtide.fabric.nats.rate_limit import Pace
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
+from fedtide.fabric.plans.rollout_plan import Desired
+from fedtide.fabric.nats.subjects import CACHE, DOWN, RELEASES, Subjects
+from fedtide.fabric.nats.transfer import Source, put_blob, read_blob, stream_blob
 
 log = logging.getLogger(__name__)
 

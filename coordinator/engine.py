@@ -19,11 +19,11 @@ from coordinator.report_rules import why_refused
 from coordinator.snapshots import Snapshots
 from coordinator.world import World
 from coordinator.world_codec import Snapshot
-from fabric.broker import Broker
-from fabric.errors import FedtideError, InvalidTransition, MalformedMessage, StaleWriter, TooLarge, TransientError
-from fabric.events import Event, EventData, decode_event
-from fabric.jetstream import Received
-from fabric.subjects import UP, Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import FedtideError, InvalidTransition, MalformedMessage, StaleWriter, TooLarge, TransientError
+from fedtide.fabric.events.envelope import Event, EventData, decode_event
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import UP, Subjects
 
 log = logging.getLogger(__name__)
 

@@ -18,22 +18,14 @@ from coordinator.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, TRUST, Author
 from coordinator.config import CoordinatorConfig
 from coordinator.engine import Engine
 from coordinator.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
-from fabric import nats_jwt, permissions
-from fabric.broker import Broker
-from fabric.credentials import Credentials
-from fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, NotFound
-from fabric.identity_events import (
-    Enrolment,
-    Issued,
-    JoinTokenCreated,
-    JoinTokenRevoked,
-    NodeEnrolled,
-    NodeRevoked,
-    RegionIssued,
-    Renewal,
-)
-from fabric.ids import check_token
-from fabric.jetstream import Received
+from fedtide.fabric.nats import jwt as nats_jwt
+from fedtide.fabric.nats import permissions
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Credentials
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.events.identity import Enrolment, Issued, JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued, Renewal
+from fedtide.fabric.ids import check_token
+from fedtide.fabric.nats.jetstream import Received
 
 log = logging.getLogger(__name__)
 

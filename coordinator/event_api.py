@@ -13,9 +13,9 @@ from coordinator import causes
 from coordinator.engine import Engine
 from coordinator.event_log import EventLog
 from coordinator.views import finite
-from fabric.errors import ConfigError
-from fabric.events import Event
-from fabric.run_events import RunRequested
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.events.envelope import Event
+from fedtide.fabric.events.runs import RunRequested
 
 MAX_LIMIT = 10_000
 _NAMES = ("run", "rollout", "node", "model", "name", "rule", "id")

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
-from fabric.broker import Broker
-from fabric.errors import MalformedMessage, StaleWriter, TransientError
-from fabric.events import Event, decode_event
-from fabric.jetstream import Received
-from fabric.subjects import EVENTS, Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import MalformedMessage, StaleWriter, TransientError
+from fedtide.fabric.events.envelope import Event, decode_event
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import EVENTS, Subjects
 
 log = logging.getLogger(__name__)
 

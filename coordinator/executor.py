@@ -31,15 +31,15 @@ from coordinator.engine import Engine
 from coordinator.enrolment import Enroller
 from coordinator.launcher import Launcher
 from coordinator.starting import Starter
-from fabric.broker import Broker
-from fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
-from fabric.events import FiringFailed, ReleasePublished
-from fabric.release import Lineage, ReleaseManifest
-from fabric.rollout_events import RolloutAbortRequested
-from fabric.round_policy import TimeIsUp
-from fabric.run_events import AggregatorExited, RunCancelRequested, RunCleanedUp
-from fabric.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
-from fabric.wire import Cancel
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
+from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished
+from fedtide.fabric.plans.release import Lineage, ReleaseManifest
+from fedtide.fabric.events.rollouts import RolloutAbortRequested
+from fedtide.fabric.plans.round_policy import TimeIsUp
+from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
+from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
+from fedtide.fabric.messages.tasks import Cancel
 
 log = logging.getLogger(__name__)
 

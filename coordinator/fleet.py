@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from coordinator.commands import AnnouncePresence, Commands
-from fabric.errors import InvalidTransition
-from fabric.events import Capabilities, NodeJoined, NodeOffline, NodeOnline
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import Capabilities, NodeJoined, NodeOffline, NodeOnline
 
 NodeEvent = NodeJoined | NodeOnline | NodeOffline
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from coordinator.config import CoordinatorConfig
 from coordinator.leadership import Leadership
 from coordinator.standby_proxy import StandbyProxy
-from fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,8 @@ from typing import Literal, assert_never
 
 from coordinator import betting_test
 from coordinator.conditions import holds, names
-from fabric.errors import ConfigError
-from fabric.rollout_plan import (
-    SLOWER,
-    DisagreementGate,
-    Gate,
-    InferenceErrorGate,
-    LatencyGate,
-    Measured,
-    MetricGate,
-    PairedGate,
-)
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.plans.rollout_plan import SLOWER, DisagreementGate, Gate, InferenceErrorGate, LatencyGate, Measured, MetricGate, PairedGate
 
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
 

@@ -20,13 +20,13 @@ from coordinator.distribution import Distribution
 from coordinator.engine import Engine, views_of
 from coordinator.presence import Presence
 from coordinator.starting import RunRequest, Starter
-from fabric.apps import MAX_BUNDLE_BYTES
-from fabric.broker import Broker
-from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
-from fabric.ids import new_id
-from fabric.run_events import RunCancelRequested, RunPauseRequested, RunResumeRequested
-from fabric.subjects import DOWN, Subjects
-from fabric.transfer import put_blob
+from fedtide.fabric.flower.apps import MAX_BUNDLE_BYTES
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.events.runs import RunCancelRequested, RunPauseRequested, RunResumeRequested
+from fedtide.fabric.nats.subjects import DOWN, Subjects
+from fedtide.fabric.nats.transfer import put_blob
 
 M = TypeVar("M", bound=BaseModel)
 

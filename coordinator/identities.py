@@ -7,16 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from coordinator.commands import Commands, PublishAccount
-from fabric.errors import InvalidTransition
-from fabric.identity_events import (
-    IdentityEvent,
-    JoinTokenCreated,
-    JoinTokenRevoked,
-    NodeEnrolled,
-    NodeRevoked,
-    RegionIssued,
-)
-from fabric.subjects import RESERVED
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.identity import IdentityEvent, JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
+from fedtide.fabric.nats.subjects import RESERVED
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 

@@ -12,8 +12,8 @@ from coordinator import identities
 from coordinator.engine import Engine
 from coordinator.enrolment import Enroller
 from coordinator.http_api import read_body
-from fabric.errors import CapabilityMissing
-from fabric.wire import Strict
+from fedtide.fabric.errors import CapabilityMissing
+from fedtide.fabric.messages.tasks import Strict
 
 LONGEST_TTL_S = 30 * 86_400
 

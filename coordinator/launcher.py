@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from coordinator.commands import LaunchAggregator
 from coordinator.config import CoordinatorConfig
 from coordinator.spare_process import SpareProcess
-from fabric import process_note
-from fabric.credentials import Credentials
+from fedtide.fabric.process import pid_file as process_note
+from fedtide.fabric.nats.credentials import Credentials
 
 log = logging.getLogger(__name__)
 

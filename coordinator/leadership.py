@@ -1,7 +1,7 @@
 """Who leads: a lease in the broker, taken and renewed by compare-and-set.
 
 The lease only decides *when* a standby may take over. That an old leader does no harm is the
-log's doing: its next append, and its next renewal, are refused (fabric.errors.StaleWriter).
+log's doing: its next append, and its next renewal, are refused (fedtide.fabric.errors.StaleWriter).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import logging
 
 from pydantic import ValidationError
 
-from fabric.broker import Broker
-from fabric.errors import StaleWriter, TransientError
-from fabric.ids import new_id
-from fabric.jetstream import Received
-from fabric.subjects import CONTROL, Subjects
-from fabric.wire import Strict
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import StaleWriter, TransientError
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import CONTROL, Subjects
+from fedtide.fabric.messages.tasks import Strict
 
 log = logging.getLogger(__name__)
 

@@ -13,23 +13,11 @@ from pydantic import Field, model_validator
 from coordinator import conditions, gates
 from coordinator.fleet import Node, matches
 from coordinator.registry import Model, Release
-from fabric.blobs import BlobRef
-from fabric.errors import ConfigError, NotFound
-from fabric.rollout_plan import (
-    Bake,
-    DisagreementGate,
-    Gate,
-    LatencyGate,
-    MetricGate,
-    OnFailure,
-    PairedGate,
-    Rate,
-    RolloutPlan,
-    Terms,
-    WavePlan,
-)
-from fabric.windows import Window
-from fabric.wire import Strict
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import ConfigError, NotFound
+from fedtide.fabric.plans.rollout_plan import Bake, DisagreementGate, Gate, LatencyGate, MetricGate, OnFailure, PairedGate, Rate, RolloutPlan, Terms, WavePlan
+from fedtide.fabric.plans.windows import Window
+from fedtide.fabric.messages.tasks import Strict
 
 HOLDOUT = 500
 """Samples that nodes score if the plan has a paired gate and does not say how many."""

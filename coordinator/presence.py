@@ -12,11 +12,11 @@ from typing import Any
 
 from coordinator import identities
 from coordinator.engine import Engine
-from fabric.broker import Broker
-from fabric.errors import InvalidTransition, MalformedMessage
-from fabric.events import EventData, NodeOffline, NodeOnline
-from fabric.jetstream import Received
-from fabric.subjects import Subjects, last_token
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import InvalidTransition, MalformedMessage
+from fedtide.fabric.events.envelope import EventData, NodeOffline, NodeOnline
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import Subjects, last_token
 
 log = logging.getLogger(__name__)
 

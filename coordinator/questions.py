@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from coordinator import runs, selection
 from coordinator.engine import Engine
-from fabric.broker import Broker
-from fabric.errors import MalformedMessage, NotFound
-from fabric.jetstream import Received
-from fabric.questions import Cohort, CohortQuestion, Member
-from fabric.subjects import Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import MalformedMessage, NotFound
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.messages.cohort import Cohort, CohortQuestion, Member
+from fedtide.fabric.nats.subjects import Subjects
 
 
 class Questions:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from coordinator.commands import Commands, PublishRelease
-from fabric.blobs import BlobRef
-from fabric.events import ModelProduced, ReleasePublished
-from fabric.release import ReleaseManifest
-from fabric.rollout_events import RolloutRetryRequested, RolloutStarted
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.events.envelope import ModelProduced, ReleasePublished
+from fedtide.fabric.plans.release import ReleaseManifest
+from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
 
 ModelEvent = ModelProduced | ReleasePublished | RolloutStarted | RolloutRetryRequested
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fabric.events import DriftReported, EventData, ModelProduced, NodeJoined, ReleasePublished
-from fabric.rollout_events import NodeMeasured, NodePhaseReported
-from fabric.subjects import COLLECTOR, HUB_REGION
+from fedtide.fabric.events.envelope import DriftReported, EventData, ModelProduced, NodeJoined, ReleasePublished
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
+from fedtide.fabric.nats.subjects import COLLECTOR, HUB_REGION
 
 IMPORT = "import"
 """Under this name releases that no run here made may be reported, with a coordinator's credentials."""

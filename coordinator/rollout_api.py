@@ -14,21 +14,14 @@ from coordinator.http_api import key_of, read_body, stream
 from coordinator.planning import RolloutRequest
 from coordinator.starting import Starter
 from coordinator.views import View
-from fabric.broker import Broker
-from fabric.errors import ConfigError, InvalidTransition
-from fabric.events import EventData
-from fabric.release import decode_release
-from fabric.rollout_events import (
-    RolloutAbortRequested,
-    RolloutNextRequested,
-    RolloutPauseRequested,
-    RolloutPromoteRequested,
-    RolloutResumeRequested,
-    RolloutRollbackRequested,
-)
-from fabric.subjects import RELEASES, Subjects
-from fabric.transfer import Source, read_blob
-from fabric.wire import Strict
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import ConfigError, InvalidTransition
+from fedtide.fabric.events.envelope import EventData
+from fedtide.fabric.plans.release import decode_release
+from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRollbackRequested
+from fedtide.fabric.nats.subjects import RELEASES, Subjects
+from fedtide.fabric.nats.transfer import Source, read_blob
+from fedtide.fabric.messages.tasks import Strict
 
 
 class WishRequest(Strict):

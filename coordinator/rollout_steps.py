@@ -25,22 +25,9 @@ from coordinator.rollouts import (
     owed,
 )
 from coordinator.waves import Baking, Caching, Facts, Offering, Over, Report, TakenBack, Trouble, Waiting, Wave
-from fabric.errors import InvalidTransition
-from fabric.events import AlarmRang
-from fabric.rollout_events import (
-    NodeMeasured,
-    NodePhaseReported,
-    RegionCached,
-    RegionCacheFailed,
-    RolloutAbortRequested,
-    RolloutNextRequested,
-    RolloutPauseRequested,
-    RolloutPromoteRequested,
-    RolloutResumeRequested,
-    RolloutRetryRequested,
-    RolloutRollbackRequested,
-    RolloutStarted,
-)
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import AlarmRang
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RegionCacheFailed, RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested, RolloutStarted
 
 Step = tuple[Rollout, Commands]
 

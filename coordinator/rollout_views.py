@@ -8,7 +8,7 @@ from typing import Any
 
 from coordinator import gates, planning, rollouts, wave_steps, waves
 from coordinator.views import View
-from fabric.rollout_plan import RolloutPlan
+from fedtide.fabric.plans.rollout_plan import RolloutPlan
 
 
 def rollout(state: rollouts.Rollout) -> View:

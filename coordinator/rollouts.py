@@ -23,20 +23,9 @@ from coordinator.waves import (
     TakenBack,
     Wave,
 )
-from fabric.blobs import BlobRef
-from fabric.events import AlarmRang
-from fabric.rollout_events import (
-    NodePhaseReported,
-    RegionCacheFailed,
-    RolloutAbortRequested,
-    RolloutNextRequested,
-    RolloutPauseRequested,
-    RolloutPromoteRequested,
-    RolloutResumeRequested,
-    RolloutRetryRequested,
-    RolloutRollbackRequested,
-    RolloutStarted,
-)
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.events.envelope import AlarmRang
+from fedtide.fabric.events.rollouts import NodePhaseReported, RegionCacheFailed, RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested, RolloutStarted
 
 Wish = (
     RolloutAbortRequested

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from coordinator.commands import Commands, SetAlarm, TellTimeIsUp
-from fabric.round_policy import Cause, RoundPolicy
-from fabric.run_events import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, UpdateReceived, UpdateRefused
+from fedtide.fabric.plans.round_policy import Cause, RoundPolicy
+from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, UpdateReceived, UpdateRefused
 
 RoundEvent = RoundOpened | UpdateReceived | UpdateRefused | RoundCollected | RoundAbandoned | RoundClosed
 

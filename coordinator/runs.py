@@ -21,27 +21,9 @@ from typing import Literal
 
 from coordinator import rounds
 from coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator, SuspendAggregator
-from fabric.errors import InvalidTransition
-from fabric.events import AlarmRang
-from fabric.run_events import (
-    AggregatorExited,
-    AggregatorStarted,
-    RoundAbandoned,
-    RoundClosed,
-    RoundCollected,
-    RoundOpened,
-    RoundsRestarted,
-    RunCancelRequested,
-    RunCleanedUp,
-    RunCompleted,
-    RunFailed,
-    RunPauseRequested,
-    RunRequested,
-    RunResumeRequested,
-    RunSpec,
-    UpdateReceived,
-    UpdateRefused,
-)
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import AlarmRang
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunRequested, RunResumeRequested, RunSpec, UpdateReceived, UpdateRefused
 
 MAX_CRASHES = 5
 

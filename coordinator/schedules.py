@@ -13,9 +13,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 
 from coordinator.engine import Engine
-from fabric.errors import ConfigError
-from fabric.events import SignalReceived
-from fabric.trigger_rule import Schedule, Signal
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.events.envelope import SignalReceived
+from fedtide.fabric.plans.trigger_rule import Schedule, Signal
 
 
 def next_after(schedule: Schedule, moment: datetime) -> datetime:

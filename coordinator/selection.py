@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from coordinator.fleet import Node, matches
-from fabric.round_policy import Selection
-from fabric.run_events import RunSpec
+from fedtide.fabric.plans.round_policy import Selection
+from fedtide.fabric.events.runs import RunSpec
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 

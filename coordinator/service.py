@@ -28,11 +28,11 @@ from coordinator.snapshots import Snapshots
 from coordinator.starting import Starter
 from coordinator.topology import Topology
 from coordinator.trigger_api import TriggerApi
-from fabric.broker import Broker
-from fabric.credentials import Access
-from fabric.events import CoordinatorElected
-from fabric.run_events import RunSpec
-from fabric.subjects import Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.events.envelope import CoordinatorElected
+from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.nats.subjects import Subjects
 
 log = logging.getLogger(__name__)
 

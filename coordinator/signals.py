@@ -18,17 +18,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from coordinator import rollouts, runs
-from fabric.events import (
-    TYPE_PREFIX,
-    DriftReported,
-    Event,
-    NodeJoined,
-    NodeOffline,
-    NodeOnline,
-    ReleasePublished,
-    SignalReceived,
-)
-from fabric.trigger_rule import FieldValue, Signal
+from fedtide.fabric.events.envelope import TYPE_PREFIX, DriftReported, Event, NodeJoined, NodeOffline, NodeOnline, ReleasePublished, SignalReceived
+from fedtide.fabric.plans.trigger_rule import FieldValue, Signal
 
 if TYPE_CHECKING:
     from coordinator.world import World

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from coordinator import world_codec
 from coordinator.world_codec import Snapshot
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.errors import FedtideError, MalformedMessage
-from fabric.subjects import CONTROL, Subjects
-from fabric.transfer import Source, put_blob, read_blob
-from fabric.wire import Strict
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import FedtideError, MalformedMessage
+from fedtide.fabric.nats.subjects import CONTROL, Subjects
+from fedtide.fabric.nats.transfer import Source, put_blob, read_blob
+from fedtide.fabric.messages.tasks import Strict
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from fabric.credentials import trusting
+from fedtide.fabric.nats.credentials import trusting
 
 _HOP_BY_HOP = ("host", "connection", "transfer-encoding", "content-length", "keep-alive", "upgrade")
 PIECE = 64 * 1024

@@ -11,15 +11,15 @@ from coordinator import fleet
 from coordinator.engine import Engine
 from coordinator.planning import RolloutRequest, plan
 from coordinator.world import World
-from fabric.blobs import BlobRef
-from fabric.errors import ConfigError, NotFound
-from fabric.ids import check_token
-from fabric.rollout_events import RolloutRetryRequested, RolloutStarted
-from fabric.rollout_plan import RolloutPlan
-from fabric.round_policy import RoundPolicy, Selection, StopRule
-from fabric.run_events import RunRequested, RunSpec
-from fabric.trigger_rule import StartRollout, StartRound, TriggerRule
-from fabric.wire import AppRef, ConfigValues, Strict
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import ConfigError, NotFound
+from fedtide.fabric.ids import check_token
+from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
+from fedtide.fabric.plans.rollout_plan import RolloutPlan
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.events.runs import RunRequested, RunSpec
+from fedtide.fabric.plans.trigger_rule import StartRollout, StartRound, TriggerRule
+from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
 
 
 class RunRequest(Strict):

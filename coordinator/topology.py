@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fabric.broker import Broker
-from fabric.errors import FedtideError, TransientError
-from fabric.streams import hub_streams, leaf_streams
-from fabric.subjects import UP, Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.nats.streams import hub_streams, leaf_streams
+from fedtide.fabric.nats.subjects import UP, Subjects
 
 log = logging.getLogger(__name__)
 

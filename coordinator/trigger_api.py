@@ -18,10 +18,10 @@ from coordinator.conditions import check
 from coordinator.engine import Engine
 from coordinator.http_api import read_body
 from coordinator.starting import rollout_request
-from fabric.apps import flatten
-from fabric.errors import ConfigError
-from fabric.events import SignalReceived, TriggerApplied, TriggerRemoved
-from fabric.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
+from fedtide.fabric.flower.apps import flatten
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.events.envelope import SignalReceived, TriggerApplied, TriggerRemoved
+from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
 
 _STRUCTURED = "application/cloudevents+json"
 

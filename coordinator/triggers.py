@@ -17,8 +17,8 @@ from typing import Literal
 
 from coordinator.commands import Commands, Fire, StopFired
 from coordinator.conditions import holds
-from fabric.errors import ConfigError
-from fabric.trigger_rule import Signal, TriggerRule, matches_type
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule, matches_type
 
 HISTORY = 200
 REMEMBERED_KEYS = 10_000

@@ -32,8 +32,8 @@ from coordinator.waves import (
     settle,
     with_nodes,
 )
-from fabric.rollout_plan import RolloutPlan
-from fabric.windows import is_open, opening, opens_at
+from fedtide.fabric.plans.rollout_plan import RolloutPlan
+from fedtide.fabric.plans.windows import is_open, opening, opens_at
 
 Progress = tuple[Wave, Commands, Trouble | None]
 

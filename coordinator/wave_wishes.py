@@ -8,7 +8,7 @@ from datetime import datetime
 from coordinator import waves
 from coordinator.commands import Commands
 from coordinator.waves import Baking, Caching, Facts, NodeState, Offering, Over, TakenBack, Waiting, Wave
-from fabric.errors import InvalidTransition
+from fedtide.fabric.errors import InvalidTransition
 
 Waves = tuple[Wave, ...]
 

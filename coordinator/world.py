@@ -14,41 +14,13 @@ from typing import TypeVar
 
 from coordinator import fleet, identities, registry, rollout_steps, rollouts, runs, signals, triggers
 from coordinator.commands import CancelRun, Commands, SetAlarm
-from fabric.blobs import BlobRef
-from fabric.errors import InvalidTransition, NotFound
-from fabric.events import (
-    AlarmRang,
-    CoordinatorElected,
-    DriftReported,
-    Event,
-    FiringFailed,
-    ModelProduced,
-    NodeJoined,
-    NodeOffline,
-    NodeOnline,
-    ReleasePublished,
-    SignalReceived,
-    TriggerApplied,
-    TriggerRemoved,
-)
-from fabric.identity_events import (
-    IdentityEvent,
-    JoinTokenCreated,
-    JoinTokenRevoked,
-    NodeEnrolled,
-    NodeRevoked,
-    RegionIssued,
-)
-from fabric.rollout_events import (
-    NodeMeasured,
-    NodePhaseReported,
-    RegionCached,
-    RegionCacheFailed,
-    RolloutRetryRequested,
-    RolloutStarted,
-)
-from fabric.run_events import RoundOpened, RunRequested
-from fabric.trigger_rule import Signal
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import InvalidTransition, NotFound
+from fedtide.fabric.events.envelope import AlarmRang, CoordinatorElected, DriftReported, Event, FiringFailed, ModelProduced, NodeJoined, NodeOffline, NodeOnline, ReleasePublished, SignalReceived, TriggerApplied, TriggerRemoved
+from fedtide.fabric.events.identity import IdentityEvent, JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RegionCacheFailed, RolloutRetryRequested, RolloutStarted
+from fedtide.fabric.events.runs import RoundOpened, RunRequested
+from fedtide.fabric.plans.trigger_rule import Signal
 
 T = TypeVar("T")
 

@@ -36,20 +36,18 @@ from coordinator import (
     waves,
     world,
 )
-from fabric import (
-    blobs,
-    events,
-    identity_events,
-    release,
-    rollout_events,
-    rollout_plan,
-    round_policy,
-    run_events,
-    trigger_rule,
-    windows,
-    wire,
-)
-from fabric.errors import MalformedMessage
+from fedtide.fabric.tensors import blobs
+from fedtide.fabric.events import envelope as events
+from fedtide.fabric.events import identity as identity_events
+from fedtide.fabric.plans import release
+from fedtide.fabric.events import rollouts as rollout_events
+from fedtide.fabric.plans import rollout_plan
+from fedtide.fabric.plans import round_policy
+from fedtide.fabric.events import runs as run_events
+from fedtide.fabric.plans import trigger_rule
+from fedtide.fabric.plans import windows
+from fedtide.fabric.messages import tasks as wire
+from fedtide.fabric.errors import MalformedMessage
 
 _MODULES = (
     *(conditions, fleet, identities, registry, rounds, runs, signals, triggers, world),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, load
-from fabric import logs
-from fabric.errors import FedtideError
+from fedtide.fabric import logs
+from fedtide.fabric.errors import FedtideError
 
 
 async def _until_signalled(config: AgentConfig) -> None:

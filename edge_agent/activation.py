@@ -21,12 +21,12 @@ from edge_agent.model_store import Current, ModelStore
 from edge_agent.release_download import ReleaseDownload
 from edge_agent.serving import Serving
 from edge_agent.sessions import Model
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.errors import FedtideError, TransientError
-from fabric.rollout_plan import Desired, NodePhase
-from fabric.subjects import Subjects
-from fabric.windows import opens_at
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.plans.rollout_plan import Desired, NodePhase
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.plans.windows import opens_at
 
 log = logging.getLogger(__name__)
 

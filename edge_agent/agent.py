@@ -26,17 +26,17 @@ from edge_agent.sample_api import SampleApi
 from edge_agent.samples import SampleStore, samples_file
 from edge_agent.serving import Serving
 from edge_agent.tasks import TaskLoop
-from fabric.broker import Broker
-from fabric.credentials import Access
-from fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
-from fabric.events import Event, EventData, NodeJoined
-from fabric.ids import new_id
-from fabric.jetstream import Received
-from fabric.permissions import order_consumer
-from fabric.rollout_events import NodeMeasured, NodePhaseReported
-from fabric.rollout_plan import Desired, Measured, NodePhase
-from fabric.subjects import DOWN, Subjects, order_kind
-from fabric.wire import Order
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
+from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.permissions import order_consumer
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
+from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
+from fedtide.fabric.nats.subjects import DOWN, Subjects, order_kind
+from fedtide.fabric.messages.tasks import Order
 
 log = logging.getLogger(__name__)
 

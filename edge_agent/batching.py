@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_agent.sessions import Arrays, InferenceFailed, Model
-from fabric.errors import TransientError
+from fedtide.fabric.errors import TransientError
 
 INLINE_ROWS = 8
 INLINE_S = 0.001

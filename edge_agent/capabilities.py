@@ -11,9 +11,9 @@ from pathlib import Path
 
 from edge_agent.cluster_node import ClusterNode
 from edge_agent.config import AgentConfig
-from fabric.codecs import KINDS
-from fabric.events import Capabilities
-from fabric.windows import zone
+from fedtide.fabric.tensors.codecs import KINDS
+from fedtide.fabric.events.envelope import Capabilities
+from fedtide.fabric.plans.windows import zone
 
 _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
 

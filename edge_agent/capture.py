@@ -12,7 +12,7 @@ from edge_agent.config import Capture as CaptureConfig
 from edge_agent.samples import Sample, SampleStore
 from edge_agent.scoring import Labels
 from edge_agent.serving import Served
-from fabric.ids import new_id
+from fedtide.fabric.ids import new_id
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

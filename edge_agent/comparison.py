@@ -18,8 +18,8 @@ from edge_agent.samples import Sample, SampleStore
 from edge_agent.scoring import predictions, same, targets
 from edge_agent.serving import Served
 from edge_agent.sessions import Arrays, Model
-from fabric.errors import RemoteError
-from fabric.rollout_plan import SLOWER, Desired, Measured
+from fedtide.fabric.errors import RemoteError
+from fedtide.fabric.plans.rollout_plan import SLOWER, Desired, Measured
 
 log = logging.getLogger(__name__)
 

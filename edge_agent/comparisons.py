@@ -10,7 +10,7 @@ from edge_agent.comparison import Comparison, Report
 from edge_agent.samples import SampleStore
 from edge_agent.serving import Served, Serving
 from edge_agent.sessions import Model
-from fabric.rollout_plan import Desired
+from fedtide.fabric.plans.rollout_plan import Desired
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from flwr.app import ArrayRecord, Context, Message
 
 from edge_agent.update_coding import RESIDUAL, code
-from fabric import flower
-from fabric.codecs import Codec
-from fabric.ids import flower_int
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.codecs import Codec
+from fedtide.fabric.ids import flower_int
 
 
 class CompressionMod:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from edge_agent.cluster_node import NODE, node_name
-from fabric.errors import ConfigError
-from fabric.ids import check_token
-from fabric.subjects import HUB_REGION, RESERVED
-from fabric.windows import Window, zone
-from fabric.wire import ConfigValues, Strict
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.ids import check_token
+from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
+from fedtide.fabric.plans.windows import Window, zone
+from fedtide.fabric.messages.tasks import ConfigValues, Strict
 
 ENV_PREFIX = "FEDTIDE_"
 _STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits")

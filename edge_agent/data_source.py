@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_agent.samples import SampleStore
 from edge_agent.scoring import Array
-from fabric.errors import NotFound
+from fedtide.fabric.errors import NotFound
 
 SAMPLES = "fedtide-samples"
 LABEL = "label"

@@ -17,9 +17,9 @@ from edge_agent.config import AgentConfig
 from edge_agent.drift_sketch import Sketch, pack
 from edge_agent.serving import Served
 from edge_agent.sessions import Arrays, Model
-from fabric.broker import Broker
-from fabric.errors import TransientError
-from fabric.subjects import Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.nats.subjects import Subjects
 
 log = logging.getLogger(__name__)
 

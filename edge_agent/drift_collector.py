@@ -18,14 +18,14 @@ from pydantic import Field, ValidationError
 
 from edge_agent.config import DriftLimits
 from edge_agent.drift_sketch import CONFIDENCE, PREDICTION, Sketch, pack, scores, total, unpack
-from fabric import logs
-from fabric.broker import Broker
-from fabric.credentials import Access
-from fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
-from fabric.events import DriftReported, Event
-from fabric.jetstream import Received
-from fabric.subjects import COLLECTOR, STAY, Subjects
-from fabric.wire import Strict
+from fedtide.fabric import logs
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.events.envelope import DriftReported, Event
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import COLLECTOR, STAY, Subjects
+from fedtide.fabric.messages.tasks import Strict
 
 log = logging.getLogger(__name__)
 

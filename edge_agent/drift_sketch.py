@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.scoring import Array, predictions
-from fabric.errors import MalformedMessage, RemoteError
-from fabric.release import Scoring
-from fabric.tensors import Tensor, decode, encode
+from fedtide.fabric.errors import MalformedMessage, RemoteError
+from fedtide.fabric.plans.release import Scoring
+from fedtide.fabric.tensors.frame import Tensor, decode, encode
 
 Histogram = npt.NDArray[np.int64]
 

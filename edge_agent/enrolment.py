@@ -13,14 +13,14 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from edge_agent.config import AgentConfig
-from fabric import nats_jwt
-from fabric.broker import Broker
-from fabric.credentials import Access, Credentials, write_secret
-from fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
-from fabric.identity_events import Enrolment as Asked
-from fabric.identity_events import Issued, Renewal
-from fabric.nats_jwt import Key
-from fabric.subjects import Subjects
+from fedtide.fabric.nats import jwt as nats_jwt
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access, Credentials, write_secret
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.events.identity import Enrolment as Asked
+from fedtide.fabric.events.identity import Issued, Renewal
+from fedtide.fabric.nats.jwt import Key
+from fedtide.fabric.nats.subjects import Subjects
 
 log = logging.getLogger(__name__)
 

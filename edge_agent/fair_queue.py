@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from fabric.wire import Task
+from fedtide.fabric.messages.tasks import Task
 
 
 class FairQueue:

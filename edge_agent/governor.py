@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from edge_agent import sensors
 from edge_agent.config import Limits
 from edge_agent.serving import Served
-from fabric.errors import RemoteError
-from fabric.windows import is_open
+from fedtide.fabric.errors import RemoteError
+from fedtide.fabric.plans.windows import is_open
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.protocol import HEADER_LENGTH, datatype, decode_request, encode_response
 from edge_agent.serving import Serving
 from edge_agent.sessions import InferenceFailed, Model, TensorSpec
-from fabric.errors import ConfigError, NotFound, RemoteError
+from fedtide.fabric.errors import ConfigError, NotFound, RemoteError
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 EXTENSIONS = ["binary_tensor_data"]

@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 from edge_agent.disk import is_full
 from edge_agent.trainer import Job
-from fabric import logs
-from fabric.blobs import chunked, manifest_of
-from fabric.tensors import Buffer, frame_size
-from fabric.wire import INLINE_BYTES, Arrays, WireMessage
+from fedtide.fabric import logs
+from fedtide.fabric.tensors.blobs import chunked, manifest_of
+from fedtide.fabric.tensors.frame import Buffer, frame_size
+from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
 
 
 def serve(do: Callable[[Job], None]) -> int:

@@ -18,11 +18,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edge_agent.release_download import Local, ReleaseDownload
-from fabric.blobs import BlobRef, chunked, manifest_of
-from fabric.errors import DigestMismatch, MalformedMessage, TransientError
-from fabric.release import ReleaseManifest, decode_release
-from fabric.transfer import map_file
-from fabric.wire import Strict
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
+from fedtide.fabric.errors import DigestMismatch, MalformedMessage, TransientError
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.messages.tasks import Strict
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class ModelStore:
         """Bring a release's files to a staging folder, every chunk checked; resumes what is there.
 
         Raises:
-            NotFound, DigestMismatch, BrokerUnavailable: as `fabric.transfer.get_blob`.
+            NotFound, DigestMismatch, BrokerUnavailable: as `fedtide.fabric.nats.transfer.get_blob`.
             MalformedMessage: the manifest is not one, or is another model's.
             TransientError: no room on the disk.
         """

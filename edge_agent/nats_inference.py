@@ -12,10 +12,10 @@ import logging
 from edge_agent.inference_server import answer, status_of
 from edge_agent.protocol import HEADER_LENGTH
 from edge_agent.serving import Serving
-from fabric.broker import Broker
-from fabric.errors import NotFound, RemoteError, TransientError
-from fabric.jetstream import Received
-from fabric.subjects import Subjects, last_token
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import NotFound, RemoteError, TransientError
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import Subjects, last_token
 
 log = logging.getLogger(__name__)
 

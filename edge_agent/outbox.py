@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fabric.errors import MalformedMessage
-from fabric.wire import Reply
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.messages.tasks import Reply
 
 DONE_KEPT_S = 7 * 24 * 3600
 STATE = "state"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fabric.errors import RemoteError
-from fabric.release import Normalize, Reshape, Scale, Step
+from fedtide.fabric.errors import RemoteError
+from fedtide.fabric.plans.release import Normalize, Reshape, Scale, Step
 
 
 def apply(steps: list[Step], array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fabric.errors import RemoteError
+from fedtide.fabric.errors import RemoteError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Of a body with binary tensors: how long its JSON part is."""

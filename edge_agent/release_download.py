@@ -6,14 +6,14 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from fabric.blobs import BlobRef, chunked, manifest_of
-from fabric.broker import Broker
-from fabric.errors import NotFound, TransientError
-from fabric.pacing import Pace
-from fabric.release import ReleaseManifest, decode_release
-from fabric.streams import HUB_DOMAIN
-from fabric.subjects import CACHE, RELEASES, Subjects
-from fabric.transfer import FileSink, Sink, Source, get_blob, read_blob
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import NotFound, TransientError
+from fedtide.fabric.nats.rate_limit import Pace
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.nats.streams import HUB_DOMAIN
+from fedtide.fabric.nats.subjects import CACHE, RELEASES, Subjects
+from fedtide.fabric.nats.transfer import FileSink, Sink, Source, get_blob, read_blob
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class ReleaseDownload:
         """Bring the ONNX file and the smoke sample to `folder`; goes on where it was interrupted.
 
         Raises:
-            NotFound, DigestMismatch, BrokerUnavailable: as `fabric.transfer.get_blob`.
+            NotFound, DigestMismatch, BrokerUnavailable: as `fedtide.fabric.nats.transfer.get_blob`.
             TransientError: no room on the disk.
         """
         await self._file(folder / "model.onnx", manifest.onnx_parts, local)

@@ -16,7 +16,7 @@ from aiohttp import web
 from edge_agent.capture import Capturer
 from edge_agent.samples import SampleStore
 from edge_agent.scoring import Labels
-from fabric.errors import RemoteError
+from fedtide.fabric.errors import RemoteError
 
 
 class SampleApi:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.scoring import Array, Labels
-from fabric.tensors import Tensor, decode, encode
+from fedtide.fabric.tensors.frame import Tensor, decode, encode
 
 log = logging.getLogger(__name__)
 

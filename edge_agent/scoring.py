@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fabric.errors import RemoteError
-from fabric.release import Export, Scoring
+from fedtide.fabric.errors import RemoteError
+from fedtide.fabric.plans.release import Export, Scoring
 
 Array = npt.NDArray[Any]
 Label = float | int | str

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edge_agent.batching import Lane, Limits
 from edge_agent.config import AgentConfig
 from edge_agent.sessions import Arrays, InferenceFailed, Model
-from fabric.errors import NotFound
+from fedtide.fabric.errors import NotFound
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import onnxruntime
 
 from edge_agent.config import AgentConfig
 from edge_agent.preprocess import apply
-from fabric.blobs import BlobRef
-from fabric.errors import ConfigError, FedtideError, RemoteError
-from fabric.release import ReleaseManifest
-from fabric.tensors import decode
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import ConfigError, FedtideError, RemoteError
+from fedtide.fabric.plans.release import ReleaseManifest
+from fedtide.fabric.tensors.frame import decode
 
 Arrays = dict[str, npt.NDArray[Any]]
 

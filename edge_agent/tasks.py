@@ -18,15 +18,15 @@ from edge_agent.governor import Governor, Latency
 from edge_agent.outbox import Outbox
 from edge_agent.samples import samples_file
 from edge_agent.trainer import PART, Job, Trainer, TrainerCrashed
-from fabric.apps import unpack
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
-from fabric.ids import flower_int
-from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, STAY, UP, Subjects
-from fabric.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
-from fabric.wire import Cancel, ConfigValues, Reply, Task, WireError, WireMessage
+from fedtide.fabric.flower.apps import unpack
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.ids import flower_int
+from fedtide.fabric.nats.streams import HUB_DOMAIN
+from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
+from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
+from fedtide.fabric.messages.tasks import Cancel, ConfigValues, Reply, Task, WireError, WireMessage
 
 log = logging.getLogger(__name__)
 

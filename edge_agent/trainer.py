@@ -21,10 +21,10 @@ from pydantic import Field
 
 from edge_agent.config import AgentConfig
 from edge_agent.governor import Governor, LimitExceeded
-from fabric.apps import TRAINING
-from fabric.errors import CapabilityMissing, RemoteError, TransientError
-from fabric.lifelines import die_with_parent
-from fabric.wire import ConfigValues, Strict
+from fedtide.fabric.flower.apps import TRAINING
+from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
+from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.messages.tasks import ConfigValues, Strict
 
 log = logging.getLogger(__name__)
 

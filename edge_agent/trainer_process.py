@@ -20,12 +20,12 @@ from edge_agent.disk import is_full
 from edge_agent.job_loop import serve, write_frame, write_message
 from edge_agent.outbox import STATE
 from edge_agent.trainer import Job
-from fabric import flower
-from fabric.apps import describe
-from fabric.codecs import is_coded
-from fabric.errors import ConfigError, MalformedMessage
-from fabric.transfer import map_file
-from fabric.wire import Arrays, Task
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.tensors.codecs import is_coded
+from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.messages.tasks import Arrays, Task
 
 log = logging.getLogger(__name__)
 

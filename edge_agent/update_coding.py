@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fabric.codecs import Codec, decode, encode
-from fabric.tensors import Tensor
+from fedtide.fabric.tensors.codecs import Codec, decode, encode
+from fedtide.fabric.tensors.frame import Tensor
 
 RESIDUAL = "fedtide.residual"
 """Under this name the residual stands in the run's state on the node."""

@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 
-from fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 """What can stand as one token of a subject, and as one name in a folder."""

@@ -13,8 +13,8 @@ import pytest
 from coordinator.embedded import nats_config
 from coordinator.embedded.plan import free_ports, nats_server
 from coordinator.topology import Topology as Streams
-from fabric.broker import Broker
-from fabric.subjects import Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import Subjects
 
 APPS = Path(__file__).parent / "apps"
 

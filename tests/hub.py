@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from coordinator.authority import COORDINATOR
 from coordinator.embedded.home import Home
-from fabric.broker import NO_ACCESS, Broker
-from fabric.credentials import Access
+from fedtide.fabric.nats.broker import NO_ACCESS, Broker
+from fedtide.fabric.nats.credentials import Access
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from edge_agent.config import AgentConfig
 from edge_agent.sessions import Model
-from fabric.blobs import BlobRef, chunked, manifest_of
-from fabric.release import Export, Lineage, ReleaseManifest
-from fabric.wire import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
+from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
+from fedtide.fabric.messages.tasks import AppRef
 from tests.integration.releases import graph, smoke
 
 

@@ -20,15 +20,15 @@ from typing import Any
 from coordinator.cli.client import Client
 from coordinator.embedded import nats_config
 from coordinator.embedded.plan import free_ports
-from fabric.broker import Broker
-from fabric.errors import TransientError
-from fabric.events import Capabilities, Event, EventData, NodeJoined
-from fabric.jetstream import Received
-from fabric.release import ReleaseManifest, decode_release
-from fabric.rollout_events import NodeMeasured, NodePhaseReported
-from fabric.rollout_plan import Desired, Measured, NodePhase
-from fabric.subjects import CACHE, Subjects, order_kind
-from fabric.transfer import Source, read_blob
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
+from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
+from fedtide.fabric.nats.subjects import CACHE, Subjects, order_kind
+from fedtide.fabric.nats.transfer import Source, read_blob
 from tests.conftest import NatsServer
 from tests.hub import Hub
 from tests.integration.installation import until

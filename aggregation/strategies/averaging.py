@@ -24,10 +24,10 @@ from flwr.serverapp.exception import AggregationError
 from aggregation.admission import Refusal, inspect
 from aggregation.agreement import Agreement
 from aggregation.round_sum import Incoming, RoundSum, Weight
-from fabric import flower
-from fabric.codecs import decode, is_coded
-from fabric.errors import MalformedMessage
-from fabric.tensors import Tensor
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.codecs import decode, is_coded
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor
 
 log = logging.getLogger(__name__)
 

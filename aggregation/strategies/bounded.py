@@ -21,8 +21,8 @@ from aggregation.kernels import product_of_gaps
 from aggregation.round_sum import Weight, fsum
 from aggregation.strategies.averaging import FedAvg, Round
 from aggregation.weighted_sum import BLOCK
-from fabric import flower
-from fabric.tensors import Tensor
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.frame import Tensor
 
 FAR_OUT = Refusal("out_of_range", "the update is so far from the model that the distance overflows")
 

@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import Result
 from aggregation.admission import Refusal, inspect
 from aggregation.staleness import rebase
 from aggregation.strategies.averaging import FedAvg, Reply, incomplete, refused
-from fabric import flower
-from fabric.errors import MalformedMessage
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.errors import MalformedMessage
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from aggregation.admission import Refusal
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.strategies.averaging import FedAvg, Reply, Round
 from aggregation.strategies.bounded import FAR_OUT, distances
-from fabric import flower
-from fabric.tensors import Tensor
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.frame import Tensor
 
 
 class PrivateFedAvg(FedAvg):

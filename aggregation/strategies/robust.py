@@ -23,8 +23,8 @@ from aggregation.order_statistics import keep_extremes, median_ranks, middle_mea
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
 from aggregation.weighted_sum import WeightedSum
-from fabric import flower
-from fabric.tensors import Tensor
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.frame import Tensor
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from aggregation.admission import Refusal, inspect
 from aggregation.agreement import Agreement
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.strategies.averaging import MAX_UPDATES, FedAvg, refused
-from fabric import flower
-from fabric.tensors import Tensor
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.frame import Tensor
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from aggregation.training_export.cache import cached, planned
-from fabric import logs
-from fabric.app_objects import load_object
-from fabric.apps import describe, fuse
-from fabric.errors import ConfigError, FedtideError
+from fedtide.fabric import logs
+from fedtide.fabric.flower.app_objects import load_object
+from fedtide.fabric.flower.apps import describe, fuse
+from fedtide.fabric.errors import ConfigError, FedtideError
 
 
 def main(arguments: list[str]) -> int:

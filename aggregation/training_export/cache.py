@@ -9,9 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fabric import apps, training_bundle
-from fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
-from fabric.wire import ConfigValues, Scalar
+from fedtide.fabric.flower import apps
+
+from fedtide.fabric.tensors import training_bundle
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
+from fedtide.fabric.messages.tasks import ConfigValues, Scalar
 
 _MADE_WITH = ("torch", "onnxscript", "onnxruntime")
 

@@ -16,10 +16,10 @@ from aggregation.training_export.optimisers import Sgd
 from aggregation.training_export.plan import TrainingPlan
 from aggregation.training_export.proof import prove
 from aggregation.training_export.tracing import NotExportable, to_onnx
-from fabric import tensors
-from fabric.errors import ConfigError
-from fabric.training_bundle import EVALUATE, INFER, INITIAL, TRAIN, Manifest, Spec, frame, pack, spec_of
-from fabric.wire import ConfigValues
+from fedtide.fabric.tensors import frame as tensors
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, INITIAL, TRAIN, Manifest, Spec, frame, pack, spec_of
+from fedtide.fabric.messages.tasks import ConfigValues
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _BATCHES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 
 
 def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
-    """The bundle's file (fabric.training_bundle), after a proof against torch.
+    """The bundle's file (fedtide.fabric.tensors.training_bundle), after a proof against torch.
 
     Args:
         fixed: what of the run config went into the plan: a task with other values is refused.

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from aggregation.training_export.optimisers import Optimiser
-from fabric.release import Preprocessing
-from fabric.training_bundle import Settings
+from fedtide.fabric.plans.release import Preprocessing
+from fedtide.fabric.tensors.training_bundle import Settings
 
 Measure = Callable[[Any, Tensor], Tensor]
 """Of the module's outputs and the labels: a scalar, the mean over the batch."""

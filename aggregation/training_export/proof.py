@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from aggregation.training_export import step
 from aggregation.training_export.noise import FedNoise
 from aggregation.training_export.plan import TrainingPlan
-from fabric.errors import ConfigError, FedtideError
-from fabric.training_bundle import EVALUATE, INFER, TRAIN, Spec
+from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, TRAIN, Spec
 
 STEPS = 20
 BOUND = 1e-5

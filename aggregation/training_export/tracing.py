@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from aggregation.training_export.decompositions import decompositions
 from aggregation.training_export.translations import translations
-from fabric.errors import FedtideError
+from fedtide.fabric.errors import FedtideError
 
 Arguments = dict[str, Tensor]
 _OPERATOR = re.compile(r"\b(?:aten|prims|torchvision|quantized)[.:]+\w+(?:\.\w+)?")

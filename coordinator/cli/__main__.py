@@ -17,7 +17,7 @@ from coordinator.cli.run_commands import rounds_app, runs_app
 from coordinator.cli.samples_commands import samples_app
 from coordinator.cli.trigger_commands import triggers_app
 from coordinator.cli.why_command import why
-from fabric.errors import FedtideError
+from fedtide.fabric.errors import FedtideError
 
 app = typer.Typer(
     name="fedtide",

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fabric.apps import TRAINING, bundle
-from fabric.errors import FedtideError
-from fabric.wire import ConfigValues
+from fedtide.fabric.flower.apps import TRAINING, bundle
+from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.messages.tasks import ConfigValues
 
 
 class TrainWith(StrEnum):

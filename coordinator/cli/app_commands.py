@@ -12,7 +12,7 @@ import typer
 from coordinator.cli.app_bundles import Train, TrainWith, packed, training_bundle
 from coordinator.cli.client import Client
 from coordinator.cli.run_commands import parse_settings
-from fabric.apps import describe
+from fedtide.fabric.flower.apps import describe
 
 apps_app = typer.Typer(no_args_is_help=True, help="Flower apps.")
 
@@ -27,7 +27,7 @@ def export_training(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; else only checked and kept")] = None,
 ) -> None:
     """Make and prove the app's training bundle, which nodes without torch train from. Needs torch."""
-    from fabric import training_bundle as bundles
+    from fedtide.fabric.tensors import training_bundle as bundles
 
     made = training_bundle(app, parse_settings(settings or [], describe(app).config))
     data = made.read_bytes()

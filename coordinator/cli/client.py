@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from coordinator.embedded.home import Home
-from fabric.credentials import trusting
-from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+from fedtide.fabric.nats.credentials import trusting
+from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
 
 SERVER = "FEDTIDE_SERVER"
 CA = "FEDTIDE_CA"

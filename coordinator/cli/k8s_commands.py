@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coordinator.cli.output import Format, Output, show_list
-from fabric.errors import CapabilityMissing, ConfigError, FedtideError
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, FedtideError
 
 k8s_app = typer.Typer(
     no_args_is_help=True, help="Installing in a Kubernetes cluster. Needs `helm`; see docs/kubernetes.md."

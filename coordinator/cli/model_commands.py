@@ -10,7 +10,7 @@ import typer
 
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, show_list, show_one
-from fabric.errors import ConfigError, NotFound
+from fedtide.fabric.errors import ConfigError, NotFound
 
 models_app = typer.Typer(no_args_is_help=True, help="Models and their releases.")
 

@@ -12,7 +12,7 @@ from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, megabytes, show_list, show_one
 from coordinator.cli.rule_files import read
 from coordinator.cli.run_commands import Watch, parse_labels
-from fabric.errors import ConfigError, TransientError
+from fedtide.fabric.errors import ConfigError, TransientError
 
 rollouts_app = typer.Typer(no_args_is_help=True, help="Roll releases out, region by region.")
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fabric.errors import ConfigError
-from fabric.trigger_rule import TriggerRule
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.plans.trigger_rule import TriggerRule
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 from coordinator.cli.app_bundles import Train, TrainWith, packed
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, show_list, show_one
-from fabric.errors import ConfigError, NotFound
-from fabric.round_policy import RoundPolicy, Selection, StopRule
-from fabric.wire import ConfigValues, Scalar
+from fedtide.fabric.errors import ConfigError, NotFound
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.messages.tasks import ConfigValues, Scalar
 
 runs_app = typer.Typer(no_args_is_help=True, help="Federated runs: start, look at, cancel.")
 rounds_app = typer.Typer(no_args_is_help=True, help="Single rounds.")
@@ -39,7 +39,7 @@ def start(
     output: Output = Format.table,
 ) -> None:
     """Start a federated run of a Flower app."""
-    from fabric.apps import describe, fuse
+    from fedtide.fabric.flower.apps import describe, fuse
 
     described = describe(app)
     overrides = parse_settings(settings or [], described.config)

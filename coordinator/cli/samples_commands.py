@@ -12,7 +12,7 @@ import typer
 
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, show_list
-from fabric.errors import ConfigError, NotFound
+from fedtide.fabric.errors import ConfigError, NotFound
 
 samples_app = typer.Typer(no_args_is_help=True, help="Samples that a node captured: counts, labels, deletion.")
 

@@ -17,8 +17,8 @@ from coordinator.cli.app_bundles import Train, TrainWith
 from coordinator.cli.client import SERVER, Client
 from coordinator.cli.output import Format, Output, show_one
 from coordinator.embedded.home import Home, UpState
-from fabric.errors import ConfigError, FedtideError, NotFound, TransientError
-from fabric.lifelines import end_with_parent
+from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+from fedtide.fabric.process.parent_death import end_with_parent
 
 UP_WITHIN_S = 180.0
 DOWN_WITHIN_S = 30.0

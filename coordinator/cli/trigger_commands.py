@@ -12,7 +12,7 @@ from coordinator.cli.app_bundles import Train, TrainWith, packed
 from coordinator.cli.client import Client
 from coordinator.cli.output import Format, Output, show_list, show_one
 from coordinator.cli.run_commands import parse_settings
-from fabric.ids import new_id
+from fedtide.fabric.ids import new_id
 
 triggers_app = typer.Typer(no_args_is_help=True, help="Rules that start something because something happened.")
 
@@ -41,7 +41,7 @@ def apply(
 
 
 def _bundled(client: Client, directory: Path, action: dict[str, Any], train: TrainWith) -> dict[str, Any]:
-    from fabric.apps import describe
+    from fedtide.fabric.flower.apps import describe
 
     described = describe(directory)
     config = action.get("run_config")

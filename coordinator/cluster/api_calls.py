@@ -9,7 +9,7 @@ from typing import Any
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from fabric.errors import TransientError
+from fedtide.fabric.errors import TransientError
 
 TIMEOUT_S = (5.0, 30.0)
 """To connect, and between two pieces of an answer."""

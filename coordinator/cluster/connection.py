@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kubernetes import client, config
 
-from fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError
 
 
 def api_client(context: str | None = None) -> client.ApiClient:

@@ -10,7 +10,7 @@ import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from fabric.errors import TransientError
+from fedtide.fabric.errors import TransientError
 
 OLDEST = (1, 29)
 _PROVISIONERS = "storageclass.kubernetes.io/is-default-class"

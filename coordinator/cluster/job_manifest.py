@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from coordinator.commands import LaunchAggregator
-from fabric.wire import Strict
+from fedtide.fabric.messages.tasks import Strict
 
 PREFIX = "fedtide.dev/"
 COMPONENT = "app.kubernetes.io/component"

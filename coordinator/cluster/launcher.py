@@ -18,8 +18,8 @@ from coordinator.cluster.object_watch import ObjectWatch
 from coordinator.commands import LaunchAggregator
 from coordinator.config import CoordinatorConfig
 from coordinator.launcher import GONE, CredentialsOf, Exited, worker_config
-from fabric.errors import CapabilityMissing, TransientError
-from fabric.run_events import RunSpec
+from fedtide.fabric.errors import CapabilityMissing, TransientError
+from fedtide.fabric.events.runs import RunSpec
 
 log = logging.getLogger(__name__)
 

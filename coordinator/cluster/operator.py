@@ -18,8 +18,8 @@ import kopf
 from coordinator.cli.client import ApiError, Client
 from coordinator.cluster import resources
 from coordinator.cluster.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
-from fabric import logs
-from fabric.errors import TransientError
+from fedtide.fabric import logs
+from fedtide.fabric.errors import TransientError
 
 FINALIZER = f"{GROUP}/ends-first"
 RETRY_S = 5.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fabric.wire import Strict
+from fedtide.fabric.messages.tasks import Strict
 
 MIN_ACCURACY = 0.90
 MAX_GAP = 0.04

@@ -33,8 +33,8 @@ from coordinator.demo.report import (
 from coordinator.embedded.home import Home
 from coordinator.embedded.plan import lay_out
 from coordinator.embedded.supervisor import locked, running
-from fabric.apps import describe
-from fabric.errors import FedtideError, NotFound
+from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.errors import FedtideError, NotFound
 
 ROUNDS_PER_RUN = 3
 REQUESTS_EACH_SIDE = 50

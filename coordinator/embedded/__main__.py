@@ -11,8 +11,8 @@ import sys
 from coordinator.embedded.home import Home
 from coordinator.embedded.plan import lay_out
 from coordinator.embedded.supervisor import Supervisor, locked
-from fabric import logs
-from fabric.errors import FedtideError
+from fedtide.fabric import logs
+from fedtide.fabric.errors import FedtideError
 
 
 async def _until_signalled(supervisor: Supervisor) -> None:

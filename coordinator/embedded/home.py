@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fabric.errors import NotFound
-from fabric.wire import Strict
+from fedtide.fabric.errors import NotFound
+from fedtide.fabric.messages.tasks import Strict
 
 ENVIRONMENT = "FEDTIDE_HOME"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.authority import TRUST
-from fabric.streams import HUB_DOMAIN
+from fedtide.fabric.nats.streams import HUB_DOMAIN
 
 MAX_PAYLOAD = "8MB"
 

@@ -15,9 +15,9 @@ from typing import Any
 from coordinator.authority import FILE, OPERATOR, TRUST, Authority
 from coordinator.embedded import nats_config
 from coordinator.embedded.home import Home
-from fabric.credentials import write_secret
-from fabric.errors import CapabilityMissing, ConfigError
-from fabric.ids import check_token
+from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.errors import CapabilityMissing, ConfigError
+from fedtide.fabric.ids import check_token
 
 MAX_NODES = 200
 MAX_COORDINATORS = 3

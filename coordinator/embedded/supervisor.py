@@ -20,9 +20,9 @@ from pathlib import Path
 from coordinator.cli.client import Client
 from coordinator.embedded.home import Home, UpState
 from coordinator.embedded.plan import MAX_NODES, Child, Layout
-from fabric.credentials import write_secret
-from fabric.errors import ConfigError, FedtideError, TransientError
-from fabric.lifelines import die_with_parent
+from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
+from fedtide.fabric.process.parent_death import die_with_parent
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from edge_agent.outbox import STATE
 from edge_agent.trainer import Job
 from edge_agent.training.batches import Batches, open_source
 from edge_agent.training.task import Means, content, perform
-from fabric import training_bundle
-from fabric.app_objects import AppLoadError
-from fabric.apps import TRAINING, describe
-from fabric.codecs import is_coded
-from fabric.errors import FedtideError, MalformedMessage
-from fabric.tensors import Tensor, decode, encode
-from fabric.training_bundle import TrainingBundle
-from fabric.wire import Task, WireError
+from fedtide.fabric.tensors import training_bundle
+from fedtide.fabric.flower.app_objects import AppLoadError
+from fedtide.fabric.flower.apps import TRAINING, describe
+from fedtide.fabric.tensors.codecs import is_coded
+from fedtide.fabric.errors import FedtideError, MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor, decode, encode
+from fedtide.fabric.tensors.training_bundle import TrainingBundle
+from fedtide.fabric.messages.tasks import Task, WireError
 
 log = logging.getLogger(__name__)
 

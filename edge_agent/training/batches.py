@@ -12,10 +12,10 @@ import numpy.typing as npt
 from edge_agent.data_source import LABEL, SAMPLES, CapturedSamples, DataSource
 from edge_agent.preprocess import apply
 from edge_agent.training.errors import WrongData
-from fabric.app_objects import load_object
-from fabric.tensors import numpy_dtype
-from fabric.training_bundle import IGNORED, Manifest, Spec
-from fabric.wire import ConfigValues
+from fedtide.fabric.flower.app_objects import load_object
+from fedtide.fabric.tensors.frame import numpy_dtype
+from fedtide.fabric.tensors.training_bundle import IGNORED, Manifest, Spec
+from fedtide.fabric.messages.tasks import ConfigValues
 
 Array = npt.NDArray[Any]
 _KINDS = {"f": "a float", "i": "an integer", "u": "an integer", "b": "a boolean"}

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.trainer import PART
-from fabric.errors import MalformedMessage
-from fabric.tensors import Tensor, decode, encode
-from fabric.training_bundle import Spec
-from fabric.transfer import map_file
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor, decode, encode
+from fedtide.fabric.tensors.training_bundle import Spec
+from fedtide.fabric.nats.transfer import map_file
 
 Array = npt.NDArray[Any]
 _PLACE = "\x01place"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fabric.errors import FedtideError
+from fedtide.fabric.errors import FedtideError
 
 
 class GraphMismatch(FedtideError):

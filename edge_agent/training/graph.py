@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from edge_agent.training.errors import GraphMismatch
-from fabric.tensors import numpy_dtype
-from fabric.training_bundle import EVALUATE, TRAIN, Manifest, Spec, TrainingBundle
+from fedtide.fabric.tensors.frame import numpy_dtype
+from fedtide.fabric.tensors.training_bundle import EVALUATE, TRAIN, Manifest, Spec, TrainingBundle
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]

@@ -16,7 +16,7 @@ from edge_agent.training.batches import Batches, slices
 from edge_agent.training.checkpoint import Checkpoint
 from edge_agent.training.graph import EvaluationGraph, TrainingGraph, replaced_specs
 from edge_agent.training.shuffle import TorchShuffle
-from fabric.training_bundle import Manifest, TrainingBundle
+from fedtide.fabric.tensors.training_bundle import Manifest, TrainingBundle
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from edge_agent.control_variates import CONTROL
 from edge_agent.training.errors import WrongTask
-from fabric import codecs
-from fabric.tensors import Tensor, decode
-from fabric.transfer import map_file
-from fabric.wire import Arrays, ConfigValues, Values, WireMessage
+from fedtide.fabric.tensors import codecs
+from fedtide.fabric.tensors.frame import Tensor, decode
+from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireMessage
 
 
 def model_record(message: WireMessage) -> str:

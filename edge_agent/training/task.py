@@ -17,11 +17,11 @@ from edge_agent.training.batches import Batches
 from edge_agent.training.errors import WrongModel, WrongTask
 from edge_agent.training.learning import Course, learn, measure
 from edge_agent.update_coding import RESIDUAL, code
-from fabric.codecs import Codec
-from fabric.ids import flower_int
-from fabric.tensors import Tensor
-from fabric.training_bundle import Manifest, TrainingBundle
-from fabric.wire import Arrays, ConfigValues, Scalar, Task, Values
+from fedtide.fabric.tensors.codecs import Codec
+from fedtide.fabric.ids import flower_int
+from fedtide.fabric.tensors.frame import Tensor
+from fedtide.fabric.tensors.training_bundle import Manifest, TrainingBundle
+from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Scalar, Task, Values
 
 Array = npt.NDArray[Any]
 _OWN = "fedtide.scaffold"

@@ -12,7 +12,7 @@ import pytest
 from kubernetes import client
 
 from coordinator.cluster.doctor import examine
-from fabric.errors import TransientError
+from fedtide.fabric.errors import TransientError
 from tests.cluster.api_server import ApiServer, Refusal
 
 

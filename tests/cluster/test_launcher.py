@@ -15,10 +15,10 @@ from coordinator.cluster.launcher import KubernetesLauncher
 from coordinator.commands import LaunchAggregator
 from coordinator.config import CoordinatorConfig
 from coordinator.launcher import GONE
-from fabric.blobs import BlobRef
-from fabric.errors import TransientError
-from fabric.run_events import RunSpec
-from fabric.wire import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.messages.tasks import AppRef
 from tests.cluster.api_server import DROP, ApiServer, Refusal
 
 SPEC = RunSpec(app=AppRef(name="app", bundle=BlobRef(digest="0" * 64, size_bytes=0)), model="digits")

@@ -23,7 +23,7 @@ import pytest
 from coordinator.cli.client import Client
 from coordinator.embedded.plan import free_ports, nats_server
 from coordinator.installation_secrets import API_TOKEN, complete
-from fabric.errors import FedtideError
+from fedtide.fabric.errors import FedtideError
 from tests.cluster.api_server import ApiServer
 from tests.cluster.test_charts import CLOUD, EDGE, render
 from tests.conftest import APPS

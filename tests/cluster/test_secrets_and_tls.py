@@ -21,9 +21,9 @@ from coordinator.identity_job import keep
 from coordinator.installation_secrets import API_TOKEN, CERT, complete
 from coordinator.standby_proxy import StandbyProxy
 from edge_agent.cluster_node import describe
-from fabric.broker import Broker
-from fabric.credentials import Access
-from fabric.errors import BrokerUnavailable, ConfigError
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.errors import BrokerUnavailable, ConfigError
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import NatsServer
 

@@ -18,10 +18,10 @@ from coordinator.embedded.home import Home
 from coordinator.embedded.plan import Layout, lay_out
 from coordinator.embedded.supervisor import Supervisor
 from coordinator.event_log import EventLog
-from fabric.apps import bundle, describe
-from fabric.errors import TransientError
-from fabric.events import Event
-from fabric.subjects import Subjects
+from fedtide.fabric.flower.apps import bundle, describe
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.events.envelope import Event
+from fedtide.fabric.nats.subjects import Subjects
 from tests.faults.tcp_proxy import TcpProxy
 from tests.hub import Hub
 

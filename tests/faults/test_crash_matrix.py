@@ -17,9 +17,9 @@ import onnx
 import pytest
 import pytest_asyncio
 
-from fabric.events import Event
-from fabric.jetstream import Received
-from fabric.subjects import CHECKPOINTS, Subjects
+from fedtide.fabric.events.envelope import Event
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects
 from tests.conftest import APPS
 from tests.faults.campaign import CONFIG, POLICY, REGIONS, Campaign
 from tests.faults.installation_with_faults import Faulty, faulty_installation

@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 from onnx import TensorProto, helper, numpy_helper
 
-from fabric.rollout_events import NodePhaseReported
-from fabric.tensors import Tensor, encode
+from fedtide.fabric.events.rollouts import NodePhaseReported
+from fedtide.fabric.tensors.frame import Tensor, encode
 from tests.faults.installation_with_faults import Faulty, faulty_installation
 from tests.integration.installation import until
 from tests.integration.releases import publish

@@ -10,14 +10,14 @@ import pytest
 
 from coordinator.event_log import EventLog
 from coordinator.topology import Topology as Streams
-from fabric.blobs import CHUNK_BYTES, BlobRef
-from fabric.broker import Broker
-from fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
-from fabric.events import Event, NodeOnline
-from fabric.jetstream import Received
-from fabric.streams import HUB_DOMAIN
-from fabric.subjects import DOWN, UP, Subjects
-from fabric.transfer import FileSink, Source, expires, get_blob, put_blob, read_blob
+from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
+from fedtide.fabric.events.envelope import Event, NodeOnline
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.streams import HUB_DOMAIN
+from fedtide.fabric.nats.subjects import DOWN, UP, Subjects
+from fedtide.fabric.nats.transfer import FileSink, Source, expires, get_blob, put_blob, read_blob
 from tests.conftest import NatsServer, Topology
 
 SUBJECTS = Subjects()

@@ -17,10 +17,10 @@ from edge_agent.drift import DriftWatch
 from edge_agent.drift_collector import Collector
 from edge_agent.serving import Served
 from edge_agent.sessions import Model
-from fabric.broker import Broker
-from fabric.events import DriftReported
-from fabric.streams import leaf_streams
-from fabric.subjects import STAY, Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.events.envelope import DriftReported
+from fedtide.fabric.nats.streams import leaf_streams
+from fedtide.fabric.nats.subjects import STAY, Subjects
 from tests.conftest import NatsServer
 from tests.served import config, model
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fabric import flower
-from fabric.tensors import decode, encode
-from fabric.wire import Arrays, WireMessage
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.frame import decode, encode
+from fedtide.fabric.messages.tasks import Arrays, WireMessage
 
 
 @pytest.fixture(autouse=True)

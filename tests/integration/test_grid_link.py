@@ -13,12 +13,12 @@ import pytest
 from aggregation.config import WorkerConfig
 from aggregation.grid_link import GridLink
 from aggregation.in_flight import Arrived, Node
-from fabric import jetstream
-from fabric.blobs import BlobRef
-from fabric.broker import Broker
-from fabric.run_events import RunSpec
-from fabric.subjects import UP, Subjects, reply_consumer
-from fabric.wire import AppRef, Cancel, Reply, Task, WireMessage
+from fedtide.fabric.nats import jetstream
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.nats.subjects import UP, Subjects, reply_consumer
+from fedtide.fabric.messages.tasks import AppRef, Cancel, Reply, Task, WireMessage
 from tests.conftest import Topology
 
 SUBJECTS = Subjects()

@@ -15,11 +15,11 @@ import pytest
 from nats.aio.client import Client as Raw
 
 from edge_agent.enrolment import Enrolment, EnrolmentRefused, Renewals
-from fabric.broker import Broker
-from fabric.credentials import Access, Credentials
-from fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
-from fabric.permissions import node_inbox
-from fabric.subjects import DOWN, STAY, UP, Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access, Credentials
+from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
+from fedtide.fabric.nats.permissions import node_inbox
+from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
 from tests.integration.installation import Installation, until
 from tests.served import config as agent_config
 

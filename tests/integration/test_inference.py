@@ -23,12 +23,12 @@ from edge_agent.protocol import HEADER_LENGTH
 from edge_agent.sample_api import SampleApi
 from edge_agent.samples import SampleStore
 from edge_agent.serving import Serving
-from fabric.broker import Broker
-from fabric.errors import TransientError
-from fabric.jetstream import Received
-from fabric.release import Export, Scoring
-from fabric.rollout_plan import Desired, Measured, Terms
-from fabric.subjects import Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import TransientError
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.plans.release import Export, Scoring
+from fedtide.fabric.plans.rollout_plan import Desired, Measured, Terms
+from fedtide.fabric.nats.subjects import Subjects
 from tests.conftest import NatsServer
 from tests.served import config, model
 

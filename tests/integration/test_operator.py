@@ -15,7 +15,7 @@ from coordinator.cli.client import Client
 from coordinator.cluster import resources
 from coordinator.cluster.operator import handlers, settings
 from coordinator.cluster.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
-from fabric.apps import bundle, describe
+from fedtide.fabric.flower.apps import bundle, describe
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import APPS
 from tests.integration.installation import Installation

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fabric.tensors import Tensor
+from fedtide.fabric.tensors.frame import Tensor
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until
 from tests.integration.releases import produce

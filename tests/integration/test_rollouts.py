@@ -19,9 +19,9 @@ import onnx
 import pytest
 
 from coordinator.embedded.plan import free_ports
-from fabric.blobs import chunked, manifest_of
-from fabric.subjects import Subjects
-from fabric.tensors import Tensor, encode
+from fedtide.fabric.tensors.blobs import chunked, manifest_of
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.tensors.frame import Tensor, encode
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until
 from tests.integration.releases import graph, publish, release, trained_release

@@ -13,10 +13,10 @@ import pytest
 
 from coordinator.embedded.home import Home
 from coordinator.embedded.nats_config import identity_of
-from fabric.broker import Broker
-from fabric.credentials import Access
-from fabric.events import DriftReported, Event
-from fabric.subjects import COLLECTOR, Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.events.envelope import DriftReported, Event
+from fedtide.fabric.nats.subjects import COLLECTOR, Subjects
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until
 

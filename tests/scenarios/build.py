@@ -7,22 +7,13 @@ from typing import Any
 
 from coordinator.commands import CacheRelease, SetAlarm
 from coordinator.world import World
-from fabric.blobs import BlobRef
-from fabric.events import AlarmRang, Capabilities, Event, EventData, ModelProduced, NodeJoined, ReleasePublished
-from fabric.release import Export, Lineage, ReleaseManifest
-from fabric.rollout_events import NodeMeasured, NodePhaseReported, RegionCached, RolloutStarted
-from fabric.rollout_plan import Measured, NodePhase, RolloutPlan, WavePlan
-from fabric.run_events import (
-    RoundAbandoned,
-    RoundClosed,
-    RoundCollected,
-    RoundOpened,
-    RunRequested,
-    RunSpec,
-    UpdateReceived,
-    UpdateRefused,
-)
-from fabric.wire import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.events.envelope import AlarmRang, Capabilities, Event, EventData, ModelProduced, NodeJoined, ReleasePublished
+from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RolloutStarted
+from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, WavePlan
+from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RunRequested, RunSpec, UpdateReceived, UpdateRefused
+from fedtide.fabric.messages.tasks import AppRef
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

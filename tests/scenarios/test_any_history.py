@@ -12,31 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from coordinator import rounds, runs, world_codec
 from coordinator.world import World
 from coordinator.world_codec import Snapshot
-from fabric.errors import InvalidTransition
-from fabric.events import AlarmRang, EventData, FiringFailed, NodeOffline, NodeOnline, SignalReceived, TriggerApplied
-from fabric.rollout_events import (
-    RolloutAbortRequested,
-    RolloutNextRequested,
-    RolloutPauseRequested,
-    RolloutPromoteRequested,
-    RolloutResumeRequested,
-    RolloutRetryRequested,
-    RolloutRollbackRequested,
-)
-from fabric.rollout_plan import Bake, LatencyGate
-from fabric.round_policy import RoundPolicy
-from fabric.run_events import (
-    AggregatorExited,
-    AggregatorStarted,
-    RoundAbandoned,
-    RunCancelRequested,
-    RunCleanedUp,
-    RunCompleted,
-    RunFailed,
-    RunPauseRequested,
-    RunResumeRequested,
-)
-from fabric.trigger_rule import Signal, StartRun, TriggerRule
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import AlarmRang, EventData, FiringFailed, NodeOffline, NodeOnline, SignalReceived, TriggerApplied
+from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested
+from fedtide.fabric.plans.rollout_plan import Bake, LatencyGate
+from fedtide.fabric.plans.round_policy import RoundPolicy
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunResumeRequested
+from fedtide.fabric.plans.trigger_rule import Signal, StartRun, TriggerRule
 from tests.scenarios.build import (
     APP,
     Story,

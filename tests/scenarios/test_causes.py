@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from coordinator import causes
-from fabric.errors import NotFound
-from fabric.events import NodeOffline, SignalReceived, TriggerApplied
-from fabric.run_events import AggregatorExited, RunCompleted, RunPauseRequested
-from fabric.trigger_rule import Signal, StartRun, TriggerRule
+from fedtide.fabric.errors import NotFound
+from fedtide.fabric.events.envelope import NodeOffline, SignalReceived, TriggerApplied
+from fedtide.fabric.events.runs import AggregatorExited, RunCompleted, RunPauseRequested
+from fedtide.fabric.plans.trigger_rule import Signal, StartRun, TriggerRule
 from tests.scenarios.build import (
     APP,
     Story,

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from coordinator.commands import PublishRelease
 from coordinator.distribution import kept_blobs
 from coordinator.planning import RolloutRequest, least_seconds, plan
-from fabric.errors import ConfigError, InvalidTransition, NotFound
-from fabric.events import NodeOffline, NodeOnline
+from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
 from tests.scenarios.build import Story, joined, produced, published, ref, requested, rollout, wave
 
 

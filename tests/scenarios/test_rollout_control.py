@@ -9,18 +9,11 @@ import pytest
 
 from coordinator import rollouts
 from coordinator.commands import SetDesired
-from fabric.errors import InvalidTransition
-from fabric.events import NodeOffline, NodeOnline
-from fabric.rollout_events import (
-    RolloutAbortRequested,
-    RolloutNextRequested,
-    RolloutPauseRequested,
-    RolloutPromoteRequested,
-    RolloutResumeRequested,
-    RolloutRollbackRequested,
-)
-from fabric.rollout_plan import Bake, MetricGate, PairedGate, Rate, Terms
-from fabric.windows import Window
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
+from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRollbackRequested
+from fedtide.fabric.plans.rollout_plan import Bake, MetricGate, PairedGate, Rate, Terms
+from fedtide.fabric.plans.windows import Window
 from tests.scenarios.build import (
     START,
     Story,

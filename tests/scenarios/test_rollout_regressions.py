@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from coordinator import rollouts
 from coordinator.commands import SetAlarm, SetDesired
-from fabric.events import NodeOffline, NodeOnline
-from fabric.rollout_events import (
-    RolloutAbortRequested,
-    RolloutNextRequested,
-    RolloutPauseRequested,
-    RolloutPromoteRequested,
-    RolloutRetryRequested,
-)
-from fabric.rollout_plan import Bake, InferenceErrorGate, MetricGate, PairedGate, Rate, Terms
-from fabric.windows import Window
+from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
+from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutRetryRequested
+from fedtide.fabric.plans.rollout_plan import Bake, InferenceErrorGate, MetricGate, PairedGate, Rate, Terms
+from fedtide.fabric.plans.windows import Window
 from tests.scenarios.build import (
     Story,
     joined,

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from coordinator import rollouts, waves, world_codec
 from coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired
-from fabric.errors import InvalidTransition
-from fabric.events import NodeOffline, NodeOnline
-from fabric.rollout_events import (
-    RolloutAbortRequested,
-    RolloutPauseRequested,
-    RolloutPromoteRequested,
-    RolloutResumeRequested,
-    RolloutRetryRequested,
-    RolloutRollbackRequested,
-)
-from fabric.rollout_plan import Bake, NodePhase, PairedGate, Terms
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
+from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested
+from fedtide.fabric.plans.rollout_plan import Bake, NodePhase, PairedGate, Terms
 from tests.scenarios.build import (
     Story,
     cached,

@@ -7,8 +7,8 @@ from typing import Any
 
 from coordinator import rounds
 from coordinator.commands import SetAlarm, TellTimeIsUp
-from fabric.round_policy import RoundPolicy
-from fabric.run_events import AggregatorExited
+from fedtide.fabric.plans.round_policy import RoundPolicy
+from fedtide.fabric.events.runs import AggregatorExited
 from tests.scenarios.build import (
     Story,
     abandoned,

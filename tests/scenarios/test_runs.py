@@ -8,19 +8,9 @@ import pytest
 
 from coordinator import rounds, runs, views
 from coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
-from fabric.errors import InvalidTransition
-from fabric.round_policy import RoundPolicy
-from fabric.run_events import (
-    AggregatorExited,
-    AggregatorStarted,
-    RoundsRestarted,
-    RunCancelRequested,
-    RunCleanedUp,
-    RunCompleted,
-    RunFailed,
-    RunPauseRequested,
-    RunResumeRequested,
-)
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.plans.round_policy import RoundPolicy
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunResumeRequested
 from tests.scenarios.build import Story, closed, opened, produced, published, received, refused, requested
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from coordinator import selection
 from coordinator.fleet import Node
-from fabric.events import NodeOffline
-from fabric.round_policy import Selection
-from fabric.run_events import RunSpec
+from fedtide.fabric.events.envelope import NodeOffline
+from fedtide.fabric.plans.round_policy import Selection
+from fedtide.fabric.events.runs import RunSpec
 from tests.scenarios.build import APP, Story, joined, opened, requested
 
 

@@ -10,15 +10,10 @@ import pytest
 from coordinator import schedules, triggers
 from coordinator.commands import Fire, StopFired
 from coordinator.conditions import check, holds
-from fabric.errors import ConfigError
-from fabric.events import (
-    FiringFailed,
-    SignalReceived,
-    TriggerApplied,
-    TriggerRemoved,
-)
-from fabric.run_events import RunCompleted
-from fabric.trigger_rule import Schedule, Signal, StartRound, StartRun, TriggerRule
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.events.envelope import FiringFailed, SignalReceived, TriggerApplied, TriggerRemoved
+from fedtide.fabric.events.runs import RunCompleted
+from fedtide.fabric.plans.trigger_rule import Schedule, Signal, StartRound, StartRun, TriggerRule
 from tests.scenarios.build import APP, Story, joined, phase, produced, published, requested, rollout, wave
 
 

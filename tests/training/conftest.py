@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aggregation.training_export.exporter import export
-from fabric.training_bundle import TrainingBundle, read
+from fedtide.fabric.tensors.training_bundle import TrainingBundle, read
 from tests.training import models
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.trainer import THREAD_VARIABLES, Job
-from fabric.blobs import BlobRef
-from fabric.tensors import Tensor, encode
-from fabric.wire import AppRef, Arrays, ConfigValues, Task, Values, WireMessage
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.frame import Tensor, encode
+from fedtide.fabric.messages.tasks import AppRef, Arrays, ConfigValues, Task, Values, WireMessage
 
 
 def message(kind: str, arrays: Mapping[str, Tensor], config: ConfigValues) -> WireMessage:

@@ -14,8 +14,8 @@ from aggregation.training_export.noise import FedNoise
 from aggregation.training_export.plan import TrainingPlan
 from edge_agent.data_source import Columns
 from edge_agent.training.graph import TrainingGraph
-from fabric.tensors import Tensor
-from fabric.training_bundle import TrainingBundle
+from fedtide.fabric.tensors.frame import Tensor
+from fedtide.fabric.tensors.training_bundle import TrainingBundle
 
 Arrays = dict[str, npt.NDArray[Any]]
 RATE = 0.01

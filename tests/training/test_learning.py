@@ -15,7 +15,7 @@ from edge_agent.training.batches import Batches
 from edge_agent.training.learning import Course, Learnt, learn, measure
 from edge_agent.training.shuffle import TorchShuffle
 from edge_agent.training.task import model_values
-from fabric.training_bundle import TrainingBundle
+from fedtide.fabric.tensors.training_bundle import TrainingBundle
 from tests.training import models, reference
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aggregation.training_export.exporter import export
-from fabric.training_bundle import read
+from fedtide.fabric.tensors.training_bundle import read
 from tests.training import models, reference
 
 pytestmark = pytest.mark.slow

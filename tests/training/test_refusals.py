@@ -23,10 +23,10 @@ from edge_agent.training.batches import Batches
 from edge_agent.training.errors import GraphMismatch, WrongData, WrongModel, WrongTask
 from edge_agent.training.graph import TrainingGraph
 from edge_agent.training.task import check_config, course_of, model_values
-from fabric import training_bundle
-from fabric.apps import TRAINING
-from fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
-from fabric.training_bundle import TRAIN, TrainingBundle, WrongDigest
+from fedtide.fabric.tensors import training_bundle
+from fedtide.fabric.flower.apps import TRAINING
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
+from fedtide.fabric.tensors.training_bundle import TRAIN, TrainingBundle, WrongDigest
 from tests.training import models, reference
 
 

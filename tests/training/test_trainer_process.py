@@ -12,11 +12,12 @@ from aggregation.training_export.exporter import export
 from edge_agent.control_variates import CHANGE, CONTROL
 from edge_agent.training.checkpoint import Checkpoint
 from edge_agent.training.graph import replaced_specs
-from fabric import codecs, training_bundle
-from fabric.apps import TRAINING
-from fabric.tensors import Tensor, decode, encode
-from fabric.training_bundle import TrainingBundle
-from fabric.wire import Arrays, ConfigValues, Values, WireMessage
+from fedtide.fabric.tensors import codecs
+from fedtide.fabric.tensors import training_bundle
+from fedtide.fabric.flower.apps import TRAINING
+from fedtide.fabric.tensors.frame import Tensor, decode, encode
+from fedtide.fabric.tensors.training_bundle import TrainingBundle
+from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireMessage
 from tests.integration.installation import until
 from tests.training import jobs, models, reference
 from tests.training.jobs import TrainerProcess

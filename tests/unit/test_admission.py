@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aggregation.admission import inspect, is_finite
-from fabric.tensors import Tensor
+from fedtide.fabric.tensors.frame import Tensor
 
 
 def _update(**arrays: np.ndarray) -> list[Tensor]:

@@ -14,10 +14,10 @@ from edge_agent.governor import Governor, Latency
 from edge_agent.outbox import Outbox
 from edge_agent.preprocess import apply
 from edge_agent.trainer import Job, Trainer
-from fabric.blobs import BlobRef
-from fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
-from fabric.release import Normalize, Reshape, Scale
-from fabric.wire import AppRef, Reply, Task, WireMessage
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
+from fedtide.fabric.plans.release import Normalize, Reshape, Scale
+from fedtide.fabric.messages.tasks import AppRef, Reply, Task, WireMessage
 
 NEEDED = {"FEDTIDE_NODE": "n1", "FEDTIDE_REGION": "eu", "FEDTIDE_NATS_URL": "nats://x"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric.apps import bundle, describe, fuse, unpack
-from fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.flower.apps import bundle, describe, fuse, unpack
+from fedtide.fabric.errors import ConfigError, MalformedMessage
 from tests.conftest import APPS
 
 GOOD = """

@@ -12,7 +12,7 @@ from aggregation.order_statistics import median_ranks, middle_mean
 from aggregation.strategies.bounded import distances
 from benchmarks import byzfl_environment
 from benchmarks.byzfl_peer import case
-from fabric.tensors import Tensor
+from fedtide.fabric.tensors.frame import Tensor
 
 CASES = 1000
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.codecs import Codec, decode, encode, is_coded, spec_of
-from fabric.errors import ConfigError, MalformedMessage
-from fabric.tensors import Tensor
-from fabric.tensors import decode as unframe
-from fabric.tensors import encode as frame
+from fedtide.fabric.tensors.codecs import Codec, decode, encode, is_coded, spec_of
+from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor
+from fedtide.fabric.tensors.frame import decode as unframe
+from fedtide.fabric.tensors.frame import encode as frame
 
 CODECS = ["bf16", "int8", "int4", "int8+hadamard", "int4+hadamard", "topk:0.05"]
 

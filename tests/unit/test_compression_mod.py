@@ -11,8 +11,8 @@ from flwr.clientapp.mod import LocalDpMod
 
 from aggregation.strategies import CoordinateMedian, FedAvg
 from edge_agent.compression import CompressionMod
-from fabric import flower
-from fabric.codecs import is_coded
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.codecs import is_coded
 from tests.offline_grid import OfflineGrid
 
 SIZE = 4000

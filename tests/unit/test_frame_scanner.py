@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.errors import MalformedMessage
-from fabric.frame_scanner import FrameScanner
-from fabric.tensors import Tensor, encode
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.scanner import FrameScanner
+from fedtide.fabric.tensors.frame import Tensor, encode
 
 TENSORS = [
     Tensor.of("a", np.arange(15, dtype="f4").reshape(3, 5)),

@@ -21,7 +21,7 @@ from edge_agent import sensors
 from edge_agent.config import Limits
 from edge_agent.governor import Governor, Latency, LimitExceeded
 from edge_agent.serving import Served
-from fabric.windows import Window, is_open, opens_at
+from fedtide.fabric.plans.windows import Window, is_open, opens_at
 from tests.integration.installation import until
 from tests.served import model
 

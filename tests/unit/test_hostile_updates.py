@@ -16,12 +16,12 @@ from aggregation import strategies as ours
 from aggregation.agreement import Agreement
 from aggregation.ingest import Refused
 from aggregation.round_sum import RoundSum, Weight
-from fabric import flower
-from fabric.codecs import decode
-from fabric.errors import ConfigError, FedtideError, MalformedMessage
-from fabric.tensors import Tensor, encode
-from fabric.tensors import decode as unframe
-from fabric.wire import Arrays, Packed, Values, WireMessage
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors.codecs import decode
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor, encode
+from fedtide.fabric.tensors.frame import decode as unframe
+from fedtide.fabric.messages.tasks import Arrays, Packed, Values, WireMessage
 from tests.unit.test_ingest import SIZE, Setting, _draw
 from tests.unit.test_strategies import Case, _messages, _minimal
 

@@ -18,12 +18,12 @@ from aggregation.regions import Regions
 from aggregation.round_sum import RoundSum, Weight
 from aggregation.shards import Shards
 from aggregation.storage import StoredUpdate
-from fabric.blobs import BlobRef
-from fabric.errors import DigestMismatch, TransientError
-from fabric.run_events import RunSpec
-from fabric.subjects import Subjects
-from fabric.tensors import Tensor, encode
-from fabric.wire import AppRef, Arrays, Reply, Values, WireMessage
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import DigestMismatch, TransientError
+from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.tensors.frame import Tensor, encode
+from fedtide.fabric.messages.tasks import AppRef, Arrays, Reply, Values, WireMessage
 
 APP = AppRef(name="a", bundle=BlobRef(digest="0" * 64, size_bytes=1))
 CHUNK = 64 * 1024

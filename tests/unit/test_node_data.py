@@ -17,9 +17,9 @@ from edge_agent.drift_sketch import BINS, MAX_FEATURES, Sketch, psi, scores, tot
 from edge_agent.samples import Sample, SampleStore
 from edge_agent.scoring import predictions, same, targets
 from edge_agent.serving import Served
-from fabric.errors import NotFound, RemoteError
-from fabric.release import Export, Scoring
-from fabric.rollout_plan import Desired, Measured, Terms
+from fedtide.fabric.errors import NotFound, RemoteError
+from fedtide.fabric.plans.release import Export, Scoring
+from fedtide.fabric.plans.rollout_plan import Desired, Measured, Terms
 from tests.served import model
 
 

@@ -13,8 +13,8 @@ from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
 from aggregation import strategy_state
 from aggregation.privacy_ledger import epsilon, ledger
 from aggregation.strategies import FedAvg, PrivateFedAvg
-from fabric import flower
-from fabric.release import Privacy, PrivacySpent
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.plans.release import Privacy, PrivacySpent
 from tests.unit.test_strategies import Case, _messages, _minimal
 
 SIZE = 20_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from edge_agent.protocol import InferRequest, decode_request, encode_response
-from fabric.errors import RemoteError
+from fedtide.fabric.errors import RemoteError
 
 
 def _body(*tensors: dict[str, Any], tail: bytes = b"", **more: Any) -> tuple[bytes, int]:

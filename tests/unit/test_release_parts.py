@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from aggregation.onnx_parts import MIN_TENSOR_BYTES, cut
 from edge_agent.model_store import Current, ModelStore
 from edge_agent.release_download import ReleaseDownload
-from fabric.blobs import BlobRef, chunked
-from fabric.broker import Broker
-from fabric.errors import DigestMismatch, MalformedMessage, NotFound
-from fabric.release import ReleaseManifest, decode_release
-from fabric.streams import hub_streams, leaf_streams
-from fabric.subjects import CACHE, RELEASES, Subjects
-from fabric.transfer import put_blob
+from fedtide.fabric.tensors.blobs import BlobRef, chunked
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.nats.streams import hub_streams, leaf_streams
+from fedtide.fabric.nats.subjects import CACHE, RELEASES, Subjects
+from fedtide.fabric.nats.transfer import put_blob
 from tests.conftest import NatsServer
 from tests.integration.releases import smoke
 from tests.served import manifest, ref_of

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fabric.round_policy import RoundPolicy, Selection, StopRule, quorum_of, staleness_weight, why_stop
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule, quorum_of, staleness_weight, why_stop
 
 
 @pytest.mark.parametrize(

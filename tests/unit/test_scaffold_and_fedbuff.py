@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 
 from aggregation.strategies import FedAvg, FedBuff, Scaffold
 from edge_agent.scaffold import ScaffoldMod
-from fabric import flower
+from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid
 
 RATE, STEPS, ROUNDS = 0.1, 10, 60

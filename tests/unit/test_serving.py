@@ -15,8 +15,8 @@ from onnx.external_data_helper import set_external_data
 from edge_agent.batching import Overloaded
 from edge_agent.serving import Served, Serving
 from edge_agent.sessions import InferenceFailed, InterfaceChanged, Model, ModelUnusable
-from fabric.errors import ConfigError, NotFound, RemoteError
-from fabric.release import Export, Preprocessing, Scale
+from fedtide.fabric.errors import ConfigError, NotFound, RemoteError
+from fedtide.fabric.plans.release import Export, Preprocessing, Scale
 from tests.integration.releases import graph
 from tests.served import config, model
 

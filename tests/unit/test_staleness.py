@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from aggregation.staleness import rebase
-from fabric import flower
+from fedtide.fabric.flower import bridge as flower
 
 
 def _record(**arrays: np.ndarray) -> ArrayRecord:

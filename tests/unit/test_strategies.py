@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.serverapp import strategy as flowers
 
 from aggregation import strategies as ours
-from fabric import flower
+from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid
 
 CASES = 1000

@@ -12,8 +12,8 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClippin
 
 from aggregation import random_state, strategy_state
 from aggregation.strategy_state import StrategyState
-from fabric.errors import MalformedMessage
-from fabric.tensors import decode, encode
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.frame import decode, encode
 
 
 def _through_bytes(strategy: Strategy) -> StrategyState:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load as reference_load
 
-from fabric.errors import MalformedMessage
-from fabric.tensors import Tensor, decode, encode, frame_size
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor, decode, encode, frame_size
 
 DTYPES = [
     "float16",

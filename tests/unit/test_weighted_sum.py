@@ -15,9 +15,9 @@ from aggregation.agreement import Agreement, ready
 from aggregation.device import Cpu, Torch
 from aggregation.fixed_point import COARSE_SHIFT, FixedPoint
 from aggregation.weighted_sum import BLOCK, TooManyTerms, WeightedSum
-from fabric.errors import MalformedMessage
-from fabric.frame_scanner import FrameScanner
-from fabric.tensors import Tensor, encode
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.scanner import FrameScanner
+from fedtide.fabric.tensors.frame import Tensor, encode
 
 DTYPES = ("f4", "f8", "f2", "i1", "i4", "i8", "u2", "?")
 

@@ -1,0 +1,4 @@
+"""The vocabulary of the event log.
+
+Pure: may import messages, plans and tensors; never nats.
+"""

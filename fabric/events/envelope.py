@@ -1,0 +1,230 @@
+"""The event log's vocabulary: everything that happened, as versioned CloudEvents.
+
+Events are inputs: what a person asked for, what a node or aggregator reported, an alarm that
+rang. What follows from them is decided by the coordinator's reducers, the same on every replay.
+Envelope: CloudEvents 1.0, structured JSON (https://github.com/cloudevents/spec/blob/v1.0.2).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.events.identity import JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.plans.release import Export, Privacy, ReleaseManifest
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RegionCacheFailed, RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested, RolloutStarted
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunRequested, RunResumeRequested, UpdateReceived, UpdateRefused
+from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
+from fedtide.fabric.messages.tasks import ConfigValues, Strict
+
+TYPE_PREFIX = "dev.fedtide."
+TYPE_VERSION = ".v1"
+
+
+class Capabilities(Strict):
+    """What a node can do; it says so at every start and when it changes."""
+
+    labels: dict[str, str] = {}
+    cpus: int = Field(ge=1)
+    memory_bytes: int = Field(ge=0)
+    disk_free_bytes: int = Field(ge=0)
+    python: str
+    extras: list[str] = Field(default=[], description="Training runtimes present: flwr, torch, ...")
+    codecs: list[str] = Field(default=[], description="Codecs that the node reads and writes (fedtide.fabric.tensors.codecs)")
+    samples: int | None = Field(default=None, ge=0, description="Training samples the node counts, if configured")
+    node_config: ConfigValues = {}
+    inference_url: str = ""
+    agent_version: str = ""
+    timezone: str = Field(default="UTC", description="Of its maintenance window")
+    schedulable: bool = Field(default=True, description="False while the cluster has it cordoned or drains it")
+    hardware: str = Field(default="", description="Its hardware class: the machine type, if no label says more")
+
+
+class NodeJoined(Strict):
+    """A node's agent started, or its capabilities changed."""
+
+    kind: Literal["node.joined"] = "node.joined"
+    node: str
+    region: str
+    capabilities: Capabilities
+
+
+class NodeOnline(Strict):
+    kind: Literal["node.online"] = "node.online"
+    node: str
+
+
+class NodeOffline(Strict):
+    kind: Literal["node.offline"] = "node.offline"
+    node: str
+    reason: str
+
+
+class ModelProduced(Strict):
+    """A run exported its global model; the registry makes a release of it."""
+
+    kind: Literal["model.produced"] = "model.produced"
+    run: str
+    model: str
+    onnx: BlobRef
+    parts: list[BlobRef] = Field(default=[], description="As `ReleaseManifest.parts`")
+    arrays: BlobRef
+    smoke: BlobRef
+    export: Export
+    metrics: dict[str, float]
+    base: BlobRef | None = None
+    privacy: Privacy | None = None
+
+
+class DriftReported(Strict):
+    """What a region's nodes see differs from what their model was trained on."""
+
+    kind: Literal["drift.reported"] = "drift.reported"
+    region: str
+    node: str = Field(default="", description="Who reports: a node, or a collector for its region")
+    model: str
+    feature: str = ""
+    score: float = Field(description="Population stability index, or whatever `method` says")
+    method: str = "psi"
+    samples: int = Field(default=0, ge=0)
+
+
+class CoordinatorElected(Strict):
+    """Another coordinator leads from here on; whoever led before can append no more."""
+
+    kind: Literal["coordinator.elected"] = "coordinator.elected"
+    name: str
+    url: str = ""
+
+
+class ReleasePublished(Strict):
+    kind: Literal["release.published"] = "release.published"
+    release: BlobRef
+    manifest: ReleaseManifest
+
+
+class AlarmRang(Strict):
+    """A deadline passed; `key` is what set it."""
+
+    kind: Literal["alarm.rang"] = "alarm.rang"
+    owner: Literal["rollout", "run"]
+    id: str
+    key: str
+
+
+class TriggerApplied(Strict):
+    """A rule is new, or changed (its books go on)."""
+
+    kind: Literal["trigger.applied"] = "trigger.applied"
+    rule: TriggerRule
+
+
+class TriggerRemoved(Strict):
+    kind: Literal["trigger.removed"] = "trigger.removed"
+    name: str
+
+
+class FiringFailed(Strict):
+    """What a rule says cannot be started: no such model, no node with its labels, ..."""
+
+    kind: Literal["trigger.firing_failed"] = "trigger.firing_failed"
+    rule: str
+    id: str
+    reason: str
+
+
+class SignalReceived(Strict):
+    """An event from outside: a webhook, a schedule, a person."""
+
+    kind: Literal["signal.received"] = "signal.received"
+    signal: Signal
+
+
+EventData = Annotated[
+    NodeJoined
+    | NodeOnline
+    | NodeOffline
+    | RunRequested
+    | RunPauseRequested
+    | RunResumeRequested
+    | RunCancelRequested
+    | RunCleanedUp
+    | AggregatorStarted
+    | AggregatorExited
+    | RoundsRestarted
+    | RoundOpened
+    | UpdateReceived
+    | UpdateRefused
+    | RoundCollected
+    | RoundAbandoned
+    | RoundClosed
+    | ModelProduced
+    | RunCompleted
+    | RunFailed
+    | ReleasePublished
+    | RolloutStarted
+    | RolloutAbortRequested
+    | RolloutRollbackRequested
+    | RolloutPauseRequested
+    | RolloutResumeRequested
+    | RolloutPromoteRequested
+    | RolloutNextRequested
+    | RolloutRetryRequested
+    | RegionCached
+    | RegionCacheFailed
+    | NodeMeasured
+    | NodePhaseReported
+    | AlarmRang
+    | TriggerApplied
+    | TriggerRemoved
+    | FiringFailed
+    | SignalReceived
+    | DriftReported
+    | CoordinatorElected
+    | JoinTokenCreated
+    | JoinTokenRevoked
+    | NodeEnrolled
+    | NodeRevoked
+    | RegionIssued,
+    Field(discriminator="kind"),
+]
+
+
+class Event(Strict):
+    """One CloudEvent. `id` is unique for ever: the log stores an id once."""
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str
+    type: str
+    time: datetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    data: EventData
+
+    @classmethod
+    def now(cls, source: str, data: EventData, *, id: str | None = None) -> Event:
+        """Wrap `data` with the clock of this process; a given `id` makes the event idempotent."""
+        return cls(
+            id=id or new_id("evt"),
+            source=source,
+            type=f"{TYPE_PREFIX}{data.kind}{TYPE_VERSION}",
+            time=datetime.now(UTC),
+            data=data,
+        )
+
+
+def decode_event(raw: bytes) -> Event:
+    """Raises MalformedMessage unless `raw` is an event of a known type and version."""
+    try:
+        event = Event.model_validate_json(raw)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise MalformedMessage(f"event: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+    if event.type != f"{TYPE_PREFIX}{event.data.kind}{TYPE_VERSION}":
+        raise MalformedMessage(f"event type {event.type!r} does not name its data ({event.data.kind})")
+    return event

@@ -1,0 +1,116 @@
+"""What happens to roll-outs: started, asked for by a person, reported by nodes and regions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan
+from fedtide.fabric.messages.tasks import Strict
+
+
+class RolloutStarted(Strict):
+    """`counter` is the desired-state counter of this roll-out; `counter + 1` is kept for its roll-back."""
+
+    kind: Literal["rollout.started"] = "rollout.started"
+    rollout: str
+    plan: RolloutPlan
+    counter: int
+    by: str = "cli"
+
+
+class RolloutAbortRequested(Strict):
+    """Stop, and take the release back from every node that was offered it."""
+
+    kind: Literal["rollout.abort_requested"] = "rollout.abort_requested"
+    rollout: str
+    reason: str = "asked by a person"
+
+
+class RolloutRollbackRequested(Strict):
+    """As an abort, and also of a roll-out that is completed."""
+
+    kind: Literal["rollout.rollback_requested"] = "rollout.rollback_requested"
+    rollout: str
+    reason: str = "asked by a person"
+
+
+class RolloutPauseRequested(Strict):
+    kind: Literal["rollout.pause_requested"] = "rollout.pause_requested"
+    rollout: str
+    reason: str = "asked by a person"
+
+
+class RolloutResumeRequested(Strict):
+    """Go on where it stopped; what paused it is judged again."""
+
+    kind: Literal["rollout.resume_requested"] = "rollout.resume_requested"
+    rollout: str
+    by: str = "cli"
+
+
+class RolloutPromoteRequested(Strict):
+    """A person takes the decision that a wave waits for: approval, bake, gates. Errors still stop it."""
+
+    kind: Literal["rollout.promote_requested"] = "rollout.promote_requested"
+    rollout: str
+    region: str = Field(default="", description="Empty: every wave that waits")
+    by: str = "cli"
+
+
+class RolloutNextRequested(Strict):
+    """Begin the next group of waves now, beside those that are under way."""
+
+    kind: Literal["rollout.next_requested"] = "rollout.next_requested"
+    rollout: str
+    by: str = "cli"
+
+
+class RolloutRetryRequested(Strict):
+    """Offer the release again to nodes that failed or were taken back, under `counter`."""
+
+    kind: Literal["rollout.retry_requested"] = "rollout.retry_requested"
+    rollout: str
+    counter: int
+    by: str = "cli"
+
+
+class RegionCached(Strict):
+    """A region's leaf holds every chunk of a roll-out's release."""
+
+    kind: Literal["rollout.region_cached"] = "rollout.region_cached"
+    rollout: str
+    region: str
+    wan_bytes: int = Field(ge=0, description="What had to be sent over the link")
+
+
+class RegionCacheFailed(Strict):
+    """What a roll-out's release consists of is missing or damaged: no region can get it whole."""
+
+    kind: Literal["rollout.region_cache_failed"] = "rollout.region_cache_failed"
+    rollout: str
+    region: str
+    reason: str
+
+
+class NodeMeasured(Strict):
+    """What a node counted since it activated a release: totals, so a later report replaces an earlier one."""
+
+    kind: Literal["rollout.node_measured"] = "rollout.node_measured"
+    rollout: str
+    node: str
+    counter: int
+    measured: Measured
+
+
+class NodePhaseReported(Strict):
+    """Where a node is with one desired state."""
+
+    kind: Literal["rollout.node_phase"] = "rollout.node_phase"
+    rollout: str
+    node: str
+    counter: int
+    phase: NodePhase
+    reason: str = ""
+    wan_bytes: int = Field(default=0, ge=0, description="What the node fetched past its region's cache")

@@ -1,0 +1,193 @@
+"""What happens to runs and their rounds, as events of the log.
+
+(run, attempt, round, trial, phase, node) is the identity of an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.plans.round_policy import Cause, RoundPolicy, Selection, StopRule
+from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+
+
+class RunSpec(Strict):
+    """What a run is: an app at a digest, where it runs, and for how long."""
+
+    app: AppRef
+    model: str | None = Field(default=None, description="Registry name of the result, or None: no release is made")
+    rounds: int | None = Field(default=None, ge=1, description="None: as the app says")
+    run_config: ConfigValues = {}
+    selector: dict[str, str] = Field(default={}, description="Labels a node must have; `region` counts as one")
+    base: BlobRef | None = Field(default=None, description="The release manifest to start from")
+    purpose: Literal["train", "evaluate"] = Field(default="train", description="evaluate: only asks how good `base` is")
+    selection: Selection = Selection()
+    policy: RoundPolicy = RoundPolicy()
+    stop: StopRule | None = None
+
+
+class RunRequested(Strict):
+    kind: Literal["run.requested"] = "run.requested"
+    run: str
+    spec: RunSpec
+    by: str = Field(default="cli", description="Who or what asked")
+    cause: str = Field(default="", description="The event that led to it, for `fedtide why`")
+
+
+class RunPauseRequested(Strict):
+    kind: Literal["run.pause_requested"] = "run.pause_requested"
+    run: str
+    reason: str = "asked by a person"
+
+
+class RunResumeRequested(Strict):
+    kind: Literal["run.resume_requested"] = "run.resume_requested"
+    run: str
+
+
+class RunCancelRequested(Strict):
+    kind: Literal["run.cancel_requested"] = "run.cancel_requested"
+    run: str
+    reason: str = "asked by a person"
+
+
+class AggregatorStarted(Strict):
+    """An aggregator process took the run; attempts count from 1."""
+
+    kind: Literal["run.aggregator_started"] = "run.aggregator_started"
+    run: str
+    attempt: int
+
+
+class AggregatorExited(Strict):
+    kind: Literal["run.aggregator_exited"] = "run.aggregator_exited"
+    preempted: bool = Field(default=False, description="Its machine was wanted for something else: no fault of the run")
+    run: str
+    attempt: int
+    code: int
+    reason: str = ""
+
+
+class RunCleanedUp(Strict):
+    """Nothing of an ended run is left in the broker."""
+
+    kind: Literal["run.cleaned_up"] = "run.cleaned_up"
+    run: str
+
+
+class RoundsRestarted(Strict):
+    """An app whose rounds are its own (no `Strategy.start`) begins again after a crash."""
+
+    kind: Literal["run.rounds_restarted"] = "run.rounds_restarted"
+    run: str
+    attempt: int
+
+
+class RoundOpened(Strict):
+    """Tasks of one kind went out for a round; a round has a train and perhaps an evaluate phase."""
+
+    kind: Literal["round.opened"] = "round.opened"
+    run: str
+    attempt: int
+    round: int
+    trial: int = Field(default=1, description="Counts the times that an abandoned round was tried again")
+    phase: str
+    nodes: list[str] = Field(description="Every node whose answer may count, also those that were asked before")
+    bytes_down: int
+    quorum: int | None = Field(default=None, description="Updates that suffice; None: the app decides by itself")
+    resumable: bool = Field(default=True, description="Whether a new attempt goes on in this round")
+
+
+class UpdateReceived(Strict):
+    """An answer that was accepted. (run, attempt, round, phase, node) is its identity."""
+
+    kind: Literal["round.update_received"] = "round.update_received"
+    run: str
+    attempt: int
+    round: int
+    trial: int = 1
+    phase: str
+    node: str
+    bytes_up: int
+    seconds: float
+    staleness: int = Field(default=0, description="How many rounds ago its node was asked")
+
+
+class UpdateRefused(Strict):
+    """An answer, or the lack of one, that does not count; `reason` says why."""
+
+    kind: Literal["round.update_refused"] = "round.update_refused"
+    run: str
+    attempt: int
+    round: int
+    trial: int = 1
+    phase: str
+    node: str
+    category: Literal[
+        "app_error",
+        "node_lost",
+        "timeout",
+        "not_needed",
+        "late",
+        "stale",
+        "wrong_shape",
+        "not_finite",
+        "out_of_range",
+        "bad_weight",
+        "too_far",
+        "too_large",
+        "malformed",
+    ]
+    reason: str
+
+
+class RoundCollected(Strict):
+    """A phase takes no more answers; what it has is aggregated now."""
+
+    kind: Literal["round.collected"] = "round.collected"
+    run: str
+    attempt: int
+    round: int
+    trial: int = 1
+    phase: str
+    received: int
+    cause: Cause
+
+
+class RoundAbandoned(Strict):
+    """Too few answered: the round is tried again with a new selection, or the run fails."""
+
+    kind: Literal["round.abandoned"] = "round.abandoned"
+    run: str
+    attempt: int
+    round: int
+    trial: int
+    reason: str
+
+
+class RoundClosed(Strict):
+    kind: Literal["round.closed"] = "round.closed"
+    run: str
+    attempt: int
+    round: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+class RunCompleted(Strict):
+    kind: Literal["run.completed"] = "run.completed"
+    run: str
+    attempt: int
+    note: str = ""
+
+
+class RunFailed(Strict):
+    """The app itself failed: another attempt would fail the same way."""
+
+    kind: Literal["run.failed"] = "run.failed"
+    run: str
+    attempt: int
+    reason: str

@@ -1,0 +1,215 @@
+"""Everything we use of flwr that is not its public API, and the bridge to our wire format.
+
+Tested with flwr 1.41; `pyproject.toml` pins that minor version. Imported by aggregator and
+trainer processes only: an idle agent and the coordinator never load it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    Context,
+    Error,
+    Message,
+    Metadata,
+    RecordDict,
+)
+from flwr.app.message.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.supercore.object_ref import load_app
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
+
+from fedtide.fabric.flower.app_objects import AppLoadError
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.flower.records import CodedArray, array_of, decoded, frame_of, framed, record_of, record_of_frame, record_of_values, tensors_of, values_of
+from fedtide.fabric.tensors.frame import Buffer, decode
+from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireError, WireMessage
+
+if TYPE_CHECKING:
+    from flwr.server import History
+
+__all__ = [
+    "SUPERLINK_NODE_ID",
+    "AppLoadError",
+    "CodedArray",
+    "ErrorCode",
+    "Run",
+    "adopt_identity",
+    "array_of",
+    "context_of",
+    "dump_state",
+    "frame_of",
+    "framed",
+    "from_wire",
+    "load_component",
+    "load_state",
+    "record_of",
+    "stamp",
+    "tensors_of",
+    "to_wire",
+    "watch_legacy_runs",
+]
+
+
+def adopt_identity(run_id: int, node_id: int) -> None:
+    """Tell flwr who this process is; without it no Message can be made."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = node_id
+
+
+def load_component(reference: str, directory: Path) -> Any:
+    """The object an app names as `module:attribute`, imported from its own directory.
+
+    Raises:
+        AppLoadError: a module or attribute is missing, or raises at import.
+    """
+    sys.path.insert(0, str(directory))
+    try:
+        return load_app(reference, AppLoadError, directory)
+    except ModuleNotFoundError as exc:
+        raise AppLoadError(
+            f"{reference} needs the Python module {exc.name!r}, which is not installed here",
+            "Install it beside fedtide on the machines that run this app; nodes without torch need the app's training "
+            "bundle (fedtide run start --train onnx)",
+        ) from exc
+    except AppLoadError:
+        raise
+    except Exception as exc:  # an app may raise anything while it is imported
+        raise AppLoadError(f"importing {reference} raised {type(exc).__name__}: {exc}") from exc
+
+
+def context_of(
+    run_id: int, node_id: int, node_config: ConfigValues, run_config: ConfigValues, state: RecordDict
+) -> Context:
+    return Context(
+        run_id=run_id, node_id=node_id, node_config=dict(node_config), state=state, run_config=dict(run_config)
+    )
+
+
+def dump_state(state: RecordDict) -> bytes:
+    """A context's state as bytes (Flower's own protobuf)."""
+    return bytes(recorddict_to_proto(state).SerializeToString(deterministic=True))
+
+
+def load_state(data: bytes) -> RecordDict:
+    """Raises MalformedMessage: these bytes are no state."""
+    try:
+        return recorddict_from_proto(RecordDictProto.FromString(data))
+    except DecodeError as exc:
+        raise MalformedMessage("the state is not in Flower's form") from exc
+
+
+def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
+    """A message without its frames; `arrays` says where each record that `framed` names went."""
+    meta = message.metadata
+    content: dict[str, Arrays | Values] | None = None
+    error = None
+    if message.has_error():
+        error = WireError(code=message.error.code, reason=message.error.reason or "")
+    else:
+        content = {}
+        for name, record in message.content.items():
+            if name in arrays:
+                content[name] = arrays[name]
+            elif not isinstance(record, ArrayRecord):
+                content[name] = values_of(record)
+    return WireMessage(
+        run_id=meta.run_id,
+        message_id=meta.message_id,
+        src_node_id=meta.src_node_id,
+        dst_node_id=meta.dst_node_id,
+        reply_to_message_id=meta.reply_to_message_id,
+        group_id=meta.group_id,
+        created_at=meta.created_at,
+        ttl=meta.ttl,
+        message_type=meta.message_type,
+        content=content,
+        error=error,
+    )
+
+
+def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: ArrayRecord | None = None) -> Message:
+    """Rebuild a message; `frames` holds the fetched blobs by digest. None: leave records of arrays out.
+
+    Args:
+        sent: what coded updates are differences to.
+
+    Raises:
+        MalformedMessage: a frame or value that does not decode.
+    """
+    metadata = Metadata(
+        run_id=wire.run_id,
+        message_id=wire.message_id,
+        src_node_id=wire.src_node_id,
+        dst_node_id=wire.dst_node_id,
+        reply_to_message_id=wire.reply_to_message_id,
+        group_id=wire.group_id,
+        created_at=wire.created_at,
+        ttl=wire.ttl,
+        message_type=wire.message_type,
+    )
+    if wire.error is not None:
+        return make_message(metadata, error=Error(wire.error.code, wire.error.reason))
+    try:
+        return make_message(metadata, content=_content(wire, frames, sent))
+    except MalformedMessage:
+        raise
+    except Exception as exc:  # what a node sends may be anything, and is no reason to end a run
+        raise MalformedMessage(f"the message does not decode: {type(exc).__name__}: {exc}") from exc
+
+
+def _content(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: ArrayRecord | None) -> RecordDict:
+    content = RecordDict()
+    for name, part in (wire.content or {}).items():
+        if isinstance(part, Arrays):
+            if frames is None:
+                continue
+            frame = frames[part.blob.digest] if part.blob is not None else part.inline or b""
+            if part.coded:
+                base = decode(frames[part.base.digest]) if part.base is not None else tensors_of(sent or ArrayRecord())
+                content[name] = decoded(decode(frame), {t.name: t for t in base})
+            else:
+                content[name] = record_of_frame(frame)
+        else:
+            content[name] = record_of_values(part)
+    return content
+
+
+def stamp(message: Message, message_id: str) -> Message:
+    """Give a message the id by which its reply will name it."""
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def watch_legacy_runs(rounds: int | None, ended: Callable[[History, list[Array]], None]) -> None:
+    """Let `ended` see the history and final arrays of every legacy (`server_fn`) run of this process.
+
+    Args:
+        rounds: replaces the app's own number of rounds, if given.
+    """
+    import flwr.serverapp.server_app as server_app_module
+    from flwr.compat.common.recorddict_compat import parameters_to_arrayrecord
+    from flwr.server.server import init_defaults
+
+    original = vars(server_app_module)["start_grid"]
+
+    def start_grid(*, grid: Any, server: Any, config: Any, strategy: Any, client_manager: Any) -> History:
+        server, config = init_defaults(server=server, config=config, strategy=strategy, client_manager=client_manager)
+        if rounds is not None:
+            config.num_rounds = rounds
+        history: History = original(grid=grid, server=server, config=config)
+        ended(history, list(parameters_to_arrayrecord(server.parameters, keep_input=True).values()))
+        return history
+
+    vars(server_app_module)["start_grid"] = start_grid

@@ -1,0 +1,29 @@
+"""What an aggregator asks its coordinator, and the answer. Pure data."""
+
+from __future__ import annotations
+
+from fedtide.fabric.messages.tasks import Strict
+
+
+class CohortQuestion(Strict):
+    """Which nodes take part in this phase?"""
+
+    run: str
+    attempt: int
+    round: int
+    trial: int
+    phase: str
+
+
+class Member(Strict):
+    name: str
+    region: str
+    codecs: list[str] = []
+
+
+class Cohort(Strict):
+    """`superseded`: another attempt has the run, or nobody wants it; `online` are all nodes that are there."""
+
+    nodes: list[Member] = []
+    online: list[str] = []
+    superseded: bool = False

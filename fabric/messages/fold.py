@@ -1,0 +1,60 @@
+"""What an aggregator asks of one that sums updates for it elsewhere, and the answer. Pure data.
+
+A request names all that it wants in the sum of its `key`; what is there already is not folded again, so it
+may be repeated after any failure.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.messages.tasks import Strict
+
+
+class FoldPlan(Strict):
+    """What was agreed on before the round: fixed points are (exponent, term bits), None for sums in float64."""
+
+    key: str = Field(description="Names the sum: run, round and trial")
+    run: str
+    specs: list[tuple[str, str, list[int]]] = Field(description="Name, dtype and shape of each tensor")
+    points: list[tuple[int, int] | None]
+    max_terms: int = Field(ge=1)
+    share: tuple[int, int] = Field(default=(0, 1), description="(k, n): part k of n of the model's blocks")
+
+
+class FoldEntry(Strict):
+    """One update: `term` is what its tensors are multiplied by."""
+
+    task: str
+    region: str
+    node: str
+    stays: bool
+    blob: BlobRef
+    term: float = Field(ge=0)
+
+
+class FoldRequest(Strict):
+    """Without a plan: are you there? `finish`: answer with the sum of exactly these entries, or with their mean."""
+
+    plan: FoldPlan | None = None
+    entries: list[FoldEntry] = []
+    finish: Literal["", "sum", "mean"] = ""
+
+
+class FoldFault(Strict):
+    category: Literal["wrong_shape", "not_finite", "out_of_range", "bad_weight", "too_far", "malformed"]
+    reason: str
+
+
+class FoldAnswer(Strict):
+    """`faults` by task; `error`: ask again. `result` is a frame of blocks, `weight` the exact total of terms."""
+
+    instance: str = Field(default="", description="Of the process that answers: another one knows nothing")
+    faults: dict[str, FoldFault] = {}
+    error: str = ""
+    result: BlobRef | None = None
+    weight: str = "0"
+    terms: int = 0

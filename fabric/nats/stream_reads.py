@@ -1,0 +1,205 @@
+"""What is read from streams: the newest message of a subject, everything from a sequence on, or as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from fedtide.fabric.errors import BrokerUnavailable, TransientError
+from fedtide.fabric.nats.jetstream import CONSUMER_NOT_FOUND, PULL_BATCH, PULL_HEARTBEAT_S, ApiError, Delivery, Received, api, backlog_request, consumer_request, pull_request
+from fedtide.fabric.nats.stream_calls import StreamCalls
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+_PAGE = 1000
+_PAGE_BYTES = 32 * 1024 * 1024
+
+
+class StreamReads(StreamCalls):
+    """The part of a broker that reads; it needs the client for inboxes."""
+
+    _client: Client
+
+    @abstractmethod
+    async def _request(self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
+        """One answer; raises BrokerUnavailable."""
+
+    async def last(
+        self, stream: str, subject: str, *, domain: str | None = None, timeout_s: float = 10.0
+    ) -> Received | None:
+        """The newest stored message of exactly `subject`, or None."""
+        message = await self._request(f"{api(domain)}.DIRECT.GET.{stream}.{subject}", b"", timeout_s)
+        return None if "Status" in (message.headers or {}) else received(message)
+
+    async def last_of_each(
+        self, stream: str, pattern: str, *, domain: str | None = None, timeout_s: float = 10.0
+    ) -> list[Received]:
+        """Every message under `pattern` of a stream that keeps one a subject, oldest first."""
+        found: list[Received] = []
+        page: list[Received] | None = None
+        while page is None or page:
+            start = found[-1].sequence + 1 if found else 1
+            body = {"seq": start, "next_by_subj": pattern, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
+            page = await self._batch(stream, body, domain, timeout_s)
+            found += page
+        return found
+
+    async def backlog_of(self, stream: str, name: str, pattern: str, *, timeout_s: float = 30.0) -> list[Received]:
+        """Every message under `pattern` now, oldest first, through a consumer called `name` that lives as long as this.
+
+        What `last_of_each` does, for those whose permissions name subjects: here the pattern stands in the subject.
+        """
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = self._client.new_inbox()
+        await self.delete_consumer(stream, name)  # one that a predecessor left, or that was half read
+        made = await self._call(
+            f"CONSUMER.CREATE.{stream}.{name}.{pattern}", backlog_request(stream, name, pattern), None
+        )
+        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
+        found: list[Received] = []
+        try:
+            while len(found) < int(made["num_pending"]):
+                ask = json.dumps({"batch": PULL_BATCH, "no_wait": True}).encode()
+                await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", ask, reply=inbox)
+                page = await _page(arrived, timeout_s)
+                if not page:
+                    break  # some were replaced or expired meanwhile
+                found += page
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise BrokerUnavailable(f"stream {stream} does not answer") from exc
+        finally:
+            await subscription.unsubscribe()
+        await self.delete_consumer(stream, name)
+        return found
+
+    async def read_from(
+        self, stream: str, sequence: int, *, batch: int = _PAGE, timeout_s: float = 30.0
+    ) -> list[Received]:
+        """Up to `batch` messages from `sequence` on; empty at the end."""
+        body = {"seq": sequence, "batch": batch, "max_bytes": _PAGE_BYTES}
+        return await self._batch(stream, body, None, timeout_s)
+
+    async def consume(
+        self, stream: str, durable: str, pattern: str, *, may_ask: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Delivery]:
+        """Every message under `pattern`, at least once, surviving restarts of both sides.
+
+        One long poll is open at a time; the server pushes into it as messages come. What a
+        predecessor took and did not acknowledge comes again at once. Before each poll `may_ask` is
+        awaited: who was frozen may have been replaced meanwhile, and must take nothing any more.
+        """
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
+        taken_over = False
+        try:
+            while True:
+                if not taken_over:
+                    taken_over = await self._take_over(stream, durable, pattern)
+                    continue
+                if may_ask is not None:
+                    await may_ask()
+                try:
+                    await self._client.publish(
+                        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", pull_request(), reply=inbox
+                    )
+                except nats.errors.Error as exc:
+                    log.warning("broker.poll_waits", extra={"stream": stream, "reason": str(exc)})
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                async for message in _until_poll_ends(arrived):
+                    yield Delivery(message.subject, message.data, message.ack, message.metadata.sequence.stream)
+        finally:
+            if not self._client.is_closed:
+                await subscription.unsubscribe()
+
+    async def _take_over(self, stream: str, durable: str, pattern: str) -> bool:
+        """Make the consumer anew where it stood: a predecessor that is frozen, not dead, gets nothing any more."""
+        try:
+            start = await self._floor(stream, durable)
+            await self.delete_consumer(stream, durable)
+            body = consumer_request(stream, durable, pattern, start)
+            # The pattern stands in the subject: permissions can name it.
+            await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
+        except TransientError as exc:
+            log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
+            await asyncio.sleep(_RETRY_S)
+            return False
+        return True
+
+    async def _floor(self, stream: str, durable: str) -> int | None:
+        """The first sequence that a consumer has not been told is done with; None if there is no consumer."""
+        try:
+            answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
+        except ApiError as exc:
+            if exc.code != CONSUMER_NOT_FOUND:
+                raise
+            return None
+        return int(answer["ack_floor"]["stream_seq"]) + 1
+
+    async def _batch(
+        self, stream: str, body: Mapping[str, object], domain: str | None, timeout_s: float
+    ) -> list[Received]:
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
+        found: list[Received] = []
+        try:
+            await self._client.publish(f"{api(domain)}.DIRECT.GET.{stream}", json.dumps(body).encode(), reply=inbox)
+            while True:
+                async with asyncio.timeout(timeout_s):
+                    message = await arrived.get()
+                status = (message.headers or {}).get("Status")
+                if status in ("204", "404"):
+                    return found
+                if status is not None:
+                    raise BrokerUnavailable(f"stream {stream} answers with status {status}")
+                found.append(received(message))
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise BrokerUnavailable(f"stream {stream} does not answer") from exc
+        finally:
+            await subscription.unsubscribe()
+
+
+def received(message: Msg) -> Received:
+    headers = dict(message.headers or {})
+    # What was read from a stream arrives on an inbox; the header says where it stands.
+    return Received(headers.get("Nats-Subject", message.subject), message.data, headers, message.reply or "")
+
+
+async def _page(arrived: asyncio.Queue[Msg], timeout_s: float) -> list[Received]:
+    """The messages of one pull that does not wait."""
+    found: list[Received] = []
+    while len(found) < PULL_BATCH:
+        async with asyncio.timeout(timeout_s):
+            message = await arrived.get()
+        if (message.headers or {}).get("Status") is not None:
+            break
+        found.append(received(message))
+    return found
+
+
+async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
+    for _ in range(PULL_BATCH):
+        while True:
+            try:
+                async with asyncio.timeout(3 * PULL_HEARTBEAT_S):
+                    message = await arrived.get()
+            except TimeoutError:
+                return
+            status = (message.headers or {}).get("Status")
+            if status is None:
+                break
+            if status == "503":
+                await asyncio.sleep(0.25)
+            if status != "100":
+                return
+        yield message

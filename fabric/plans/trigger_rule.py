@@ -1,0 +1,122 @@
+"""Trigger rules: what starts a run, a round or a roll-out because something happened. Pure data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.ids import check_token
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+
+SCHEDULE_TYPE = "dev.fedtide.schedule."
+
+
+class StartRun(Strict):
+    """A run of an app, or of a model's app from its latest release."""
+
+    kind: Literal["run"] = "run"
+    app: AppRef | None = Field(default=None, description="None: the app of the model's latest release")
+    model: str | None = None
+    rounds: int | None = Field(default=None, ge=1)
+    run_config: ConfigValues = {}
+    selector: dict[str, str] = {}
+    base: Literal["latest"] | None = Field(default=None, description="Start from the model's latest release")
+    purpose: Literal["train", "evaluate"] = "train"
+    selection: Selection = Selection()
+    policy: RoundPolicy = RoundPolicy()
+    stop: StopRule | None = None
+
+
+class StartRollout(Strict):
+    """A roll-out of a model's latest release."""
+
+    kind: Literal["rollout"] = "rollout"
+    model: str
+    regions: list[str] = []
+    canary: float = Field(default=0.34, ge=0)
+    plan: dict[str, JsonValue] = Field(default={}, description="Any other field of a roll-out plan")
+
+
+class StartRound(Strict):
+    """One more round of a model, from its latest release."""
+
+    kind: Literal["round"] = "round"
+    model: str
+    selector: dict[str, str] = {}
+
+
+Action = Annotated[StartRun | StartRound | StartRollout, Field(discriminator="kind")]
+
+
+class Schedule(Strict):
+    """Five-field cron, in a time zone."""
+
+    cron: str
+    timezone: str = "UTC"
+
+
+class TriggerRule(Strict):
+    """One rule. It fires at most once for one event, whatever is delivered again."""
+
+    name: str
+    on: str = Field(default="", description="Event type; a trailing * matches any end")
+    schedule: Schedule | None = Field(default=None, description="Instead of `on`: fires by the clock")
+    where: str = Field(default="", description="Expression over the event's fields; empty: always")
+    do: Action
+    cooldown_s: float = Field(default=0.0, ge=0, description="Seconds after a firing in which nothing fires")
+    policy: Literal["skip", "queue", "replace"] = Field(default="skip", description="While what it started goes on")
+    max_queue: int = Field(default=16, ge=1, description="With `queue`: more are skipped")
+    budget: int | None = Field(default=None, ge=0, description="Firings in all; None: no limit")
+    budget_rounds: int | None = Field(default=None, ge=0, description="Rounds in all, of runs that say how many")
+    dedupe: str = Field(default="", description="A field: equal values fire once; empty: each event for itself")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TriggerRule:
+        if bool(self.on) == (self.schedule is not None):
+            raise ValueError("needs either `on` or `schedule`")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_are_known(self) -> TriggerRule:
+        if self.budget_rounds is not None and not (isinstance(self.do, StartRun) and self.do.rounds):
+            raise ValueError("`budget_rounds` needs a run with `rounds`")
+        return self
+
+    @property
+    def most_firings(self) -> int | None:
+        """How often it may fire in all, by whichever budget is smaller."""
+        limits = [] if self.budget is None else [self.budget]
+        if self.budget_rounds is not None and isinstance(self.do, StartRun) and self.do.rounds:
+            limits.append(self.budget_rounds // self.do.rounds)
+        return min(limits, default=None)
+
+    @property
+    def type(self) -> str:
+        """The type of the events that it listens to."""
+        return self.on or f"{SCHEDULE_TYPE}{self.name}"
+
+    @field_validator("name")
+    @classmethod
+    def _one_token(cls, value: str) -> str:
+        try:
+            return check_token("name", value)
+        except ConfigError as exc:
+            raise ValueError(exc.what) from exc
+
+
+FieldValue = bool | int | float | str
+
+
+class Signal(Strict):
+    """What a rule sees of an event: its type, its id, and flat fields (`data.` and attributes)."""
+
+    id: str
+    type: str
+    fields: dict[str, FieldValue] = {}
+
+
+def matches_type(rule: TriggerRule, type_: str) -> bool:
+    return type_.startswith(rule.type[:-1]) if rule.type.endswith("*") else type_ == rule.type
