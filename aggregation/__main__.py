@@ -1,4 +1,4 @@
-"""`python -m aggregation CONFIG | --wait FOLDER`: what a launcher starts."""
+"""`python -m fedtide.aggregation CONFIG | --wait FOLDER`: what a launcher starts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
-from aggregation.config import WorkerConfig
-from aggregation.worker import run
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.worker import run
 from fedtide.fabric import logs
 
 LIFELINE = "FEDTIDE_LIFELINE_PID"

@@ -11,14 +11,14 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from aggregation.accounts import Accounts
-from aggregation.config import WorkerConfig
-from aggregation.grid_link import GridLink
-from aggregation.legacy_driver import LegacyDriver
-from aggregation.nats_grid import NatsGrid
-from aggregation.onnx_export import export
-from aggregation.onnx_parts import cut
-from aggregation.round_driver import RoundDriver
+from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.rounds.legacy_driver import LegacyDriver
+from fedtide.aggregation.grid.nats_grid import NatsGrid
+from fedtide.aggregation.release.onnx_export import export
+from fedtide.aggregation.release.onnx_parts import cut
+from fedtide.aggregation.rounds.driver import RoundDriver
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord
 
-from aggregation.strategies import FedAvg
+from fedtide.aggregation.strategies import FedAvg
 from benchmarks.report import Row, load_now, write
 from benchmarks.simulation import NODES, Fleet
 from edge_agent.compression import CompressionMod

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aggregation.agreement import Agreement
-from aggregation.round_sum import RoundSum, Weight
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from benchmarks.bench_round_overhead import APP, BIN, superlink
 from benchmarks.hub import hub
 from benchmarks.process_memory import tree

@@ -39,8 +39,8 @@ def _reset_peak() -> None:
 
 
 def _ours(count: int) -> None:
-    from aggregation.agreement import Agreement
-    from aggregation.round_sum import RoundSum, Weight
+    from fedtide.aggregation.sums.agreement import Agreement
+    from fedtide.aggregation.sums.round_sum import RoundSum, Weight
     from fedtide.fabric.tensors.frame import Tensor, encode
 
     base = [Tensor.of(k, v) for k, v in _model(0).items()]
@@ -60,9 +60,9 @@ def _ours(count: int) -> None:
 
 def _share(count: int) -> None:
     """One of `count` shards of a model of 1 GB, which lies in a file: what a fold worker keeps of two updates."""
-    from aggregation.agreement import Agreement
-    from aggregation.fixed_point import FixedPoint
-    from aggregation.round_sum import RoundSum, Weight
+    from fedtide.aggregation.sums.agreement import Agreement
+    from fedtide.aggregation.sums.fixed_point import FixedPoint
+    from fedtide.aggregation.sums.round_sum import RoundSum, Weight
     from fedtide.fabric.tensors.frame import Tensor, encode
 
     elements, chunk = 250_000_000 // TENSORS, 1 << 20

@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flowers
 
-from aggregation import strategies as ours
+from fedtide.aggregation import strategies as ours
 from benchmarks.report import Row, load_now, write
 from benchmarks.simulation import NODES, RATE, SPLITS, Fleet
 from edge_agent.scaffold import ScaffoldMod

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flowers
 
-from aggregation import strategies as ours
+from fedtide.aggregation import strategies as ours
 from benchmarks import byzfl_environment
 from benchmarks.report import Row, load_now, write
 from fedtide.fabric.flower import bridge as flower

@@ -15,9 +15,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from aggregation.agreement import Agreement
-from aggregation.device import THREADS, choose, on_all_cores
-from aggregation.weighted_sum import WeightedSum
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.sums.device import THREADS, choose, on_all_cores
+from fedtide.aggregation.sums.weighted_sum import WeightedSum
 from benchmarks.report import Row, load_now, write
 from fedtide.fabric.flower import bridge as flower
 

@@ -21,7 +21,7 @@ Arrays = dict[str, Any]
 
 
 class ScaffoldMod:
-    """For apps whose strategy is `aggregation.strategies.Scaffold`; other messages pass unchanged."""
+    """For apps whose strategy is `fedtide.aggregation.strategies.Scaffold`; other messages pass unchanged."""
 
     def __init__(self, learning_rate: float, *, arrays: str = "arrays", steps_key: str = "num-steps") -> None:
         """

@@ -3,21 +3,14 @@
 Each stands in its own module and cites its paper; none knows of NATS. Apps import them from here.
 """
 
-from aggregation.strategies.averaging import FedAvg
-from aggregation.strategies.bounded import CentredClipping, FLTrust, NormBound
-from aggregation.strategies.fedbuff import FedBuff
-from aggregation.strategies.fednova import FedNova
-from aggregation.strategies.private import PrivateFedAvg
-from aggregation.strategies.robust import (
-    CoordinateMedian,
-    Krum,
-    MedianOfMeans,
-    MultiKrum,
-    StreamingTrimmedMean,
-    TrimmedMean,
-)
-from aggregation.strategies.scaffold import Scaffold
-from aggregation.strategies.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedProx, FedYogi
+from fedtide.aggregation.strategies.averaging import FedAvg
+from fedtide.aggregation.strategies.bounded import CentredClipping, FLTrust, NormBound
+from fedtide.aggregation.strategies.fedbuff import FedBuff
+from fedtide.aggregation.strategies.fednova import FedNova
+from fedtide.aggregation.strategies.private import PrivateFedAvg
+from fedtide.aggregation.strategies.robust import CoordinateMedian, Krum, MedianOfMeans, MultiKrum, StreamingTrimmedMean, TrimmedMean
+from fedtide.aggregation.strategies.scaffold import Scaffold
+from fedtide.aggregation.strategies.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedProx, FedYogi
 
 __all__ = [
     "CentredClipping",

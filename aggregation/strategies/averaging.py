@@ -21,9 +21,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.exception import AggregationError
 
-from aggregation.admission import Refusal, inspect
-from aggregation.agreement import Agreement
-from aggregation.round_sum import Incoming, RoundSum, Weight
+from fedtide.aggregation.sums.admission import Refusal, inspect
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.codecs import decode, is_coded
 from fedtide.fabric.errors import MalformedMessage

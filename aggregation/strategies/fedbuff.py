@@ -16,9 +16,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from aggregation.admission import Refusal, inspect
-from aggregation.staleness import rebase
-from aggregation.strategies.averaging import FedAvg, Reply, incomplete, refused
+from fedtide.aggregation.sums.admission import Refusal, inspect
+from fedtide.aggregation.sums.staleness import rebase
+from fedtide.aggregation.strategies.averaging import FedAvg, Reply, incomplete, refused
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.errors import MalformedMessage
 

@@ -16,13 +16,13 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from aggregation.admission import Refusal
-from aggregation.agreement import Agreement, read_only, ready
-from aggregation.krum_scores import closest, squared_distances
-from aggregation.order_statistics import keep_extremes, median_ranks, middle_mean
-from aggregation.round_sum import RoundSum, Weight
-from aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
-from aggregation.weighted_sum import WeightedSum
+from fedtide.aggregation.sums.admission import Refusal
+from fedtide.aggregation.sums.agreement import Agreement, read_only, ready
+from fedtide.aggregation.sums.krum_scores import closest, squared_distances
+from fedtide.aggregation.sums.order_statistics import keep_extremes, median_ranks, middle_mean
+from fedtide.aggregation.sums.round_sum import RoundSum, Weight
+from fedtide.aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
+from fedtide.aggregation.sums.weighted_sum import WeightedSum
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.frame import Tensor
 
@@ -202,7 +202,7 @@ class MedianOfMeans(FedAvg):
 
 
 class MultiKrum(_Comparing):
-    """The mean of the updates that lie closest to their neighbours (see aggregation.krum_scores).
+    """The mean of the updates that lie closest to their neighbours (see fedtide.aggregation.sums.krum_scores).
 
     Differs from Flower's by `neighbours`: there it is always n - f - 2, in byzfl n - f - 1.
     """

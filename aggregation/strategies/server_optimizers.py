@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.serverapp import strategy as flowers
 
-from aggregation.strategies.averaging import FedAvg
+from fedtide.aggregation.strategies.averaging import FedAvg
 
 
 class FedProx(flowers.FedProx, FedAvg):

@@ -1,4 +1,4 @@
-"""`python -m aggregation.training_export APP [RUN_CONFIG_JSON]`: prints where the app's training bundle is, as JSON."""
+"""`python -m fedtide.aggregation.training_export APP [RUN_CONFIG_JSON]`: prints where the app's training bundle is, as JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from aggregation.training_export.cache import cached, planned
+from fedtide.aggregation.training_export.cache import cached, planned
 from fedtide.fabric import logs
 from fedtide.fabric.flower.app_objects import load_object
 from fedtide.fabric.flower.apps import describe, fuse
@@ -37,7 +37,8 @@ def _made(arguments: list[str]) -> dict[str, object]:
         reference = app.training
 
         def export() -> bytes:
-            from aggregation.training_export import exporter, plan
+            from fedtide.aggregation.training_export import exporter
+            from fedtide.aggregation.training_export import plan
 
             told, fixed = planned(load_object(reference, directory), reference, config)
             if not isinstance(told, plan.TrainingPlan):

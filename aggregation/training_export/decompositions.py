@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
-from aggregation.training_export.taps import taps
+from fedtide.aggregation.training_export.taps import taps
 
 aten = torch.ops.aten
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from aggregation.training_export import step
-from aggregation.training_export.noise import FedNoise
-from aggregation.training_export.optimisers import Sgd
-from aggregation.training_export.plan import TrainingPlan
-from aggregation.training_export.proof import prove
-from aggregation.training_export.tracing import NotExportable, to_onnx
+from fedtide.aggregation.training_export import step
+from fedtide.aggregation.training_export.noise import FedNoise
+from fedtide.aggregation.training_export.optimisers import Sgd
+from fedtide.aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export.proof import prove
+from fedtide.aggregation.training_export.tracing import NotExportable, to_onnx
 from fedtide.fabric.tensors import frame as tensors
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, INITIAL, TRAIN, Manifest, Spec, frame, pack, spec_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from aggregation.training_export.taps import taps
+from fedtide.aggregation.training_export.taps import taps
 
 _MOST_PARTS = 9
 _ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")

@@ -16,9 +16,9 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from aggregation.training_export import step
-from aggregation.training_export.noise import FedNoise
-from aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export import step
+from fedtide.aggregation.training_export.noise import FedNoise
+from fedtide.aggregation.training_export.plan import TrainingPlan
 from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, TRAIN, Spec
 

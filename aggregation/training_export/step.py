@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aggregation.training_export.noise import FedNoise
-from aggregation.training_export.optimisers import Named, clipped
-from aggregation.training_export.plan import TrainingPlan
-from aggregation.training_export.pooling import PooledByParts
+from fedtide.aggregation.training_export.noise import FedNoise
+from fedtide.aggregation.training_export.optimisers import Named, clipped
+from fedtide.aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export.pooling import PooledByParts
 
 Arguments = dict[str, Tensor]
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from aggregation.training_export.decompositions import decompositions
-from aggregation.training_export.translations import translations
+from fedtide.aggregation.training_export.decompositions import decompositions
+from fedtide.aggregation.training_export.translations import translations
 from fedtide.fabric.errors import FedtideError
 
 Arguments = dict[str, Tensor]

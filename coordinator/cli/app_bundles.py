@@ -43,7 +43,7 @@ def packed(app: Path, run_config: ConfigValues, train: TrainWith) -> bytes:
 
 def training_bundle(app: Path, run_config: ConfigValues) -> Path:
     """The file of the app's training bundle, made in a process that has torch, or kept from the last time."""
-    command = [sys.executable, "-m", "aggregation.training_export", str(app), json.dumps(run_config)]
+    command = [sys.executable, "-m", "fedtide.aggregation.training_export", str(app), json.dumps(run_config)]
     typer.echo("exporting the training step; this takes a minute the first time", err=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

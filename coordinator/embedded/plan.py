@@ -168,7 +168,7 @@ def _regional(home: Home, config_dir: Path, region: str, port: int) -> Child:
     file = config_dir / f"regional-{region}.json"
     config = {"name": region, **_in_region(home, region, port, "regional")}
     file.write_text(json.dumps(config, indent=2))
-    return Child(f"regional-{region}", (sys.executable, "-m", "aggregation.fold_worker", str(file)))
+    return Child(f"regional-{region}", (sys.executable, "-m", "fedtide.aggregation.folding.fold_worker", str(file)))
 
 
 def _collector(home: Home, config_dir: Path, ports: Mapping[str, int]) -> Child:

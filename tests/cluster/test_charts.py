@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from aggregation.fold_worker import FoldWorkerConfig
+from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig
 from coordinator.config import CoordinatorConfig
 from edge_agent.config import load
 from edge_agent.drift_collector import CollectorConfig

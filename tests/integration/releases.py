@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from aggregation.onnx_parts import cut
+from fedtide.aggregation.release.onnx_parts import cut
 from coordinator.report_rules import IMPORT
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.events.envelope import Event, ModelProduced, ReleasePublished

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aggregation.config import WorkerConfig
-from aggregation.grid_link import GridLink
-from aggregation.in_flight import Arrived, Node
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.folding.in_flight import Arrived, Node
 from fedtide.fabric.nats import jetstream
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.nats.broker import Broker

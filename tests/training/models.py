@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aggregation.training_export.optimisers import Adam, Sgd
-from aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export.optimisers import Adam, Sgd
+from fedtide.aggregation.training_export.plan import TrainingPlan
 
 CLASSES = 5
 

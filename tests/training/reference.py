@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from aggregation.training_export.noise import FedNoise
-from aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export.noise import FedNoise
+from fedtide.aggregation.training_export.plan import TrainingPlan
 from edge_agent.data_source import Columns
 from edge_agent.training.graph import TrainingGraph
 from fedtide.fabric.tensors.frame import Tensor

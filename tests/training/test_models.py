@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aggregation.training_export.exporter import export
+from fedtide.aggregation.training_export.exporter import export
 from fedtide.fabric.tensors.training_bundle import read
 from tests.training import models, reference
 

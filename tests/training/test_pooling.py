@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from aggregation.training_export.pooling import PooledByParts
+from fedtide.aggregation.training_export.pooling import PooledByParts
 
 
 @pytest.mark.parametrize(

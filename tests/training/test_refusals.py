@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from aggregation.training_export.exporter import export
-from aggregation.training_export.optimisers import Sgd
-from aggregation.training_export.plan import TrainingPlan
-from aggregation.training_export.proof import TrainingDiffers, prove
-from aggregation.training_export.tracing import NotExportable
+from fedtide.aggregation.training_export.exporter import export
+from fedtide.aggregation.training_export.optimisers import Sgd
+from fedtide.aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export.proof import TrainingDiffers, prove
+from fedtide.aggregation.training_export.tracing import NotExportable
 from edge_agent import trainer
 from edge_agent.data_source import Columns
 from edge_agent.training.batches import Batches

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregation.training_export.exporter import export
+from fedtide.aggregation.training_export.exporter import export
 from edge_agent.control_variates import CHANGE, CONTROL
 from edge_agent.training.checkpoint import Checkpoint
 from edge_agent.training.graph import replaced_specs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aggregation.admission import inspect, is_finite
+from fedtide.aggregation.sums.admission import inspect, is_finite
 from fedtide.fabric.tensors.frame import Tensor
 
 

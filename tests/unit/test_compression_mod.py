@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 
-from aggregation.strategies import CoordinateMedian, FedAvg
+from fedtide.aggregation.strategies import CoordinateMedian, FedAvg
 from edge_agent.compression import CompressionMod
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.codecs import is_coded

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
-from aggregation import strategies as ours
-from aggregation.agreement import Agreement
-from aggregation.ingest import Refused
-from aggregation.round_sum import RoundSum, Weight
+from fedtide.aggregation import strategies as ours
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.folding.ingest import Refused
+from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.codecs import decode
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregation.agreement import Agreement
-from aggregation.config import WorkerConfig
-from aggregation.in_flight import Node
-from aggregation.ingest import Ingest, Refused
-from aggregation.regions import Regions
-from aggregation.round_sum import RoundSum, Weight
-from aggregation.shards import Shards
-from aggregation.storage import StoredUpdate
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.folding.in_flight import Node
+from fedtide.aggregation.folding.ingest import Ingest, Refused
+from fedtide.aggregation.folding.regions import Regions
+from fedtide.aggregation.sums.round_sum import RoundSum, Weight
+from fedtide.aggregation.folding.shards import Shards
+from fedtide.aggregation.folding.storage import StoredUpdate
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import DigestMismatch, TransientError
 from fedtide.fabric.events.runs import RunSpec

@@ -10,9 +10,9 @@ import pytest
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
 
-from aggregation import strategy_state
-from aggregation.privacy_ledger import epsilon, ledger
-from aggregation.strategies import FedAvg, PrivateFedAvg
+from fedtide.aggregation.rounds import strategy_state
+from fedtide.aggregation.rounds.privacy_ledger import epsilon, ledger
+from fedtide.aggregation.strategies import FedAvg, PrivateFedAvg
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.plans.release import Privacy, PrivacySpent
 from tests.unit.test_strategies import Case, _messages, _minimal

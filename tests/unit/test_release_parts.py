@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from aggregation.onnx_parts import MIN_TENSOR_BYTES, cut
+from fedtide.aggregation.release.onnx_parts import MIN_TENSOR_BYTES, cut
 from edge_agent.model_store import Current, ModelStore
 from edge_agent.release_download import ReleaseDownload
 from fedtide.fabric.tensors.blobs import BlobRef, chunked

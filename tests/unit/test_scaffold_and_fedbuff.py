@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from aggregation.strategies import FedAvg, FedBuff, Scaffold
+from fedtide.aggregation.strategies import FedAvg, FedBuff, Scaffold
 from edge_agent.scaffold import ScaffoldMod
 from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from aggregation.staleness import rebase
+from fedtide.aggregation.sums.staleness import rebase
 from fedtide.fabric.flower import bridge as flower
 
 

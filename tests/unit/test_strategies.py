@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flowers
 
-from aggregation import strategies as ours
+from fedtide.aggregation import strategies as ours
 from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregation import weighted_sum
-from aggregation.agreement import Agreement, ready
-from aggregation.device import Cpu, Torch
-from aggregation.fixed_point import COARSE_SHIFT, FixedPoint
-from aggregation.weighted_sum import BLOCK, TooManyTerms, WeightedSum
+from fedtide.aggregation.sums import weighted_sum
+from fedtide.aggregation.sums.agreement import Agreement, ready
+from fedtide.aggregation.sums.device import Cpu, Torch
+from fedtide.aggregation.sums.fixed_point import COARSE_SHIFT, FixedPoint
+from fedtide.aggregation.sums.weighted_sum import BLOCK, TooManyTerms, WeightedSum
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.tensors.scanner import FrameScanner
 from fedtide.fabric.tensors.frame import Tensor, encode

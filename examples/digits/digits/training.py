@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from aggregation.training_export.optimisers import Sgd
-from aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export.optimisers import Sgd
+from fedtide.aggregation.training_export.plan import TrainingPlan
 from digits import model
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from aggregation import strategies
+from fedtide.aggregation import strategies
 
 app = ServerApp()
 

@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
-from aggregation.training_export.optimisers import Sgd
-from aggregation.training_export.plan import TrainingPlan
+from fedtide.aggregation.training_export.optimisers import Sgd
+from fedtide.aggregation.training_export.plan import TrainingPlan
 from clusters import model
 
 

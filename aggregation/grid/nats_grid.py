@@ -14,16 +14,16 @@ from collections.abc import Iterable, Iterator
 from flwr.app import DEFAULT_TTL, ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from aggregation.accounts import Accounts
-from aggregation.admission import Refusal
-from aggregation.config import WorkerConfig
-from aggregation.gathering import Gathering
-from aggregation.grid_link import GridLink
-from aggregation.in_flight import Arrived, Inbox, Node
-from aggregation.outgoing import Outgoing, Place, place_for
-from aggregation.phases import Asked, Counted, Phase, TooFewUpdates
-from aggregation.replies import Replies
-from aggregation.round_sum import RoundSum
+from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.sums.admission import Refusal
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.grid.gathering import Gathering
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
+from fedtide.aggregation.grid.outgoing import Outgoing, Place, place_for
+from fedtide.aggregation.grid.phases import Asked, Counted, Phase, TooFewUpdates
+from fedtide.aggregation.grid.replies import Replies
+from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound

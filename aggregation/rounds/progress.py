@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 
-from aggregation.nats_grid import NatsGrid
+from fedtide.aggregation.grid.nats_grid import NatsGrid
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 

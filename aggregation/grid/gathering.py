@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Iterator
 
-from aggregation.in_flight import Arrived, Inbox
+from fedtide.aggregation.folding.in_flight import Arrived, Inbox
 from fedtide.fabric.plans.round_policy import Cause, TimeIsUp
 
 

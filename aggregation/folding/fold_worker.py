@@ -1,6 +1,6 @@
 """Sums updates for an aggregator elsewhere: those of one region, or one share of a large model.
 
-`python -m aggregation.fold_worker CONFIG`. Holds one sum a run, in memory only: what it had is folded anew
+`python -m fedtide.aggregation.folding.fold_worker CONFIG`. Holds one sum a run, in memory only: what it had is folded anew
 when a run asks after a restart. It knows neither Flower nor strategies.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from aggregation.admission import Refusal
-from aggregation.agreement import Agreement
-from aggregation.fixed_point import FixedPoint
-from aggregation.round_sum import Incoming, RoundSum, Weight, Withdrawal
+from fedtide.aggregation.sums.admission import Refusal
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.sums.fixed_point import FixedPoint
+from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fedtide.fabric import logs
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
 from fedtide.fabric.nats.broker import Broker

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aggregation.agreement import Agreement, mean_dtype, ready
-from aggregation.device import THREADS, Device, Values, choose, on_all_cores
-from aggregation.fixed_point import COARSE_SHIFT, FixedPoint
-from aggregation.kernels import mean_of_fine
+from fedtide.aggregation.sums.agreement import Agreement, mean_dtype, ready
+from fedtide.aggregation.sums.device import THREADS, Device, Values, choose, on_all_cores
+from fedtide.aggregation.sums.fixed_point import COARSE_SHIFT, FixedPoint
+from fedtide.aggregation.sums.kernels import mean_of_fine
 from fedtide.fabric.errors import FedtideError, MalformedMessage
 from fedtide.fabric.tensors.frame import Tensor
 

@@ -17,17 +17,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from pydantic import ValidationError
 
-from aggregation import privacy_ledger
-from aggregation.accounts import Accounts
-from aggregation.admission import inspect
-from aggregation.checkpoints import Checkpoints, Head
-from aggregation.config import WorkerConfig
-from aggregation.exchange import Exchange
-from aggregation.grid_link import GridLink
-from aggregation.nats_grid import NatsGrid
-from aggregation.outgoing import place_of
-from aggregation.phases import TooFewUpdates
-from aggregation.progress import EvaluateFn, Progress
+from fedtide.aggregation.rounds import privacy_ledger
+from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.sums.admission import inspect
+from fedtide.aggregation.rounds.checkpoints import Checkpoints, Head
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.rounds.exchange import Exchange
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.grid.nats_grid import NatsGrid
+from fedtide.aggregation.grid.outgoing import place_of
+from fedtide.aggregation.grid.phases import TooFewUpdates
+from fedtide.aggregation.rounds.progress import EvaluateFn, Progress
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import ConfigError, FedtideError

@@ -15,11 +15,13 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from pydantic import Field
 
-from aggregation import random_state, strategy_state
-from aggregation.grid_link import GridLink
-from aggregation.in_flight import Node
-from aggregation.progress import Progress
-from aggregation.strategy_state import StrategyState
+from fedtide.aggregation.rounds import random_state
+
+from fedtide.aggregation.rounds import strategy_state
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.folding.in_flight import Node
+from fedtide.aggregation.rounds.progress import Progress
+from fedtide.aggregation.rounds.strategy_state import StrategyState
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aggregation.agreement import ready
+from fedtide.aggregation.sums.agreement import ready
 from fedtide.fabric.tensors.frame import Tensor
 
 _SHARD_ELEMENTS = 1 << 21

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from aggregation.config import WorkerConfig
-from aggregation.grid_link import GridLink
-from aggregation.in_flight import Node
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.folding.in_flight import Node
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors import frame as frames
 from fedtide.fabric.tensors.blobs import BlobRef

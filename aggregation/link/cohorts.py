@@ -7,7 +7,7 @@ import logging
 import os
 from contextlib import suppress
 
-from aggregation.config import WorkerConfig
+from fedtide.aggregation.config import WorkerConfig
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.cohort import Cohort, CohortQuestion

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
-from aggregation.config import WorkerConfig
+from fedtide.aggregation.config import WorkerConfig
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import FedtideError, TransientError

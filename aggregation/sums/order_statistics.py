@@ -20,10 +20,10 @@ from numba import carray  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from aggregation.agreement import mean_dtype, ready
-from aggregation.device import THREADS, Values, on_all_cores
-from aggregation.kernels import compiled
-from aggregation.weighted_sum import BLOCK
+from fedtide.aggregation.sums.agreement import mean_dtype, ready
+from fedtide.aggregation.sums.device import THREADS, Values, on_all_cores
+from fedtide.aggregation.sums.kernels import compiled
+from fedtide.aggregation.sums.weighted_sum import BLOCK
 from fedtide.fabric.tensors.frame import Tensor, TensorSpec
 
 Pairs = npt.NDArray[np.int64]

@@ -10,17 +10,17 @@ from flwr.app import Message
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
-from aggregation import random_state
-from aggregation.admission import Refusal, beyond, inspect
-from aggregation.checkpoints import Checkpoints, Plan, nodes_of
-from aggregation.in_flight import Node
-from aggregation.phases import Admission, Folding, Phase
-from aggregation.progress import Progress
-from aggregation.replies import Replies
-from aggregation.round_sum import Incoming, Reach
-from aggregation.staleness import rebase
-from aggregation.strategies.averaging import FedAvg
-from aggregation.strategies.bounded import distances
+from fedtide.aggregation.rounds import random_state
+from fedtide.aggregation.sums.admission import Refusal, beyond, inspect
+from fedtide.aggregation.rounds.checkpoints import Checkpoints, Plan, nodes_of
+from fedtide.aggregation.folding.in_flight import Node
+from fedtide.aggregation.grid.phases import Admission, Folding, Phase
+from fedtide.aggregation.rounds.progress import Progress
+from fedtide.aggregation.grid.replies import Replies
+from fedtide.aggregation.sums.round_sum import Incoming, Reach
+from fedtide.aggregation.sums.staleness import rebase
+from fedtide.aggregation.strategies.averaging import FedAvg
+from fedtide.aggregation.strategies.bounded import distances
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import ConfigError
@@ -150,7 +150,7 @@ def _averages(strategy: Strategy) -> bool:
     if not isinstance(inner, flowers.FedAvg) or isinstance(inner, _NOT_AVERAGING):
         return False
     methods = (type(inner).configure_train, type(inner).aggregate_train)
-    return all(m.__module__.startswith(("flwr.", "aggregation.strategies.")) for m in methods)
+    return all(m.__module__.startswith(("flwr.", "fedtide.aggregation.strategies.")) for m in methods)
 
 
 def _inspect(strategy: Strategy, sent: list[Tensor], message: Message) -> Refusal | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from aggregation.admission import Refusal
-from aggregation.in_flight import Node
-from aggregation.ingest import Expect
-from aggregation.outgoing import Place
-from aggregation.round_sum import RoundSum
+from fedtide.aggregation.sums.admission import Refusal
+from fedtide.aggregation.folding.in_flight import Node
+from fedtide.aggregation.folding.ingest import Expect
+from fedtide.aggregation.grid.outgoing import Place
+from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError
 
 Admission = Callable[[Message], Refusal | None]

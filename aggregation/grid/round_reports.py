@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from aggregation.config import WorkerConfig
-from aggregation.grid_link import GridLink
-from aggregation.outgoing import Place
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.grid.outgoing import Place
 from fedtide.fabric.plans.round_policy import Cause
 from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, UpdateReceived, UpdateRefused
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aggregation.device import Values
-from aggregation.fixed_point import FixedPoint
-from aggregation.kernels import largest
+from fedtide.aggregation.sums.device import Values
+from fedtide.aggregation.sums.fixed_point import FixedPoint
+from fedtide.aggregation.sums.kernels import largest
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.tensors.frame import Buffer, Tensor, TensorSpec, numbers
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
-from aggregation.strategies.private import PrivateFedAvg
+from fedtide.aggregation.strategies.private import PrivateFedAvg
 from fedtide.fabric.errors import CapabilityMissing
 from fedtide.fabric.plans.release import Privacy, PrivacySpent
 

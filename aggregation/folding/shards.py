@@ -12,12 +12,12 @@ import sys
 from fractions import Fraction
 from typing import Literal
 
-from aggregation.agreement import Agreement
-from aggregation.config import WorkerConfig
-from aggregation.fold_client import ask, in_steps, instance_of
-from aggregation.fold_worker import FoldWorkerConfig, plan_of
-from aggregation.storage import Storage
-from aggregation.weighted_sum import WeightedSum
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.folding.fold_client import ask, in_steps, instance_of
+from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig, plan_of
+from fedtide.aggregation.folding.storage import Storage
+from fedtide.aggregation.sums.weighted_sum import WeightedSum
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
@@ -146,7 +146,7 @@ class Shards:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "aggregation.fold_worker",
+                "fedtide.aggregation.folding.fold_worker",
                 str(file.resolve()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=logfile,

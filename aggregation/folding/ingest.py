@@ -10,13 +10,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from aggregation.admission import Refusal
-from aggregation.config import WorkerConfig
-from aggregation.in_flight import Loss, Node
-from aggregation.regions import Regions
-from aggregation.round_sum import Incoming, RoundSum, Weight, Withdrawal
-from aggregation.shards import Shards
-from aggregation.storage import RETRY_S, Storage, StoredUpdate
+from fedtide.aggregation.sums.admission import Refusal
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.folding.in_flight import Loss, Node
+from fedtide.aggregation.folding.regions import Regions
+from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
+from fedtide.aggregation.folding.shards import Shards
+from fedtide.aggregation.folding.storage import RETRY_S, Storage, StoredUpdate
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TransientError

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from aggregation import kernels
+from fedtide.aggregation.sums import kernels
 
 T = TypeVar("T")
 Values = npt.NDArray[Any]

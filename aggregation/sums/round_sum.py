@@ -14,11 +14,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from aggregation.admission import Refusal, beyond, compare, is_finite
-from aggregation.agreement import Agreement, magnitude, read_only, ready
-from aggregation.device import Values
-from aggregation.kernels import product_of_gaps
-from aggregation.weighted_sum import Fault, WeightedSum
+from fedtide.aggregation.sums.admission import Refusal, beyond, compare, is_finite
+from fedtide.aggregation.sums.agreement import Agreement, magnitude, read_only, ready
+from fedtide.aggregation.sums.device import Values
+from fedtide.aggregation.sums.kernels import product_of_gaps
+from fedtide.aggregation.sums.weighted_sum import Fault, WeightedSum
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.tensors.scanner import FrameScanner
 from fedtide.fabric.tensors.frame import Buffer, Tensor, TensorSpec

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Iterable
 from fractions import Fraction
 
-from aggregation.agreement import Agreement
-from aggregation.fold_client import ask, in_steps, instance_of
-from aggregation.fold_worker import plan_of
-from aggregation.storage import Storage
-from aggregation.weighted_sum import Partial
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.folding.fold_client import ask, in_steps, instance_of
+from fedtide.aggregation.folding.fold_worker import plan_of
+from fedtide.aggregation.folding.storage import Storage
+from fedtide.aggregation.sums.weighted_sum import Partial
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import NotFound, RemoteError, TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest

@@ -10,8 +10,8 @@ from collections import defaultdict
 from flwr.app import Array, ArrayRecord
 from flwr.server import History
 
-from aggregation.config import WorkerConfig
-from aggregation.grid_link import GridLink
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.events.runs import RoundClosed
 

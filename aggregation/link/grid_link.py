@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from aggregation.cohorts import Cohorts
-from aggregation.config import WorkerConfig
-from aggregation.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size, is_theirs
-from aggregation.ingest import Ingest, Refused
-from aggregation.storage import Storage
+from fedtide.aggregation.link.cohorts import Cohorts
+from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size, is_theirs
+from fedtide.aggregation.folding.ingest import Ingest, Refused
+from fedtide.aggregation.folding.storage import Storage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData

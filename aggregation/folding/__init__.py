@@ -1,0 +1,4 @@
+"""Updates into sums, here or in another process: a region's fold worker, a shard.
+
+May import sums.
+"""
