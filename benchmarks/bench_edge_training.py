@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from benchmarks.report import Row, load_now, write
 from coordinator.cli.app_bundles import training_bundle
-from edge_agent.training.task import model_values
+from fedtide.edge_agent.training.onnx.task import model_values
 from fedtide.fabric.tensors import training_bundle as bundles
 from fedtide.fabric.flower.apps import TRAINING, describe, unpack
 from fedtide.fabric.flower.apps import bundle as pack_app
@@ -30,7 +30,7 @@ from tests.training import jobs
 from tests.training.jobs import TrainerProcess
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-MODES = {"onnx": "edge_agent.training", "torch": "edge_agent.trainer_process"}
+MODES = {"onnx": "fedtide.edge_agent.training.onnx", "torch": "fedtide.edge_agent.training.flower"}
 NODE: ConfigValues = {"partition-id": 0, "num-partitions": 4}
 FEW, MANY = 1, 6
 

@@ -17,7 +17,7 @@ from flwr.serverapp import strategy as flowers
 from fedtide.aggregation import strategies as ours
 from benchmarks.report import Row, load_now, write
 from benchmarks.simulation import NODES, RATE, SPLITS, Fleet
-from edge_agent.scaffold import ScaffoldMod
+from fedtide.edge_agent.training.scaffold import ScaffoldMod
 from fedtide.fabric.flower import bridge as flower
 
 ROUNDS, SEEDS = 8, (1,)

@@ -1,4 +1,4 @@
-"""`python -m edge_agent [--config FILE]`, also reached as `fedtide agent`."""
+"""`python -m fedtide.edge_agent [--config FILE]`, also reached as `fedtide agent`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-from edge_agent.agent import Agent
-from edge_agent.config import AgentConfig, load
+from fedtide.edge_agent.agent import Agent
+from fedtide.edge_agent.config import AgentConfig, load
 from fedtide.fabric import logs
 from fedtide.fabric.errors import FedtideError
 

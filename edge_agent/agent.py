@@ -9,23 +9,23 @@ from contextlib import suppress
 
 from pydantic import TypeAdapter, ValidationError
 
-from edge_agent.activation import Activation, serve_from_disk
-from edge_agent.capabilities import collect, resident_bytes
-from edge_agent.capture import Capturer
-from edge_agent.cluster_node import ASK_EVERY_S, ClusterView
-from edge_agent.comparisons import Comparisons
-from edge_agent.config import AgentConfig
-from edge_agent.drift import DriftWatch
-from edge_agent.enrolment import Enrolment, EnrolmentRefused, Renewals
-from edge_agent.footprint import shrink
-from edge_agent.governor import Latency
-from edge_agent.inference_server import InferenceServer
-from edge_agent.model_store import ModelStore
-from edge_agent.nats_inference import NatsInference
-from edge_agent.sample_api import SampleApi
-from edge_agent.samples import SampleStore, samples_file
-from edge_agent.serving import Serving
-from edge_agent.tasks import TaskLoop
+from fedtide.edge_agent.releases.activation import Activation, serve_from_disk
+from fedtide.edge_agent.identity.capabilities import collect, resident_bytes
+from fedtide.edge_agent.samples.capture import Capturer
+from fedtide.edge_agent.identity.cluster_node import ASK_EVERY_S, ClusterView
+from fedtide.edge_agent.comparison.comparisons import Comparisons
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.drift.recorder import DriftWatch
+from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
+from fedtide.edge_agent.serving.footprint import shrink
+from fedtide.edge_agent.tasks.governor import Latency
+from fedtide.edge_agent.serving.inference_server import InferenceServer
+from fedtide.edge_agent.releases.model_store import ModelStore
+from fedtide.edge_agent.serving.nats_inference import NatsInference
+from fedtide.edge_agent.samples.api import SampleApi
+from fedtide.edge_agent.samples.store import SampleStore, samples_file
+from fedtide.edge_agent.serving.serving import Serving
+from fedtide.edge_agent.tasks.task_loop import TaskLoop
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError

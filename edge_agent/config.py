@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from edge_agent.cluster_node import NODE, node_name
+from fedtide.edge_agent.identity.cluster_node import NODE, node_name
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED

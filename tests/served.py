@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge_agent.config import AgentConfig
-from edge_agent.sessions import Model
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.serving.sessions import Model
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
 from fedtide.fabric.messages.tasks import AppRef

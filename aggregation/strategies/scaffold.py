@@ -1,7 +1,7 @@
 """SCAFFOLD: control variates correct what makes each node's steps drift from where all should go.
 
 Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378, algorithm 1 with option II. The node's half is
-`edge_agent.scaffold.ScaffoldMod`.
+`fedtide.edge_agent.training.scaffold.ScaffoldMod`.
 """
 
 from __future__ import annotations

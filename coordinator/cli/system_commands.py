@@ -150,7 +150,7 @@ def agent(
     config: Annotated[Path | None, typer.Option("--config", help="TOML or JSON file; FEDTIDE_* go over it")] = None,
 ) -> None:
     """Run the agent of one edge node in the foreground."""
-    command = [sys.executable, "-m", "edge_agent"] + (["--config", str(config)] if config else [])
+    command = [sys.executable, "-m", "fedtide.edge_agent"] + (["--config", str(config)] if config else [])
     os.execv(sys.executable, command)
 
 

@@ -176,7 +176,7 @@ def _collector(home: Home, config_dir: Path, ports: Mapping[str, int]) -> Child:
     file = config_dir / "collector.json"
     regions = [_in_region(home, region, port, "collector") for region, port in ports.items()]
     file.write_text(json.dumps({"regions": regions}, indent=2))
-    return Child("collector", (sys.executable, "-m", "edge_agent.drift_collector", str(file)))
+    return Child("collector", (sys.executable, "-m", "fedtide.edge_agent.drift.collector", str(file)))
 
 
 def _in_region(home: Home, region: str, port: int, role: str) -> dict[str, str]:
@@ -207,4 +207,4 @@ def _agent(
     }
     file = config_dir / f"agent-{node}.json"
     file.write_text(json.dumps(config, indent=2))
-    return Child(f"agent-{node}", (sys.executable, "-m", "edge_agent", "--config", str(file)))
+    return Child(f"agent-{node}", (sys.executable, "-m", "fedtide.edge_agent", "--config", str(file)))

@@ -1,1 +1,4 @@
-"""Tasks from training bundles: ONNX Runtime and numpy do the whole step. Never imports flwr or torch."""
+"""Trainer processes: one job a line, in files.
+
+Processes of their own: may import samples.source and fabric.
+"""

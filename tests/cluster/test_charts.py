@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 
 from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig
 from coordinator.config import CoordinatorConfig
-from edge_agent.config import load
-from edge_agent.drift_collector import CollectorConfig
+from fedtide.edge_agent.config import load
+from fedtide.edge_agent.drift.collector import CollectorConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CLOUD, EDGE = DEPLOY / "cloud" / "fedtide", DEPLOY / "k3s" / "fedtide-edge"

@@ -178,7 +178,7 @@ def start_region(there: Machine, client: Client) -> None:
     token = client.post("/v1/join-tokens", {"region": "eu", "uses": 2})["token"]
     config = there.mount("workers", "etc/fedtide/config", {"collector.json": files["collector.json"]})
     there.mount("workers", "etc/fedtide/region", secret)
-    there.python("collector", "edge_agent.drift_collector", str(config / "collector.json"))
+    there.python("collector", "fedtide.edge_agent.drift.collector", str(config / "collector.json"))
     for number, node in enumerate(("node-1", "node-2")):
         own = {"FEDTIDE_NODE": node, "FEDTIDE_NODE_CONFIG": f'{{"partition-id": {number}, "num-partitions": 2}}'}
         there.mount(node, "etc/fedtide/region", {"ca.crt": secret["ca.crt"]})

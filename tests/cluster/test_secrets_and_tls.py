@@ -20,7 +20,7 @@ from coordinator.embedded.plan import free_ports
 from coordinator.identity_job import keep
 from coordinator.installation_secrets import API_TOKEN, CERT, complete
 from coordinator.standby_proxy import StandbyProxy
-from edge_agent.cluster_node import describe
+from fedtide.edge_agent.identity.cluster_node import describe
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError

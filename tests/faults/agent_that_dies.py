@@ -7,8 +7,8 @@ import signal
 import sys
 from typing import Any
 
-from edge_agent.__main__ import main
-from edge_agent.agent import Agent
+from fedtide.edge_agent.__main__ import main
+from fedtide.edge_agent.agent import Agent
 
 _report = Agent._report_phase
 

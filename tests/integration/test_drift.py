@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.config import DriftLimits
-from edge_agent.drift import DriftWatch
-from edge_agent.drift_collector import Collector
-from edge_agent.serving import Served
-from edge_agent.sessions import Model
+from fedtide.edge_agent.config import DriftLimits
+from fedtide.edge_agent.drift.recorder import DriftWatch
+from fedtide.edge_agent.drift.collector import Collector
+from fedtide.edge_agent.serving.serving import Served
+from fedtide.edge_agent.serving.sessions import Model
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.events.envelope import DriftReported
 from fedtide.fabric.nats.streams import leaf_streams

@@ -14,7 +14,7 @@ import nats
 import pytest
 from nats.aio.client import Client as Raw
 
-from edge_agent.enrolment import Enrolment, EnrolmentRefused, Renewals
+from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused

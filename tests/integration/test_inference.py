@@ -14,15 +14,15 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from edge_agent.capture import Capturer
-from edge_agent.comparison import Comparison
-from edge_agent.config import Capture
-from edge_agent.inference_server import InferenceServer
-from edge_agent.nats_inference import NatsInference
-from edge_agent.protocol import HEADER_LENGTH
-from edge_agent.sample_api import SampleApi
-from edge_agent.samples import SampleStore
-from edge_agent.serving import Serving
+from fedtide.edge_agent.samples.capture import Capturer
+from fedtide.edge_agent.comparison.comparison import Comparison
+from fedtide.edge_agent.config import Capture
+from fedtide.edge_agent.serving.inference_server import InferenceServer
+from fedtide.edge_agent.serving.nats_inference import NatsInference
+from fedtide.edge_agent.serving.protocol import HEADER_LENGTH
+from fedtide.edge_agent.samples.api import SampleApi
+from fedtide.edge_agent.samples.store import SampleStore
+from fedtide.edge_agent.serving.serving import Serving
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.nats.jetstream import Received

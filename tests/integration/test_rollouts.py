@@ -239,7 +239,7 @@ def test_an_agent_without_any_broker_serves_what_its_disk_holds(there: Installat
         "FEDTIDE_DATA_DIR": str(tmp_path),
         "FEDTIDE_HTTP_PORT": str(port),
     }
-    agent = subprocess.Popen([sys.executable, "-m", "edge_agent"], env=environment, stderr=subprocess.DEVNULL)
+    agent = subprocess.Popen([sys.executable, "-m", "fedtide.edge_agent"], env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/v2/models/scale/infer"
 
     def answered() -> bool:

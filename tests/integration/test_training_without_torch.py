@@ -17,7 +17,7 @@ from tests.integration.installation import Installation, children, until
 
 EXAMPLES = APPS.parents[1] / "examples"
 CLUSTERS = APPS / "clusters"
-ONNX = "edge_agent.training"
+ONNX = "fedtide.edge_agent.training.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_nodes_without_torch_and_with_it_end_at_the_same_model(without_torch: In
     assert alone["rounds"][-1]["metrics"]["eval_accuracy"] > 0.5
     use(without_torch, "eu-1", "flower")
     mixed = without_torch.train(CLUSTERS, "--train", "onnx")
-    assert trainers(without_torch) == ["edge_agent.trainer_process", ONNX, ONNX]
+    assert trainers(without_torch) == ["fedtide.edge_agent.training.flower", ONNX, ONNX]
     assert mixed["participants"] == ["eu-1", "eu-2", "eu-3"]
     of_mixed, of_alone = (final(without_torch, view["run"]) for view in (mixed, alone))
     for name, array in of_mixed.items():

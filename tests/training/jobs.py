@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_agent.trainer import THREAD_VARIABLES, Job
+from fedtide.edge_agent.tasks.trainer import THREAD_VARIABLES, Job
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import Tensor, encode
 from fedtide.fabric.messages.tasks import AppRef, Arrays, ConfigValues, Task, Values, WireMessage

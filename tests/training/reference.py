@@ -12,8 +12,8 @@ from torch import nn
 
 from fedtide.aggregation.training_export.noise import FedNoise
 from fedtide.aggregation.training_export.plan import TrainingPlan
-from edge_agent.data_source import Columns
-from edge_agent.training.graph import TrainingGraph
+from fedtide.edge_agent.samples.source import Columns
+from fedtide.edge_agent.training.onnx.graph import TrainingGraph
 from fedtide.fabric.tensors.frame import Tensor
 from fedtide.fabric.tensors.training_bundle import TrainingBundle
 

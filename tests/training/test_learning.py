@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from edge_agent.data_source import Columns
-from edge_agent.scoring import Array
-from edge_agent.training.batches import Batches
-from edge_agent.training.learning import Course, Learnt, learn, measure
-from edge_agent.training.shuffle import TorchShuffle
-from edge_agent.training.task import model_values
+from fedtide.edge_agent.samples.source import Columns
+from fedtide.edge_agent.serving.scoring import Array
+from fedtide.edge_agent.training.onnx.batches import Batches
+from fedtide.edge_agent.training.onnx.learning import Course, Learnt, learn, measure
+from fedtide.edge_agent.training.onnx.shuffle import TorchShuffle
+from fedtide.edge_agent.training.onnx.task import model_values
 from fedtide.fabric.tensors.training_bundle import TrainingBundle
 from tests.training import models, reference
 

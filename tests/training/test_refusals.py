@@ -17,12 +17,12 @@ from fedtide.aggregation.training_export.optimisers import Sgd
 from fedtide.aggregation.training_export.plan import TrainingPlan
 from fedtide.aggregation.training_export.proof import TrainingDiffers, prove
 from fedtide.aggregation.training_export.tracing import NotExportable
-from edge_agent import trainer
-from edge_agent.data_source import Columns
-from edge_agent.training.batches import Batches
-from edge_agent.training.errors import GraphMismatch, WrongData, WrongModel, WrongTask
-from edge_agent.training.graph import TrainingGraph
-from edge_agent.training.task import check_config, course_of, model_values
+from fedtide.edge_agent.tasks import trainer
+from fedtide.edge_agent.samples.source import Columns
+from fedtide.edge_agent.training.onnx.batches import Batches
+from fedtide.edge_agent.training.onnx.errors import GraphMismatch, WrongData, WrongModel, WrongTask
+from fedtide.edge_agent.training.onnx.graph import TrainingGraph
+from fedtide.edge_agent.training.onnx.task import check_config, course_of, model_values
 from fedtide.fabric.tensors import training_bundle
 from fedtide.fabric.flower.apps import TRAINING
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
@@ -140,6 +140,6 @@ def test_a_node_without_torch_needs_a_bundle(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(CapabilityMissing, match=r"flwr is not installed, and .* no training bundle.*--train onnx"):
         trainer.trainer_module("auto", tmp_path)
     (tmp_path / TRAINING).write_bytes(b"")
-    assert trainer.trainer_module("auto", tmp_path) == "edge_agent.training"
+    assert trainer.trainer_module("auto", tmp_path) == "fedtide.edge_agent.training.onnx"
     with pytest.raises(CapabilityMissing, match="flwr is not installed"):
         trainer.trainer_module("flower", tmp_path)

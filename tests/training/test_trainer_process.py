@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fedtide.aggregation.training_export.exporter import export
-from edge_agent.control_variates import CHANGE, CONTROL
-from edge_agent.training.checkpoint import Checkpoint
-from edge_agent.training.graph import replaced_specs
+from fedtide.edge_agent.training.control_variates import CHANGE, CONTROL
+from fedtide.edge_agent.training.onnx.checkpoint import Checkpoint
+from fedtide.edge_agent.training.onnx.graph import replaced_specs
 from fedtide.fabric.tensors import codecs
 from fedtide.fabric.tensors import training_bundle
 from fedtide.fabric.flower.apps import TRAINING
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.data_source import Columns
+from fedtide.edge_agent.samples.source import Columns
 
 
 class Slow(Columns):
@@ -69,7 +69,7 @@ def app(tmp_path: Path, bundle: TrainingBundle) -> Path:
 
 @pytest.fixture
 def trainer(app: Path) -> Iterator[TrainerProcess]:
-    started = TrainerProcess("edge_agent.training", app.parent / "missing")
+    started = TrainerProcess("fedtide.edge_agent.training.onnx", app.parent / "missing")
     yield started
     started.kill()
 
@@ -106,7 +106,7 @@ def test_a_killed_trainers_successor_goes_on_at_its_step(
     found = Checkpoint.read(half.progress_file, 30, replaced_specs(bundle.manifest))
     assert found is not None
     assert found.steps == 5
-    second = TrainerProcess("edge_agent.training", app.parent / "missing")
+    second = TrainerProcess("fedtide.edge_agent.training.onnx", app.parent / "missing")
     try:
         resumed = second.do(half)
     finally:

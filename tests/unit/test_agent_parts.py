@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent import trainer as trainer_module
-from edge_agent.config import AgentConfig, load
-from edge_agent.fair_queue import FairQueue
-from edge_agent.governor import Governor, Latency
-from edge_agent.outbox import Outbox
-from edge_agent.preprocess import apply
-from edge_agent.trainer import Job, Trainer
+from fedtide.edge_agent.tasks import trainer as trainer_module
+from fedtide.edge_agent.config import AgentConfig, load
+from fedtide.edge_agent.tasks.fair_queue import FairQueue
+from fedtide.edge_agent.tasks.governor import Governor, Latency
+from fedtide.edge_agent.tasks.outbox import Outbox
+from fedtide.fabric.tensors.preprocessing import apply
+from fedtide.edge_agent.tasks.trainer import Job, Trainer
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
 from fedtide.fabric.plans.release import Normalize, Reshape, Scale

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp.mod import LocalDpMod
 
 from fedtide.aggregation.strategies import CoordinateMedian, FedAvg
-from edge_agent.compression import CompressionMod
+from fedtide.edge_agent.training.compression import CompressionMod
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.codecs import is_coded
 from tests.offline_grid import OfflineGrid

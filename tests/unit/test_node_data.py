@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.comparison import Comparison
-from edge_agent.data_source import CapturedSamples
-from edge_agent.drift_sketch import BINS, MAX_FEATURES, Sketch, psi, scores, total
-from edge_agent.samples import Sample, SampleStore
-from edge_agent.scoring import predictions, same, targets
-from edge_agent.serving import Served
+from fedtide.edge_agent.comparison.comparison import Comparison
+from fedtide.edge_agent.samples.source import CapturedSamples
+from fedtide.edge_agent.drift.sketch import BINS, MAX_FEATURES, Sketch, psi, scores, total
+from fedtide.edge_agent.samples.store import Sample, SampleStore
+from fedtide.edge_agent.serving.scoring import predictions, same, targets
+from fedtide.edge_agent.serving.serving import Served
 from fedtide.fabric.errors import NotFound, RemoteError
 from fedtide.fabric.plans.release import Export, Scoring
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, Terms

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from edge_agent.protocol import InferRequest, decode_request, encode_response
+from fedtide.edge_agent.serving.protocol import InferRequest, decode_request, encode_response
 from fedtide.fabric.errors import RemoteError
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from fedtide.aggregation.release.onnx_parts import MIN_TENSOR_BYTES, cut
-from edge_agent.model_store import Current, ModelStore
-from edge_agent.release_download import ReleaseDownload
+from fedtide.edge_agent.releases.model_store import Current, ModelStore
+from fedtide.edge_agent.releases.download import ReleaseDownload
 from fedtide.fabric.tensors.blobs import BlobRef, chunked
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound

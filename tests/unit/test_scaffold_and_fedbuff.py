@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedtide.aggregation.strategies import FedAvg, FedBuff, Scaffold
-from edge_agent.scaffold import ScaffoldMod
+from fedtide.edge_agent.training.scaffold import ScaffoldMod
 from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid
 

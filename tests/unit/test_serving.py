@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from edge_agent.batching import Overloaded
-from edge_agent.serving import Served, Serving
-from edge_agent.sessions import InferenceFailed, InterfaceChanged, Model, ModelUnusable
+from fedtide.edge_agent.serving.batching import Overloaded
+from fedtide.edge_agent.serving.serving import Served, Serving
+from fedtide.edge_agent.serving.sessions import InferenceFailed, InterfaceChanged, Model, ModelUnusable
 from fedtide.fabric.errors import ConfigError, NotFound, RemoteError
 from fedtide.fabric.plans.release import Export, Preprocessing, Scale
 from tests.integration.releases import graph

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from digits import data
-from edge_agent.data_source import Columns
+from fedtide.edge_agent.samples.source import Columns
 
 Config = Mapping[str, bool | int | float | str]
 

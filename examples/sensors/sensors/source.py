@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_agent.data_source import Columns
+from fedtide.edge_agent.samples.source import Columns
 from sensors import data
 
 Config = Mapping[str, bool | int | float | str]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.data_source import Columns
+from fedtide.edge_agent.samples.source import Columns
 
 
 class Held(Columns):

@@ -1,0 +1,150 @@
+"""Candidate against incumbent on one node, while a roll-out watches: only counts leave the node.
+
+Paired: both answer the node's own recent labelled samples. Shadow: of a share of the requests both
+give an answer and are timed, one after the other in turn, off the request's path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import numpy as np
+
+from fedtide.edge_agent.samples.store import Sample, SampleStore
+from fedtide.edge_agent.serving.scoring import predictions, same, targets
+from fedtide.edge_agent.serving.serving import Served
+from fedtide.edge_agent.serving.sessions import Arrays, Model
+from fedtide.fabric.errors import RemoteError
+from fedtide.fabric.plans.rollout_plan import SLOWER, Desired, Measured
+
+log = logging.getLogger(__name__)
+
+SHADOWS = 64
+"""Requests that wait for their shadow; more are not shadowed."""
+
+Report = Callable[[Desired, Measured], Awaitable[None]]
+
+
+class Comparison:
+    """Counts for one desired state, from its activation until `run` is cancelled."""
+
+    def __init__(
+        self, desired: Desired, candidate: Model, incumbent: Model | None, samples: SampleStore, report: Report
+    ) -> None:
+        self.desired = desired
+        self.candidate = candidate
+        self.incumbent = incumbent
+        self._samples = samples
+        self._report = report
+        self._counts: dict[str, float] = dict.fromkeys(Measured.model_fields, 0)
+        self._shadows: asyncio.Queue[Arrays] = asyncio.Queue(maxsize=SHADOWS)
+        self._owed = 0.0
+        self._changed = asyncio.Event()
+        self._scored_until = 0.0
+
+    def observe(self, served: Served) -> None:
+        """Take note of a request that the candidate answered or failed on."""
+        if served.model is not self.candidate:
+            return
+        good = served.outputs is not None and all(
+            a.dtype.kind != "f" or bool(np.isfinite(a).all()) for a in served.outputs.values()
+        )
+        self._counts["inferences" if good else "errors"] += 1
+        self._counts["latency_ms"] += served.seconds * 1000 if good else 0.0
+        self._changed.set()
+        self._owed += self.desired.terms.shadow
+        if self._owed >= 1 and self.incumbent is not None and not self._shadows.full():
+            self._owed -= 1
+            self._shadows.put_nowait(served.inputs)
+
+    def labels_came(self) -> None:
+        self._changed.set()
+
+    @property
+    def measured(self) -> Measured:
+        return Measured.model_validate(self._counts)
+
+    async def run(self) -> None:
+        """Score, shadow and report for as long as the roll-out watches at most; rests while nothing happens."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.desired.terms.watch_s), asyncio.TaskGroup() as group:
+                group.create_task(self._shadow(), name="shadow")
+                group.create_task(self._report_changes(), name="measured")
+
+    async def _report_changes(self) -> None:
+        await self._score()
+        await self._report(self.desired, self.measured)
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(self.desired.terms.report_s)  # how often the coordinator wants to hear
+            self._changed.clear()
+            await self._score()
+            await self._report(self.desired, self.measured)
+
+    async def _score(self) -> None:
+        done = int(self._counts["wins"] + self._counts["losses"] + self._counts["ties"])
+        left = self.desired.terms.holdout - done
+        if self.incumbent is None or left <= 0:
+            return
+        since, self._scored_until = self._scored_until, time.time()
+        samples = await asyncio.to_thread(self._samples.labelled, self.candidate.name, left, since)
+        for sample in samples:
+            await self._pair(sample)
+
+    async def _pair(self, sample: Sample) -> None:
+        assert self.incumbent is not None and sample.label is not None
+        mine = await self._right(self.candidate, sample)
+        theirs = await self._right(self.incumbent, sample)
+        if mine is None or theirs is None:
+            return
+        self._counts["wins"] += int((mine & ~theirs).sum())
+        self._counts["losses"] += int((theirs & ~mine).sum())
+        self._counts["ties"] += int((mine == theirs).sum())
+
+    async def _right(self, model: Model, sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
+        """By row, whether a model is right; a model that fails on a sample is wrong. None: the sample says nothing."""
+        export = model.manifest.export
+        rows = next(iter(sample.inputs.values())).shape[0] if sample.inputs else 0
+        assert sample.label is not None
+        try:
+            wanted = targets(export, sample.label, rows)
+        except RemoteError as exc:
+            log.warning("sample.label_refused", extra={"sample": sample.id, "reason": str(exc)})
+            return None
+        try:
+            outputs = await asyncio.to_thread(model.run, model.prepare(sample.inputs))
+            return np.asarray(same(export.scoring, predictions(export.scoring, outputs), wanted))
+        except (RemoteError, ValueError):
+            return np.zeros(rows, dtype=np.bool_)
+
+    async def _shadow(self) -> None:
+        first = True
+        while True:
+            inputs = await self._shadows.get()
+            first = not first
+            try:
+                await asyncio.to_thread(self._both, inputs, first)
+            except (RemoteError, ValueError):
+                self._counts["shadowed"] += 1
+                self._counts["disagreed"] += 1
+
+    def _both(self, inputs: Arrays, candidate_first: bool) -> None:
+        assert self.incumbent is not None
+        pair = [self.candidate, self.incumbent]
+        took: dict[str, float] = {}
+        said: dict[str, Arrays] = {}
+        for model in pair if candidate_first else reversed(pair):
+            ready = model.prepare(inputs)
+            began = time.perf_counter()
+            said[model.release.digest] = model.run(ready)
+            took[model.release.digest] = time.perf_counter() - began
+        mine, theirs = (m.release.digest for m in pair)
+        scoring = self.candidate.manifest.export.scoring
+        agree = same(scoring, predictions(scoring, said[mine]), predictions(scoring, said[theirs]))
+        self._counts["shadowed"] += 1
+        self._counts["disagreed"] += not bool(np.all(agree))
+        self._counts["slower"] += took[mine] > SLOWER * took[theirs]

@@ -1,0 +1,166 @@
+"""`python -m fedtide.edge_agent.drift.collector CONFIG.json`: sums the sketches of a region's nodes, once a window.
+
+A process of its own, because nodes must not read each other's sketches. Of the sum only an index a
+feature leaves the region, and only if enough nodes took part. The first good window of a release is
+its reference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from fedtide.edge_agent.config import DriftLimits
+from fedtide.edge_agent.drift.sketch import CONFIDENCE, PREDICTION, Sketch, pack, scores, total, unpack
+from fedtide.fabric import logs
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.events.envelope import DriftReported, Event
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import COLLECTOR, STAY, Subjects
+from fedtide.fabric.messages.tasks import Strict
+
+log = logging.getLogger(__name__)
+
+OTHERS_SHARE = 0.2
+"""Of a window: how long after its first sketch the others' are waited for."""
+LONGEST_WINDOW_S = 7 * 86_400.0
+RETRY_S = 5.0
+
+Report = Callable[[DriftReported, str], Awaitable[None]]
+
+
+class RegionConfig(Strict):
+    region: str
+    nats_url: str
+    credentials: Path | None = None
+    ca_file: Path | None = None
+
+
+class CollectorConfig(Strict):
+    """In a cluster each region has its own collector; on one machine one process serves all."""
+
+    regions: list[RegionConfig]
+    tenant: str = "default"
+    limits: DriftLimits = Field(default=DriftLimits())
+
+
+class Collector:
+    """Sums what arrives in one region; `report` gets what may leave it."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, region: str, limits: DriftLimits, report: Report) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._region = region
+        self._limits = limits
+        self._report = report
+        self._open: dict[tuple[str, int], asyncio.Task[None]] = {}
+
+    async def listen(self) -> None:
+        await self._broker.subscribe(self._subjects.drifts(self._region), self._on_sketch)
+
+    async def _on_sketch(self, message: Received) -> None:
+        model, window = message.subject.split(".")[-2:]
+        release, _, window_s = unpack(message.data)
+        if not window.isdigit() or not 0 < window_s <= LONGEST_WINDOW_S:
+            raise MalformedMessage(f"{message.subject} is no window of {window_s} s")
+        key = model, int(window)
+        if key not in self._open:
+            task = self._open[key] = asyncio.create_task(self._close(model, int(window), release, window_s))
+            task.add_done_callback(lambda _: self._open.pop(key, None))
+
+    async def _close(self, model: str, window: int, release: str, window_s: float) -> None:
+        await asyncio.sleep(OTHERS_SHARE * window_s)
+        try:
+            await self._sum(model, window, release, window_s)
+        except (FedtideError, ValueError) as exc:
+            log.info("drift.window_lost", extra={"model": model, "window": window, "reason": str(exc)})
+
+    async def _sum(self, name: str, window: int, release: str, window_s: float) -> None:
+        left = await self._broker.last_of_each(STAY, self._subjects.drifts(self._region, name, window))
+        same = [sketch for digest, sketch, _ in map(unpack, (m.data for m in left)) if digest == release]
+        now = total(same)
+        if len(same) < self._limits.min_nodes or now.samples < self._limits.min_samples:
+            log.info("drift.too_few", extra={"model": name, "nodes": len(same), "samples": now.samples})
+            return
+        subject = self._subjects.drift_reference(self._region, name, release[:16])
+        stored = await self._broker.last(STAY, subject)
+        reference = unpack(stored.data)[1] if stored is not None else now
+        # Written anew each time: what stands in this stream ends after a week.
+        await self._broker.publish(subject, pack(release, reference, window_s))
+        if stored is not None:
+            await self._tell(name, now, scores(now, reference), window)
+
+    async def _tell(self, name: str, now: Sketch, found: dict[str, float], window: int) -> None:
+        """One event each for the feature that moved most, the predictions, and the confidence."""
+        outputs = {n: s for n, s in found.items() if n in (PREDICTION, CONFIDENCE)}
+        features = {n: s for n, s in found.items() if n not in outputs}
+        worst = max(features, key=features.__getitem__, default=None)
+        for feature, score in {**outputs, **({worst: features[worst]} if worst is not None else {})}.items():
+            if score < self._limits.report_above:
+                continue
+            data = DriftReported(
+                region=self._region, model=name, feature=feature, score=round(score, 6), samples=now.samples
+            )
+            await self._report(data, f"{self._region}.drift.{name}.{feature}.{window}")
+
+
+async def serve(config: CollectorConfig) -> None:
+    """Collect for every region of `config` until cancelled; a region that is away is waited for."""
+    async with asyncio.TaskGroup() as group:
+        for region in config.regions:
+            group.create_task(_keep(config, region), name=f"collect-{region.region}")
+
+
+async def _keep(config: CollectorConfig, region: RegionConfig) -> None:
+    while True:
+        try:
+            await _collect(config, region)
+        except FedtideError as exc:
+            log.error("collector.waits", extra={"region": region.region, "reason": str(exc)})
+        await asyncio.sleep(RETRY_S)
+
+
+async def _collect(config: CollectorConfig, region: RegionConfig) -> None:
+    subjects, access = Subjects(config.tenant), Access(region.credentials, region.ca_file)
+    broker = await Broker.connect(region.nats_url, f"collector-{region.region}", access, wait_s=None)
+
+    async def report(data: DriftReported, key: str) -> None:
+        event = Event.now(f"collector/{region.region}", data, id=key)
+        subject = subjects.report(region.region, COLLECTOR, "drift-reported")
+        while True:
+            try:
+                await broker.publish(subject, event.model_dump_json().encode(), message_id=key)
+                return
+            except TransientError as exc:
+                log.info("collector.report_waits", extra={"reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+
+    try:
+        await Collector(broker, subjects, region.region, config.limits, report).listen()
+        log.info("collector.ready", extra={"region": region.region})
+        await broker.until_closed()
+    finally:
+        await broker.close()
+
+
+def main() -> int:
+    logs.to_stderr()
+    try:
+        config = CollectorConfig.model_validate(json.loads(Path(sys.argv[1]).read_bytes()))
+    except (OSError, ValueError, ValidationError) as exc:
+        print(f"fedtide drift collector: {ConfigError(sys.argv[1], str(exc))}", file=sys.stderr)
+        return ConfigError.exit_code
+    asyncio.run(serve(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""What this node can do, read from the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from fedtide.edge_agent.identity.cluster_node import ClusterNode
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.fabric.tensors.codecs import KINDS
+from fedtide.fabric.events.envelope import Capabilities
+from fedtide.fabric.plans.windows import zone
+
+_TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
+
+
+def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Capabilities:
+    """Capabilities now. Extras are looked up, never imported; labels of the configuration go over the cluster's."""
+    return Capabilities(
+        labels={**cluster.labels, **config.labels},
+        schedulable=cluster.schedulable,
+        cpus=os.cpu_count() or 1,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        disk_free_bytes=shutil.disk_usage(config.data_dir).free,
+        python=platform.python_version(),
+        extras=[name for name in _TRAINING_EXTRAS if find_spec(name) is not None],
+        codecs=list(KINDS),
+        samples=config.samples,
+        node_config=config.node_config,
+        inference_url=inference_url,
+        agent_version=_own_version(),
+        timezone=config.timezone or machine_timezone(),
+        hardware=platform.machine(),
+    )
+
+
+def machine_timezone() -> str:
+    """The machine's time zone by the name that the database has, or UTC."""
+    named = os.environ.get("TZ", "").removeprefix(":") or _linked_zone()
+    try:
+        return zone(named).key if named else "UTC"
+    except ValueError:
+        return "UTC"
+
+
+def _linked_zone() -> str:
+    try:
+        return os.readlink("/etc/localtime").rpartition("zoneinfo/")[2]
+    except OSError:
+        return ""
+
+
+def _own_version() -> str:
+    try:
+        return version("fedtide")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Resident memory of a process in bytes (0 if it is gone)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,163 @@
+"""How a node comes by its credentials: once with a join token, later with those it has."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import random
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.fabric.nats import jwt as nats_jwt
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access, Credentials, write_secret
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.events.identity import Enrolment as Asked
+from fedtide.fabric.events.identity import Issued, Renewal
+from fedtide.fabric.nats.jwt import Key
+from fedtide.fabric.nats.subjects import Subjects
+
+log = logging.getLogger(__name__)
+
+PREFIX = "ft1."
+ANSWER_WITHIN_S = 10.0
+RETRY_S = 2.0
+RENEW_AT = 1 / 3
+"""Share of their lifetime that is left when credentials are renewed."""
+LOOK_EVERY_S = 3600.0
+
+
+class EnrolmentRefused(FedtideError):
+    """The coordinator gives this node no credentials; it says why."""
+
+    exit_code = 77
+
+
+class JoinToken:
+    """`ft1.` and base64 of a name and credentials that allow nothing but to enrol."""
+
+    def __init__(self, text: str) -> None:
+        try:
+            body = json.loads(base64.urlsafe_b64decode(text.strip().removeprefix(PREFIX)))
+            self.name = str(body["t"])
+            self.credentials = Credentials(str(body["j"]), Key.of(str(body["s"])))
+        except (ValueError, KeyError, TypeError, MalformedMessage) as exc:
+            remedy = "Copy it whole, as `fedtide fleet token create` printed it"
+            raise ConfigError("join_token", "is not a join token", remedy) from exc
+
+
+class Enrolment:
+    """Finds this node's credentials, or asks for them."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self._file = config.credentials or config.data_dir / "identity.creds"
+
+    async def access(self, *, refused: bool = False) -> Access:
+        """What to connect with; waits for the broker and the coordinator as long as it takes.
+
+        Args:
+            refused: the credentials that are here were: a token is tried. They stay until it has brought others.
+
+        Raises:
+            EnrolmentRefused: the token does not, or no longer, let this node in.
+            ConfigError: what is configured is no token.
+        """
+        good = self._file.exists() and Credentials.load(self._file).lifetime_left > 0
+        token = self._token() if refused or not good else None
+        if good and token is None:
+            return Access(self._file, self.config.ca_file)
+        if token is None:
+            if self._file.exists():
+                raise EnrolmentRefused("the credentials have expired", "Give the node a new join token")
+            return Access(None, self.config.ca_file)
+        await self._enrol(token)
+        return Access(self._file, self.config.ca_file)
+
+    def _token(self) -> JoinToken | None:
+        text, file = self.config.join_token, self.config.join_token_file
+        if not text and file is not None:
+            try:
+                text = file.read_text(encoding="utf-8").strip()
+            except OSError as exc:
+                log.info("enrolment.no_token", extra={"file": str(file), "reason": str(exc)})
+        return JoinToken(text) if text else None
+
+    async def _enrol(self, token: JoinToken) -> None:
+        config = self.config
+        key = self._kept_key()
+        asked = Asked(node=config.node, region=config.region, key=key.public)
+        with tempfile.TemporaryDirectory() as folder:
+            show = Path(folder) / "join.creds"
+            token.credentials.save(show)
+            access = Access(show, config.ca_file)
+            broker = await Broker.connect(config.nats_url, f"join-{config.node}", access, wait_s=None)
+            try:
+                jwt = await _ask(broker, Subjects(config.tenant).enrolment(token.name), asked)
+            finally:
+                await broker.close()
+        Credentials(jwt, key).save(self._file)
+        self._key_file.unlink(missing_ok=True)
+        log.info("agent.enrolled", extra={"node": config.node, "region": config.region})
+
+    @property
+    def _key_file(self) -> Path:
+        return self._file.with_suffix(".seed")
+
+    def _kept_key(self) -> Key:
+        """The key that is asked for, kept on disk: an answer that is lost must not cost a second use of the token."""
+        try:
+            return Key.of(self._key_file.read_text(encoding="utf-8").strip())
+        except (OSError, ValueError, MalformedMessage):
+            key = Key.new(nats_jwt.USER)
+            write_secret(self._key_file, key.seed)
+            return key
+
+
+class Renewals:
+    """Fresh keys for a node, before its credentials end."""
+
+    def __init__(self, config: AgentConfig, broker: Broker, access: Access) -> None:
+        self._config = config
+        self._broker = broker
+        self._file = access.credentials
+
+    async def run(self) -> None:
+        """Look now and then, for ever."""
+        while True:
+            if self._file is not None and Credentials.load(self._file).lifetime_left < RENEW_AT:
+                await self.renew()
+            await asyncio.sleep(LOOK_EVERY_S * random.uniform(0.5, 1.5))  # noqa: S311  # so that a fleet does not ask at once
+
+    async def renew(self) -> None:
+        """Ask for credentials with a new key, and connect with them. The old ones stay good until the next time.
+
+        Raises:
+            EnrolmentRefused: this node was revoked.
+        """
+        assert self._file is not None
+        config, key = self._config, Key.new(nats_jwt.USER)
+        subject = Subjects(config.tenant).renewal(config.region, config.node)
+        Credentials(await _ask(self._broker, subject, Renewal(key=key.public)), key).save(self._file)
+        await self._broker.reconnect()
+        log.info("agent.renewed", extra={"node": config.node})
+
+
+async def _ask(broker: Broker, subject: str, question: BaseModel) -> str:
+    """The JWT that a question brings; asked until somebody answers."""
+    while True:
+        try:
+            raw = await broker.ask(subject, question.model_dump_json().encode(), timeout_s=ANSWER_WITHIN_S)
+            answer = Issued.model_validate_json(raw)
+        except (TransientError, ValidationError) as exc:
+            log.info("enrolment.waits", extra={"reason": str(exc)})
+            await asyncio.sleep(RETRY_S)
+            continue
+        if answer.error:
+            raise EnrolmentRefused(answer.error, answer.remedy)
+        return answer.jwt

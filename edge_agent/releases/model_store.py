@@ -1,0 +1,175 @@
+"""Releases on a node's disk: fetched whole, verified, then made current by one rename.
+
+    releases/<digest>/            manifest.json, model.onnx, smoke.safetensors
+    releases/<digest>.part/       a download that may be resumed
+    current/<model>.json          what is served: counter, release, and the last-known-good before it
+
+Losing power at any point leaves the old or the new release current, whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedtide.edge_agent.releases.download import Local, ReleaseDownload
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
+from fedtide.fabric.errors import DigestMismatch, MalformedMessage, TransientError
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.messages.tasks import Strict
+
+log = logging.getLogger(__name__)
+
+
+class Current(Strict):
+    """What one model serves. `counter` is the highest desired state seen, also when it failed."""
+
+    model: str
+    counter: int
+    rollout: str
+    release: BlobRef | None
+    previous: BlobRef | None = None
+
+
+class ModelStore:
+    """Owns its folder. Reads need no network; `fetch` is the only part that does."""
+
+    def __init__(self, root: Path) -> None:
+        self._releases = root / "releases"
+        self._current = root / "current"
+        for folder in (self._releases, self._current):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def current(self) -> list[Current]:
+        """What every model on this node should serve, read from disk."""
+        models = [self.current_of(path.stem) for path in sorted(self._current.glob("*.json"))]
+        return [current for current in models if current is not None]
+
+    def current_of(self, model: str) -> Current | None:
+        """None: nothing, or nothing that can be read; then the roll-outs say anew what to serve."""
+        path = self._current / f"{model}.json"
+        try:
+            return Current.model_validate_json(path.read_bytes()) if path.exists() else None
+        except (OSError, ValidationError) as exc:
+            log.error("release.current_unreadable", extra={"model": model, "reason": str(exc)})
+            return None
+
+    def set_current(self, current: Current) -> None:
+        """Durable and atomic: fsync, rename, fsync of the folder."""
+        path = self._current / f"{current.model}.json"
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            file.write(current.model_dump_json().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync(self._current)
+
+    def folder(self, release: BlobRef) -> Path:
+        return self._releases / release.digest
+
+    def has(self, release: BlobRef) -> bool:
+        return self.folder(release).exists()
+
+    def has_begun(self, release: BlobRef) -> bool:
+        """Whether some of it was fetched."""
+        return self.has(release) or self._part(release).exists()
+
+    def _part(self, release: BlobRef) -> Path:
+        return self._releases / f"{release.digest}.part"
+
+    def manifest(self, release: BlobRef) -> ReleaseManifest:
+        """Raises MalformedMessage if the release is not here or its manifest is damaged."""
+        try:
+            return decode_release((self.folder(release) / "manifest.json").read_bytes())
+        except OSError as exc:
+            raise MalformedMessage(f"release {release.digest[:12]} is not whole on this node") from exc
+
+    async def fetch(self, download: ReleaseDownload, model: str, release: BlobRef) -> Path:
+        """Bring a release's files to a staging folder, every chunk checked; resumes what is there.
+
+        Raises:
+            NotFound, DigestMismatch, BrokerUnavailable: as `fedtide.fabric.nats.transfer.get_blob`.
+            MalformedMessage: the manifest is not one, or is another model's.
+            TransientError: no room on the disk.
+        """
+        if self.has(release):
+            return self.folder(release)
+        manifest, raw = await download.manifest(release)
+        if manifest.model != model:
+            raise MalformedMessage(f"release {release.digest[:12]} is of model {manifest.model!r}, not {model!r}")
+        staging = self._part(release)
+        try:
+            staging.mkdir(exist_ok=True)
+            (staging / "manifest.json").write_bytes(raw)
+        except OSError as exc:
+            raise TransientError(f"cannot store release: {exc.strerror}", "Free disk space on the node") from exc
+        await download.files(manifest, staging, self._local())
+        return staging
+
+    def _local(self) -> Local:
+        """Where the blobs are of which the releases on this disk consist."""
+        found: Local = {}
+        for folder in self._releases.iterdir():
+            try:
+                manifest = decode_release((folder / "manifest.json").read_bytes())
+            except (OSError, MalformedMessage):
+                continue
+            if folder.suffix != ".part":
+                start = 0
+                for ref in manifest.onnx_parts:
+                    found[ref.digest] = (folder / "model.onnx", start)
+                    start += ref.size_bytes
+                found[manifest.smoke.digest] = (folder / "smoke.safetensors", 0)
+        return found
+
+    def stage(self, release: BlobRef, staging: Path) -> None:
+        """Check the files once more as they are on disk, and give them their final name.
+
+        Raises:
+            DigestMismatch: the disk does not hold what was fetched.
+        """
+        target = self.folder(release)
+        if staging == target:
+            return
+        manifest = decode_release((staging / "manifest.json").read_bytes())
+        for ref, name in ((manifest.onnx, "model.onnx"), (manifest.smoke, "smoke.safetensors")):
+            path = staging / name
+            found = manifest_of(list(chunked([map_file(path)] if path.stat().st_size else []))).ref
+            if found != ref:
+                path.unlink()
+                raise DigestMismatch(f"{name} of release {release.digest[:12]} does not match its digest")
+            _sync(path)
+        _sync(staging / "manifest.json")
+        _sync(staging)
+        staging.rename(target)
+        _sync(self._releases)
+
+    def discard(self, release: BlobRef) -> None:
+        """Delete a release that turned out unusable: asked for again, it is fetched anew."""
+        for folder in (self.folder(release), self._part(release)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self, wanted: Iterable[BlobRef] = ()) -> None:
+        """Delete releases that are neither active nor last-known-good of any model, nor `wanted`."""
+        kept = {ref.digest for ref in wanted}
+        for current in self.current():
+            kept |= {ref.digest for ref in (current.release, current.previous) if ref is not None}
+        for folder in self._releases.iterdir():
+            if folder.name.removesuffix(".part") not in kept:
+                log.info("release.swept", extra={"release": folder.name[:12]})
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,70 @@
+"""Keeps a share of the requests as samples, off their path; and takes the labels that come later."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections import deque
+
+from fedtide.edge_agent.config import Capture as CaptureConfig
+from fedtide.edge_agent.samples.store import Sample, SampleStore
+from fedtide.edge_agent.serving.scoring import Labels
+from fedtide.edge_agent.serving.serving import Served
+from fedtide.fabric.ids import new_id
+
+log = logging.getLogger(__name__)
+
+PENDING = 1000
+"""Samples that wait to be written; more are dropped: inference never waits for the disk."""
+GATHER_S = 0.2
+
+
+def _can_be_kept(served: Served) -> bool:
+    """Numbers are; texts are not, and neither are requests of no rows."""
+    return all(array.dtype.kind in "biuf" and array.size for array in served.inputs.values())
+
+
+class Capturer:
+    """An observer of the serving, and a task that writes."""
+
+    def __init__(self, config: CaptureConfig, store: SampleStore) -> None:
+        self._share = config.share
+        self._store = store
+        self._pending: deque[Sample] = deque(maxlen=PENDING)
+        self._woken = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._owed = 0.0
+
+    def observe(self, served: Served) -> None:
+        self._owed += self._share
+        if self._owed < 1 or served.outputs is None or not _can_be_kept(served):
+            return
+        self._owed -= 1
+        key = served.id or new_id("sample")
+        self._pending.append(Sample(served.model.name, key, time.time(), served.inputs))
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Write what comes, for ever."""
+        while True:
+            await self._woken.wait()
+            await asyncio.sleep(GATHER_S)  # a batch is one transaction; labels do not wait for it
+            await self.flush()
+
+    async def flush(self) -> None:
+        async with self._writing:
+            self._woken.clear()
+            batch = [self._pending.popleft() for _ in range(len(self._pending))]
+            if not batch:
+                return
+            try:
+                await asyncio.to_thread(self._store.add, batch, time.time())
+            except sqlite3.Error as exc:
+                log.error("samples.not_written", extra={"count": len(batch), "reason": str(exc)})
+
+    async def label(self, model: str, labels: dict[str, Labels]) -> int:
+        """Give captured samples their labels; returns how many of them are here."""
+        await self.flush()
+        return await asyncio.to_thread(self._store.label, model, labels, time.time())

@@ -1,0 +1,54 @@
+"""Inference over NATS request and reply: the protocol's bodies, on a subject a model.
+
+The body's JSON length, if binary tensors follow, is the header of the same name as over HTTP; an
+error answers `{"error": ...}` with the header `Status`, the HTTP status that says the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from fedtide.edge_agent.serving.inference_server import answer, status_of
+from fedtide.edge_agent.serving.protocol import HEADER_LENGTH
+from fedtide.edge_agent.serving.serving import Serving
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import NotFound, RemoteError, TransientError
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import Subjects, last_token
+
+log = logging.getLogger(__name__)
+
+
+VERSION = "Model-Version"
+"""Header of a request that wants another version than the active one."""
+MAX_ANSWER_BYTES = 7 * 1024 * 1024
+
+
+def _refusal(status: int, reason: str) -> tuple[bytes, dict[str, str]]:
+    return json.dumps({"error": reason}).encode(), {"Status": str(status)}
+
+
+class NatsInference:
+    """Answers on `infer.<region>.<node>.<model>`; requests run beside each other."""
+
+    def __init__(self, broker: Broker, serving: Serving) -> None:
+        self._broker = broker
+        self._serving = serving
+
+    async def listen(self, subjects: Subjects, region: str, node: str) -> None:
+        await self._broker.answer(subjects.infer(region, node, "*"), self._answer)
+
+    async def _answer(self, message: Received) -> tuple[bytes, dict[str, str]]:
+        model, length = last_token(message.subject), message.headers.get(HEADER_LENGTH)
+        try:
+            version = message.headers.get(VERSION)
+            body, json_length = await answer(self._serving, model, version, message.data, length)
+        except (RemoteError, NotFound, TransientError) as exc:
+            return _refusal(status_of(exc), str(exc))
+        except Exception as exc:  # whoever asked must not wait for an answer that never comes
+            log.exception("inference.failed")
+            return _refusal(500, f"{type(exc).__name__}: {exc}")
+        if len(body) > MAX_ANSWER_BYTES:
+            return _refusal(413, f"the answer has {len(body)} bytes, more than a message holds; ask over HTTP")
+        return body, {} if json_length is None else {HEADER_LENGTH: str(json_length)}

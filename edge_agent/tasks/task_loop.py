@@ -1,0 +1,317 @@
+"""The agent's task loop: orders in, one training task at a time, answers out through the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedtide.edge_agent.identity.capabilities import machine_timezone
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.samples.source import SAMPLES
+from fedtide.fabric.process.disk import is_full
+from fedtide.edge_agent.tasks.fair_queue import FairQueue
+from fedtide.edge_agent.tasks.governor import Governor, Latency
+from fedtide.edge_agent.tasks.outbox import Outbox
+from fedtide.edge_agent.samples.store import samples_file
+from fedtide.edge_agent.tasks.trainer import PART, Job, Trainer, TrainerCrashed
+from fedtide.fabric.flower.apps import unpack
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.ids import flower_int
+from fedtide.fabric.nats.streams import HUB_DOMAIN
+from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
+from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
+from fedtide.fabric.messages.tasks import Cancel, ConfigValues, Reply, Task, WireError, WireMessage
+
+log = logging.getLogger(__name__)
+
+_LOAD_FAILED = 1
+_APP_CRASHED = 8
+UPDATE_TTL_S = 7 * 24 * 3600.0
+STATE_KEPT_S = 90 * 24 * 3600.0
+"""How long the state that a run's ClientApp keeps on this node outlives its last use."""
+DOWNLOAD_KEPT_S = 24 * 3600.0
+"""How long part of a model, or one that others were coded against, stays after its last use."""
+RETRY_S = 1.0
+
+
+class TaskLoop:
+    """Owns the trainer and the outbox of a node. `run` and `send` are to be run as two tasks."""
+
+    def __init__(self, config: AgentConfig, broker: Broker, latency: Latency) -> None:
+        self._config = config
+        self._broker = broker
+        self._subjects = Subjects(config.tenant)
+        self._outbox = Outbox(config.data_dir / "outbox", config.data_dir / "runs")
+        self._downloads = config.data_dir / "downloads"
+        zone = config.timezone or machine_timezone()
+        self._trainer = Trainer(config, Governor(config.limits, zone, latency, self._show_stage))
+        self._queue = FairQueue()
+        self._queued = asyncio.Event()
+        self._accepted: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._to_send: asyncio.Queue[str] = asyncio.Queue()
+        self._running: asyncio.Task[Reply] | None = None
+        self.busy: str | None = None
+        self.stage = ""
+        self.changed = asyncio.Event()
+        """Set when `busy` or `stage` is another."""
+        for task in self._outbox.waiting():
+            self._to_send.put_nowait(task)
+        _forget_old(config.data_dir / "runs", "*.state", STATE_KEPT_S)
+        _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
+        (config.data_dir / "progress").mkdir(parents=True, exist_ok=True)
+        _forget_old(config.data_dir / "progress", "*", DOWNLOAD_KEPT_S)
+
+    @property
+    def trainer_pid(self) -> int | None:
+        return self._trainer.pid
+
+    async def order(self, order: Task | Cancel) -> None:
+        """Take a task once, however often it is delivered; a cancel ends it wherever it is."""
+        if isinstance(order, Cancel):
+            await self._cancel(order.task)
+        elif order.task not in self._accepted and not self._outbox.knows(order.task):
+            self._accepted.add(order.task)
+            self._queue.put(order)
+            self._queued.set()
+
+    async def _cancel(self, task: str) -> None:
+        if task not in self._accepted:
+            if not self._outbox.knows(task):
+                self._outbox.drop(task)  # an answer that waits to be sent goes all the same: late, not lost
+            return
+        self._cancelled.add(task)
+        if self.busy == task and self._running is not None:
+            self._running.cancel()
+
+    async def run(self) -> None:
+        """Work off tasks for ever; on cancellation the trainer is stopped."""
+        try:
+            while True:
+                task = self._queue.take()
+                if task is not None:
+                    await self._one(task)
+                    continue
+                self._queued.clear()
+                await self._queued.wait()
+        finally:
+            await self._trainer.stop()
+
+    async def _one(self, task: Task) -> None:
+        key = task.task
+        try:
+            if time.time() > task.expires_at:
+                return  # nobody wants it now; should its run be resumed, it is asked for anew
+            if key in self._cancelled:
+                self._outbox.drop(key)
+                return
+            self._show(key, "downloading")
+            self._running = asyncio.create_task(self._train(task), name=f"train-{key}")
+            reply = await self._running
+            await self._commit(reply)
+            self._forget_progress(key)
+            self._to_send.put_nowait(key)
+        except asyncio.CancelledError:
+            if key not in self._cancelled:
+                raise
+            self._outbox.drop(key)
+            self._forget_progress(key)
+            log.info("task.cancelled", extra={"task": key})
+        finally:
+            self._running = None
+            self._show(None, "")
+            self._accepted.discard(key)
+            self._cancelled.discard(key)
+
+    def _show_stage(self, stage: str) -> None:
+        self._show(self.busy, stage)
+
+    def _show(self, task: str | None, stage: str) -> None:
+        self.busy, self.stage = task, stage
+        self.changed.set()
+
+    async def _commit(self, reply: Reply) -> None:
+        """Until it is on the disk: an answer is not lost because the disk is full for now."""
+        while True:
+            try:
+                self._outbox.commit(reply)
+                return
+            except OSError as exc:
+                log.error("outbox.cannot_store", extra={"task": reply.task, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+
+    async def _train(self, task: Task) -> Reply:
+        began = time.monotonic()
+        out_dir = self._outbox.folder(task.task)
+        opened = False
+        while True:
+            try:
+                if not opened:
+                    self._outbox.open(task.task)
+                    opened = True
+                message = await self._answered(task, out_dir)
+                break
+            except TransientError as exc:
+                log.warning("task.waits", extra={"task": task.task, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+            except CapabilityMissing as exc:
+                message = _error(task, _LOAD_FAILED, str(exc))
+                break
+            except FedtideError as exc:
+                message = _error(task, _APP_CRASHED, str(exc))
+                break
+            except OSError as exc:
+                if is_full(exc):
+                    log.error("task.waits_for_disk", extra={"task": task.task, "reason": str(exc)})
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
+                break
+            except ValidationError as exc:
+                message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
+                break
+        return Reply(
+            task=task.task,
+            run=task.run,
+            node=self._config.node,
+            seconds=time.monotonic() - began,
+            stays=task.stay,
+            message=message,
+        )
+
+    async def _answered(self, task: Task, out_dir: Path) -> WireMessage:
+        """The answer, also of a trainer that is killed again and again, as long as each gets further than the last."""
+        while True:
+            saved = self._how_far(task.task)
+            try:
+                return await self._answer(task, out_dir)
+            except TrainerCrashed as exc:
+                if self._how_far(task.task) == saved:
+                    raise
+                log.warning("task.goes_on", extra={"task": task.task, "reason": str(exc)})
+
+    async def _answer(self, task: Task, out_dir: Path) -> WireMessage:
+        app_dir = self._config.data_dir / "apps" / task.app.bundle.digest
+        if not app_dir.exists():
+            unpack(bytes(await read_blob(self._source, self._subjects.blob, task.app.bundle)), app_dir)
+        task_file = out_dir / "task.json"
+        task_file.write_text(task.model_dump_json())
+        job = Job(
+            task_file=task_file,
+            blobs={ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()},
+            app_dir=app_dir.resolve(),
+            state_file=self._outbox.state_of(task.run).resolve(),
+            progress_file=self._progress(task.task),
+            out_dir=out_dir.resolve(),
+            node_id=flower_int(self._config.node),
+            node_config=self._node_config(),
+            checkpoint_s=self._config.train_checkpoint_s,
+            threads=self._config.train_threads or 0,
+        )
+        self._show(task.task, "training")
+        log.info("task.training", extra={"task": task.task})
+        await self._trainer.train(job)
+        kept = {ref.digest for ref in task.message.bases()}
+        for digest in kept:
+            job.blobs[digest].touch()
+        _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
+        for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
+            path.unlink(missing_ok=True)
+        return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
+
+    def _progress(self, task: str) -> Path:
+        return (self._config.data_dir / "progress" / task).resolve()
+
+    def _forget_progress(self, task: str) -> None:
+        for file in (self._progress(task), self._progress(task).with_suffix(PART)):
+            file.unlink(missing_ok=True)
+
+    def _how_far(self, task: str) -> int:
+        """Changes whenever the task's trainer has saved where it is."""
+        try:
+            return self._progress(task).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _node_config(self) -> ConfigValues:
+        """Flower's node config, and where the app finds the samples that this node captured."""
+        if not self._config.capture.share:
+            return self._config.node_config
+        return {SAMPLES: str(samples_file(self._config.data_dir).resolve()), **self._config.node_config}
+
+    async def _download(self, run: str, ref: BlobRef) -> Path:
+        """A blob as a file; what an interrupted download brought, also before a restart, is not fetched again."""
+        self._downloads.mkdir(parents=True, exist_ok=True)
+        path = (self._downloads / ref.digest).resolve()
+
+        def prefix(digest: str) -> str:
+            return self._subjects.round_blob(run, digest)
+
+        await get_blob(self._source, prefix, ref, FileSink(path))
+        return path
+
+    @property
+    def _source(self) -> Source:
+        return Source(self._broker, DOWN, fallback_domain=HUB_DOMAIN)
+
+    async def send(self) -> None:
+        """Send finished answers for ever, each until the broker has it."""
+        while True:
+            task = await self._to_send.get()
+            await self._until_sent(task)
+
+    async def _until_sent(self, key: str) -> None:
+        stored: set[str] = set()
+        while True:
+            try:
+                await self._send_once(key, stored)
+                self._outbox.sent(key)
+                return
+            except TransientError as exc:
+                log.warning("outbox.waits", extra={"task": key, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+            except FedtideError as exc:
+                log.error("outbox.dropped", extra={"task": key, "reason": str(exc)})
+                self._outbox.drop(key)
+                return
+
+    async def _send_once(self, key: str, stored: set[str]) -> None:
+        pending = self._outbox.read(key)
+        reply, region, node = pending.reply, self._config.region, self._config.node
+
+        where, stream = (self._subjects.stay_blob, STAY) if reply.stays else (self._subjects.update_blob, UP)
+
+        def prefix(digest: str) -> str:
+            return where(region, node, reply.run, digest)
+
+        for path in pending.blobs.values():
+            await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=UPDATE_TTL_S, stored=stored)
+        subject = self._subjects.reply(region, node, reply.run, reply.task)
+        await self._broker.publish(
+            subject, reply.model_dump_json().encode(), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S
+        )
+
+
+def _mapped(path: Path) -> memoryview:
+    try:
+        return map_file(path)
+    except (OSError, ValueError) as exc:
+        raise MalformedMessage(f"the outbox lost {path.name}: {exc}") from exc
+
+
+def _forget_old(folder: Path, pattern: str, kept_s: float) -> None:
+    limit = time.time() - kept_s
+    for file in folder.glob(pattern):
+        if file.stat().st_mtime < limit:
+            file.unlink()
+
+
+def _error(task: Task, code: int, reason: str) -> WireMessage:
+    """An error reply made without flwr."""
+    return task.message.reply(time.time(), error=WireError(code=code, reason=reason))

@@ -1,0 +1,190 @@
+"""The trainer process, seen from the agent: started on demand, niced, killed when it must be.
+
+One process serves one app, one task at a time; what a run keeps on a node is its context's
+state, on disk. The agent talks to the process in JSON lines; tensors pass through files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import Field
+
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.tasks.governor import Governor, LimitExceeded
+from fedtide.fabric.flower.apps import TRAINING
+from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
+from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.messages.tasks import ConfigValues, Strict
+
+log = logging.getLogger(__name__)
+
+_FLOWER, _ONNX = "fedtide.edge_agent.training.flower", "fedtide.edge_agent.training.onnx"
+PART = ".part"
+"""Suffix of a progress file that is being written."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class TrainerCrashed(RemoteError):
+    """The trainer process died under a task (signal, os._exit, out of memory)."""
+
+
+class Job(Strict):
+    """One task as files: what the agent asks of the trainer process."""
+
+    task_file: Path
+    blobs: dict[str, Path]
+    app_dir: Path
+    state_file: Path
+    progress_file: Path = Field(description="Where a task that takes long says how far it is")
+    out_dir: Path
+    node_id: int
+    node_config: ConfigValues = Field(description="Flower's node config")
+    checkpoint_s: float
+    threads: int = Field(description="Of numeric libraries; 0: as many as there are cores")
+
+
+class Trainer:
+    """At most one trainer process, kept warm between the tasks of an app."""
+
+    def __init__(self, config: AgentConfig, governor: Governor) -> None:
+        self._config = config
+        self._governor = governor
+        self._process: asyncio.subprocess.Process | None = None
+        self._serves: tuple[str, Path] | None = None
+        """The process's module and the app that it serves."""
+        self._idle: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def train(self, job: Job) -> None:
+        """Do one job; its answer is in `job.out_dir` (see trainer_process).
+
+        Raises:
+            CapabilityMissing: this node can run neither the app nor its training bundle.
+            TrainerCrashed: the process ended before it answered.
+            LimitExceeded: it would have broken the node's limits, and was ended.
+            TransientError: its disk is full.
+        """
+        serves = (trainer_module(self._config.train_runtime, job.app_dir), job.app_dir)
+        if self._idle is not None:
+            self._idle.cancel()
+        await self._governor.until_allowed()
+        if serves != self._serves or (self._process is not None and self._process.returncode is not None):
+            await self.stop()
+        process = self._process or await self._start(*serves)
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(job.model_dump_json().encode() + b"\n")
+            await process.stdin.drain()
+            answer = await self._governed(process.pid, process.stdout)
+        except ConnectionError:
+            answer = b""
+        except (asyncio.CancelledError, LimitExceeded):
+            await self.stop()
+            raise
+        if not answer:
+            code = await process.wait()
+            self._process = self._serves = None
+            raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
+        told = json.loads(answer)
+        if not told["done"]:
+            raise TransientError(f"the trainer could not write: {told['reason']}", "Free disk space; it is tried again")
+        loop = asyncio.get_running_loop()
+        self._idle = loop.call_later(self._config.train_idle_s, self._kill)
+
+    async def _governed(self, group: int, answers: asyncio.StreamReader) -> bytes:
+        """The process's answer, while the governor pauses it as the node's limits say."""
+        watching = asyncio.create_task(self._governor.watch(group), name="governor")
+        reading = asyncio.create_task(answers.readline(), name="trainer-answer")
+        try:
+            await asyncio.wait({watching, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done() and not reading.done():
+                watching.result()
+            return await reading
+        finally:
+            for task in (watching, reading):
+                task.cancel()
+            await asyncio.gather(watching, reading, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        process = self._process
+        self._kill()
+        if process is not None:
+            await process.wait()
+
+    def _kill(self) -> None:
+        process, self._process, self._serves = self._process, None, None
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and whatever the app started
+
+    async def _start(self, module: str, app_dir: Path) -> asyncio.subprocess.Process:
+        environment = dict(os.environ)
+        if self._config.train_threads is not None:
+            environment |= dict.fromkeys(THREAD_VARIABLES, str(self._config.train_threads))
+        work = self._config.data_dir / "trainer"
+        work.mkdir(parents=True, exist_ok=True)
+        with (work / "trainer.log").open("ab") as logfile:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                module,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=logfile,
+                cwd=work,
+                env=environment,
+                preexec_fn=self._become_polite,
+                start_new_session=True,  # a process group: it is paused and ended with all it started
+            )
+        self._serves = (module, app_dir)
+        log.info("trainer.started", extra={"pid": self._process.pid, "app": app_dir.name, "runs": module})
+        return self._process
+
+    def _become_polite(self) -> None:
+        os.nice(self._config.train_nice)
+        if (most := self._config.limits.memory_bytes) is not None:
+            # Private memory, not address space: numeric libraries reserve far more than they use.
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        die_with_parent()
+
+
+def trainer_module(runtime: str, app_dir: Path) -> str:
+    """The process that trains this app here.
+
+    Left to itself a node uses the app's own code if it has flwr and torch, else the app's training bundle.
+
+    Raises:
+        CapabilityMissing: it has neither.
+    """
+    bundled, flower = (app_dir / TRAINING).is_file(), find_spec("flwr") is not None
+    if runtime == "onnx" or (runtime == "auto" and bundled and not (flower and find_spec("torch") is not None)):
+        if bundled:
+            return _ONNX
+        raise CapabilityMissing(
+            "this node trains without torch, and the app carries no training bundle",
+            "Start the run with `--train onnx`, or set train_runtime to flower on a node with flwr",
+        )
+    if not flower:
+        raise CapabilityMissing(
+            "this node cannot run Flower apps: flwr is not installed, and the app carries no training bundle",
+            "pip install 'fedtide[train]' on the node, or start the run with `--train onnx`",
+        )
+    return _FLOWER
+
+
+def _describe(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

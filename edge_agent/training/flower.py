@@ -1,0 +1,96 @@
+"""The trainer process: runs a Flower ClientApp, one job a line, in files.
+
+Reads `Job` lines from stdin and answers one JSON line each. The answer itself is
+`message.json` (a WireMessage) and one file a blob, named by its digest, in the job's folder.
+This is the only part of an agent that loads flwr and what the app imports.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedtide.edge_agent.training.compression import CompressionMod
+from fedtide.fabric.process.disk import is_full
+from fedtide.edge_agent.training.job_loop import serve, write_frame, write_message
+from fedtide.edge_agent.tasks.outbox import STATE
+from fedtide.edge_agent.tasks.trainer import Job
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.tensors.codecs import is_coded
+from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.messages.tasks import Arrays, Task
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    apps: dict[Path, ClientApp] = {}
+    return serve(lambda job: _do(job, apps))
+
+
+def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
+    task = Task.model_validate_json(job.task_file.read_bytes())
+    flower.adopt_identity(task.message.run_id, job.node_id)
+    message = flower.from_wire(task.message, {d: map_file(p) for d, p in job.blobs.items()})
+    try:
+        state = _state(job.state_file)
+        context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
+        app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
+        mod = CompressionMod(task.codec) if task.codec else None
+        reply = mod(message, context, app) if mod is not None else app(message, context)
+        # The state changes with the answer: it becomes the run's once the answer is safe (fedtide.edge_agent.tasks.outbox).
+        (job.out_dir / STATE).write_bytes(flower.dump_state(context.state))
+        _write_reply(job.out_dir, reply)
+        return
+    except (flower.AppLoadError, ConfigError) as exc:
+        log.exception("app.load_failed")
+        reply = Message(Error(flower.ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(exc)), reply_to=message)
+    except Exception as exc:  # a ClientApp may raise anything: it becomes an error reply, as in Flower
+        if is_full(exc):
+            raise
+        log.exception("app.raised")
+        reason = f"{type(exc).__name__}: {exc}"
+        reply = Message(Error(flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    _write_reply(job.out_dir, reply)
+
+
+def _state(file: Path) -> RecordDict:
+    try:
+        return flower.load_state(file.read_bytes())
+    except FileNotFoundError:
+        return RecordDict()
+    except MalformedMessage:
+        log.warning("app.state_of_another_runtime")  # the node trained from a bundle before: it starts anew
+        return RecordDict()
+
+
+def _load(app_dir: Path) -> ClientApp:
+    reference = describe(app_dir).clientapp
+    app: Any = flower.load_component(reference, app_dir)
+    if not isinstance(app, ClientApp):
+        raise ConfigError(reference, "is not a flwr ClientApp")
+    return app
+
+
+def _write_reply(out_dir: Path, reply: Message) -> None:
+    arrays: dict[str, Arrays] = {}
+    if reply.has_content():
+        for name in flower.framed(reply.content):
+            record = reply.content[name]
+            arrays[name] = write_frame(out_dir, flower.frame_of(record), coded=_is_coded(record))
+    write_message(out_dir, flower.to_wire(reply, arrays))
+
+
+def _is_coded(record: object) -> bool:
+    return isinstance(record, ArrayRecord) and is_coded(flower.tensors_of(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tasks from training bundles: ONNX Runtime and numpy do the whole step. Never imports flwr or torch."""

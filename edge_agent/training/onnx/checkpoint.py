@@ -1,0 +1,57 @@
+"""Where a task stands, on disk: a trainer that is killed goes on at its step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedtide.edge_agent.tasks.trainer import PART
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.tensors.frame import Tensor, decode, encode
+from fedtide.fabric.tensors.training_bundle import Spec
+from fedtide.fabric.nats.transfer import map_file
+
+Array = npt.NDArray[Any]
+_PLACE = "\x01place"
+_LOSSES = "\x01losses"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """After `steps` steps over a source of `samples` samples; `losses` are those of the epoch that is under way."""
+
+    steps: int
+    samples: int
+    losses: tuple[float, ...]
+    values: Mapping[str, Array]
+
+    def write(self, file: Path) -> None:
+        """Whole or not at all."""
+        part = file.with_suffix(PART)
+        place = Tensor.of(_PLACE, np.array([self.steps, self.samples], np.int64))
+        losses = Tensor.of(_LOSSES, np.array(self.losses, np.float64))
+        with part.open("wb") as out:
+            out.writelines(encode([place, losses, *(Tensor.of(k, v) for k, v in self.values.items())]))
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+
+    @classmethod
+    def read(cls, file: Path, samples: int, expected: Mapping[str, Spec]) -> Checkpoint | None:
+        """What `write` wrote; None if there is nothing, or it is of other data or another graph."""
+        try:
+            found = {t.name: t for t in decode(map_file(file))}
+            steps, over = (int(n) for n in found.pop(_PLACE).numpy())
+            losses = tuple(float(n) for n in found.pop(_LOSSES).numpy())
+        except (FileNotFoundError, MalformedMessage, KeyError, ValueError):
+            return None
+        forms = {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()}
+        if over != samples or forms != {name: (spec.shape, spec.dtype) for name, spec in expected.items()}:
+            return None
+        return cls(steps, over, losses, {name: tensor.numpy() for name, tensor in found.items()})
