@@ -19,7 +19,7 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from benchmarks.report import Row, load_now, write
-from coordinator.cli.app_bundles import training_bundle
+from fedtide.console.cli.app_bundles import training_bundle
 from fedtide.edge_agent.training.onnx.task import model_values
 from fedtide.fabric.tensors import training_bundle as bundles
 from fedtide.fabric.flower.apps import TRAINING, describe, unpack

@@ -26,7 +26,7 @@ from benchmarks.bench_round_overhead import APP, BIN, superlink
 from benchmarks.hub import hub
 from benchmarks.process_memory import tree
 from benchmarks.report import Row, load_now, write
-from coordinator.topology import Topology
+from fedtide.coordinator.adapters.topology import Topology
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import UP, Subjects

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 from benchmarks.hub import hub
 from benchmarks.report import Row, load_now, write
-from coordinator.commands import Commands
-from coordinator.engine import SNAPSHOT_EVERY, Engine
-from coordinator.event_log import EventLog
-from coordinator.snapshots import Snapshots
-from coordinator.topology import Topology
-from coordinator.world_codec import Snapshot
+from fedtide.coordinator.commands import Commands
+from fedtide.coordinator.log.engine import SNAPSHOT_EVERY, Engine
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.adapters.topology import Topology
+from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordinator.embedded import nats_config
-from coordinator.embedded.plan import free_ports, nats_server
+from fedtide.console.embedded import nats_config
+from fedtide.console.embedded.plan import free_ports, nats_server
 
 
 @contextmanager

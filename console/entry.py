@@ -21,5 +21,5 @@ def main() -> int:
             "fedtide: this command needs the control plane. Install it: pip install 'fedtide[control]'", file=sys.stderr
         )
         return 69
-    runpy.run_module("coordinator.cli", run_name="__main__")
+    runpy.run_module("fedtide.console.cli", run_name="__main__")
     return 0

@@ -1,4 +1,4 @@
-"""`python -m coordinator CONFIG.json`: what `fedtide coordinator` and the embedded mode start."""
+"""`python -m fedtide.coordinator CONFIG.json`: what `fedtide coordinator` and the embedded mode start."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from coordinator.config import CoordinatorConfig
-from coordinator.service import serve
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.service import serve
 from fedtide.fabric import logs
 from fedtide.fabric.errors import ConfigError, FedtideError
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from coordinator.cluster.job_manifest import Kubernetes
+from fedtide.coordinator.launch.job_manifest import Kubernetes
 from fedtide.fabric.messages.tasks import Strict
 
 

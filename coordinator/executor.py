@@ -5,32 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from coordinator import runs
-from coordinator.alarms import Alarms
-from coordinator.commands import (
-    AnnouncePresence,
-    CacheRelease,
-    CancelRun,
-    CleanUp,
-    Command,
-    Commands,
-    Fire,
-    LaunchAggregator,
-    PublishAccount,
-    PublishRelease,
-    RunCommand,
-    SetAlarm,
-    SetDesired,
-    StopAggregator,
-    StopFired,
-    SuspendAggregator,
-    TellTimeIsUp,
-)
-from coordinator.distribution import Distribution
-from coordinator.engine import Engine
-from coordinator.enrolment import Enroller
-from coordinator.launcher import Launcher
-from coordinator.starting import Starter
+from fedtide.coordinator.runs import runs
+from fedtide.coordinator.log.timers import Alarms
+from fedtide.coordinator.commands import AnnouncePresence, CacheRelease, CancelRun, CleanUp, Command, Commands, Fire, LaunchAggregator, PublishAccount, PublishRelease, RunCommand, SetAlarm, SetDesired, StopAggregator, StopFired, SuspendAggregator, TellTimeIsUp
+from fedtide.coordinator.adapters.distribution import Distribution
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.launch.local import Launcher
+from fedtide.coordinator.adapters.starting import Starter
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
 from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished

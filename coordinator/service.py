@@ -7,27 +7,31 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from coordinator import metrics, runs, schedules
-from coordinator.api_access import token_middleware
-from coordinator.authority import COORDINATOR, SYSTEM, Authority
-from coordinator.config import CoordinatorConfig
-from coordinator.engine import Engine
-from coordinator.enrolment import Enroller
-from coordinator.event_api import EventApi
-from coordinator.event_log import EventLog
-from coordinator.executor import Executor
-from coordinator.front_door import FrontDoor
-from coordinator.http_api import Api
-from coordinator.identity_api import IdentityApi
-from coordinator.launcher import CredentialsOf, Exited, Launcher, LocalLauncher
-from coordinator.leadership import Leadership
-from coordinator.presence import Presence
-from coordinator.questions import Questions
-from coordinator.rollout_api import RolloutApi
-from coordinator.snapshots import Snapshots
-from coordinator.starting import Starter
-from coordinator.topology import Topology
-from coordinator.trigger_api import TriggerApi
+from fedtide.coordinator.api import metrics
+
+from fedtide.coordinator.runs import runs
+
+from fedtide.coordinator.adapters import schedules
+from fedtide.coordinator.api.access import token_middleware
+from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM, Authority
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.api.events import EventApi
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.executor import Executor
+from fedtide.coordinator.api.front_door import FrontDoor
+from fedtide.coordinator.api.http_api import Api
+from fedtide.coordinator.api.identity import IdentityApi
+from fedtide.coordinator.launch.local import CredentialsOf, Exited, Launcher, LocalLauncher
+from fedtide.coordinator.log.leader_lease import Leadership
+from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.cohorts import Questions
+from fedtide.coordinator.api.rollouts import RolloutApi
+from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.adapters.starting import Starter
+from fedtide.coordinator.adapters.topology import Topology
+from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.events.envelope import CoordinatorElected
@@ -161,8 +165,8 @@ async def _work(
 def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited, engine: Engine) -> Launcher:
     credentials: CredentialsOf = enroller.aggregator_credentials if enroller is not None else lambda _: None
     if config.kubernetes is not None:
-        from coordinator.cluster.connection import api_client
-        from coordinator.cluster.launcher import KubernetesLauncher
+        from fedtide.fabric.cluster.connection import api_client
+        from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
 
         def model_bytes(spec: RunSpec) -> int | None:
             model = engine.world.models.get(spec.model or "")

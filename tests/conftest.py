@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.embedded import nats_config
-from coordinator.embedded.plan import free_ports, nats_server
-from coordinator.topology import Topology as Streams
+from fedtide.console.embedded import nats_config
+from fedtide.console.embedded.plan import free_ports, nats_server
+from fedtide.coordinator.adapters.topology import Topology as Streams
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coordinator.cli.client import Client
-from coordinator.embedded import nats_config
-from coordinator.embedded.plan import free_ports
+from fedtide.console.client import Client
+from fedtide.console.embedded import nats_config
+from fedtide.console.embedded.plan import free_ports
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined
@@ -165,7 +165,7 @@ async def simulated_fleet(folder: Path, regions: int, nodes_per_region: int) -> 
     }
     config.write_text(json.dumps(told))
     with (folder / "coordinator.log").open("w") as log:
-        coordinator = await asyncio.create_subprocess_exec(sys.executable, "-m", "coordinator", str(config), stderr=log)
+        coordinator = await asyncio.create_subprocess_exec(sys.executable, "-m", "fedtide.coordinator", str(config), stderr=log)
     client = Client(f"http://127.0.0.1:{api_port}")
     fleet = Fleet(client, Hub(servers[0].url), names)
     brokers: list[Broker] = []

@@ -23,4 +23,4 @@ RUN pip uninstall --yes pip setuptools wheel || true
 COPY --from=build /opt/fedtide /opt/fedtide
 ENV PATH=/opt/fedtide/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001:10001
-ENTRYPOINT ["python", "-m", "coordinator"]
+ENTRYPOINT ["python", "-m", "fedtide.coordinator"]

@@ -1,6 +1,6 @@
 """The streams of the hub and of each region's leaf, as JetStream configurations.
 
-Pure: `coordinator.topology` applies them. A stream on the hub and one on a leaf never capture
+Pure: `fedtide.coordinator.adapters.topology` applies them. A stream on the hub and one on a leaf never capture
 the same subject, because interest crosses the leaf link and both would store the message.
 """
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig
-from coordinator.config import CoordinatorConfig
+from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.edge_agent.config import load
 from fedtide.edge_agent.drift.collector import CollectorConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from coordinator.cluster.doctor import examine
+from fedtide.console.cli.cluster_doctor import examine
 from fedtide.fabric.errors import TransientError
 from tests.cluster.api_server import ApiServer, Refusal
 
@@ -67,7 +67,7 @@ def test_a_server_that_lets_nobody_look_is_said_so() -> None:
 
 
 def test_without_helm_or_chart_the_remedy_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "coordinator.cli", "k8s", "install", "cloud"]
+    command = [sys.executable, "-m", "fedtide.console.cli", "k8s", "install", "cloud"]
     environment = {"PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     here = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert (here.returncode, "Install Helm" in here.stderr) == (69, True)
@@ -81,7 +81,7 @@ def test_helm_is_called_with_what_was_asked(tmp_path: Path) -> None:
     helm.write_text(f'#!{sys.executable}\nimport json, sys\nopen("{told}", "w").write(json.dumps(sys.argv[1:]))\n')
     helm.chmod(0o755)
     (tmp_path / "chart").mkdir()
-    command = [sys.executable, "-m", "coordinator.cli", "k8s", "install", "edge", "--chart", str(tmp_path / "chart")]
+    command = [sys.executable, "-m", "fedtide.console.cli", "k8s", "install", "edge", "--chart", str(tmp_path / "chart")]
     environment = {"PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([*command, "--set", "region=eu", "-f", "v.yaml"], env=environment, check=True)
     chart = str(tmp_path / "chart")

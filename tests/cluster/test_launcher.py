@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from coordinator.cluster.job_manifest import Kubernetes, Tier, job, name_of
-from coordinator.cluster.launcher import KubernetesLauncher
-from coordinator.commands import LaunchAggregator
-from coordinator.config import CoordinatorConfig
-from coordinator.launcher import GONE
+from fedtide.coordinator.launch.job_manifest import Kubernetes, Tier, job, name_of
+from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
+from fedtide.coordinator.commands import LaunchAggregator
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.launch.local import GONE
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.runs import RunSpec

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.cli.client import Client
-from coordinator.embedded.plan import free_ports, nats_server
-from coordinator.installation_secrets import API_TOKEN, complete
+from fedtide.console.client import Client
+from fedtide.console.embedded.plan import free_ports, nats_server
+from fedtide.coordinator.identity.installation_secrets import API_TOKEN, complete
 from fedtide.fabric.errors import FedtideError
 from tests.cluster.api_server import ApiServer
 from tests.cluster.test_charts import CLOUD, EDGE, render

@@ -12,14 +12,14 @@ import pytest
 from aiohttp import web
 from kubernetes import client
 
-from coordinator.api_access import token_middleware
-from coordinator.authority import COORDINATOR, OPERATOR, TRUST
-from coordinator.certificates import is_good
-from coordinator.cli.client import ApiError, Client
-from coordinator.embedded.plan import free_ports
-from coordinator.identity_job import keep
-from coordinator.installation_secrets import API_TOKEN, CERT, complete
-from coordinator.standby_proxy import StandbyProxy
+from fedtide.coordinator.api.access import token_middleware
+from fedtide.fabric.nats.authority import COORDINATOR, OPERATOR, TRUST
+from fedtide.coordinator.identity.certificates import is_good
+from fedtide.console.client import ApiError, Client
+from fedtide.console.embedded.plan import free_ports
+from fedtide.coordinator.adapters.identity_job import keep
+from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, complete
+from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.edge_agent.identity.cluster_node import describe
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access

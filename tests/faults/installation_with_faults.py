@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coordinator.cli.client import Client
-from coordinator.embedded.home import Home
-from coordinator.embedded.plan import Layout, lay_out
-from coordinator.embedded.supervisor import Supervisor
-from coordinator.event_log import EventLog
+from fedtide.console.client import Client
+from fedtide.console.embedded.home import Home
+from fedtide.console.embedded.plan import Layout, lay_out
+from fedtide.console.embedded.supervisor import Supervisor
+from fedtide.coordinator.log.event_log import EventLog
 from fedtide.fabric.flower.apps import bundle, describe
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.envelope import Event

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coordinator.embedded.home import Home
+from fedtide.console.embedded.home import Home
 from tests.hub import Hub
 
 
@@ -24,7 +24,7 @@ class Installation:
         """`fedtide ...` in this home; whatever comes of it."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FEDTIDE_")}
         environment["FEDTIDE_HOME"] = str(self.home)
-        command = [sys.executable, "-m", "coordinator.cli", *arguments]
+        command = [sys.executable, "-m", "fedtide.console.cli", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def json(self, *arguments: str) -> Any:

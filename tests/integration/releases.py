@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fedtide.aggregation.release.onnx_parts import cut
-from coordinator.report_rules import IMPORT
+from fedtide.coordinator.identity.report_rules import IMPORT
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.events.envelope import Event, ModelProduced, ReleasePublished
 from fedtide.fabric.ids import new_id

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.event_log import EventLog
-from coordinator.topology import Topology as Streams
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.adapters.topology import Topology as Streams
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter

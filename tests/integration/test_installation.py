@@ -68,7 +68,7 @@ def test_a_second_up_in_the_same_home_is_refused_and_touches_nothing(installatio
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_an_up_in_the_foreground_takes_everything_with_it(tmp_path: Path, number: signal.Signals) -> None:
     environment = {**os.environ, "FEDTIDE_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "coordinator.cli", "up", "--regions", "eu", "--nodes-per-region", "1"]
+    command = [sys.executable, "-m", "fedtide.console.cli", "up", "--regions", "eu", "--nodes-per-region", "1"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as up:
         until(lambda: len(_processes(tmp_path)) == 6 and (tmp_path / "up.json").exists(), "everything")
         up.send_signal(number)

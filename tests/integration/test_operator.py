@@ -11,10 +11,10 @@ from typing import Any
 
 import kopf
 
-from coordinator.cli.client import Client
-from coordinator.cluster import resources
-from coordinator.cluster.operator import handlers, settings
-from coordinator.cluster.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
+from fedtide.console.client import Client
+from fedtide.console.operator import resources
+from fedtide.console.operator.handlers import handlers, settings
+from fedtide.console.operator.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
 from fedtide.fabric.flower.apps import bundle, describe
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import APPS

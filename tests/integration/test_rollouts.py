@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 
-from coordinator.embedded.plan import free_ports
+from fedtide.console.embedded.plan import free_ports
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.tensors.frame import Tensor, encode

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from coordinator.embedded.home import Home
-from coordinator.embedded.nats_config import identity_of
+from fedtide.console.embedded.home import Home
+from fedtide.console.embedded.nats_config import identity_of
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.events.envelope import DriftReported, Event

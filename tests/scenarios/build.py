@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from coordinator.commands import CacheRelease, SetAlarm
-from coordinator.world import World
+from fedtide.coordinator.commands import CacheRelease, SetAlarm
+from fedtide.coordinator.state import World
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.events.envelope import AlarmRang, Capabilities, Event, EventData, ModelProduced, NodeJoined, ReleasePublished
 from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest

@@ -9,9 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from coordinator import rounds, runs, world_codec
-from coordinator.world import World
-from coordinator.world_codec import Snapshot
+from fedtide.coordinator.runs import rounds
+
+from fedtide.coordinator.runs import runs
+
+from fedtide.coordinator.log import snapshot_codec as world_codec
+from fedtide.coordinator.state import World
+from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import AlarmRang, EventData, FiringFailed, NodeOffline, NodeOnline, SignalReceived, TriggerApplied
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator import causes
+from fedtide.coordinator.log import history as causes
 from fedtide.fabric.errors import NotFound
 from fedtide.fabric.events.envelope import NodeOffline, SignalReceived, TriggerApplied
 from fedtide.fabric.events.runs import AggregatorExited, RunCompleted, RunPauseRequested

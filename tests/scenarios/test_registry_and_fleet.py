@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from coordinator.commands import PublishRelease
-from coordinator.distribution import kept_blobs
-from coordinator.planning import RolloutRequest, least_seconds, plan
+from fedtide.coordinator.commands import PublishRelease
+from fedtide.coordinator.adapters.distribution import kept_blobs
+from fedtide.coordinator.rollouts.planning import RolloutRequest, least_seconds, plan
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
 from tests.scenarios.build import Story, joined, produced, published, ref, requested, rollout, wave

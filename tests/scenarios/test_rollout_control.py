@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from coordinator import rollouts
-from coordinator.commands import SetDesired
+from fedtide.coordinator.rollouts import rollouts
+from fedtide.coordinator.commands import SetDesired
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRollbackRequested

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator import rollouts, waves, world_codec
-from coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired
+from fedtide.coordinator.rollouts import rollouts
+
+from fedtide.coordinator.rollouts import waves
+
+from fedtide.coordinator.log import snapshot_codec as world_codec
+from fedtide.coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from coordinator import rounds
-from coordinator.commands import SetAlarm, TellTimeIsUp
+from fedtide.coordinator.runs import rounds
+from fedtide.coordinator.commands import SetAlarm, TellTimeIsUp
 from fedtide.fabric.plans.round_policy import RoundPolicy
 from fedtide.fabric.events.runs import AggregatorExited
 from tests.scenarios.build import (

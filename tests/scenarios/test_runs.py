@@ -6,8 +6,12 @@ from datetime import timedelta
 
 import pytest
 
-from coordinator import rounds, runs, views
-from coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
+from fedtide.coordinator.runs import rounds
+
+from fedtide.coordinator.runs import runs
+
+from fedtide.coordinator.runs import views
+from fedtide.coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.plans.round_policy import RoundPolicy
 from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunResumeRequested

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from coordinator import selection
-from coordinator.fleet import Node
+from fedtide.coordinator.runs import selection
+from fedtide.coordinator.fleet.fleet import Node
 from fedtide.fabric.events.envelope import NodeOffline
 from fedtide.fabric.plans.round_policy import Selection
 from fedtide.fabric.events.runs import RunSpec

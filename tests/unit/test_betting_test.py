@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.betting_test import Verdict, judge
+from fedtide.coordinator.rollouts.sequential_test import Verdict, judge
 
 
 def _until_decided(values: list[float], bound: float, alpha: float, every: int = 20) -> Verdict:

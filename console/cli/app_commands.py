@@ -1,0 +1,50 @@
+"""`fedtide app ...`: apps as the coordinator keeps them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedtide.console.cli.app_bundles import Train, TrainWith, packed, training_bundle
+from fedtide.console.client import Client
+from fedtide.console.cli.run_commands import parse_settings
+from fedtide.fabric.flower.apps import describe
+
+apps_app = typer.Typer(no_args_is_help=True, help="Flower apps.")
+
+
+App = Annotated[Path, typer.Argument(help="Folder of the app")]
+
+
+@apps_app.command("export-training")
+def export_training(
+    app: App,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Run config override key=value; repeat")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; else only checked and kept")] = None,
+) -> None:
+    """Make and prove the app's training bundle, which nodes without torch train from. Needs torch."""
+    from fedtide.fabric.tensors import training_bundle as bundles
+
+    made = training_bundle(app, parse_settings(settings or [], describe(app).config))
+    data = made.read_bytes()
+    manifest = bundles.read(data).manifest
+    if output is not None:
+        output.write_bytes(data)
+    count = sum(math.prod(p.shape) for p in manifest.parameters)
+    typer.echo(
+        f"{count} parameters, {len(data)} bytes, within {manifest.torch_difference:.0e} of torch: {output or made}"
+    )
+
+
+@apps_app.command("push")
+def push(app: App, train: Train = TrainWith.flower) -> None:
+    """Give an app to the coordinator; prints `spec.app` of a FederatedRun."""
+    import yaml
+
+    ref = json.loads(Client.find().call("PUT", "/v1/bundles", packed(app, {}, train)))
+    named = {"name": describe(app).name, "bundle": {"digest": ref["digest"], "sizeBytes": ref["size_bytes"]}}
+    typer.echo(yaml.safe_dump({"app": named}, sort_keys=False), nl=False)

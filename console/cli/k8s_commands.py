@@ -1,0 +1,96 @@
+"""`fedtide k8s ...`: thin sugar over Helm, and a look at whether a cluster has what is needed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedtide.console.cli.output import Format, Output, show_list
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, FedtideError
+
+k8s_app = typer.Typer(
+    no_args_is_help=True, help="Installing in a Kubernetes cluster. Needs `helm`; see docs/kubernetes.md."
+)
+
+
+class Part(StrEnum):
+    cloud = "cloud"
+    edge = "edge"
+
+
+_CHARTS = {Part.cloud: "deploy/cloud/fedtide", Part.edge: "deploy/k3s/fedtide-edge"}
+_NAMES = {Part.cloud: "fedtide", Part.edge: "fedtide-edge"}
+
+Which = Annotated[Part, typer.Argument(help="cloud: coordinator and hub; edge: a region")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n")]
+Name = Annotated[str, typer.Option(help="Of the release; default: fedtide or fedtide-edge")]
+
+
+class HelmFailed(FedtideError):
+    """Helm said no; its own words are on the screen."""
+
+
+@k8s_app.command("install")
+def install(
+    part: Which = Part.cloud,
+    namespace: Namespace = "fedtide",
+    name: Name = "",
+    values: Annotated[list[Path] | None, typer.Option("--values", "-f", help="Values file; repeat")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, as Helm takes it; repeat")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Folder or archive of the chart; default: this checkout's")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be applied")] = False,
+) -> None:
+    """Install, or upgrade what is installed, and wait until it is up."""
+    where = chart or Path(_CHARTS[part])
+    if not where.exists():
+        raise ConfigError("--chart", f"there is no chart at {where}", "Run it in a checkout, or name the chart")
+    arguments = ["upgrade", "--install", name or _NAMES[part], str(where), "-n", namespace, "--create-namespace"]
+    arguments += [word for file in values or [] for word in ("-f", str(file))]
+    arguments += [word for pair in set_ or [] for word in ("--set", pair)]
+    _helm(*arguments, *(["--dry-run"] if dry_run else ["--wait", "--timeout", "10m"]))
+
+
+@k8s_app.command("status")
+def status(part: Which = Part.cloud, namespace: Namespace = "fedtide", name: Name = "") -> None:
+    """What Helm knows of a release, and its resources."""
+    _helm("status", name or _NAMES[part], "-n", namespace, "--show-resources")
+
+
+@k8s_app.command("uninstall")
+def uninstall(part: Which = Part.cloud, namespace: Namespace = "fedtide", name: Name = "") -> None:
+    """Remove a release. Secrets of its identities, custom resources and volumes stay."""
+    _helm("uninstall", name or _NAMES[part], "-n", namespace, "--wait")
+    typer.echo("kept: Secrets of identities, custom resources, volumes (docs/kubernetes.md says how to remove them)")
+
+
+@k8s_app.command("doctor")
+def doctor(
+    namespace: Namespace = "fedtide",
+    context: Annotated[str, typer.Option(help="Of the kubeconfig; default: the current one")] = "",
+    output: Output = Format.table,
+) -> None:
+    """Whether the cluster has what is needed, and what to do about what is missing."""
+    try:
+        from fedtide.fabric.cluster.connection import api_client
+        from fedtide.console.cli.cluster_doctor import examine
+    except ImportError as exc:
+        raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
+    findings = list(examine(api_client(context or None), namespace))
+    show_list([asdict(f) for f in findings], ["what", "outcome", "detail", "remedy"], output)
+    if any(f.outcome == "missing" for f in findings):
+        raise typer.Exit(1)
+
+
+def _helm(*arguments: str) -> None:
+    helm = shutil.which("helm")
+    if helm is None:
+        raise CapabilityMissing("there is no helm here", "Install Helm 3.14 or newer")
+    code = subprocess.run([helm, *arguments], check=False).returncode
+    if code:
+        raise HelmFailed(f"helm {arguments[0]} ended with code {code}", "See above, and `fedtide k8s doctor`")

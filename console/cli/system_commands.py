@@ -1,0 +1,165 @@
+"""`fedtide up`, `down`, `status`, `coordinator`, `agent`, `demo`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedtide.console.cli.app_bundles import Train, TrainWith
+from fedtide.console.client import SERVER, Client
+from fedtide.console.cli.output import Format, Output, show_one
+from fedtide.console.embedded.home import Home, UpState
+from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+from fedtide.fabric.process.parent_death import end_with_parent
+
+UP_WITHIN_S = 180.0
+DOWN_WITHIN_S = 30.0
+
+
+class UpFailed(FedtideError):
+    """The supervisor ended by itself, with an exit code that is ours too."""
+
+    def __init__(self, what: str, remedy: str, code: int) -> None:
+        super().__init__(what, remedy)
+        self.exit_code = code or 1
+
+
+def up(
+    regions: Annotated[str, typer.Option(help="Made-up regions, one leaf server each")] = "eu-west,us-east,ap-south",
+    nodes_per_region: Annotated[int, typer.Option(min=1, help="Agents in each region")] = 2,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one")] = 0,
+    coordinators: Annotated[int, typer.Option(min=1, help="More than one: the others stand by")] = 1,
+    regional_aggregators: Annotated[bool, typer.Option(help="A process in each region that sums its updates")] = False,
+    agent_set: Annotated[list[str] | None, typer.Option(help="A field of every agent: key=JSON; repeat")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
+) -> None:
+    """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
+    home = Home.find()
+    home.logs.mkdir(parents=True, exist_ok=True)
+    if not detach:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+    command = [sys.executable, "-m", "fedtide.console.embedded", "--regions", regions]
+    command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
+    command += ["--regional-aggregators"] if regional_aggregators else []
+    command += ["--agent", json.dumps(dict(_agent_field(text) for text in agent_set or []))]
+    logfile = home.logs / "supervisor.log"
+    with logfile.open("a") as file:
+        bound = None if detach else end_with_parent
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, preexec_fn=bound)
+    try:
+        state = _until_up(home, process, logfile)
+        typer.echo(
+            f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.apis[0]}; logs in {home.logs}"
+        )
+        if not detach:
+            typer.echo("Ctrl-C ends it.")
+            code = process.wait()
+            raise UpFailed(_last_line(logfile), f"See {logfile}", code) if code else typer.Exit()
+    except KeyboardInterrupt:
+        typer.echo("going down ...")
+        process.terminate()
+        process.wait(DOWN_WITHIN_S)
+
+
+def _agent_field(text: str) -> tuple[str, object]:
+    key, found, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError as exc:
+        remedy = """For example: --agent-set 'capture={"share": 1.0}'"""
+        raise ConfigError(
+            f"--agent-set {key}", "is not key=JSON" if not found else f"is not JSON: {exc}", remedy
+        ) from exc
+
+
+def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> UpState:
+    """Looks again and again, only while starting up: nothing tells us when foreign processes are ready."""
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline:
+        code = process.poll()
+        if code is not None:
+            raise UpFailed(_last_line(logfile), "" if code == ConfigError.exit_code else f"See {logfile}", code)
+        try:
+            state = home.state()
+            if state.pid == process.pid and _all_online(state):
+                return state
+        except (NotFound, TransientError):
+            pass
+        time.sleep(0.1)
+    process.terminate()
+    raise TransientError(f"not everything was up after {UP_WITHIN_S:.0f} s", f"See {home.logs}")
+
+
+def _last_line(logfile: Path) -> str:
+    lines = logfile.read_text(errors="replace").strip().splitlines() or ["no output"]
+    return lines[-1].removeprefix("fedtide up: ")
+
+
+def _all_online(state: UpState) -> bool:
+    online: int = Client(*state.apis).get("/v1/status")["nodes"]["online"]
+    return online >= len(state.nodes)
+
+
+def down() -> None:
+    """End the installation that is up in the present home."""
+    home = Home.find()
+    state = home.state()
+    os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_WITHIN_S
+    while Path(f"/proc/{state.pid}").exists() and _is_alive(state.pid):
+        if time.monotonic() > deadline:
+            raise TransientError(f"the supervisor (pid {state.pid}) does not end", "Kill it; its children follow")
+        time.sleep(0.05)
+    typer.echo("down")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def status(output: Output = Format.table) -> None:
+    """What is up, and what it is doing."""
+    view: dict[str, object] = {}
+    if SERVER not in os.environ:
+        view = Home.find().state().model_dump(include={"pid", "apis", "hub_url"})
+    show_one({**view, **Client.find().get("/v1/status")}, output)
+
+
+def coordinator(
+    config: Annotated[Path, typer.Option("--config", help="JSON configuration, see docs/configuration.md")],
+) -> None:
+    """Run a coordinator in the foreground."""
+    from fedtide.coordinator.__main__ import load, run
+
+    raise typer.Exit(run(load(config)))
+
+
+def agent(
+    config: Annotated[Path | None, typer.Option("--config", help="TOML or JSON file; FEDTIDE_* go over it")] = None,
+) -> None:
+    """Run the agent of one edge node in the foreground."""
+    command = [sys.executable, "-m", "fedtide.edge_agent"] + (["--config", str(config)] if config else [])
+    os.execv(sys.executable, command)
+
+
+def demo(
+    regions: Annotated[str, typer.Option(help="Made-up regions")] = "eu-west,us-east,ap-south",
+    nodes_per_region: Annotated[int, typer.Option(min=1)] = 2,
+    train: Train = TrainWith.flower,
+) -> None:
+    """The whole main job on real data: train, release, roll out region by region, infer, compare."""
+    from fedtide.console.demo.story import tell
+
+    raise typer.Exit(tell(regions.split(","), nodes_per_region, train))

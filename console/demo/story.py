@@ -1,0 +1,201 @@
+"""The demo's plot: up, train, release, roll out, train on, roll out under load, compare, down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from fedtide.console.cli.app_bundles import TrainWith, packed
+from fedtide.console.client import Client
+from fedtide.console.cli.output import megabytes
+from fedtide.console.cli.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
+from fedtide.console.demo.inference_load import InferenceLoad
+from fedtide.console.demo.plot import draw
+from fedtide.console.demo.report import Accuracy, DemoReport, InferenceRow, ReleaseRow, problems, rollout_rows, round_rows
+from fedtide.console.embedded.home import Home
+from fedtide.console.embedded.plan import lay_out
+from fedtide.console.embedded.supervisor import locked, running
+from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.errors import FedtideError, NotFound
+
+ROUNDS_PER_RUN = 3
+REQUESTS_EACH_SIDE = 50
+NODES_WITHIN_S = 120.0
+
+View = dict[str, Any]
+
+
+class DemoFailed(FedtideError):
+    """A step of the demo did not end as it should."""
+
+
+def tell(regions: list[str], nodes_per_region: int, train: TrainWith = TrainWith.flower) -> int:
+    """Run the demo; 0 only if everything in the report is as it should be."""
+    app = Path(__file__).resolve().parents[2] / "examples" / "digits"
+    if not app.is_dir():
+        raise NotFound("the example app is not beside this installation", "Run the demo from a checkout")
+    began = time.monotonic()
+    outer = Home.find()
+    home = Home(outer.root / "demo")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with locked(home):
+        _forget_last_time(home)
+        report = asyncio.run(_told(home, app, regions, nodes_per_region, console, began, train))
+    report_file, plot_file = outer.root / "demo-report.json", outer.root / "demo-accuracy.png"
+    report_file.write_text(report.model_dump_json(indent=2))
+    draw(report, plot_file)
+    _summarise(console, report)
+    console.print(f"report: {report_file}\nplot:   {plot_file}")
+    return 0 if report.ok else 1
+
+
+def _forget_last_time(home: Home) -> None:
+    for entry in home.root.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
+async def _told(
+    home: Home, app: Path, regions: list[str], nodes_per_region: int, console: Console, began: float, train: TrainWith
+) -> DemoReport:
+    layout = lay_out(home, regions, nodes_per_region, agent={"train_runtime": train.value})
+    console.rule(f"up: hub, {len(regions)} leaf servers, coordinator, {len(layout.nodes)} agents")
+    async with running(home, layout):
+        return await asyncio.to_thread(_act, home, app, console, began, train)
+
+
+def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith) -> DemoReport:
+    state = home.state_of_this_process()
+    client = Client(*state.apis)
+    _until_online(client, len(state.nodes))
+    model = describe(app).model or ""
+    reference = _pushed(client, app, train)
+
+    console.rule("run 1: from a random model")
+    first = _train(client, {"app": reference, "model": model})
+    console.rule("roll-out 1: to every region, canary first")
+    _roll_out(client, model, state.regions)
+    console.rule("run 2: from release 1")
+    second = _train(client, {"app": reference, "model": model, "base": "latest"})
+    console.rule("roll-out 2: while a client keeps asking a node of the last region")
+    rolled, load = _roll_out_under_load(client, model, state.regions, state.nodes[-1], app)
+    console.rule("the same network trained on the pooled data")
+    centralised = _centralised(app, 2 * ROUNDS_PER_RUN)
+
+    sensors = _sensors(client, app.with_name("sensors"), console) if train is TrainWith.onnx else None
+
+    rows = round_rows([first, second])
+    release = client.get(f"/v1/models/{model}")["releases"][-1]
+    report = DemoReport(
+        ok=True,
+        seconds=round(time.monotonic() - began, 1),
+        nodes=len(state.nodes),
+        regions=state.regions,
+        rounds=rows,
+        accuracy=Accuracy(
+            initial=first["rounds"][0]["metrics"]["accuracy"], federated=rows[-1].accuracy, centralised=centralised
+        ),
+        release=ReleaseRow(digest=release["digest"], onnx_max_abs_diff=release["metrics"]["onnx_max_abs_diff"]),
+        rollout=rollout_rows(rolled),
+        inference=InferenceRow(
+            requests=len(load.versions), dropped=load.dropped, swapped_at_request=load.first_of(str(release["version"]))
+        ),
+        trained_with=train.value,
+        sensors_accuracy=sensors,
+    )
+    found = problems(report)
+    return report.model_copy(update={"ok": not found, "problems": found})
+
+
+def _until_online(client: Client, count: int) -> None:
+    deadline = time.monotonic() + NODES_WITHIN_S
+    while client.get("/v1/status")["nodes"]["online"] < count:
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"fewer than {count} nodes came online", "See the logs below the demo's folder")
+        time.sleep(0.1)
+
+
+def _pushed(client: Client, app: Path, train: TrainWith) -> View:
+    """An app as the coordinator names it."""
+    bundle = json.loads(client.call("PUT", "/v1/bundles", packed(app, {}, train)))
+    return {"name": describe(app).name, "bundle": bundle}
+
+
+def _sensors(client: Client, app: Path, console: Console) -> float:
+    """The other example, also without torch; its accuracy on people whom no node has seen."""
+    console.rule("the other example, without torch as well")
+    view = _train(client, {"app": _pushed(client, app, TrainWith.onnx), "model": "sensors"})
+    accuracy: float = view["rounds"][-1]["metrics"]["accuracy"]
+    return accuracy
+
+
+def _train(client: Client, request: View) -> View:
+    view = client.post("/v1/runs", {**request, "rounds": ROUNDS_PER_RUN})
+    last = follow(client.stream(f"/v1/runs/{view['run']}/watch"), draw_run, run_lines)
+    if last["state"] != "completed":
+        raise DemoFailed(f"{view['run']} {last['state']}: {last['reason']}")
+    return last
+
+
+def _roll_out(client: Client, model: str, regions: list[str]) -> View:
+    view = client.post("/v1/rollouts", {"model": model, "regions": regions})
+    return follow(client.stream(f"/v1/rollouts/{view['rollout']}/watch"), draw_rollout, rollout_lines)
+
+
+def _roll_out_under_load(
+    client: Client, model: str, regions: list[str], node: str, app: Path
+) -> tuple[View, InferenceLoad]:
+    body = _python(app, "digits.sample_request").encode()
+    load = InferenceLoad(client.get(f"/v1/nodes/{node}")["inference_url"], model, body)
+    load.start()
+    try:
+        if not load.wait_for("1", REQUESTS_EACH_SIDE, 60):
+            raise DemoFailed(f"node {node} does not answer inference requests with release 1")
+        rolled = _roll_out(client, model, regions)
+        load.wait_for("2", REQUESTS_EACH_SIDE, 60)
+    finally:
+        load.stop()
+    return rolled, load
+
+
+def _centralised(app: Path, rounds: int) -> float:
+    epochs = rounds * int(describe(app).config["local-epochs"])
+    accuracy: float = json.loads(_python(app, "digits.centralised", str(epochs)))["accuracy"]
+    return accuracy
+
+
+def _python(app: Path, module: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=app, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise DemoFailed(f"{module} failed: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
+def _summarise(console: Console, report: DemoReport) -> None:
+    table = Table("round", "accuracy", "nodes", "up", "down", "seconds", box=SIMPLE_HEAD, title="rounds")
+    for r in report.rounds:
+        row = (r.round, f"{r.accuracy:.3f}", r.participants, megabytes(r.bytes_up), megabytes(r.bytes_down), r.seconds)
+        table.add_row(*map(str, row))
+    console.print(table)
+    a, i = report.accuracy, report.inference
+    console.print(
+        f"accuracy: {a.initial:.3f} at the start, {a.federated:.3f} federated, {a.centralised:.3f} centralised\n"
+        f"release:  {report.release.digest[:12]}, ONNX within {report.release.onnx_max_abs_diff:.1e} of torch\n"
+        f"roll-out: " + ", ".join(f"{r.region} {r.confirmed} in {r.seconds:.1f} s" for r in report.rollout) + "\n"
+        f"inference: {i.requests} requests, {i.dropped} dropped, new release from request {i.swapped_at_request} on\n"
+        + (f"sensors:  {report.sensors_accuracy:.3f} without torch\n" if report.sensors_accuracy is not None else "")
+        + f"all in {report.seconds:.0f} s: "
+        + ("everything really happened" if report.ok else "; ".join(report.problems))
+    )

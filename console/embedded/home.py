@@ -1,0 +1,82 @@
+"""The folder of one embedded installation, and what stands where in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedtide.fabric.errors import NotFound
+from fedtide.fabric.messages.tasks import Strict
+
+ENVIRONMENT = "FEDTIDE_HOME"
+
+
+class UpState(Strict):
+    """What a running installation tells others; written once everything is up."""
+
+    pid: int
+    apis: list[str]
+    hub_url: str
+    regions: list[str]
+    nodes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    root: Path
+
+    @classmethod
+    def find(cls) -> Home:
+        """`$FEDTIDE_HOME`, or `.fedtide` in the current folder."""
+        return cls(Path(os.environ.get(ENVIRONMENT) or ".fedtide").resolve())
+
+    @property
+    def up_file(self) -> Path:
+        return self.root / "up.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "up.lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def identity(self) -> Path:
+        """What only the coordinator may know."""
+        return self.root / "identity"
+
+    @property
+    def join_token_file(self) -> Path:
+        return self.root / "config" / "join-token"
+
+    def store(self, server: str) -> Path:
+        """What a nats-server keeps."""
+        return self.root / "nats" / server
+
+    def endpoint_file_of(self, coordinator: str) -> Path:
+        return self.root / "coordinator" / f"{coordinator}.json"
+
+    def state_of_this_process(self) -> UpState:
+        """The installation that this very process supervises."""
+        return UpState.model_validate_json(self.up_file.read_bytes())
+
+    def state(self) -> UpState:
+        """The running installation.
+
+        Raises:
+            NotFound: nothing is up here (a state left by a killed supervisor does not count).
+        """
+        try:
+            state = UpState.model_validate_json(self.up_file.read_bytes())
+            command = Path(f"/proc/{state.pid}/cmdline").read_bytes()
+        except (OSError, ValidationError, json.JSONDecodeError):
+            command = b""
+        if b"fedtide.console.embedded" not in command:
+            raise NotFound(f"no fedtide is up in {self.root}", "Start one with `fedtide up`, or set FEDTIDE_HOME")
+        return state

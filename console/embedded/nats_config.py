@@ -1,0 +1,64 @@
+"""Configuration files of the embedded nats-servers: one hub, one leaf a region. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtide.fabric.nats.authority import TRUST
+from fedtide.fabric.nats.streams import HUB_DOMAIN
+
+MAX_PAYLOAD = "8MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom a server believes: `trust.conf`, which stands beside its configuration, defines these accounts."""
+
+    account: str
+    system_account: str
+
+
+def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None) -> str:
+    """A hub that listens on loopback for clients and leaves; without `trust` for anybody."""
+    return f"""server_name: hub
+{_believes(trust, store)}listen: 127.0.0.1:{port}
+max_payload: {MAX_PAYLOAD}
+jetstream {{ store_dir: "{store}", domain: {HUB_DOMAIN}, max_mem: 256MB, max_file: 64GB }}
+leafnodes {{ listen: 127.0.0.1:{leaf_port}, no_advertise: true }}
+"""
+
+
+def leaf(region: str, port: int, hub_leaf_port: int, store: Path, trust: Trust | None = None) -> str:
+    """A region's leaf with its own JetStream domain; its credentials stand beside `store`."""
+    return f"""server_name: leaf-{region}
+{_believes(trust, store)}listen: 127.0.0.1:{port}
+max_payload: {MAX_PAYLOAD}
+jetstream {{ store_dir: "{store}", domain: {region}, max_mem: 256MB, max_file: 64GB }}
+leafnodes {{ reconnect: 1s, remotes: [ {_remotes(hub_leaf_port, store, trust)} ] }}
+"""
+
+
+def identity_of(store: Path) -> Path:
+    """Where the credentials of a region's processes are, beside the store of its server."""
+    return store.with_name(f"{store.name}-identity")
+
+
+def _believes(trust: Trust | None, store: Path) -> str:
+    if trust is None:
+        return ""
+    # A full resolver keeps what it is told, also over a restart: a key that was withdrawn stays so.
+    folder = store.with_name(f"{store.name}-accounts")
+    return f'''include "{TRUST}"
+resolver: {{ type: full, dir: "{folder}", allow_delete: false, interval: "10m" }}
+'''
+
+
+def _remotes(hub_leaf_port: int, store: Path, trust: Trust | None) -> str:
+    url = f'url: "nats-leaf://127.0.0.1:{hub_leaf_port}"'
+    if trust is None:
+        return f"{{ {url} }}"
+    links = (trust.account, "leaf"), (trust.system_account, "system")
+    return ", ".join(
+        f'{{ {url}, account: {account}, credentials: "{identity_of(store)}/{name}.creds" }}' for account, name in links
+    )

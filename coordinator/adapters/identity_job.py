@@ -1,0 +1,85 @@
+"""`python -m fedtide.coordinator.adapters.identity_job`: what a Helm hook runs before an install or upgrade.
+
+Makes the installation's Secrets if they are not there, and certificates anew before they end. What is
+there is kept: an authority that was lost would have to be installed at every node again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from fedtide.coordinator.identity.installation_secrets import Files, complete
+
+_CONFLICT, _MISSING = 409, 404
+
+
+def keep(api: Any, namespace: str, name: str, tenant: str, hosts: list[str]) -> list[str]:
+    """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
+
+    Raises:
+        ApiException: the API server refuses.
+    """
+    names = f"{name}-identity", f"{name}-servers"
+    found = [_read(api, namespace, secret) for secret in names]
+    wanted = complete(found[0] or {}, found[1] or {}, tenant, hosts)
+    changed = []
+    for secret, old, new in zip(names, found, wanted, strict=True):
+        if old != new:
+            _write(api, namespace, secret, new, exists=old is not None)
+            changed.append(secret)
+    return changed
+
+
+def _read(api: Any, namespace: str, name: str) -> Files | None:
+    try:
+        secret = api.read_namespaced_secret(name, namespace)
+    except ApiException as exc:
+        if exc.status == _MISSING:
+            return None
+        raise
+    return {k: base64.b64decode(v).decode() for k, v in (secret.data or {}).items()}
+
+
+def _write(api: Any, namespace: str, name: str, files: Mapping[str, str], *, exists: bool) -> None:
+    # Not a part of the release: `helm uninstall` must not take the fleet's authority with it.
+    labels = {"app.kubernetes.io/part-of": "fedtide", "app.kubernetes.io/managed-by": "fedtide"}
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "type": "Opaque",
+        "data": {k: base64.b64encode(v.encode()).decode() for k, v in files.items()},
+    }
+    if exists:
+        api.patch_namespaced_secret(name, namespace, {"data": body["data"]})
+        return
+    api.create_namespaced_secret(namespace, body)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--name", required=True, help="The Secrets are called NAME-identity and NAME-servers")
+    parser.add_argument("--tenant", default="default")
+    parser.add_argument("--hosts", required=True, help="Names and addresses of the servers, by commas")
+    asked = parser.parse_args()
+    config.load_incluster_config()
+    try:
+        changed = keep(client.CoreV1Api(), asked.namespace, asked.name, asked.tenant, asked.hosts.split(","))
+    except ApiException as exc:
+        remedy = "May the hook's service account get, create and patch Secrets here?"
+        print(f"fedtide identity: the API server says {exc.status} {exc.reason}. {remedy}", file=sys.stderr)
+        return 1
+    print(f"changed: {', '.join(changed) or 'nothing'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

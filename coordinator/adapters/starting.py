@@ -1,0 +1,162 @@
+"""Starting runs and roll-outs, whoever asks: a person through the API, or a trigger rule."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from fedtide.coordinator.fleet import fleet
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.rollouts.planning import RolloutRequest, plan
+from fedtide.coordinator.state import World
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.errors import ConfigError, NotFound
+from fedtide.fabric.ids import check_token
+from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
+from fedtide.fabric.plans.rollout_plan import RolloutPlan
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.events.runs import RunRequested, RunSpec
+from fedtide.fabric.plans.trigger_rule import StartRollout, StartRound, TriggerRule
+from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+
+
+class RunRequest(Strict):
+    """`base` is `latest`, a version number, or None. Without `app` it is that of the model's latest release."""
+
+    app: AppRef | None = None
+    model: str | None = None
+    rounds: int | None = Field(default=None, ge=1)
+    run_config: ConfigValues = {}
+    selector: dict[str, str] = {}
+    base: str | None = None
+    purpose: Literal["train", "evaluate"] = "train"
+    selection: Selection = Selection()
+    policy: RoundPolicy = RoundPolicy()
+    stop: StopRule | None = None
+    by: str = "cli"
+    cause: str = ""
+
+
+class Starter:
+    """Turns requests into the events that start something. An id that exists already changes nothing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._planning = asyncio.Lock()
+
+    async def run(self, key: str, asked: RunRequest) -> None:
+        """Request a run under the id `key`.
+
+        Raises:
+            ConfigError, NotFound: the request names something that does not exist.
+        """
+        world = self._engine.world
+        check_selector(world, asked.selector)
+        if asked.model is not None:
+            check_token("model", asked.model)
+        spec = RunSpec(
+            app=asked.app or _app_of(world, asked),
+            model=asked.model,
+            rounds=asked.rounds,
+            run_config=asked.run_config or _config_of(world, asked),
+            selector=asked.selector,
+            base=_base(world, asked),
+            purpose=asked.purpose,
+            selection=asked.selection,
+            policy=asked.policy,
+            stop=asked.stop,
+        )
+        if spec.purpose == "evaluate" and spec.base is None:
+            raise ConfigError("base", "is missing: an evaluation needs a release", "Name a version, or latest")
+        requested = RunRequested(run=key, spec=spec, by=asked.by, cause=asked.cause)
+        await self._engine.submit(requested, id=f"{key}.requested")
+
+    async def rollout(self, key: str, asked: RolloutRequest, by: str) -> None:
+        """Start a roll-out under the id `key`.
+
+        Raises:
+            ConfigError, NotFound: no such release, region or cohort.
+        """
+        async with self._planning:  # two at once would be given the same counter
+            counter = self._engine.world.model(asked.model).counter + 1
+            started = RolloutStarted(rollout=key, plan=self.plan(asked), counter=counter, by=by)
+            await self._engine.submit(started, id=f"{key}.started")
+
+    def plan(self, asked: RolloutRequest) -> RolloutPlan:
+        """What a roll-out would do.
+
+        Raises:
+            ConfigError, NotFound: as `rollout`.
+        """
+        world = self._engine.world
+        model = world.model(asked.model)
+        return plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
+
+    async def retry(self, key: str) -> None:
+        """Offer a roll-out's release again to nodes that failed, under a counter of its own."""
+        async with self._planning:
+            world = self._engine.world
+            counter = world.model(world.rollout(key).facts.plan.model).counter + 1
+            await self._engine.submit(RolloutRetryRequested(rollout=key, counter=counter))
+
+    async def fire(self, rule: TriggerRule, key: str, cause: str) -> None:
+        """Start what a rule says, unless `key` exists already. `cause` is the event that fired it."""
+        by, do = f"trigger {rule.name}", rule.do
+        if isinstance(do, StartRollout):
+            if key not in self._engine.world.rollouts:
+                await self.rollout(key, rollout_request(do), by)
+        elif key not in self._engine.world.runs:
+            body = do.model_dump(exclude={"kind"}, exclude_unset=True)
+            if isinstance(do, StartRound):
+                body |= {"rounds": 1, "base": "latest"}
+            await self.run(key, RunRequest.model_validate({**body, "by": by, "cause": cause}))
+
+
+def rollout_request(do: StartRollout) -> RolloutRequest:
+    """Raises ConfigError naming the field of the plan that is wrong."""
+    try:
+        return RolloutRequest.model_validate({"regions": do.regions, "canary": do.canary, **do.plan, "model": do.model})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise ConfigError(f"do.plan.{'.'.join(map(str, first['loc']))}", first["msg"]) from exc
+
+
+def check_selector(world: World, selector: dict[str, str]) -> None:
+    """Raises NotFound if the selector cannot match: an unknown region or node, or labels that no node has."""
+    nodes = world.nodes.values()
+    for label in ("region", "node"):
+        wanted = selector.get(label)
+        known = {n.labels[label] for n in nodes}
+        for value in wanted.split("|") if wanted is not None else []:
+            if value not in known:
+                raise NotFound(f"there is no {label} {value!r}", f"Known: {', '.join(sorted(known)) or 'none yet'}")
+    if not any(fleet.matches(n, selector) for n in nodes):
+        raise NotFound(f"no node has the labels {selector}", "See `fedtide fleet ls -o yaml`")
+
+
+def _app_of(world: World, asked: RunRequest) -> AppRef:
+    latest = world.model(asked.model).latest if asked.model is not None else None
+    if latest is None:
+        raise ConfigError("app", "is missing, and there is no release whose app could be taken", "Name an app")
+    return latest.manifest.lineage.app
+
+
+def _config_of(world: World, asked: RunRequest) -> ConfigValues:
+    """An app that comes from a release comes with the configuration that it was run with."""
+    latest = world.model(asked.model).latest if asked.app is None and asked.model is not None else None
+    return latest.manifest.lineage.run_config if latest is not None else {}
+
+
+def _base(world: World, asked: RunRequest) -> BlobRef | None:
+    if asked.base is None:
+        return None
+    if asked.model is None:
+        raise ConfigError("base", "needs a model", "Name the model that the base release belongs to")
+    releases = world.model(asked.model).releases
+    wanted = str(len(releases)) if asked.base == "latest" else asked.base
+    for release in releases:
+        if str(release.manifest.version) == wanted:
+            return release.ref
+    raise NotFound(f"model {asked.model!r} has no release {asked.base}", "See `fedtide model ls`")

@@ -1,0 +1,4 @@
+"""The HTTP API, and who answers it.
+
+May import adapters, log, state and the domains.
+"""

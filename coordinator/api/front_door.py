@@ -1,0 +1,123 @@
+"""The API's address: held from the start, answered by a standby with the way to the leader, then by the leader."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import ssl
+
+import aiohttp
+from aiohttp import web
+
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.log.leader_lease import Leadership
+from fedtide.coordinator.api.standby_proxy import StandbyProxy
+from fedtide.fabric.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class FrontDoor:
+    """One listening socket, and the application behind it."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+        self._socket: socket.socket | None = None
+        self._runner: web.AppRunner | None = None
+        self._leadership: Leadership | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._proxy = StandbyProxy(config.ca_file, config.http_server_name) if config.standby == "proxy" else None
+        self.url = ""
+        self.advertised = ""
+        """Where other coordinators reach it."""
+
+    async def open(self) -> str:
+        """Take the port and answer as a standby; returns the URL.
+
+        Raises:
+            ConfigError: the port is taken.
+        """
+        config = self._config
+        try:
+            self._tls = _tls(config)
+            self._socket = socket.create_server((config.http_host, config.http_port), backlog=128)
+        except OSError as exc:
+            raise ConfigError(
+                "http_port", f"port {config.http_port} cannot be used: {exc.strerror}", "Choose another, or 0"
+            ) from exc
+        host, port = self._socket.getsockname()[:2]
+        self.url = f"{'https' if self._tls else 'http'}://{host}:{port}"
+        app = web.Application(client_max_size=0)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_route("*", "/{path:.*}", self._send_on)
+        await self._show(app)
+        self.advertised = self._config.advertise_url or self.url
+        return self.advertised
+
+    def stand_by(self, leadership: Leadership) -> None:
+        """From here on callers are sent to whoever leads."""
+        self._leadership = leadership
+
+    async def serve(self, app: web.Application) -> None:
+        """This process leads: answer with `app`, and say where."""
+        app.router.add_get("/healthz", self._health)
+        await self._show(app)
+        log.info("api.listening", extra={"url": self.url})
+        if self._config.endpoint_file is not None:
+            part = self._config.endpoint_file.with_suffix(".part")
+            part.write_text(json.dumps({"url": self.url}))
+            part.replace(self._config.endpoint_file)
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._proxy is not None:
+            await self._proxy.close()
+        if self._socket is not None:
+            self._socket.close()
+
+    async def _show(self, app: web.Application) -> None:
+        assert self._socket is not None
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        old, self._runner = self._runner, runner
+        # The kernel keeps callers waiting in between: the listening socket itself stays.
+        copy = self._socket.dup()
+        if old is not None:
+            await old.cleanup()
+        await web.SockSite(runner, copy, ssl_context=self._tls).start()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        leads = self._leadership is not None and self._leadership.is_mine
+        return web.json_response({"role": "leader" if leads else "standby"})
+
+    async def _send_on(self, request: web.Request) -> web.StreamResponse:
+        leader = self._leadership.leader if self._leadership is not None else None
+        if leader is None or not leader.url or leader.url == self.advertised:
+            return _nobody()
+        if self._proxy is None:
+            return web.Response(status=307, headers={"Location": f"{leader.url}{request.path_qs}"})
+        try:
+            return await self._proxy.pass_on(leader.url, request)
+        except aiohttp.ClientError as exc:
+            log.info("proxy.no_answer", extra={"leader": leader.url, "reason": str(exc)})
+            return _nobody()
+
+
+def _nobody() -> web.Response:
+    body = {"error": "no coordinator leads at the moment", "remedy": "Try again", "exit_code": 75}
+    return web.json_response(body, status=503, headers={"Retry-After": "1"})
+
+
+def _tls(config: CoordinatorConfig) -> ssl.SSLContext | None:
+    if config.http_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.http_cert, config.http_key)
+    except OSError as exc:
+        raise ConfigError(
+            "http_cert", f"{config.http_cert} cannot be used: {exc}", "It is a PEM file, with http_key"
+        ) from exc
+    return context

@@ -1,0 +1,52 @@
+"""`/metrics` in Prometheus' text format: what the world holds now, and what this process has done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from fedtide.coordinator.rollouts import rollouts
+
+from fedtide.coordinator.runs import runs
+from fedtide.coordinator.log.engine import Engine
+
+
+class WorldMetrics:
+    """A collector: read when it is asked, nothing is kept."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        world = self._engine.world
+        nodes = GaugeMetricFamily("fedtide_nodes", "Nodes of the fleet", labels=["region", "state"])
+        for (region, online), count in Counter((n.region, n.online) for n in world.nodes.values()).items():
+            nodes.add_metric([region, "online" if online else "offline"], count)
+        yield nodes
+        states = Counter(type(r).__name__.lower() for r in world.runs.values())
+        by_state = GaugeMetricFamily("fedtide_runs", "Runs by state", labels=["state"])
+        for state, count in states.items():
+            by_state.add_metric([state], count)
+        yield by_state
+        yield GaugeMetricFamily("fedtide_runs_open", "Runs not ended", value=sum(1 for _ in world.active_runs()))
+        still_open = sum(rollouts.is_open(r) for r in world.rollouts.values())
+        yield GaugeMetricFamily("fedtide_rollouts_open", "Roll-outs not ended", value=still_open)
+        yield GaugeMetricFamily("fedtide_models", "Models in the registry", value=len(world.models))
+        updates = sum(runs.accepted_updates(r) for r in world.runs.values())
+        yield GaugeMetricFamily("fedtide_updates_accepted", "Updates in closed rounds of all runs", value=updates)
+        yield CounterMetricFamily("fedtide_events_applied", "Events applied", value=self._engine.applied)
+        yield CounterMetricFamily("fedtide_events_refused", "Events refused", value=self._engine.refused)
+
+
+def routes(engine: Engine) -> list[web.RouteDef]:
+    registry = CollectorRegistry()
+    registry.register(WorldMetrics(engine))
+
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    return [web.get("/metrics", show)]

@@ -1,0 +1,189 @@
+"""The Job of one aggregator, and the Secret that it reads. Pure.
+
+The Job runs its pod once: attempts are the coordinator's to count, so that no attempt runs twice.
+https://kubernetes.io/docs/concepts/workloads/controllers/job/ (pod failure policy, TTL, suspend)
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from fedtide.coordinator.commands import LaunchAggregator
+from fedtide.fabric.messages.tasks import Strict
+
+PREFIX = "fedtide.dev/"
+COMPONENT = "app.kubernetes.io/component"
+AGGREGATORS = f"{COMPONENT}=aggregator,app.kubernetes.io/part-of=fedtide"
+CONFIG_DIR, TLS_DIR, WORK_DIR = "/etc/fedtide/run", "/etc/fedtide/tls", "/work"
+USER = 10001
+
+Manifest = dict[str, Any]
+
+
+class Tier(Strict):
+    """What aggregators of models up to a size get; `resources` are limits, e.g. GPUs or a MIG slice."""
+
+    up_to_bytes: int | None = Field(default=None, ge=1, description="Of the model's arrays; none: any size")
+    resources: dict[str, str] = Field(description="For example {cpu: '4', memory: 8Gi, nvidia.com/gpu: '1'}")
+    node_selector: dict[str, str] = {}
+
+
+class Kubernetes(Strict):
+    """How aggregators run in a cluster. Jobs are made in the coordinator's own namespace unless another is named."""
+
+    namespace: str
+    image: str
+    release: str = Field(description="Name of the installation; its Secrets and Jobs begin with it")
+    image_pull_secrets: list[str] = []
+    service_account: str = ""
+    tiers: list[Tier] = Field(default=[Tier(resources={"cpu": "2", "memory": "4Gi"})], min_length=1)
+    tolerations: list[dict[str, Any]] = []
+    node_affinity: dict[str, Any] = Field(default={}, description="For example to prefer spot nodes")
+    priority_class: str = ""
+    queue: str = Field(default="", description="Kueue's LocalQueue; Jobs wait, suspended, until it admits them")
+    ttl_s: int = Field(default=3600, ge=60, description="Jobs that ended are kept so long")
+    grace_s: int = Field(default=120, ge=10, description="From SIGTERM to SIGKILL: a checkpoint must be written")
+    pending_s: float = Field(default=900.0, gt=0, description="A Job whose pod does not start is given up after this")
+    labels: dict[str, str] = {}
+    ca_secret: str = Field(default="", description="Secret with the hub's `ca.crt`; default: RELEASE-servers")
+
+
+def name_of(config: Kubernetes, run: str, attempt: int) -> str:
+    """Of the Job and of its Secret."""
+    return f"{config.release}-{run}-{attempt}".lower().replace("_", "-")[:63].rstrip("-")
+
+
+def secret(config: Kubernetes, command: LaunchAggregator, tenant: str, files: Mapping[str, str]) -> Manifest:
+    """What the aggregator reads. It stands before its Job does, and shows that this attempt was begun."""
+    data = {k: base64.b64encode(v.encode()).decode() for k, v in files.items()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(config, command, tenant),
+        "type": "Opaque",
+        "immutable": True,
+        "data": data,
+    }
+
+
+def job(config: Kubernetes, command: LaunchAggregator, tenant: str, model_bytes: int | None) -> Manifest:
+    """The Job of one attempt.
+
+    Args:
+        model_bytes: of the model's arrays, if there is a release of it already.
+    """
+    metadata = _metadata(config, command, tenant)
+    if config.queue:
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = config.queue
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "backoffLimit": 0,
+            "completions": 1,
+            "parallelism": 1,
+            "suspend": bool(config.queue),
+            "ttlSecondsAfterFinished": config.ttl_s,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    # A pod that is drained, preempted or reclaimed is no fault of the run: its successor resumes.
+                    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {"action": "Count", "onExitCodes": {"operator": "NotIn", "values": [0]}},
+                ]
+            },
+            "template": {"metadata": {"labels": dict(metadata["labels"])}, "spec": _pod(config, command, model_bytes)},
+        },
+    }
+
+
+def tier_of(config: Kubernetes, model_bytes: int | None) -> Tier:
+    """The first tier that is large enough; for a model of unknown size the first."""
+    if model_bytes is not None:
+        for tier in config.tiers:
+            if tier.up_to_bytes is None or model_bytes <= tier.up_to_bytes:
+                return tier
+        return config.tiers[-1]
+    return config.tiers[0]
+
+
+def _metadata(config: Kubernetes, command: LaunchAggregator, tenant: str) -> Manifest:
+    labels = {
+        **config.labels,
+        "app.kubernetes.io/name": "fedtide",
+        "app.kubernetes.io/part-of": "fedtide",
+        "app.kubernetes.io/instance": config.release,
+        "app.kubernetes.io/managed-by": "fedtide-coordinator",
+        COMPONENT: "aggregator",
+        f"{PREFIX}run": command.run,
+        f"{PREFIX}attempt": str(command.attempt),
+        f"{PREFIX}tenant": tenant.strip("-_"),  # a label must not end so
+    }
+    if command.spec.model:
+        labels[f"{PREFIX}model"] = command.spec.model.strip("-_")
+    return {"name": name_of(config, command.run, command.attempt), "namespace": config.namespace, "labels": labels}
+
+
+def _pod(config: Kubernetes, command: LaunchAggregator, model_bytes: int | None) -> Manifest:
+    tier = tier_of(config, model_bytes)
+    name = name_of(config, command.run, command.attempt)
+    pod: Manifest = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": config.grace_s,
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": "aggregator",
+                "image": config.image,
+                "args": [f"{CONFIG_DIR}/config.json"],
+                "env": [{"name": "HOME", "value": WORK_DIR}],
+                "resources": {"limits": tier.resources, "requests": tier.resources},
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "run", "mountPath": CONFIG_DIR, "readOnly": True},
+                    {"name": "tls", "mountPath": TLS_DIR, "readOnly": True},
+                    {"name": "work", "mountPath": WORK_DIR},
+                    {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # in the pod, an emptyDir of its own
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "run", "secret": {"secretName": name, "defaultMode": 0o440}},
+            {
+                "name": "tls",
+                "secret": {
+                    "secretName": config.ca_secret or f"{config.release}-servers",
+                    "items": [{"key": "ca.crt", "path": "ca.crt"}],
+                    "optional": True,
+                },
+            },
+            {"name": "work", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    optional = {
+        "serviceAccountName": config.service_account,
+        "priorityClassName": config.priority_class,
+        "tolerations": config.tolerations,
+        "nodeSelector": tier.node_selector,
+        "affinity": {"nodeAffinity": config.node_affinity} if config.node_affinity else {},
+        "imagePullSecrets": [{"name": n} for n in config.image_pull_secrets],
+    }
+    return {**pod, **{k: v for k, v in optional.items() if v}}

@@ -1,0 +1,319 @@
+"""Aggregators as Kubernetes Jobs. What an attempt came to is read from its Job, also after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from kubernetes import client
+
+from fedtide.coordinator.launch import job_manifest
+from fedtide.fabric.cluster.api_calls import Exists, Refused, call
+from fedtide.coordinator.launch.job_manifest import AGGREGATORS, CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR, Kubernetes
+from fedtide.coordinator.launch.object_watch import ObjectWatch
+from fedtide.coordinator.commands import LaunchAggregator
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.launch.local import GONE, CredentialsOf, Exited, worker_config
+from fedtide.fabric.errors import CapabilityMissing, TransientError
+from fedtide.fabric.events.runs import RunSpec
+
+log = logging.getLogger(__name__)
+
+REFUSED = CapabilityMissing.exit_code
+RETRY_S = 1.0
+
+ModelBytes = Callable[[RunSpec], int | None]
+IsWanted = Callable[[str, int], bool]
+
+
+class KubernetesLauncher:
+    """One Job an attempt; the same promises as `fedtide.coordinator.launch.local.Launcher` makes.
+
+    Args:
+        api: a configured API client.
+        model_bytes: how large the model of a run is, if that is known.
+        wanted: whether a run still wants the aggregator of an attempt; other Jobs are orphans.
+    """
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        config: CoordinatorConfig,
+        kubernetes: Kubernetes,
+        credentials: CredentialsOf,
+        exited: Exited,
+        model_bytes: ModelBytes,
+        wanted: IsWanted,
+    ) -> None:
+        self._jobs, self._core = client.BatchV1Api(api), client.CoreV1Api(api)
+        self._config = config
+        self._kubernetes = kubernetes
+        self._namespace = kubernetes.namespace
+        self._credentials = credentials
+        self._exited = exited
+        self._model_bytes = model_bytes
+        self._wanted = wanted
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._known: dict[str, dict[str, Any]] = {}
+        self._reported: set[str] = set()
+        self._started: set[str] = set()
+        self._given_up: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: ObjectWatch | None = None
+
+    def prepare(self) -> None:
+        """Watch the Jobs that are there, and remove those that no run wants."""
+        loop = asyncio.get_running_loop()
+        arguments = {"namespace": self._namespace, "label_selector": self._selector()}
+        self._watch = ObjectWatch(
+            self._jobs.list_namespaced_job,
+            arguments,
+            lambda kind, job: loop.call_soon_threadsafe(self._on_job, kind, job),
+            lambda names: loop.call_soon_threadsafe(self._on_list, names),
+        )
+        self._watch.start()
+
+    async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
+        """Create the attempt's Job if it is still wanted, or adopt it; nothing of an earlier attempt is left then.
+
+        Raises:
+            TransientError: the API server cannot do it now.
+        """
+        async with self._locks[command.run]:
+            if not wanted():
+                return
+            await self._end(command.run, but=command.attempt)
+            try:
+                await self._create(command)
+            except Refused as exc:
+                await self._exited(command.run, command.attempt, REFUSED, str(exc))
+
+    async def _create(self, command: LaunchAggregator) -> None:
+        name = job_manifest.name_of(self._kubernetes, command.run, command.attempt)
+        if await call(self._jobs.read_namespaced_job, name, self._namespace, absent_is_fine=True) is not None:
+            return
+        config = worker_config(command, self._config, WORK_DIR)
+        files = {}
+        credentials = self._credentials(command.run)
+        if credentials is not None:
+            config["credentials"] = f"{CONFIG_DIR}/aggregator.creds"
+            files["aggregator.creds"] = credentials.text
+        if self._config.ca_file is not None:
+            config["ca_file"] = f"{TLS_DIR}/ca.crt"
+        files["config.json"] = json.dumps(config)
+        secret = job_manifest.secret(self._kubernetes, command, self._config.tenant, files)
+        try:
+            await call(self._core.create_namespaced_secret, self._namespace, secret)
+        except Exists:
+            # This attempt was begun before, by whoever led then, and its Job is gone: its task ids are used up.
+            await self._exited(command.run, command.attempt, GONE, "its Job was gone when the coordinator came back")
+            return
+        size = self._model_bytes(command.spec)
+        job = job_manifest.job(self._kubernetes, command, self._config.tenant, size)
+        try:
+            await call(self._jobs.create_namespaced_job, self._namespace, job)
+        except Refused:
+            await self._delete_secret(name)
+            raise
+        except TransientError:
+            # Its answer may be all that was lost. Without a Job the next try begins anew, without the Secret.
+            if await call(self._jobs.read_namespaced_job, name, self._namespace, absent_is_fine=True) is None:
+                await self._delete_secret(name)
+                raise
+        log.info("aggregator.launched", extra={"run": command.run, "job": name})
+
+    async def stop(self, run: str) -> None:
+        """Delete the run's Jobs; their pods get SIGTERM and their time.
+
+        Raises:
+            TransientError: the API server cannot do it now.
+        """
+        async with self._locks[run]:
+            await self._end(run, but=None)
+
+    async def close(self) -> None:
+        """Watch no longer; Jobs go on and are adopted by the next coordinator."""
+        if self._watch is not None:
+            self._watch.stop()
+        for timer in self._given_up.values():
+            timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end(self, run: str, but: int | None) -> None:
+        """Delete all Jobs of a run but one, and wait until their pods are gone: two would take each other's answers."""
+        selector = f"{self._selector()},{PREFIX}run={run}" + (f",{PREFIX}attempt!={but}" if but is not None else "")
+        jobs = await call(self._jobs.list_namespaced_job, self._namespace, label_selector=selector)
+        for job in jobs.items:
+            self._reported.add(job.metadata.name)
+            await self._delete(job.metadata.name)
+        while jobs.items:
+            pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=selector)
+            if not any(pod.status is None or pod.status.phase in ("Pending", "Running") for pod in pods.items):
+                return
+            await asyncio.sleep(RETRY_S)  # pods end in their own time; a second watch would be dearer
+
+    async def _delete(self, name: str) -> None:
+        await call(
+            self._jobs.delete_namespaced_job,
+            name,
+            self._namespace,
+            propagation_policy="Background",
+            absent_is_fine=True,
+        )
+
+    async def _delete_secret(self, name: str) -> None:
+        await call(self._core.delete_namespaced_secret, name, self._namespace, absent_is_fine=True)
+
+    def _on_list(self, names: set[str]) -> None:
+        for name in set(self._known) - names:
+            self._on_job("DELETED", self._known[name])
+        self._spawn(self._remove_secrets())
+
+    def _on_job(self, kind: str, job: dict[str, Any]) -> None:
+        name = job["metadata"]["name"]
+        if kind == "DELETED":
+            self._known.pop(name, None)
+            self._report(job, GONE, "its Job was deleted")
+            self._spawn(self._remove_secrets())
+            return
+        self._known[name] = job
+        run, attempt = _whose(job)
+        ended = _ending(job)
+        if ended is not None:
+            self._spawn(self._ended_with(job, *ended))
+        elif kind == "LISTED" and not self._wanted(run, attempt):
+            log.info("aggregator.orphan", extra={"job": name})
+            self._reported.add(name)
+            self._spawn(self._delete_patiently(name))
+        elif job["spec"].get("suspend") and name in self._started:
+            # Kueue took its place away and would start the same attempt again.
+            self._report(job, GONE, "preempted: its queue suspended it", preempted=True)
+            self._spawn(self._delete_patiently(name))
+        elif (job.get("status") or {}).get("active"):
+            self._started.add(name)
+            if job["status"].get("ready"):
+                self._forget_deadline(name)
+            else:
+                self._set_deadline(job)
+        elif not job["spec"].get("suspend"):
+            self._set_deadline(job)
+
+    def _set_deadline(self, job: dict[str, Any]) -> None:
+        name = job["metadata"]["name"]
+        if name not in self._given_up:
+            loop = asyncio.get_running_loop()
+            self._given_up[name] = loop.call_later(self._kubernetes.pending_s, self._give_up, job)
+
+    def _give_up(self, job: dict[str, Any]) -> None:
+        self._spawn(self._pending_too_long(job))
+
+    async def _pending_too_long(self, job: dict[str, Any]) -> None:
+        name, (run, attempt) = job["metadata"]["name"], _whose(job)
+        try:
+            why = await self._why_pending(name)
+            async with self._locks[run]:
+                self._reported.add(name)
+                await self._delete(name)
+        except TransientError as exc:
+            log.warning("aggregator.give_up_waits", extra={"job": name, "reason": str(exc)})
+            self._reported.discard(name)
+            self._given_up[name] = asyncio.get_running_loop().call_later(RETRY_S, self._give_up, job)
+            return
+        await self._exited(run, attempt, REFUSED, f"no pod started in {self._kubernetes.pending_s:.0f} s: {why}")
+
+    async def _why_pending(self, name: str) -> str:
+        """What the scheduler, or the controller that could not make a pod, says."""
+        pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
+        for pod in pods.items:
+            for condition in (pod.status.conditions if pod.status is not None else None) or []:
+                if condition.type == "PodScheduled" and condition.status == "False":
+                    return f"{condition.message}. Add such a node, or lower the tier's resources"
+            for container in (pod.status.container_statuses if pod.status is not None else None) or []:
+                waiting = container.state.waiting if container.state is not None else None
+                if waiting is not None:
+                    return f"{waiting.reason}: {waiting.message or 'see kubectl describe pod'}"
+        events = await call(
+            self._core.list_namespaced_event, self._namespace, field_selector=f"involvedObject.name={name}"
+        )
+        said = [event.message for event in events.items if event.type == "Warning"]
+        return said[-1] if said else f"see `kubectl -n {self._namespace} describe job {name}`"
+
+    async def _ended_with(self, job: dict[str, Any], code: int, reason: str, preempted: bool) -> None:
+        name = job["metadata"]["name"]
+        if name in self._reported:
+            return
+        self._forget_deadline(name)
+        try:
+            pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
+            for pod in pods.items:
+                for container in (pod.status.container_statuses if pod.status is not None else None) or []:
+                    done = container.state.terminated if container.state is not None else None
+                    if done is not None:
+                        code = done.exit_code
+                        reason = ((done.message or "").strip().splitlines() or [reason])[-1]
+        except TransientError as exc:
+            log.info("aggregator.pod_not_read", extra={"job": name, "reason": str(exc)})
+        self._report(job, code, f"preempted: {reason}" if preempted else reason, preempted=preempted)
+
+    def _report(self, job: dict[str, Any], code: int, reason: str, *, preempted: bool = False) -> None:
+        name, (run, attempt) = job["metadata"]["name"], _whose(job)
+        self._forget_deadline(name)
+        if name not in self._reported:
+            self._reported.add(name)
+            self._spawn(self._exited(run, attempt, code, reason[:500], preempted=preempted))
+
+    def _forget_deadline(self, name: str) -> None:
+        if timer := self._given_up.pop(name, None):
+            timer.cancel()
+
+    async def _delete_patiently(self, name: str) -> None:
+        while True:
+            try:
+                await self._delete(name)
+                return
+            except TransientError as exc:
+                log.info("aggregator.delete_waits", extra={"job": name, "reason": str(exc)})
+                await asyncio.sleep(RETRY_S)
+
+    async def _remove_secrets(self) -> None:
+        """Secrets of attempts that nobody wants any more."""
+        try:
+            found = await call(self._core.list_namespaced_secret, self._namespace, label_selector=self._selector())
+            for secret in found.items:
+                labels = secret.metadata.labels
+                if not self._wanted(labels[f"{PREFIX}run"], int(labels[f"{PREFIX}attempt"])):
+                    await self._delete_secret(secret.metadata.name)
+        except TransientError as exc:
+            log.info("aggregator.secrets_left", extra={"reason": str(exc)})
+
+    def _selector(self) -> str:
+        return f"{AGGREGATORS},app.kubernetes.io/instance={self._kubernetes.release}"
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _whose(job: dict[str, Any]) -> tuple[str, int]:
+    labels = job["metadata"]["labels"]
+    return labels[f"{PREFIX}run"], int(labels[f"{PREFIX}attempt"])
+
+
+def _ending(job: dict[str, Any]) -> tuple[int, str, bool] | None:
+    """Exit code, reason, and whether the pod was taken away from it; None while it goes on."""
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition.get("status") != "True":
+            continue
+        if condition["type"] == "Complete":
+            return 0, "", False
+        if condition["type"] == "Failed":
+            said = condition.get("message", "") or condition.get("reason", "")
+            return 1, said, "DisruptionTarget" in said
+    return None

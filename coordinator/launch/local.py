@@ -1,0 +1,215 @@
+"""Starting aggregators: the interface, and the one that uses local processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedtide.coordinator.commands import LaunchAggregator
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.launch.warm_worker import SpareProcess
+from fedtide.fabric.process import pid_file as process_note
+from fedtide.fabric.nats.credentials import Credentials
+
+log = logging.getLogger(__name__)
+
+
+class Exited(Protocol):
+    """Told that an aggregator is gone."""
+
+    def __call__(
+        self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False
+    ) -> Coroutine[Any, Any, None]: ...
+
+
+CredentialsOf = Callable[[str], Credentials | None]
+"""What the aggregator of a run shows to the broker; None where anybody is let in."""
+
+
+END_WITHIN_S = 10.0
+
+GONE = -1
+"""Exit code of a process that was not ours to wait for."""
+
+
+class Launcher(Protocol):
+    """Runs aggregators somewhere.
+
+    An attempt is started at most once: `launch` adopts one that still runs, and reports the exit
+    of one that was started before and is gone (its task ids must not be used again).
+    """
+
+    def prepare(self) -> None: ...
+    async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None: ...
+    async def stop(self, run: str) -> None: ...
+    async def close(self) -> None: ...
+
+
+def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir: str) -> dict[str, Any]:
+    """What an aggregator process is told, but for its credentials."""
+    return {
+        "run": command.run,
+        "attempt": command.attempt,
+        "spec": command.spec.model_dump(mode="json"),
+        "nats_url": config.nats_url,
+        "ca_file": str(config.ca_file) if config.ca_file is not None else None,
+        "tenant": config.tenant,
+        "work_dir": work_dir,
+        "regions": config.regions,
+    }
+
+
+class LocalLauncher:
+    """One subprocess a run. A note on disk lets a restarted coordinator find and adopt it."""
+
+    def __init__(self, root: Path, config: CoordinatorConfig, credentials: CredentialsOf, exited: Exited) -> None:
+        self._root = root
+        self._config = config
+        self._credentials = credentials
+        self._exited = exited
+        self._watched: dict[str, tuple[int, asyncio.Task[None]]] = {}
+        self._spare = SpareProcess(root)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def prepare(self) -> None:
+        """Keep a process ready for the next run, if that is wanted."""
+        if self._config.warm_aggregator:
+            self._spare.prepare()
+
+    async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
+        """Start the run's aggregator if it is still wanted, or adopt the one of this attempt that is there."""
+        async with self._locks[command.run]:
+            newer = process_note.attempt_of(self._note(command.run)) > command.attempt
+            if wanted() and not newer:
+                await self._end_others(command)
+                await self._launch(command)
+
+    async def _end_others(self, command: LaunchAggregator) -> None:
+        """Of an earlier attempt nothing may be left: two would take each other's answers."""
+        pid = self._alive(command.run, None)
+        if pid is not None and self._alive(command.run, command.attempt) is None:
+            await _end(pid)
+        attempt, watch = self._watched.get(command.run, (0, None))
+        if watch is not None and attempt != command.attempt:
+            await asyncio.wait({watch})
+
+    async def _launch(self, command: LaunchAggregator) -> None:
+        attempt, watch = self._watched.get(command.run, (0, None))
+        if attempt == command.attempt and watch is not None and not watch.done():
+            return
+        folder = self._root / command.run
+        folder.mkdir(parents=True, exist_ok=True)
+        pid = self._alive(command.run, command.attempt)
+        process: asyncio.subprocess.Process | None = None
+        if pid is None and (folder / f"attempt-{command.attempt}.json").exists():
+            await self._exited(command.run, command.attempt, GONE, "it was gone when the coordinator came back")
+            return
+        if pid is None:
+            process = await self._start(command, folder)
+            pid = process.pid
+        self._watched[command.run] = command.attempt, asyncio.create_task(self._watch(command, pid, process))
+
+    async def _start(self, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
+        config = worker_config(command, self._config, str(folder.resolve()))
+        credentials = self._credentials(command.run)
+        if credentials is not None:
+            shown = folder.resolve() / "aggregator.creds"
+            credentials.save(shown)
+            config["credentials"] = str(shown)
+        file = folder / f"attempt-{command.attempt}.json"
+        file.write_text(json.dumps(config))
+        process = await self._spare.give(file, partial(process_note.leave, self._note(command.run), command.attempt))
+        if process is None:
+            process = await self._spawn(file, command, folder)
+        log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
+        return process
+
+    async def _spawn(self, file: Path, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
+        with (folder / "aggregator.log").open("ab") as logfile:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "aggregation",
+                str(file),
+                stdout=logfile,
+                stderr=logfile,
+                start_new_session=True,
+                # Written by the child before it becomes the aggregator: there is no moment without a note.
+                preexec_fn=partial(process_note.leave, self._note(command.run), command.attempt),
+            )
+
+    async def _watch(self, command: LaunchAggregator, pid: int, process: asyncio.subprocess.Process | None) -> None:
+        if process is not None:
+            code = await process.wait()
+        else:
+            await _until_gone(pid)
+            code = GONE
+        process_note.remove(self._note(command.run), pid)
+        await self._exited(command.run, command.attempt, code, _last_line(self._root / command.run / "aggregator.log"))
+
+    async def stop(self, run: str) -> None:
+        """Ask the run's aggregator to end, if there is one."""
+        async with self._locks[run]:
+            pid = self._alive(run, None)
+            if pid is not None:
+                await _end(pid)
+
+    def _note(self, run: str) -> Path:
+        return self._root / run / "aggregator.pid"
+
+    def _alive(self, run: str, attempt: int | None) -> int | None:
+        return process_note.find(self._note(run), attempt)
+
+    async def close(self) -> None:
+        """Stop watching; the processes go on and are adopted by the next coordinator."""
+        await self._spare.close()
+        tasks = [task for _, task in self._watched.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _end(pid: int) -> None:
+    """Ask a process to end; one that does not is killed."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(END_WITHIN_S):
+            await _until_gone(pid)
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await _until_gone(pid)
+
+
+async def _until_gone(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    gone = loop.create_future()
+    loop.add_reader(handle, gone.set_result, None)
+    try:
+        await gone
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+
+
+def _last_line(file: Path) -> str:
+    try:
+        lines = file.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:500] if lines else ""

@@ -1,0 +1,62 @@
+"""The model registry: every model's releases, in order, and its desired-state counter.
+
+Pure. Versions count from 1 and are given when a model is produced; the counter only grows, by
+two a roll-out, and two each time it is retried: one for going forward, one kept for coming back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fedtide.coordinator.commands import Commands, PublishRelease
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.events.envelope import ModelProduced, ReleasePublished
+from fedtide.fabric.plans.release import ReleaseManifest
+from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
+
+ModelEvent = ModelProduced | ReleasePublished | RolloutStarted | RolloutRetryRequested
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    ref: BlobRef
+    manifest: ReleaseManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """`producing` holds what runs delivered and is not published yet, by run, with its version."""
+
+    name: str
+    releases: tuple[Release, ...] = ()
+    producing: tuple[tuple[ModelProduced, int], ...] = ()
+    counter: int = 0
+
+    @property
+    def latest(self) -> Release | None:
+        return self.releases[-1] if self.releases else None
+
+
+def step(state: Model, event: ModelEvent) -> tuple[Model, Commands]:
+    match event:
+        case ModelProduced(run=run):
+            if run in _runs(state):
+                return state, ()
+            version = len(state.releases) + len(state.producing) + 1
+            return replace(state, producing=(*state.producing, (event, version))), (PublishRelease(event, version),)
+        case ReleasePublished(release=ref, manifest=manifest):
+            if any(r.ref == ref for r in state.releases):
+                return state, ()
+            left = tuple(p for p in state.producing if p[0].run != manifest.lineage.run)
+            releases = sorted((*state.releases, Release(ref, manifest)), key=lambda r: r.manifest.version)
+            return replace(state, releases=tuple(releases), producing=left), ()
+        case RolloutStarted(counter=counter) | RolloutRetryRequested(counter=counter):
+            return replace(state, counter=max(state.counter, counter + 1)), ()
+
+
+def _runs(state: Model) -> set[str]:
+    return {p.run for p, _ in state.producing} | {r.manifest.lineage.run for r in state.releases}
+
+
+def owed(state: Model) -> Commands:
+    return tuple(PublishRelease(produced, version) for produced, version in state.producing)

@@ -1,0 +1,4 @@
+"""Runs and their rounds: one reducer each.
+
+Pure: may import commands, fabric and the domain fleet.
+"""

@@ -1,0 +1,245 @@
+"""A round as the coordinator sees it: who was asked, who answered, who does not count and why.
+
+    (none) --RoundOpened--> Open --first answer--> Collecting --RoundCollected--> Aggregating --RoundClosed--> Closed
+                                                       \\--RoundAbandoned--> Abandoned --next RoundOpened--> Open
+
+After its training phase a round may open again for evaluation. Deadlines are the coordinator's:
+an alarm survives whatever dies, and the aggregator is told when it has rung. Pure. A node's answer
+to one phase of one trial of one round counts once, whatever is delivered again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from fedtide.coordinator.commands import Commands, SetAlarm, TellTimeIsUp
+from fedtide.fabric.plans.round_policy import Cause, RoundPolicy
+from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, UpdateReceived, UpdateRefused
+
+RoundEvent = RoundOpened | UpdateReceived | UpdateRefused | RoundCollected | RoundAbandoned | RoundClosed
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    category: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """One phase (train, evaluate, ...) of a round. A node is in one of `received`, `refused`, or awaited.
+
+    `stale` are those of `received` that were asked in an earlier round. `rang` is the alarm that
+    ended the wait, `cause` what the aggregator said it was.
+    """
+
+    asked: frozenset[str] = frozenset()
+    received: frozenset[str] = frozenset()
+    refused: Mapping[str, Refused] = field(default_factory=dict)
+    stale: frozenset[str] = frozenset()
+    bytes_down: int = 0
+    bytes_up: int = 0
+    quorum: int | None = None
+    opened_at: datetime | None = None
+    quorum_at: datetime | None = None
+    rang: Cause | None = None
+    cause: Cause | None = None
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        return self.asked - self.received - self.refused.keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Tasks of `phase` are out and nobody has answered. `before` says why earlier trials were abandoned."""
+
+    number: int
+    trial: int
+    phase: str
+    phases: Mapping[str, Tally]
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Collecting:
+    number: int
+    trial: int
+    phase: str
+    phases: Mapping[str, Tally]
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregating:
+    number: int
+    trial: int
+    phase: str
+    phases: Mapping[str, Tally]
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    number: int
+    trial: int
+    phases: Mapping[str, Tally]
+    metrics: Mapping[str, float]
+    seconds: float
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    number: int
+    trial: int
+    phases: Mapping[str, Tally]
+    reason: str
+    before: tuple[str, ...] = ()
+
+
+Round = Open | Collecting | Aggregating | Closed | Abandoned
+
+
+def step(state: Round | None, event: RoundEvent, at: datetime) -> Round:
+    """The round after `event`, which happened at `at`; answers to a closed round change only its books."""
+    match event:
+        case RoundClosed():
+            return _closed(state, event)
+        case RoundOpened():
+            return _opened(state, event, at)
+        case _ if state is not None and event.trial != state.trial:
+            return state
+        case RoundAbandoned(reason=reason):
+            phases = {} if state is None else state.phases
+            before = () if state is None else state.before
+            over = isinstance(state, Closed)
+            return state if over and state else Abandoned(event.round, event.trial, phases, reason, before)
+        case RoundCollected(phase=phase, cause=cause):
+            state = state if state is not None else Open(event.round, event.trial, phase, {})
+            if not isinstance(state, Open | Collecting) or phase != state.phase:
+                return state
+            phases = {**state.phases, phase: replace(state.phases.get(phase, Tally()), cause=cause)}
+            return Aggregating(state.number, state.trial, phase, phases, state.before)
+        case UpdateReceived() | UpdateRefused():
+            state = state if state is not None else Open(event.round, event.trial, event.phase, {})
+            return _answered(state, event, at)
+
+
+def _closed(state: Round | None, event: RoundClosed) -> Round:
+    if isinstance(state, Closed):
+        return state
+    if state is None:
+        return Closed(event.round, 1, {}, event.metrics, event.seconds)
+    return Closed(event.round, state.trial, state.phases, event.metrics, event.seconds, state.before)
+
+
+def _opened(state: Round | None, event: RoundOpened, at: datetime) -> Round:
+    phase = event.phase
+    fresh = Tally(
+        frozenset(event.nodes),
+        bytes_down=event.bytes_down,
+        quorum=event.quorum,
+        opened_at=at if event.resumable else None,
+    )
+    if state is None:
+        return Open(event.round, event.trial, phase, {phase: fresh})
+    if event.trial > state.trial:
+        why = state.reason if isinstance(state, Abandoned) else "given up"
+        return Open(event.round, event.trial, phase, {phase: fresh}, (*state.before, why))
+    tally = state.phases.get(phase)
+    if event.trial < state.trial or (tally is not None and tally.asked.issuperset(event.nodes)):
+        return state  # a resumed round asks for what it asked for before
+    if tally is not None:
+        fresh = replace(
+            tally, asked=tally.asked | fresh.asked, bytes_down=tally.bytes_down + event.bytes_down, quorum=event.quorum
+        )
+    phases = {**state.phases, phase: fresh}
+    if isinstance(state, Closed | Abandoned):
+        return replace(state, phases=phases)
+    return Open(state.number, state.trial, phase, phases, state.before)
+
+
+def _answered(state: Round, event: UpdateReceived | UpdateRefused, at: datetime) -> Round:
+    tally, node = state.phases.get(event.phase, Tally()), event.node
+    match event:
+        case UpdateReceived(bytes_up=size, staleness=staleness):
+            if node in tally.received or node in tally.refused:
+                return state
+            received = tally.received | {node}
+            tally = replace(tally, received=received, bytes_up=tally.bytes_up + size)
+            if staleness:
+                tally = replace(tally, stale=tally.stale | {node})
+            if tally.quorum is not None and len(received) == tally.quorum:
+                tally = replace(tally, quorum_at=at)
+        case UpdateRefused(category=category, reason=reason):
+            if node in tally.received or not _says_more(tally.refused.get(node), category):
+                return state
+            tally = replace(tally, refused={**tally.refused, node: Refused(category, reason)})
+    phases = {**state.phases, event.phase: tally}
+    if isinstance(state, Open) and state.phase == event.phase:
+        return Collecting(state.number, state.trial, state.phase, phases, state.before)
+    return replace(state, phases=phases)
+
+
+def _says_more(known: Refused | None, category: str) -> bool:
+    """A node that was given up and answers after all is late; otherwise the first word stands."""
+    return known is None or (category == "late" and known.category in ("timeout", "node_lost", "not_needed"))
+
+
+def rang(state: Round, key: str, run: str, policy: RoundPolicy) -> Round:
+    """The round after an alarm; one that it does not wait for changes nothing."""
+    if not isinstance(state, Open | Collecting):
+        return state
+    for alarm, cause in _alarms(state, run, policy):
+        if alarm.key == key:
+            tally = replace(state.phases[state.phase], rang=cause)
+            return replace(state, phases={**state.phases, state.phase: tally})
+    return state
+
+
+def owed(state: Round, run: str, policy: RoundPolicy) -> Commands:
+    """What an open round wants done: its alarms, or the word that one has rung."""
+    if not isinstance(state, Open | Collecting):
+        return ()
+    tally = state.phases.get(state.phase, Tally())
+    if tally.rang is not None:
+        return (TellTimeIsUp(run, state.number, state.trial, state.phase, tally.rang),)
+    return tuple(alarm for alarm, _ in _alarms(state, run, policy))
+
+
+def _alarms(state: Open | Collecting, run: str, policy: RoundPolicy) -> list[tuple[SetAlarm, Cause]]:
+    tally = state.phases.get(state.phase, Tally())
+    if tally.opened_at is None:
+        return []
+
+    def alarm(what: str, since: datetime, seconds: float) -> SetAlarm:
+        # A clock that was started anew (after a pause) is another alarm.
+        key = f"{state.number}.{state.trial}.{state.phase}.{what}.{since.timestamp():.0f}"
+        return SetAlarm("run", run, key, since + timedelta(seconds=seconds))
+
+    alarms: list[tuple[SetAlarm, Cause]] = [(alarm("deadline", tally.opened_at, policy.deadline_s), "deadline")]
+    if tally.quorum_at is not None and policy.grace_s > 0:
+        alarms.append((alarm("grace", tally.quorum_at, policy.grace_s), "grace over"))
+    return alarms
+
+
+def restart_clock(state: Round, at: datetime) -> Round:
+    """After a pause an open round has its whole time again."""
+    if not isinstance(state, Open | Collecting) or state.phase not in state.phases:
+        return state
+    tally = state.phases[state.phase]
+    if tally.opened_at is None:
+        return state
+    quorum_at = at if tally.quorum_at is not None else None
+    again = replace(tally, opened_at=at, quorum_at=quorum_at, rang=None)
+    return replace(state, phases={**state.phases, state.phase: again})
+
+
+def abandon(state: Round, reason: str) -> Round:
+    """What becomes of a round when its run ends."""
+    if isinstance(state, Closed | Abandoned):
+        return state
+    return Abandoned(state.number, state.trial, state.phases, reason, state.before)

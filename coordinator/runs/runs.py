@@ -1,0 +1,251 @@
+"""A run: one federated job from request to end.
+
+    (none) --RunRequested--> Running(attempt 1) --RunCompleted--> Ended(completed)
+                               |  |  ^     \\--RunFailed--> Ended(failed)
+                               |  |  |--AggregatorExited: attempt + 1 resumes the rounds
+                               |  |--RunPauseRequested--> Paused --RunResumeRequested--> Running(attempt + 1)
+                               \\--RunCancelRequested--> Ended(cancelled)
+
+A run whose aggregator dies MAX_CRASHES times without any progress between fails. A paused
+run has no aggregator; what its nodes still send waits in the stream for the next attempt.
+
+Pure. Reports of an attempt that is not the current one change nothing: its process was given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from fedtide.coordinator.runs import rounds
+from fedtide.coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator, SuspendAggregator
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import AlarmRang
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunRequested, RunResumeRequested, RunSpec, UpdateReceived, UpdateRefused
+
+MAX_CRASHES = 5
+
+RunEvent = (
+    RunRequested
+    | RunPauseRequested
+    | RunResumeRequested
+    | RunCancelRequested
+    | RunCleanedUp
+    | AggregatorStarted
+    | AggregatorExited
+    | RoundsRestarted
+    | rounds.RoundEvent
+    | RunCompleted
+    | RunFailed
+    | AlarmRang
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What does not change over a run's life."""
+
+    run: str
+    spec: RunSpec
+    by: str
+    requested_at: datetime
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An aggregator works, or is being started. `rounds` outlive it: its successor resumes them.
+
+    `crashes` counts the aggregators that died without any progress in between: an update, a closed round.
+    """
+
+    facts: Facts
+    attempt: int
+    started: bool = False
+    rounds: Mapping[int, rounds.Round] = field(default_factory=dict)
+    reason: str = ""
+    crashes: int = 0
+    resumable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    facts: Facts
+    attempt: int
+    rounds: Mapping[int, rounds.Round]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """`cleaned` once the broker holds nothing of it any more."""
+
+    facts: Facts
+    outcome: Literal["completed", "failed", "cancelled"]
+    reason: str
+    attempt: int
+    rounds: Mapping[int, rounds.Round]
+    ended_at: datetime
+    cleaned: bool = False
+
+
+Run = Running | Paused | Ended
+Step = tuple[Run, Commands]
+
+
+def step(state: Run | None, event: RunEvent, at: datetime) -> Step:
+    """The run after `event`, which happened at `at`.
+
+    Raises:
+        InvalidTransition: a second request under one id, or a pause that would lose the run's work.
+    """
+    if state is None:
+        return _first(event, at)
+    if isinstance(event, RunRequested):
+        raise InvalidTransition(f"run {event.run} was requested twice")
+    if isinstance(state, Ended):
+        return (replace(state, cleaned=True) if isinstance(event, RunCleanedUp) else state), ()
+    if getattr(event, "attempt", state.attempt) != state.attempt:
+        return state, ()
+    match event:
+        case RunCancelRequested(reason=reason):
+            return _end(state, "cancelled", reason, at)
+        case RunCompleted() | RunFailed():
+            return _end(state, *_outcome(event), at)
+        case AlarmRang(key=key):
+            return _rang(state, key)
+        case RoundOpened() | UpdateReceived() | UpdateRefused() | RoundCollected() | RoundAbandoned() | RoundClosed():
+            return _round(state, event, at)
+        case _:
+            return _running(state, event, at) if isinstance(state, Running) else _paused(state, event, at)
+
+
+def _first(event: RunEvent, at: datetime) -> Step:
+    if not isinstance(event, RunRequested):
+        name = event.id if isinstance(event, AlarmRang) else event.run
+        raise InvalidTransition(f"{event.kind} for a run {name} that was never requested")
+    run = Running(Facts(event.run, event.spec, event.by, at, event.cause), attempt=1)
+    return run, owed(run)
+
+
+def _running(state: Running, event: RunEvent, at: datetime) -> Step:
+    match event:
+        case RunPauseRequested(reason=reason):
+            if not state.resumable:
+                raise InvalidTransition(f"run {state.facts.run} cannot be paused: its app keeps its rounds to itself")
+            paused = Paused(state.facts, state.attempt, state.rounds, reason)
+            return paused, owed(paused)
+        case AggregatorStarted():
+            return replace(state, started=True), ()
+        case AggregatorExited():
+            return _crashed(state, event, at)
+        case RoundsRestarted():
+            return replace(state, rounds={}, reason=f"{state.reason}; started again from its first round"), ()
+        case _:
+            return state, ()
+
+
+def _round(state: Running | Paused, event: rounds.RoundEvent, at: datetime) -> Step:
+    number, before = event.round, state.rounds.get(event.round)
+    after = rounds.step(before, event, at)
+    known = {**state.rounds, number: after}
+    if isinstance(state, Paused):
+        return replace(state, rounds=known), ()
+    if isinstance(event, RoundOpened):
+        state = replace(state, resumable=state.resumable and event.resumable)
+    # What an aggregator reports again after a crash changes nothing: that is no progress.
+    progress = isinstance(event, RoundClosed | UpdateReceived) and after != before
+    crashes = 0 if progress else state.crashes
+    return replace(state, rounds=known, crashes=crashes), _new_commands(state.facts, before, after)
+
+
+def _rang(state: Running | Paused, key: str) -> Step:
+    if isinstance(state, Paused) or not state.rounds:
+        return state, ()
+    number = max(state.rounds)
+    before = state.rounds[number]
+    after = rounds.rang(before, key, state.facts.run, state.facts.spec.policy)
+    return replace(state, rounds={**state.rounds, number: after}), _new_commands(state.facts, before, after)
+
+
+def _new_commands(facts: Facts, before: rounds.Round | None, after: rounds.Round) -> Commands:
+    """What the round owes now and did not owe before."""
+    policy = facts.spec.policy
+    known = rounds.owed(before, facts.run, policy) if before is not None else ()
+    return tuple(c for c in rounds.owed(after, facts.run, policy) if c not in known)
+
+
+def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
+    what = f"the aggregator ended with code {event.code}" + (f": {event.reason}" if event.reason else "")
+    crashes = state.crashes + (not event.preempted)
+    if crashes >= MAX_CRASHES:
+        return _end(state, "failed", f"{what}; it ended so {MAX_CRASHES} times without progress", at)
+    attempt = state.attempt + 1
+    reason = f"{what}; attempt {attempt}"
+    again = replace(state, attempt=attempt, started=False, reason=reason, crashes=crashes)
+    return again, owed(again)
+
+
+def _paused(state: Paused, event: RunEvent, at: datetime) -> Step:
+    if not isinstance(event, RunResumeRequested):
+        return state, ()
+    known = {n: rounds.restart_clock(r, at) for n, r in state.rounds.items()}
+    again = Running(state.facts, state.attempt + 1, rounds=known, reason="resumed")
+    return again, owed(again)
+
+
+def _outcome(event: RunCompleted | RunFailed) -> tuple[Literal["completed", "failed"], str]:
+    return ("completed", event.note) if isinstance(event, RunCompleted) else ("failed", event.reason)
+
+
+def _end(
+    state: Running | Paused, outcome: Literal["completed", "failed", "cancelled"], reason: str, at: datetime
+) -> Step:
+    left = {n: rounds.abandon(r, f"the run is {outcome}") for n, r in state.rounds.items()}
+    ended = Ended(state.facts, outcome, reason, state.attempt, left, at)
+    return ended, owed(ended)
+
+
+def owed(state: Run) -> Commands:
+    """What this state still wants done: issued on entry, and again after a restart."""
+    match state:
+        case Running(facts=facts, attempt=attempt):
+            launch = LaunchAggregator(facts.run, attempt, facts.spec)
+            if not state.rounds:
+                return (launch,)
+            return (launch, *rounds.owed(state.rounds[max(state.rounds)], facts.run, facts.spec.policy))
+        case Paused(facts=facts):
+            return (SuspendAggregator(facts.run),)
+        case Ended(cleaned=True):
+            return ()
+        case Ended(facts=facts, outcome="completed"):
+            return (CleanUp(facts.run),)
+        case Ended(facts=facts):
+            return (StopAggregator(facts.run),)
+
+
+def is_current(state: Run, attempt: int) -> bool:
+    """Whether an aggregator of this attempt is still wanted."""
+    return isinstance(state, Running) and state.attempt == attempt
+
+
+def awaited(state: Run) -> frozenset[str]:
+    """Nodes that have a task of this run now."""
+    if not isinstance(state, Running) or not state.rounds:
+        return frozenset()
+    last = state.rounds[max(state.rounds)]
+    if not isinstance(last, rounds.Open | rounds.Collecting):
+        return frozenset()
+    return last.phases[last.phase].awaited if last.phase in last.phases else frozenset()
+
+
+def participants(state: Run) -> frozenset[str]:
+    """Nodes with at least one accepted training update."""
+    tallies = [r.phases["train"] for r in state.rounds.values() if "train" in r.phases]
+    return frozenset().union(*(t.received for t in tallies))
+
+
+def accepted_updates(state: Run) -> int:
+    return sum(len(r.phases["train"].received) for r in state.rounds.values() if "train" in r.phases)

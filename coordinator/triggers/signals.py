@@ -1,0 +1,79 @@
+"""What an event of the log means to trigger rules: its type and flat fields. Pure.
+
+| type | when | fields |
+|---|---|---|
+| (any) | an event came from outside | what it carried |
+| dev.fedtide.release.published | a release is in the registry | model, version, metric_<name> |
+| dev.fedtide.rollout.completed / .rolledback | a roll-out ended | model, version, rollout |
+| dev.fedtide.run.ended | a run ended | run, model, outcome |
+| dev.fedtide.fleet.changed | a node came or went | node, region, online (nodes of all), region_online |
+| dev.fedtide.data.reported | a node told its sample count | node, region, samples, region_samples, fleet_samples |
+| dev.fedtide.drift.reported | a region or node reports drift | region, node, model, feature, score, method, samples |
+| dev.fedtide.schedule.<rule> | the rule's own schedule | - |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fedtide.coordinator.rollouts import rollouts
+
+from fedtide.coordinator.runs import runs
+from fedtide.fabric.events.envelope import TYPE_PREFIX, DriftReported, Event, NodeJoined, NodeOffline, NodeOnline, ReleasePublished, SignalReceived
+from fedtide.fabric.plans.trigger_rule import FieldValue, Signal
+
+if TYPE_CHECKING:
+    from fedtide.coordinator.state import World
+
+
+def of(event: Event, world: World) -> Iterator[Signal]:
+    """The signals of an event that was just applied to `world`."""
+    match event.data:
+        case SignalReceived(signal=signal):
+            yield signal
+        case ReleasePublished(manifest=manifest):
+            metrics = {f"metric_{k}": v for k, v in manifest.metrics.items()}
+            yield _signal(event, "release.published", model=manifest.model, version=manifest.version, **metrics)
+        case DriftReported(region=region, node=node, model=model, feature=feature, score=score):
+            where: dict[str, FieldValue] = {"region": region, "node": node, "model": model, "feature": feature}
+            how: dict[str, FieldValue] = {"method": event.data.method, "samples": event.data.samples}
+            yield _signal(event, "drift.reported", score=score, **where, **how)
+        case NodeJoined(node=name) | NodeOnline(node=name) | NodeOffline(node=name):
+            yield from _fleet_changed(event, name, world)
+        case _:
+            return
+
+
+def of_end(event: Event, state: runs.Run | rollouts.Rollout) -> Iterator[Signal]:
+    """The signal of a run or roll-out that this very event brought to its end."""
+    match state:
+        case runs.Ended(facts=facts, outcome=outcome):
+            yield _signal(event, "run.ended", run=facts.run, model=facts.spec.model or "", outcome=outcome)
+        case rollouts.Completed(facts=facts) | rollouts.RolledBack(facts=facts):
+            plan, name = facts.plan, f"rollout.{type(state).__name__.lower()}"
+            yield _signal(event, name, model=plan.model, version=plan.version, rollout=facts.rollout)
+        case _:
+            return
+
+
+def _fleet_changed(event: Event, name: str, world: World) -> Iterator[Signal]:
+    node = world.nodes[name]
+    online = [n for n in world.nodes.values() if n.online]
+    here = sum(n.region == node.region for n in online)
+    yield _signal(event, "fleet.changed", node=name, region=node.region, online=len(online), region_online=here)
+    if isinstance(event.data, NodeJoined) and node.capabilities.samples is not None:
+        told = [(n.region, n.capabilities.samples or 0) for n in world.nodes.values()]
+        yield _signal(
+            event,
+            "data.reported",
+            node=name,
+            region=node.region,
+            samples=node.capabilities.samples,
+            region_samples=sum(s for region, s in told if region == node.region),
+            fleet_samples=sum(s for _, s in told),
+        )
+
+
+def _signal(event: Event, name: str, **fields: FieldValue) -> Signal:
+    return Signal(id=event.id, type=f"{TYPE_PREFIX}{name}", fields=fields)

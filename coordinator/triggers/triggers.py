@@ -1,0 +1,164 @@
+"""Trigger rules at work: which signal fires which rule, and why not. Pure.
+
+    (none) --TriggerApplied--> Trigger --signal--> Trigger + Fire(...)
+                                  \\\\--TriggerRemoved--> (gone)
+
+For one signal and one rule the outcome is one of: `fired`, `queued`, or why it was not:
+`condition`, `error`, `duplicate`, `cooldown`, `budget`, `busy`, `queue full`. A condition that
+cannot be evaluated does not fire (fail closed) and says so in the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from fedtide.coordinator.commands import Commands, Fire, StopFired
+from fedtide.coordinator.conditions import holds
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule, matches_type
+
+HISTORY = 200
+REMEMBERED_KEYS = 10_000
+
+Outcome = Literal[
+    "fired", "queued", "condition", "error", "duplicate", "cooldown", "budget", "busy", "queue full", "failed"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """One time that a rule fires; `started` is the id of what it starts, the same on every replay."""
+
+    signal: Signal
+    started: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One line of the history."""
+
+    at: datetime
+    signal: str
+    type: str
+    outcome: Outcome
+    reason: str = ""
+    started: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A rule and its books. `active` is the firing whose run or roll-out goes on; `asked` are not started yet."""
+
+    rule: TriggerRule
+    fired: int = 0
+    last_fired_at: datetime | None = None
+    active: str | None = None
+    asked: tuple[Firing, ...] = ()
+    queue: tuple[Firing, ...] = ()
+    stopping: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    history: tuple[Judged, ...] = ()
+
+
+Step = tuple[Trigger, Commands]
+
+
+def step(state: Trigger, signal: Signal, at: datetime) -> Step:
+    """The trigger after one signal."""
+    if not matches_type(state.rule, signal.type):
+        return state, ()
+    outcome, reason = judge(state, signal, at)
+    key = started_id(state.rule, signal) if outcome in ("fired", "queued") else ""
+    state = _noted(state, Judged(at, signal.id, signal.type, outcome, reason, key))
+    if outcome not in ("fired", "queued"):
+        return state, ()
+    state = replace(state, keys=(*state.keys, _key(state.rule, signal))[-REMEMBERED_KEYS:])
+    firing = Firing(signal, key)
+    if outcome == "queued":
+        return replace(state, queue=(*state.queue, firing)), ()
+    if state.active is not None:
+        # Replaced: it must not start any more, and is owed an end until it has one.
+        state = replace(started(state, state.active), stopping=(*state.stopping, state.active))
+    stop = tuple(StopFired(state.rule.name, replaced) for replaced in state.stopping[-1:])
+    state, commands = _fire(state, firing, at)
+    return state, (*stop, *commands)
+
+
+def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[Outcome, str]:
+    """What a signal of the right type would do now, and why."""
+    rule = state.rule
+    try:
+        if not holds(rule.where, signal.fields):
+            return "condition", f"not ({rule.where})"
+    except ConfigError as exc:
+        return "error", str(exc)
+    if rule.dedupe and rule.dedupe not in signal.fields:
+        return "error", f"the event has no field {rule.dedupe!r} to tell duplicates by"
+    if _key(rule, signal) in state.keys:
+        return "duplicate", f"fired for {_key(rule, signal)!r} before"
+    limit = rule.most_firings
+    if limit is not None and state.fired + len(state.queue) >= limit:
+        return "budget", f"all {limit} firings are spent"
+    if state.last_fired_at is not None and at < state.last_fired_at + timedelta(seconds=rule.cooldown_s):
+        return "cooldown", f"fired {(at - state.last_fired_at).total_seconds():.1f} s ago, waits {rule.cooldown_s:g} s"
+    if state.active is None or rule.policy == "replace":
+        return "fired", ""
+    if rule.policy == "skip":
+        return "busy", f"{state.active} goes on"
+    if len(state.queue) >= rule.max_queue:
+        return "queue full", f"{len(state.queue)} wait already"
+    return "queued", f"after {state.active}"
+
+
+def started(state: Trigger, key: str) -> Trigger:
+    """What the rule asked for exists now: it need not be asked for again."""
+    return replace(state, asked=tuple(f for f in state.asked if f.started != key))
+
+
+def ended(state: Trigger, key: str, at: datetime) -> Step:
+    """What the rule started is over: the next in the queue may go."""
+    state = replace(started(state, key), stopping=tuple(k for k in state.stopping if k != key))
+    if state.active != key:
+        return state, ()
+    state = replace(state, active=None)
+    if not state.queue:
+        return state, ()
+    first, *rest = state.queue
+    return _fire(replace(state, queue=tuple(rest)), first, at)
+
+
+def failed(state: Trigger, key: str, reason: str, at: datetime) -> Step:
+    """What the rule asked for cannot be started: it is noted, and the next in the queue may go."""
+    return ended(_noted(state, Judged(at, "", state.rule.type, "failed", reason, key)), key, at)
+
+
+def owed(state: Trigger) -> Commands:
+    """What was fired and is not known to have started."""
+    stops = tuple(StopFired(state.rule.name, key) for key in state.stopping)
+    return (*stops, *(Fire(state.rule, f.started, _cause(f)) for f in state.asked))
+
+
+def started_id(rule: TriggerRule, signal: Signal) -> str:
+    """The id of the run or roll-out that this rule starts for this signal; never another."""
+    digest = hashlib.sha256(f"{rule.name}/{_key(rule, signal)}".encode()).hexdigest()[:10]
+    return f"{'rollout' if rule.do.kind == 'rollout' else 'run'}-{digest}"
+
+
+def _fire(state: Trigger, firing: Firing, at: datetime) -> Step:
+    fired = replace(state, fired=state.fired + 1, last_fired_at=at, active=firing.started, asked=(*state.asked, firing))
+    return fired, (Fire(state.rule, firing.started, _cause(firing)),)
+
+
+def _cause(firing: Firing) -> str:
+    return f"{firing.signal.type} {firing.signal.id}"
+
+
+def _key(rule: TriggerRule, signal: Signal) -> str:
+    return f"{rule.dedupe}={signal.fields.get(rule.dedupe)}" if rule.dedupe else signal.id
+
+
+def _noted(state: Trigger, line: Judged) -> Trigger:
+    return replace(state, history=(*state.history, line)[-HISTORY:])
