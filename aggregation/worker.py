@@ -11,22 +11,22 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.link.grid_link import GridLink
-from fedtide.aggregation.rounds.legacy_driver import LegacyDriver
 from fedtide.aggregation.grid.nats_grid import NatsGrid
+from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.release.onnx_export import export
 from fedtide.aggregation.release.onnx_parts import cut
 from fedtide.aggregation.rounds.driver import RoundDriver
-from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
-from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
+from fedtide.aggregation.rounds.legacy_driver import LegacyDriver
 from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
 from fedtide.fabric.events.envelope import ModelProduced
+from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFailed
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.plans.release import Privacy, ReleaseManifest
-from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFailed
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, encode
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord
 
-from fedtide.aggregation.strategies import FedAvg
 from benchmarks.report import Row, load_now, write
 from benchmarks.simulation import NODES, Fleet
+from fedtide.aggregation.strategies import FedAvg
 from fedtide.edge_agent.training.compression import CompressionMod
-from fedtide.fabric.tensors import codecs
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.tensors import codecs
 from fedtide.fabric.tensors.frame import Tensor, encode, frame_size
 
 ROUNDS, SPLIT, SEED, EPOCHS = 15, "dirichlet 0.5", 1, 2

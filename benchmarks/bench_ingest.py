@@ -20,18 +20,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fedtide.aggregation.sums.agreement import Agreement
-from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from benchmarks.bench_round_overhead import APP, BIN, superlink
 from benchmarks.hub import hub
 from benchmarks.process_memory import tree
 from benchmarks.report import Row, load_now, write
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.coordinator.adapters.topology import Topology
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import UP, Subjects
-from fedtide.fabric.tensors.frame import Tensor, encode
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.frame import Tensor, encode
 
 UPDATES, ELEMENTS = 8, 10_000_000
 GIGABYTES = UPDATES * ELEMENTS * 4 / 1e9

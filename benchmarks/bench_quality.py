@@ -14,9 +14,9 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flowers
 
-from fedtide.aggregation import strategies as ours
 from benchmarks.report import Row, load_now, write
 from benchmarks.simulation import NODES, RATE, SPLITS, Fleet
+from fedtide.aggregation import strategies as ours
 from fedtide.edge_agent.training.scaffold import ScaffoldMod
 from fedtide.fabric.flower import bridge as flower
 

@@ -13,18 +13,28 @@ from collections.abc import Iterator
 
 from benchmarks.hub import hub
 from benchmarks.report import Row, load_now, write
+from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.log.engine import SNAPSHOT_EVERY, Engine
 from fedtide.coordinator.log.event_log import EventLog
-from fedtide.coordinator.log.snapshots import Snapshots
-from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.log.snapshot_codec import Snapshot
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.nats.broker import Broker
+from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined
-from fedtide.fabric.events.runs import AggregatorStarted, RoundClosed, RoundCollected, RoundOpened, RunCleanedUp, RunCompleted, RunRequested, RunSpec, UpdateReceived
-from fedtide.fabric.nats.subjects import CONTROL, Subjects
+from fedtide.fabric.events.runs import (
+    AggregatorStarted,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RunCleanedUp,
+    RunCompleted,
+    RunRequested,
+    RunSpec,
+    UpdateReceived,
+)
 from fedtide.fabric.messages.tasks import AppRef
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import CONTROL, Subjects
+from fedtide.fabric.tensors.blobs import BlobRef
 
 SIZES = (100_000, 1_000_000)
 NODES = 20

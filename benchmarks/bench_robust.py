@@ -16,9 +16,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flowers
 
-from fedtide.aggregation import strategies as ours
 from benchmarks import byzfl_environment
 from benchmarks.report import Row, load_now, write
+from fedtide.aggregation import strategies as ours
 from fedtide.fabric.flower import bridge as flower
 from tests.offline_grid import OfflineGrid
 

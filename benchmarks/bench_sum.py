@@ -15,10 +15,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from benchmarks.report import Row, load_now, write
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.device import THREADS, choose, on_all_cores
 from fedtide.aggregation.sums.weighted_sum import WeightedSum
-from benchmarks.report import Row, load_now, write
 from fedtide.fabric.flower import bridge as flower
 
 UPDATES, ELEMENTS, REPEATS = 32, 10_000_000, 7

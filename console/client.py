@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from fedtide.console.embedded.home import Home
-from fedtide.fabric.nats.credentials import trusting
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+from fedtide.fabric.nats.credentials import trusting
 
 SERVER = "FEDTIDE_SERVER"
 CA = "FEDTIDE_CA"

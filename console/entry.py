@@ -14,7 +14,7 @@ def main() -> int:
     """Entry point of the console script."""
     if sys.argv[1:2] == ["agent"]:
         sys.argv[:2] = ["fedtide agent"]
-        runpy.run_module("edge_agent", run_name="__main__")
+        runpy.run_module("fedtide.edge_agent", run_name="__main__")
         return 0
     if find_spec("typer") is None:
         print(

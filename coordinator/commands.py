@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.events.envelope import ModelProduced
+from fedtide.fabric.events.runs import RunSpec
 from fedtide.fabric.plans.rollout_plan import Terms
 from fedtide.fabric.plans.round_policy import Cause
-from fedtide.fabric.events.runs import RunSpec
 from fedtide.fabric.plans.trigger_rule import TriggerRule
+from fedtide.fabric.tensors.blobs import BlobRef
 
 _NO_TERMS = Terms()
 

@@ -5,23 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fedtide.coordinator.runs import runs
-from fedtide.coordinator.log.timers import Alarms
-from fedtide.coordinator.commands import AnnouncePresence, CacheRelease, CancelRun, CleanUp, Command, Commands, Fire, LaunchAggregator, PublishAccount, PublishRelease, RunCommand, SetAlarm, SetDesired, StopAggregator, StopFired, SuspendAggregator, TellTimeIsUp
 from fedtide.coordinator.adapters.distribution import Distribution
-from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.adapters.enrolment import Enroller
-from fedtide.coordinator.launch.local import Launcher
 from fedtide.coordinator.adapters.starting import Starter
-from fedtide.fabric.nats.broker import Broker
+from fedtide.coordinator.commands import (
+    AnnouncePresence,
+    CacheRelease,
+    CancelRun,
+    CleanUp,
+    Command,
+    Commands,
+    Fire,
+    LaunchAggregator,
+    PublishAccount,
+    PublishRelease,
+    RunCommand,
+    SetAlarm,
+    SetDesired,
+    StopAggregator,
+    StopFired,
+    SuspendAggregator,
+    TellTimeIsUp,
+)
+from fedtide.coordinator.launch.local import Launcher
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.timers import Alarms
+from fedtide.coordinator.runs import runs
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
 from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished
-from fedtide.fabric.plans.release import Lineage, ReleaseManifest
 from fedtide.fabric.events.rollouts import RolloutAbortRequested
-from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
-from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fedtide.fabric.messages.tasks import Cancel
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
+from fedtide.fabric.plans.release import Lineage, ReleaseManifest
+from fedtide.fabric.plans.round_policy import TimeIsUp
 
 log = logging.getLogger(__name__)
 

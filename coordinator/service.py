@@ -7,35 +7,33 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from fedtide.coordinator.api import metrics
-
-from fedtide.coordinator.runs import runs
-
 from fedtide.coordinator.adapters import schedules
-from fedtide.coordinator.api.access import token_middleware
-from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM, Authority
-from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.adapters.cohorts import Questions
 from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.starting import Starter
+from fedtide.coordinator.adapters.topology import Topology
+from fedtide.coordinator.api import metrics
+from fedtide.coordinator.api.access import token_middleware
 from fedtide.coordinator.api.events import EventApi
-from fedtide.coordinator.log.event_log import EventLog
-from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.api.front_door import FrontDoor
 from fedtide.coordinator.api.http_api import Api
 from fedtide.coordinator.api.identity import IdentityApi
-from fedtide.coordinator.launch.local import CredentialsOf, Exited, Launcher, LocalLauncher
-from fedtide.coordinator.log.leader_lease import Leadership
-from fedtide.coordinator.adapters.presence import Presence
-from fedtide.coordinator.adapters.cohorts import Questions
 from fedtide.coordinator.api.rollouts import RolloutApi
-from fedtide.coordinator.log.snapshots import Snapshots
-from fedtide.coordinator.adapters.starting import Starter
-from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.api.triggers import TriggerApi
-from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.executor import Executor
+from fedtide.coordinator.launch.local import CredentialsOf, Exited, Launcher, LocalLauncher
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.leader_lease import Leadership
+from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.runs import runs
 from fedtide.fabric.events.envelope import CoordinatorElected
 from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM, Authority
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.subjects import Subjects
 
 log = logging.getLogger(__name__)
@@ -165,8 +163,8 @@ async def _work(
 def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited, engine: Engine) -> Launcher:
     credentials: CredentialsOf = enroller.aggregator_credentials if enroller is not None else lambda _: None
     if config.kubernetes is not None:
-        from fedtide.fabric.cluster.connection import api_client
         from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
+        from fedtide.fabric.cluster.connection import api_client
 
         def model_bytes(spec: RunSpec) -> int | None:
             model = engine.world.models.get(spec.model or "")

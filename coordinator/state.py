@@ -12,29 +12,48 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
-from fedtide.coordinator.fleet import fleet
-
-from fedtide.coordinator.identity import identities
-
-from fedtide.coordinator.models import registry
-
-from fedtide.coordinator.rollouts import rollout_steps
-
-from fedtide.coordinator.rollouts import rollouts
-
-from fedtide.coordinator.runs import runs
-
-from fedtide.coordinator.triggers import signals
-
-from fedtide.coordinator.triggers import triggers
 from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
-from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.coordinator.fleet import fleet
+from fedtide.coordinator.identity import identities
+from fedtide.coordinator.models import registry
+from fedtide.coordinator.rollouts import rollout_steps, rollouts
+from fedtide.coordinator.runs import runs
+from fedtide.coordinator.triggers import signals, triggers
 from fedtide.fabric.errors import InvalidTransition, NotFound
-from fedtide.fabric.events.envelope import AlarmRang, CoordinatorElected, DriftReported, Event, FiringFailed, ModelProduced, NodeJoined, NodeOffline, NodeOnline, ReleasePublished, SignalReceived, TriggerApplied, TriggerRemoved
-from fedtide.fabric.events.identity import IdentityEvent, JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
-from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RegionCacheFailed, RolloutRetryRequested, RolloutStarted
+from fedtide.fabric.events.envelope import (
+    AlarmRang,
+    CoordinatorElected,
+    DriftReported,
+    Event,
+    FiringFailed,
+    ModelProduced,
+    NodeJoined,
+    NodeOffline,
+    NodeOnline,
+    ReleasePublished,
+    SignalReceived,
+    TriggerApplied,
+    TriggerRemoved,
+)
+from fedtide.fabric.events.identity import (
+    IdentityEvent,
+    JoinTokenCreated,
+    JoinTokenRevoked,
+    NodeEnrolled,
+    NodeRevoked,
+    RegionIssued,
+)
+from fedtide.fabric.events.rollouts import (
+    NodeMeasured,
+    NodePhaseReported,
+    RegionCached,
+    RegionCacheFailed,
+    RolloutRetryRequested,
+    RolloutStarted,
+)
 from fedtide.fabric.events.runs import RoundOpened, RunRequested
 from fedtide.fabric.plans.trigger_rule import Signal
+from fedtide.fabric.tensors.blobs import BlobRef
 
 T = TypeVar("T")
 

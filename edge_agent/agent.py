@@ -9,34 +9,34 @@ from contextlib import suppress
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedtide.edge_agent.releases.activation import Activation, serve_from_disk
-from fedtide.edge_agent.identity.capabilities import collect, resident_bytes
-from fedtide.edge_agent.samples.capture import Capturer
-from fedtide.edge_agent.identity.cluster_node import ASK_EVERY_S, ClusterView
 from fedtide.edge_agent.comparison.comparisons import Comparisons
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.drift.recorder import DriftWatch
+from fedtide.edge_agent.identity.capabilities import collect, resident_bytes
+from fedtide.edge_agent.identity.cluster_node import ASK_EVERY_S, ClusterView
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
-from fedtide.edge_agent.serving.footprint import shrink
-from fedtide.edge_agent.tasks.governor import Latency
-from fedtide.edge_agent.serving.inference_server import InferenceServer
+from fedtide.edge_agent.releases.activation import Activation, serve_from_disk
 from fedtide.edge_agent.releases.model_store import ModelStore
-from fedtide.edge_agent.serving.nats_inference import NatsInference
 from fedtide.edge_agent.samples.api import SampleApi
+from fedtide.edge_agent.samples.capture import Capturer
 from fedtide.edge_agent.samples.store import SampleStore, samples_file
+from fedtide.edge_agent.serving.footprint import shrink
+from fedtide.edge_agent.serving.inference_server import InferenceServer
+from fedtide.edge_agent.serving.nats_inference import NatsInference
 from fedtide.edge_agent.serving.serving import Serving
+from fedtide.edge_agent.tasks.governor import Latency
 from fedtide.edge_agent.tasks.task_loop import TaskLoop
-from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
 from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
 from fedtide.fabric.ids import new_id
+from fedtide.fabric.messages.tasks import Order
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.permissions import order_consumer
-from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
-from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 from fedtide.fabric.nats.subjects import DOWN, Subjects, order_kind
-from fedtide.fabric.messages.tasks import Order
+from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 
 log = logging.getLogger(__name__)
 

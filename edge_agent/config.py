@@ -14,9 +14,9 @@ from pydantic import Field, ValidationError, field_validator
 from fedtide.edge_agent.identity.cluster_node import NODE, node_name
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
+from fedtide.fabric.messages.tasks import ConfigValues, Strict
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
 from fedtide.fabric.plans.windows import Window, zone
-from fedtide.fabric.messages.tasks import ConfigValues, Strict
 
 ENV_PREFIX = "FEDTIDE_"
 _STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits")

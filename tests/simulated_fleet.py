@@ -20,15 +20,15 @@ from typing import Any
 from fedtide.console.client import Client
 from fedtide.console.embedded import nats_config
 from fedtide.console.embedded.plan import free_ports
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined
-from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.plans.release import ReleaseManifest, decode_release
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
-from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import CACHE, Subjects, order_kind
 from fedtide.fabric.nats.transfer import Source, read_blob
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 from tests.conftest import NatsServer
 from tests.hub import Hub
 from tests.integration.installation import until
@@ -165,7 +165,9 @@ async def simulated_fleet(folder: Path, regions: int, nodes_per_region: int) -> 
     }
     config.write_text(json.dumps(told))
     with (folder / "coordinator.log").open("w") as log:
-        coordinator = await asyncio.create_subprocess_exec(sys.executable, "-m", "fedtide.coordinator", str(config), stderr=log)
+        coordinator = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fedtide.coordinator", str(config), stderr=log
+        )
     client = Client(f"http://127.0.0.1:{api_port}")
     fleet = Fleet(client, Hub(servers[0].url), names)
     brokers: list[Broker] = []

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldPlan, FoldRequest
+from fedtide.fabric.nats.broker import Broker
 
 _PING_S = 2.0
 _LOOK_S = 2.0

@@ -1,6 +1,7 @@
 """Sums updates for an aggregator elsewhere: those of one region, or one share of a large model.
 
-`python -m fedtide.aggregation.folding.fold_worker CONFIG`. Holds one sum a run, in memory only: what it had is folded anew
+`python -m fedtide.aggregation.folding.fold_worker CONFIG`.
+Holds one sum a run, in memory only: what it had is folded anew
 when a run asks after a restart. It knows neither Flower nor strategies.
 """
 
@@ -21,17 +22,17 @@ from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.fixed_point import FixedPoint
 from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fedtide.fabric import logs
-from fedtide.fabric.tensors.blobs import CHUNK_BYTES
+from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
-from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
-from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
-from fedtide.fabric.ids import new_id
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import FOLDER, STAY, UP, Subjects
-from fedtide.fabric.tensors.frame import TensorSpec, encode
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.tensors.blobs import CHUNK_BYTES
+from fedtide.fabric.tensors.frame import TensorSpec, encode
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from fedtide.fabric.errors import TooLarge
 from fedtide.fabric.ids import flower_int
+from fedtide.fabric.messages.tasks import Reply
 from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.tensors.frame import Buffer
-from fedtide.fabric.messages.tasks import Reply
 
 Loss = Literal[
     "node_lost",

@@ -10,21 +10,21 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Loss, Node
 from fedtide.aggregation.folding.regions import Regions
-from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fedtide.aggregation.folding.shards import Shards
 from fedtide.aggregation.folding.storage import RETRY_S, Storage, StoredUpdate
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.nats.broker import Broker
+from fedtide.aggregation.sums.admission import Refusal
+from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.messages.fold import FoldEntry
-from fedtide.fabric.nats.subjects import Subjects
-from fedtide.fabric.tensors.frame import Buffer
-from fedtide.fabric.nats.transfer import FileSink, map_file
 from fedtide.fabric.messages.tasks import Arrays, Reply
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.nats.transfer import FileSink, map_file
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.frame import Buffer
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ import logging
 from collections.abc import Iterable
 from fractions import Fraction
 
-from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.folding.fold_client import ask, in_steps, instance_of
 from fedtide.aggregation.folding.fold_worker import plan_of
 from fedtide.aggregation.folding.storage import Storage
+from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.weighted_sum import Partial
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import NotFound, RemoteError, TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import FOLDER, UP, Subjects
 from fedtide.fabric.tensors.frame import decode
 

@@ -12,19 +12,19 @@ import sys
 from fractions import Fraction
 from typing import Literal
 
-from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.fold_client import ask, in_steps, instance_of
 from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig, plan_of
 from fedtide.aggregation.folding.storage import Storage
+from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.weighted_sum import WeightedSum
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
-from fedtide.fabric.process.parent_death import die_with_parent
-from fedtide.fabric.nats.subjects import FOLDER, HUB_REGION, UP, Subjects
-from fedtide.fabric.tensors.frame import decode
 from fedtide.fabric.messages.tasks import INLINE_BYTES
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import FOLDER, HUB_REGION, UP, Subjects
+from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.tensors.frame import decode
 
 log = logging.getLogger(__name__)
 

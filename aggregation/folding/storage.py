@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import DOWN, RELEASES, STAY, UP, Subjects
-from fedtide.fabric.tensors.frame import Buffer, frame_size
 from fedtide.fabric.nats.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
-from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.frame import Buffer, frame_size
 
 log = logging.getLogger(__name__)
 

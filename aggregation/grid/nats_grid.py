@@ -14,22 +14,22 @@ from collections.abc import Iterable, Iterator
 from flwr.app import DEFAULT_TTL, ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedtide.aggregation.grid.round_reports import Accounts
-from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.grid.gathering import Gathering
-from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
+from fedtide.aggregation.grid.gathering import Gathering
 from fedtide.aggregation.grid.outgoing import Outgoing, Place, place_for
 from fedtide.aggregation.grid.phases import Asked, Counted, Phase, TooFewUpdates
 from fedtide.aggregation.grid.replies import Replies
+from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum
-from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
+from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.ids import flower_int
-from fedtide.fabric.plans.round_policy import Cause, quorum_of
 from fedtide.fabric.messages.tasks import ConfigValues, Task
+from fedtide.fabric.plans.round_policy import Cause, quorum_of
+from fedtide.fabric.tensors.blobs import BlobRef
 
 _APP_ERROR = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 

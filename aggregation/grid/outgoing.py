@@ -13,14 +13,14 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.folding.in_flight import Node
+from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, ConfigValues, Task
 from fedtide.fabric.tensors import frame as frames
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.codecs import Codec, encode, is_coded
 from fedtide.fabric.tensors.frame import Buffer, Tensor, frame_size
-from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, ConfigValues, Task
 
 EXPIRY_MARGIN_S = 60.0
 """How long after its round's deadline a task is still worth an answer: the deadline is the coordinator's."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.folding.in_flight import Node
 from fedtide.aggregation.folding.ingest import Expect
 from fedtide.aggregation.grid.outgoing import Place
+from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError
 

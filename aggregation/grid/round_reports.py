@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.grid.outgoing import Place
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.fabric.events.runs import (
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RoundsRestarted,
+    UpdateReceived,
+    UpdateRefused,
+)
 from fedtide.fabric.plans.round_policy import Cause
-from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, UpdateReceived, UpdateRefused
 
 
 class Accounts:

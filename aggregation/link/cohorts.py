@@ -8,9 +8,9 @@ import os
 from contextlib import suppress
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.cohort import Cohort, CohortQuestion
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
 
 log = logging.getLogger(__name__)

@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fedtide.aggregation.link.cohorts import Cohorts
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size, is_theirs
 from fedtide.aggregation.folding.ingest import Ingest, Refused
 from fedtide.aggregation.folding.storage import Storage
-from fedtide.fabric.nats.broker import Broker
+from fedtide.aggregation.link.cohorts import Cohorts
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
-from fedtide.fabric.nats.jetstream import Delivery, Received
-from fedtide.fabric.plans.round_policy import TimeIsUp
-from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
 from fedtide.fabric.messages.tasks import Cancel, Reply, Task
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import Delivery, Received
+from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
+from fedtide.fabric.plans.round_policy import TimeIsUp
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

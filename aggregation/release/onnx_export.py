@@ -16,9 +16,9 @@ import onnxruntime
 from flwr.app import ArrayRecord, Context
 from pydantic import ValidationError
 
+from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.apps import AppDescription
-from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.plans.release import Export
 from fedtide.fabric.tensors.frame import Tensor
 

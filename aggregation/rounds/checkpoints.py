@@ -15,18 +15,16 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from pydantic import Field
 
-from fedtide.aggregation.rounds import random_state
-
-from fedtide.aggregation.rounds import strategy_state
-from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.folding.in_flight import Node
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.rounds import random_state, strategy_state
 from fedtide.aggregation.rounds.progress import Progress
 from fedtide.aggregation.rounds.strategy_state import StrategyState
 from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects
-from fedtide.fabric.tensors.frame import decode, encode
 from fedtide.fabric.messages.tasks import Arrays, Strict
+from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.frame import decode, encode
 
 M = TypeVar("M", bound=Strict)
 

@@ -17,24 +17,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from pydantic import ValidationError
 
-from fedtide.aggregation.rounds import privacy_ledger
-from fedtide.aggregation.grid.round_reports import Accounts
-from fedtide.aggregation.sums.admission import inspect
-from fedtide.aggregation.rounds.checkpoints import Checkpoints, Head
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.rounds.exchange import Exchange
-from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.grid.nats_grid import NatsGrid
 from fedtide.aggregation.grid.outgoing import place_of
 from fedtide.aggregation.grid.phases import TooFewUpdates
+from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.rounds import privacy_ledger
+from fedtide.aggregation.rounds.checkpoints import Checkpoints, Head
+from fedtide.aggregation.rounds.exchange import Exchange
 from fedtide.aggregation.rounds.progress import EvaluateFn, Progress
-from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.aggregation.sums.admission import inspect
 from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.messages.tasks import Reply
+from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.release import Privacy
 from fedtide.fabric.plans.round_policy import StopRule, why_stop
-from fedtide.fabric.nats.subjects import Subjects
-from fedtide.fabric.messages.tasks import Reply
+from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
 

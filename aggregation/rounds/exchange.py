@@ -10,23 +10,23 @@ from flwr.app import Message
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
-from fedtide.aggregation.rounds import random_state
-from fedtide.aggregation.sums.admission import Refusal, beyond, inspect
-from fedtide.aggregation.rounds.checkpoints import Checkpoints, Plan, nodes_of
 from fedtide.aggregation.folding.in_flight import Node
 from fedtide.aggregation.grid.phases import Admission, Folding, Phase
-from fedtide.aggregation.rounds.progress import Progress
 from fedtide.aggregation.grid.replies import Replies
-from fedtide.aggregation.sums.round_sum import Incoming, Reach
-from fedtide.aggregation.sums.staleness import rebase
+from fedtide.aggregation.rounds import random_state
+from fedtide.aggregation.rounds.checkpoints import Checkpoints, Plan, nodes_of
+from fedtide.aggregation.rounds.progress import Progress
 from fedtide.aggregation.strategies.averaging import FedAvg
 from fedtide.aggregation.strategies.bounded import distances
-from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.aggregation.sums.admission import Refusal, beyond, inspect
+from fedtide.aggregation.sums.round_sum import Incoming, Reach
+from fedtide.aggregation.sums.staleness import rebase
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.plans.round_policy import RoundPolicy, staleness_weight
-from fedtide.fabric.tensors.frame import Tensor
+from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.messages.tasks import Reply
+from fedtide.fabric.plans.round_policy import RoundPolicy, staleness_weight
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.frame import Tensor
 
 _NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
 

@@ -12,8 +12,8 @@ from flwr.server import History
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.link.grid_link import GridLink
-from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.events.runs import RoundClosed
+from fedtide.fabric.flower import bridge as flower
 
 
 class LegacyDriver:

@@ -8,7 +8,14 @@ from fedtide.aggregation.strategies.bounded import CentredClipping, FLTrust, Nor
 from fedtide.aggregation.strategies.fedbuff import FedBuff
 from fedtide.aggregation.strategies.fednova import FedNova
 from fedtide.aggregation.strategies.private import PrivateFedAvg
-from fedtide.aggregation.strategies.robust import CoordinateMedian, Krum, MedianOfMeans, MultiKrum, StreamingTrimmedMean, TrimmedMean
+from fedtide.aggregation.strategies.robust import (
+    CoordinateMedian,
+    Krum,
+    MedianOfMeans,
+    MultiKrum,
+    StreamingTrimmedMean,
+    TrimmedMean,
+)
 from fedtide.aggregation.strategies.scaffold import Scaffold
 from fedtide.aggregation.strategies.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedProx, FedYogi
 

@@ -24,9 +24,9 @@ from flwr.serverapp.exception import AggregationError
 from fedtide.aggregation.sums.admission import Refusal, inspect
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight
+from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.codecs import decode, is_coded
-from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.tensors.frame import Tensor
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
+from fedtide.aggregation.strategies.averaging import FedAvg, Round
 from fedtide.aggregation.sums.admission import Refusal, beyond, inspect
 from fedtide.aggregation.sums.agreement import read_only, ready
 from fedtide.aggregation.sums.kernels import product_of_gaps
 from fedtide.aggregation.sums.round_sum import Weight, fsum
-from fedtide.aggregation.strategies.averaging import FedAvg, Round
 from fedtide.aggregation.sums.weighted_sum import BLOCK
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.frame import Tensor

@@ -16,11 +16,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from fedtide.aggregation.strategies.averaging import FedAvg, Reply, incomplete, refused
 from fedtide.aggregation.sums.admission import Refusal, inspect
 from fedtide.aggregation.sums.staleness import rebase
-from fedtide.aggregation.strategies.averaging import FedAvg, Reply, incomplete, refused
-from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.flower import bridge as flower
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from flwr.app import MetricRecord
 
+from fedtide.aggregation.strategies.averaging import FedAvg, Round
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
-from fedtide.aggregation.strategies.averaging import FedAvg, Round
 
 
 class FedNova(FedAvg):

@@ -18,10 +18,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from fedtide.aggregation.sums.admission import Refusal
-from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.aggregation.strategies.averaging import FedAvg, Reply, Round
 from fedtide.aggregation.strategies.bounded import FAR_OUT, distances
+from fedtide.aggregation.sums.admission import Refusal
+from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.frame import Tensor
 

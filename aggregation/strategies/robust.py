@@ -16,12 +16,12 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
+from fedtide.aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.agreement import Agreement, read_only, ready
 from fedtide.aggregation.sums.krum_scores import closest, squared_distances
 from fedtide.aggregation.sums.order_statistics import keep_extremes, median_ranks, middle_mean
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
-from fedtide.aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
 from fedtide.aggregation.sums.weighted_sum import WeightedSum
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.frame import Tensor

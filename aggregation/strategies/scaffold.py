@@ -14,10 +14,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedtide.aggregation.strategies.averaging import MAX_UPDATES, FedAvg, refused
 from fedtide.aggregation.sums.admission import Refusal, inspect
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
-from fedtide.aggregation.strategies.averaging import MAX_UPDATES, FedAvg, refused
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.frame import Tensor
 

@@ -20,8 +20,8 @@ from fedtide.aggregation.sums.device import Values
 from fedtide.aggregation.sums.kernels import product_of_gaps
 from fedtide.aggregation.sums.weighted_sum import Fault, WeightedSum
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.tensors.scanner import FrameScanner
 from fedtide.fabric.tensors.frame import Buffer, Tensor, TensorSpec
+from fedtide.fabric.tensors.scanner import FrameScanner
 
 _REASONS = {
     "not_finite": "tensor {name!r} holds NaN or infinity",

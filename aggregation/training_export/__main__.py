@@ -1,4 +1,4 @@
-"""`python -m fedtide.aggregation.training_export APP [RUN_CONFIG_JSON]`: prints where the app's training bundle is, as JSON."""
+"""`python -m ...training_export APP [RUN_CONFIG]`: prints where the app's training bundle is, as JSON."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fedtide.aggregation.training_export.cache import cached, planned
 from fedtide.fabric import logs
+from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.flower.app_objects import load_object
 from fedtide.fabric.flower.apps import describe, fuse
-from fedtide.fabric.errors import ConfigError, FedtideError
 
 
 def main(arguments: list[str]) -> int:
@@ -37,8 +37,7 @@ def _made(arguments: list[str]) -> dict[str, object]:
         reference = app.training
 
         def export() -> bytes:
-            from fedtide.aggregation.training_export import exporter
-            from fedtide.aggregation.training_export import plan
+            from fedtide.aggregation.training_export import exporter, plan
 
             told, fixed = planned(load_object(reference, directory), reference, config)
             if not isinstance(told, plan.TrainingPlan):

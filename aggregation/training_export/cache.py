@@ -9,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedtide.fabric.flower import apps
-
-from fedtide.fabric.tensors import training_bundle
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
+from fedtide.fabric.flower import apps
 from fedtide.fabric.messages.tasks import ConfigValues, Scalar
+from fedtide.fabric.tensors import training_bundle
 
 _MADE_WITH = ("torch", "onnxscript", "onnxruntime")
 

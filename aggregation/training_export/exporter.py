@@ -16,10 +16,10 @@ from fedtide.aggregation.training_export.optimisers import Sgd
 from fedtide.aggregation.training_export.plan import TrainingPlan
 from fedtide.aggregation.training_export.proof import prove
 from fedtide.aggregation.training_export.tracing import NotExportable, to_onnx
-from fedtide.fabric.tensors import frame as tensors
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, INITIAL, TRAIN, Manifest, Spec, frame, pack, spec_of
 from fedtide.fabric.messages.tasks import ConfigValues
+from fedtide.fabric.tensors import frame as tensors
+from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, INITIAL, TRAIN, Manifest, Spec, frame, pack, spec_of
 
 log = logging.getLogger(__name__)
 

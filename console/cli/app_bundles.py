@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedtide.fabric.flower.apps import TRAINING, bundle
 from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.flower.apps import TRAINING, bundle
 from fedtide.fabric.messages.tasks import ConfigValues
 
 

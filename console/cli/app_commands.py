@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from fedtide.console.cli.app_bundles import Train, TrainWith, packed, training_bundle
-from fedtide.console.client import Client
 from fedtide.console.cli.run_commands import parse_settings
+from fedtide.console.client import Client
 from fedtide.fabric.flower.apps import describe
 
 apps_app = typer.Typer(no_args_is_help=True, help="Flower apps.")

@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 
 import typer
 
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, cell, show_list
+from fedtide.console.client import Client
 
 events_app = typer.Typer(no_args_is_help=True, help="The event log: everything that happened.")
 

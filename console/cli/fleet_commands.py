@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, megabytes, show_list, show_one
-from fedtide.fabric.nats.credentials import write_secret
+from fedtide.console.client import Client
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.nats.credentials import write_secret
 
 fleet_app = typer.Typer(no_args_is_help=True, help="The nodes of the fleet, and who may join it.")
 token_app = typer.Typer(no_args_is_help=True, help="Join tokens: with one, new nodes get credentials of their own.")

@@ -77,8 +77,8 @@ def doctor(
 ) -> None:
     """Whether the cluster has what is needed, and what to do about what is missing."""
     try:
-        from fedtide.fabric.cluster.connection import api_client
         from fedtide.console.cli.cluster_doctor import examine
+        from fedtide.fabric.cluster.connection import api_client
     except ImportError as exc:
         raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
     findings = list(examine(api_client(context or None), namespace))

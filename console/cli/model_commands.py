@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, show_list, show_one
+from fedtide.console.client import Client
 from fedtide.fabric.errors import ConfigError, NotFound
 
 models_app = typer.Typer(no_args_is_help=True, help="Models and their releases.")

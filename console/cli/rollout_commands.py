@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, megabytes, show_list, show_one
 from fedtide.console.cli.rule_files import read
 from fedtide.console.cli.run_commands import Watch, parse_labels
+from fedtide.console.client import Client
 from fedtide.fabric.errors import ConfigError, TransientError
 
 rollouts_app = typer.Typer(no_args_is_help=True, help="Roll releases out, region by region.")

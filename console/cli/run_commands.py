@@ -10,11 +10,11 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from fedtide.console.cli.app_bundles import Train, TrainWith, packed
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, show_list, show_one
+from fedtide.console.client import Client
 from fedtide.fabric.errors import ConfigError, NotFound
-from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
 from fedtide.fabric.messages.tasks import ConfigValues, Scalar
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
 
 runs_app = typer.Typer(no_args_is_help=True, help="Federated runs: start, look at, cancel.")
 rounds_app = typer.Typer(no_args_is_help=True, help="Single rounds.")

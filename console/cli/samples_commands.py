@@ -10,8 +10,8 @@ from urllib.parse import quote, urlencode
 
 import typer
 
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, show_list
+from fedtide.console.client import Client
 from fedtide.fabric.errors import ConfigError, NotFound
 
 samples_app = typer.Typer(no_args_is_help=True, help="Samples that a node captured: counts, labels, deletion.")

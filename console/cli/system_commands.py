@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from fedtide.console.cli.app_bundles import Train, TrainWith
-from fedtide.console.client import SERVER, Client
 from fedtide.console.cli.output import Format, Output, show_one
+from fedtide.console.client import SERVER, Client
 from fedtide.console.embedded.home import Home, UpState
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
 from fedtide.fabric.process.parent_death import end_with_parent

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from fedtide.console.cli.app_bundles import Train, TrainWith, packed
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, show_list, show_one
 from fedtide.console.cli.run_commands import parse_settings
+from fedtide.console.client import Client
 from fedtide.fabric.ids import new_id
 
 triggers_app = typer.Typer(no_args_is_help=True, help="Rules that start something because something happened.")

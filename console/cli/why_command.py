@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import typer
 
-from fedtide.console.client import Client
 from fedtide.console.cli.output import Format, Output, show_one
+from fedtide.console.client import Client
 
 
 def why(

@@ -16,17 +16,25 @@ from rich.console import Console
 from rich.table import Table
 
 from fedtide.console.cli.app_bundles import TrainWith, packed
-from fedtide.console.client import Client
 from fedtide.console.cli.output import megabytes
 from fedtide.console.cli.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
+from fedtide.console.client import Client
 from fedtide.console.demo.inference_load import InferenceLoad
 from fedtide.console.demo.plot import draw
-from fedtide.console.demo.report import Accuracy, DemoReport, InferenceRow, ReleaseRow, problems, rollout_rows, round_rows
+from fedtide.console.demo.report import (
+    Accuracy,
+    DemoReport,
+    InferenceRow,
+    ReleaseRow,
+    problems,
+    rollout_rows,
+    round_rows,
+)
 from fedtide.console.embedded.home import Home
 from fedtide.console.embedded.plan import lay_out
 from fedtide.console.embedded.supervisor import locked, running
-from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.errors import FedtideError, NotFound
+from fedtide.fabric.flower.apps import describe
 
 ROUNDS_PER_RUN = 3
 REQUESTS_EACH_SIDE = 50

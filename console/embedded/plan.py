@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtide.fabric.nats.authority import FILE, OPERATOR, TRUST, Authority
 from fedtide.console.embedded import nats_config
 from fedtide.console.embedded.home import Home
-from fedtide.fabric.nats.credentials import write_secret
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.ids import check_token
+from fedtide.fabric.nats.authority import FILE, OPERATOR, TRUST, Authority
+from fedtide.fabric.nats.credentials import write_secret
 
 MAX_NODES = 200
 MAX_COORDINATORS = 3

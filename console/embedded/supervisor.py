@@ -20,8 +20,8 @@ from pathlib import Path
 from fedtide.console.client import Client
 from fedtide.console.embedded.home import Home, UpState
 from fedtide.console.embedded.plan import MAX_NODES, Child, Layout
-from fedtide.fabric.nats.credentials import write_secret
 from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
+from fedtide.fabric.nats.credentials import write_secret
 from fedtide.fabric.process.parent_death import die_with_parent
 
 log = logging.getLogger(__name__)

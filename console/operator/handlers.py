@@ -1,4 +1,4 @@
-"""`python -m fedtide.console.operator.handlers`: custom resources to the coordinator's API, and its views back. With kopf.
+"""Custom resources to the coordinator's API, and its views back. With kopf.
 
 The coordinator's log stays the truth: a resource starts something under an id that its uid decides, so an
 operator that restarts starts nothing twice, and without resources everything works as well.

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from fedtide.coordinator.runs import runs
-
-from fedtide.coordinator.runs import selection
 from fedtide.coordinator.log.engine import Engine
-from fedtide.fabric.nats.broker import Broker
+from fedtide.coordinator.runs import runs, selection
 from fedtide.fabric.errors import MalformedMessage, NotFound
-from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.messages.cohort import Cohort, CohortQuestion, Member
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import Subjects
 
 

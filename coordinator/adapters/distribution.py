@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.commands import CacheRelease, SetDesired
 from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.state import World
-from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
-from fedtide.fabric.nats.rate_limit import Pace
-from fedtide.fabric.plans.release import ReleaseManifest, decode_release
 from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
-from fedtide.fabric.plans.rollout_plan import Desired
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.rate_limit import Pace
 from fedtide.fabric.nats.subjects import CACHE, DOWN, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob, stream_blob
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.plans.rollout_plan import Desired
+from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef
 
 log = logging.getLogger(__name__)
 

@@ -13,18 +13,27 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fedtide.coordinator.identity import certificates
-from fedtide.fabric.nats.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, TRUST, Authority
 from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.identity import certificates
 from fedtide.coordinator.identity.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
+from fedtide.coordinator.log.engine import Engine
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.events.identity import (
+    Enrolment,
+    Issued,
+    JoinTokenCreated,
+    JoinTokenRevoked,
+    NodeEnrolled,
+    NodeRevoked,
+    RegionIssued,
+    Renewal,
+)
+from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats import permissions
+from fedtide.fabric.nats.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, TRUST, Authority
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
-from fedtide.fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, NotFound
-from fedtide.fabric.events.identity import Enrolment, Issued, JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued, Renewal
-from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats.jetstream import Received
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any
 
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import InvalidTransition, MalformedMessage
 from fedtide.fabric.events.envelope import EventData, NodeOffline, NodeOnline
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import Subjects, last_token
 

@@ -11,15 +11,15 @@ from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts.planning import RolloutRequest, plan
 from fedtide.coordinator.state import World
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import ConfigError, NotFound
-from fedtide.fabric.ids import check_token
 from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
+from fedtide.fabric.events.runs import RunRequested, RunSpec
+from fedtide.fabric.ids import check_token
+from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
-from fedtide.fabric.events.runs import RunRequested, RunSpec
 from fedtide.fabric.plans.trigger_rule import StartRollout, StartRound, TriggerRule
-from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+from fedtide.fabric.tensors.blobs import BlobRef
 
 
 class RunRequest(Strict):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import hub_streams, leaf_streams
 from fedtide.fabric.nats.subjects import UP, Subjects
 

@@ -10,9 +10,9 @@ import ssl
 import aiohttp
 from aiohttp import web
 
+from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.log.leader_lease import Leadership
-from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.fabric.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -15,20 +15,16 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from fedtide.coordinator.runs import runs
-
-from fedtide.coordinator.runs import selection
-
-from fedtide.coordinator.runs import views
 from fedtide.coordinator.adapters.distribution import Distribution
-from fedtide.coordinator.log.engine import Engine, views_of
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.starting import RunRequest, Starter
-from fedtide.fabric.flower.apps import MAX_BUNDLE_BYTES
-from fedtide.fabric.nats.broker import Broker
+from fedtide.coordinator.log.engine import Engine, views_of
+from fedtide.coordinator.runs import runs, selection, views
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
-from fedtide.fabric.ids import new_id
 from fedtide.fabric.events.runs import RunCancelRequested, RunPauseRequested, RunResumeRequested
+from fedtide.fabric.flower.apps import MAX_BUNDLE_BYTES
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import DOWN, Subjects
 from fedtide.fabric.nats.transfer import put_blob
 

@@ -8,10 +8,10 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from fedtide.coordinator.identity import identities
-from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.api.http_api import read_body
+from fedtide.coordinator.identity import identities
+from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.errors import CapabilityMissing
 from fedtide.fabric.messages.tasks import Strict
 

@@ -9,10 +9,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from fedtide.coordinator.rollouts import rollouts
-
-from fedtide.coordinator.runs import runs
 from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.rollouts import rollouts
+from fedtide.coordinator.runs import runs
 
 
 class WorldMetrics:

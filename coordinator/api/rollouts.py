@@ -7,23 +7,29 @@ from collections.abc import Callable
 from aiohttp import web
 from pydantic import Field
 
-from fedtide.coordinator.rollouts import views as rollout_views
-
-from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.adapters.distribution import Distribution
-from fedtide.coordinator.log.engine import Engine
-from fedtide.coordinator.api.http_api import key_of, read_body, stream
-from fedtide.coordinator.rollouts.planning import RolloutRequest
 from fedtide.coordinator.adapters.starting import Starter
+from fedtide.coordinator.api.http_api import key_of, read_body, stream
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.rollouts import rollouts
+from fedtide.coordinator.rollouts import views as rollout_views
+from fedtide.coordinator.rollouts.planning import RolloutRequest
 from fedtide.coordinator.runs.views import View
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import ConfigError, InvalidTransition
 from fedtide.fabric.events.envelope import EventData
-from fedtide.fabric.plans.release import decode_release
-from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRollbackRequested
+from fedtide.fabric.events.rollouts import (
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRollbackRequested,
+)
+from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, read_blob
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.plans.release import decode_release
 
 
 class WishRequest(Strict):

@@ -14,15 +14,14 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from fedtide.coordinator.adapters import schedules
-
-from fedtide.coordinator.triggers import triggers
+from fedtide.coordinator.adapters.starting import rollout_request
+from fedtide.coordinator.api.http_api import read_body
 from fedtide.coordinator.conditions import check
 from fedtide.coordinator.log.engine import Engine
-from fedtide.coordinator.api.http_api import read_body
-from fedtide.coordinator.adapters.starting import rollout_request
-from fedtide.fabric.flower.apps import flatten
+from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import SignalReceived, TriggerApplied, TriggerRemoved
+from fedtide.fabric.flower.apps import flatten
 from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
 
 _STRUCTURED = "application/cloudevents+json"

@@ -8,7 +8,14 @@ from datetime import UTC, datetime
 
 from fedtide.coordinator.commands import Commands, PublishAccount
 from fedtide.fabric.errors import InvalidTransition
-from fedtide.fabric.events.identity import IdentityEvent, JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
+from fedtide.fabric.events.identity import (
+    IdentityEvent,
+    JoinTokenCreated,
+    JoinTokenRevoked,
+    NodeEnrolled,
+    NodeRevoked,
+    RegionIssued,
+)
 from fedtide.fabric.nats.subjects import RESERVED
 
 NEVER = datetime.max.replace(tzinfo=UTC)

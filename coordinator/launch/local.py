@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.launch.warm_worker import SpareProcess
-from fedtide.fabric.process import pid_file as process_note
 from fedtide.fabric.nats.credentials import Credentials
+from fedtide.fabric.process import pid_file as process_note
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class LocalLauncher:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "aggregation",
+                "fedtide.aggregation",
                 str(file),
                 stdout=logfile,
                 stderr=logfile,

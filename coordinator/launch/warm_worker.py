@@ -36,7 +36,7 @@ class SpareProcess:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "aggregation",
+                "fedtide.aggregation",
                 "--wait",
                 str(self._folder),  # so that a list of processes says whose it is
                 stdin=asyncio.subprocess.PIPE,

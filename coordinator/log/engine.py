@@ -12,16 +12,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from fedtide.coordinator.identity import identities
 from fedtide.coordinator.commands import Commands
-from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.identity import identities
 from fedtide.coordinator.identity.report_rules import why_refused
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.state import World
-from fedtide.coordinator.log.snapshot_codec import Snapshot
-from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.errors import FedtideError, InvalidTransition, MalformedMessage, StaleWriter, TooLarge, TransientError
+from fedtide.fabric.errors import (
+    FedtideError,
+    InvalidTransition,
+    MalformedMessage,
+    StaleWriter,
+    TooLarge,
+    TransientError,
+)
 from fedtide.fabric.events.envelope import Event, EventData, decode_event
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import UP, Subjects
 

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import MalformedMessage, StaleWriter, TransientError
 from fedtide.fabric.events.envelope import Event, decode_event
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import EVENTS, Subjects
 

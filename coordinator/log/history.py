@@ -6,17 +6,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fedtide.coordinator.rollouts import views as rollout_views
-
-from fedtide.coordinator.runs import rounds
-
-from fedtide.coordinator.runs import runs
-
-from fedtide.coordinator.runs import selection
+from fedtide.coordinator.runs import rounds, runs, selection
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import NotFound
 from fedtide.fabric.events.envelope import AlarmRang, Event, NodeJoined, NodeOffline, NodeOnline
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
-from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, RunCancelRequested, RunCompleted, RunFailed, RunPauseRequested, RunRequested, RunResumeRequested, UpdateReceived, UpdateRefused
+from fedtide.fabric.events.runs import (
+    AggregatorExited,
+    AggregatorStarted,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RoundsRestarted,
+    RunCancelRequested,
+    RunCompleted,
+    RunFailed,
+    RunPauseRequested,
+    RunRequested,
+    RunResumeRequested,
+    UpdateReceived,
+    UpdateRefused,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ import logging
 
 from pydantic import ValidationError
 
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import StaleWriter, TransientError
 from fedtide.fabric.ids import new_id
+from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import CONTROL, Subjects
-from fedtide.fabric.messages.tasks import Strict
 
 log = logging.getLogger(__name__)
 

@@ -17,51 +17,23 @@ from cattrs.preconf.json import JsonConverter, make_converter
 from cattrs.strategies import configure_tagged_union
 from pydantic import BaseModel
 
-from fedtide.coordinator.rollouts import sequential_test as betting_test
-
-from fedtide.coordinator.rollouts import catch_up
-
 from fedtide.coordinator import conditions
-
-from fedtide.coordinator.fleet import fleet
-
-from fedtide.coordinator.rollouts import gates
-
-from fedtide.coordinator.identity import identities
-
-from fedtide.coordinator.models import registry
-
-from fedtide.coordinator.rollouts import rollout_steps
-
-from fedtide.coordinator.rollouts import rollouts
-
-from fedtide.coordinator.runs import rounds
-
-from fedtide.coordinator.runs import runs
-
-from fedtide.coordinator.triggers import signals
-
-from fedtide.coordinator.triggers import triggers
-
-from fedtide.coordinator.rollouts import wave_steps
-
-from fedtide.coordinator.rollouts import wave_wishes
-
-from fedtide.coordinator.rollouts import waves
-
 from fedtide.coordinator import state as world
-from fedtide.fabric.tensors import blobs
+from fedtide.coordinator.fleet import fleet
+from fedtide.coordinator.identity import identities
+from fedtide.coordinator.models import registry
+from fedtide.coordinator.rollouts import catch_up, gates, rollout_steps, rollouts, wave_steps, wave_wishes, waves
+from fedtide.coordinator.rollouts import sequential_test as betting_test
+from fedtide.coordinator.runs import rounds, runs
+from fedtide.coordinator.triggers import signals, triggers
+from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.events import envelope as events
 from fedtide.fabric.events import identity as identity_events
-from fedtide.fabric.plans import release
 from fedtide.fabric.events import rollouts as rollout_events
-from fedtide.fabric.plans import rollout_plan
-from fedtide.fabric.plans import round_policy
 from fedtide.fabric.events import runs as run_events
-from fedtide.fabric.plans import trigger_rule
-from fedtide.fabric.plans import windows
 from fedtide.fabric.messages import tasks as wire
-from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.plans import release, rollout_plan, round_policy, trigger_rule, windows
+from fedtide.fabric.tensors import blobs
 
 _MODULES = (
     *(conditions, fleet, identities, registry, rounds, runs, signals, triggers, world),

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from fedtide.coordinator.log import snapshot_codec as world_codec
 from fedtide.coordinator.log.snapshot_codec import Snapshot
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import FedtideError, MalformedMessage
+from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import CONTROL, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedtide.coordinator.commands import Commands, PublishRelease
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.events.envelope import ModelProduced, ReleasePublished
-from fedtide.fabric.plans.release import ReleaseManifest
 from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
+from fedtide.fabric.plans.release import ReleaseManifest
+from fedtide.fabric.tensors.blobs import BlobRef
 
 ModelEvent = ModelProduced | ReleasePublished | RolloutStarted | RolloutRetryRequested
 

@@ -10,13 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from fedtide.coordinator.rollouts import gates
-
-from fedtide.coordinator.rollouts import wave_steps
-
-from fedtide.coordinator.rollouts import waves
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.fleet.fleet import Node, matches
+from fedtide.coordinator.rollouts import gates, wave_steps, waves
 from fedtide.coordinator.rollouts.waves import ENDED, Baking, Facts, NodeState, Offering, Over, Trouble, Wave
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 

@@ -11,10 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from fedtide.coordinator.rollouts import sequential_test as betting_test
 from fedtide.coordinator.conditions import holds, names
+from fedtide.coordinator.rollouts import sequential_test as betting_test
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.plans.rollout_plan import SLOWER, DisagreementGate, Gate, InferenceErrorGate, LatencyGate, Measured, MetricGate, PairedGate
+from fedtide.fabric.plans.rollout_plan import (
+    SLOWER,
+    DisagreementGate,
+    Gate,
+    InferenceErrorGate,
+    LatencyGate,
+    Measured,
+    MetricGate,
+    PairedGate,
+)
 
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
 

@@ -11,15 +11,26 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from fedtide.coordinator import conditions
-
-from fedtide.coordinator.rollouts import gates
 from fedtide.coordinator.fleet.fleet import Node, matches
 from fedtide.coordinator.models.registry import Model, Release
-from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.coordinator.rollouts import gates
 from fedtide.fabric.errors import ConfigError, NotFound
-from fedtide.fabric.plans.rollout_plan import Bake, DisagreementGate, Gate, LatencyGate, MetricGate, OnFailure, PairedGate, Rate, RolloutPlan, Terms, WavePlan
-from fedtide.fabric.plans.windows import Window
 from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.plans.rollout_plan import (
+    Bake,
+    DisagreementGate,
+    Gate,
+    LatencyGate,
+    MetricGate,
+    OnFailure,
+    PairedGate,
+    Rate,
+    RolloutPlan,
+    Terms,
+    WavePlan,
+)
+from fedtide.fabric.plans.windows import Window
+from fedtide.fabric.tensors.blobs import BlobRef
 
 HOLDOUT = 500
 """Samples that nodes score if the plan has a paired gate and does not say how many."""

@@ -9,20 +9,49 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from fedtide.coordinator.rollouts import catch_up
-
-from fedtide.coordinator.rollouts import wave_steps
-
-from fedtide.coordinator.rollouts import wave_wishes
-
-from fedtide.coordinator.rollouts import waves
 from fedtide.coordinator.commands import Commands, SetAlarm
 from fedtide.coordinator.fleet.fleet import Node
-from fedtide.coordinator.rollouts.rollouts import Completed, Paused, RolledBack, Rolling, Rollout, RolloutEvent, Superseded, Wish, alarm_key, owed
-from fedtide.coordinator.rollouts.waves import Baking, Caching, Facts, Offering, Over, Report, TakenBack, Trouble, Waiting, Wave
+from fedtide.coordinator.rollouts import catch_up, wave_steps, wave_wishes, waves
+from fedtide.coordinator.rollouts.rollouts import (
+    Completed,
+    Paused,
+    RolledBack,
+    Rolling,
+    Rollout,
+    RolloutEvent,
+    Superseded,
+    Wish,
+    alarm_key,
+    owed,
+)
+from fedtide.coordinator.rollouts.waves import (
+    Baking,
+    Caching,
+    Facts,
+    Offering,
+    Over,
+    Report,
+    TakenBack,
+    Trouble,
+    Waiting,
+    Wave,
+)
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import AlarmRang
-from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RegionCacheFailed, RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested, RolloutStarted
+from fedtide.fabric.events.rollouts import (
+    NodeMeasured,
+    NodePhaseReported,
+    RegionCached,
+    RegionCacheFailed,
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRetryRequested,
+    RolloutRollbackRequested,
+    RolloutStarted,
+)
 
 Step = tuple[Rollout, Commands]
 

@@ -13,12 +13,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from fedtide.coordinator.rollouts import waves
 from fedtide.coordinator.commands import Commands, SetAlarm
+from fedtide.coordinator.rollouts import waves
 from fedtide.coordinator.rollouts.waves import Facts, NodeState, Over, Report, TakenBack, Wave
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.events.envelope import AlarmRang
-from fedtide.fabric.events.rollouts import NodePhaseReported, RegionCacheFailed, RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested, RolloutStarted
+from fedtide.fabric.events.rollouts import (
+    NodePhaseReported,
+    RegionCacheFailed,
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRetryRequested,
+    RolloutRollbackRequested,
+    RolloutStarted,
+)
+from fedtide.fabric.tensors.blobs import BlobRef
 
 Wish = (
     RolloutAbortRequested

@@ -6,15 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from fedtide.coordinator.rollouts import gates
-
-from fedtide.coordinator.rollouts import planning
-
-from fedtide.coordinator.rollouts import rollouts
-
-from fedtide.coordinator.rollouts import wave_steps
-
-from fedtide.coordinator.rollouts import waves
+from fedtide.coordinator.rollouts import gates, planning, rollouts, wave_steps, waves
 from fedtide.coordinator.runs.views import View
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 

@@ -12,10 +12,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from fedtide.coordinator.rollouts import gates
 from fedtide.coordinator.commands import Commands
+from fedtide.coordinator.rollouts import gates
 from fedtide.coordinator.rollouts.gates import Judgement
-from fedtide.coordinator.rollouts.waves import ENDED, Baking, Caching, Facts, NodeState, Offering, Over, Staged, Trouble, Wave, is_failed, members, offer, settle, with_nodes
+from fedtide.coordinator.rollouts.waves import (
+    ENDED,
+    Baking,
+    Caching,
+    Facts,
+    NodeState,
+    Offering,
+    Over,
+    Staged,
+    Trouble,
+    Wave,
+    is_failed,
+    members,
+    offer,
+    settle,
+    with_nodes,
+)
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 from fedtide.fabric.plans.windows import is_open, opening, opens_at
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from fedtide.coordinator.rollouts import waves
 from fedtide.coordinator.commands import Commands
-from fedtide.coordinator.rollouts.waves import Baking, Caching, Facts, NodeState, Offering, Over, TakenBack, Waiting, Wave
+from fedtide.coordinator.rollouts import waves
+from fedtide.coordinator.rollouts.waves import (
+    Baking,
+    Caching,
+    Facts,
+    NodeState,
+    Offering,
+    Over,
+    TakenBack,
+    Waiting,
+    Wave,
+)
 from fedtide.fabric.errors import InvalidTransition
 
 Waves = tuple[Wave, ...]

@@ -16,9 +16,9 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
 from fedtide.coordinator.commands import CacheRelease, Command, Commands, SetDesired
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached
 from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, Terms
+from fedtide.fabric.tensors.blobs import BlobRef
 
 FAILED: frozenset[NodePhase] = frozenset({"failed", "rolled_back", "rejected"})
 ENDED: frozenset[NodePhase] = FAILED | {"confirmed", "timed_out", "superseded"}

@@ -15,8 +15,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from fedtide.coordinator.commands import Commands, SetAlarm, TellTimeIsUp
+from fedtide.fabric.events.runs import (
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    UpdateReceived,
+    UpdateRefused,
+)
 from fedtide.fabric.plans.round_policy import Cause, RoundPolicy
-from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, UpdateReceived, UpdateRefused
 
 RoundEvent = RoundOpened | UpdateReceived | UpdateRefused | RoundCollected | RoundAbandoned | RoundClosed
 

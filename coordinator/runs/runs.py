@@ -19,11 +19,29 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from fedtide.coordinator.runs import rounds
 from fedtide.coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator, SuspendAggregator
+from fedtide.coordinator.runs import rounds
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import AlarmRang
-from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunRequested, RunResumeRequested, RunSpec, UpdateReceived, UpdateRefused
+from fedtide.fabric.events.runs import (
+    AggregatorExited,
+    AggregatorStarted,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RoundsRestarted,
+    RunCancelRequested,
+    RunCleanedUp,
+    RunCompleted,
+    RunFailed,
+    RunPauseRequested,
+    RunRequested,
+    RunResumeRequested,
+    RunSpec,
+    UpdateReceived,
+    UpdateRefused,
+)
 
 MAX_CRASHES = 5
 

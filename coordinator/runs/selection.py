@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fedtide.coordinator.fleet.fleet import Node, matches
-from fedtide.fabric.plans.round_policy import Selection
 from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.plans.round_policy import Selection
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 

@@ -8,12 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedtide.coordinator.fleet import fleet
-
 from fedtide.coordinator.models import registry
-
-from fedtide.coordinator.runs import rounds
-
-from fedtide.coordinator.runs import runs
+from fedtide.coordinator.runs import rounds, runs
 
 View = dict[str, Any]
 

@@ -18,9 +18,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedtide.coordinator.rollouts import rollouts
-
 from fedtide.coordinator.runs import runs
-from fedtide.fabric.events.envelope import TYPE_PREFIX, DriftReported, Event, NodeJoined, NodeOffline, NodeOnline, ReleasePublished, SignalReceived
+from fedtide.fabric.events.envelope import (
+    TYPE_PREFIX,
+    DriftReported,
+    Event,
+    NodeJoined,
+    NodeOffline,
+    NodeOnline,
+    ReleasePublished,
+    SignalReceived,
+)
 from fedtide.fabric.plans.trigger_rule import FieldValue, Signal
 
 if TYPE_CHECKING:

@@ -11,10 +11,12 @@ RUN python -m venv /opt/fedtide
 RUN /opt/fedtide/bin/pip install ${TORCH_OPTIONS} "${TORCH}"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY fedtide fedtide
 COPY fabric fabric
 COPY edge_agent edge_agent
 COPY coordinator coordinator
 COPY aggregation aggregation
+COPY console console
 RUN /opt/fedtide/bin/pip install ".[aggregator,privacy]" \
  && /opt/fedtide/bin/pip uninstall --yes pip
 

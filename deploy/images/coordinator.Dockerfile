@@ -7,10 +7,12 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/fedtide
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY fedtide fedtide
 COPY fabric fabric
 COPY edge_agent edge_agent
 COPY coordinator coordinator
 COPY aggregation aggregation
+COPY console console
 RUN /opt/fedtide/bin/pip install ".[control,cluster]" \
  && /opt/fedtide/bin/pip uninstall --yes pip
 

@@ -19,13 +19,13 @@ from pydantic import Field, ValidationError
 from fedtide.edge_agent.config import DriftLimits
 from fedtide.edge_agent.drift.sketch import CONFIDENCE, PREDICTION, Sketch, pack, scores, total, unpack
 from fedtide.fabric import logs
-from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.events.envelope import DriftReported, Event
+from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import COLLECTOR, STAY, Subjects
-from fedtide.fabric.messages.tasks import Strict
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.drift.sketch import Sketch, pack
 from fedtide.edge_agent.serving.serving import Served
 from fedtide.edge_agent.serving.sessions import Arrays, Model
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
 
 log = logging.getLogger(__name__)

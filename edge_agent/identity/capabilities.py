@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from fedtide.edge_agent.identity.cluster_node import ClusterNode
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.fabric.tensors.codecs import KINDS
+from fedtide.edge_agent.identity.cluster_node import ClusterNode
 from fedtide.fabric.events.envelope import Capabilities
 from fedtide.fabric.plans.windows import zone
+from fedtide.fabric.tensors.codecs import KINDS
 
 _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.fabric.nats import jwt as nats_jwt
-from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access, Credentials, write_secret
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.events.identity import Enrolment as Asked
 from fedtide.fabric.events.identity import Issued, Renewal
+from fedtide.fabric.nats import jwt as nats_jwt
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access, Credentials, write_secret
 from fedtide.fabric.nats.jwt import Key
 from fedtide.fabric.nats.subjects import Subjects
 

@@ -14,19 +14,19 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.edge_agent.serving.footprint import shrink
-from fedtide.edge_agent.releases.model_store import Current, ModelStore
+from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.releases.download import ReleaseDownload
+from fedtide.edge_agent.releases.model_store import Current, ModelStore
+from fedtide.edge_agent.serving.footprint import shrink
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.serving.sessions import Model
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import FedtideError, TransientError
-from fedtide.fabric.plans.rollout_plan import Desired, NodePhase
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.plans.rollout_plan import Desired, NodePhase
 from fedtide.fabric.plans.windows import opens_at
+from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import NotFound, TransientError
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.rate_limit import Pace
-from fedtide.fabric.plans.release import ReleaseManifest, decode_release
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import CACHE, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Sink, Source, get_blob, read_blob
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedtide.edge_agent.releases.download import Local, ReleaseDownload
-from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.errors import DigestMismatch, MalformedMessage, TransientError
-from fedtide.fabric.plans.release import ReleaseManifest, decode_release
-from fedtide.fabric.nats.transfer import map_file
 from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 
 log = logging.getLogger(__name__)
 

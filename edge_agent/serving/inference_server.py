@@ -10,8 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
-from fedtide.edge_agent.serving.batching import Overloaded
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.serving.batching import Overloaded
 from fedtide.edge_agent.serving.protocol import HEADER_LENGTH, datatype, decode_request, encode_response
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.serving.sessions import InferenceFailed, Model, TensorSpec

@@ -12,8 +12,8 @@ import logging
 from fedtide.edge_agent.serving.inference_server import answer, status_of
 from fedtide.edge_agent.serving.protocol import HEADER_LENGTH
 from fedtide.edge_agent.serving.serving import Serving
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import NotFound, RemoteError, TransientError
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import Subjects, last_token
 

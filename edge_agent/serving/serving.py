@@ -12,8 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fedtide.edge_agent.serving.batching import Lane, Limits
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.serving.batching import Lane, Limits
 from fedtide.edge_agent.serving.sessions import Arrays, InferenceFailed, Model
 from fedtide.fabric.errors import NotFound
 

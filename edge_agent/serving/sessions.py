@@ -15,11 +15,11 @@ import numpy.typing as npt
 import onnxruntime
 
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.fabric.tensors.preprocessing import apply
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import ConfigError, FedtideError, RemoteError
 from fedtide.fabric.plans.release import ReleaseManifest
+from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import decode
+from fedtide.fabric.tensors.preprocessing import apply
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from fedtide.edge_agent.tasks import sensors
 from fedtide.edge_agent.config import Limits
 from fedtide.edge_agent.serving.serving import Served
+from fedtide.edge_agent.tasks import sensors
 from fedtide.fabric.errors import RemoteError
 from fedtide.fabric.plans.windows import is_open
 

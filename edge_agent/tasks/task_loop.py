@@ -9,24 +9,24 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.samples.source import SAMPLES
-from fedtide.fabric.process.disk import is_full
+from fedtide.edge_agent.samples.store import samples_file
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.outbox import Outbox
-from fedtide.edge_agent.samples.store import samples_file
 from fedtide.edge_agent.tasks.trainer import PART, Job, Trainer, TrainerCrashed
-from fedtide.fabric.flower.apps import unpack
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.flower.apps import unpack
 from fedtide.fabric.ids import flower_int
+from fedtide.fabric.messages.tasks import Cancel, ConfigValues, Reply, Task, WireError, WireMessage
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
-from fedtide.fabric.messages.tasks import Cancel, ConfigValues, Reply, Task, WireError, WireMessage
+from fedtide.fabric.process.disk import is_full
+from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from pydantic import Field
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.tasks.governor import Governor, LimitExceeded
-from fedtide.fabric.flower.apps import TRAINING
 from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
-from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.flower.apps import TRAINING
 from fedtide.fabric.messages.tasks import ConfigValues, Strict
+from fedtide.fabric.process.parent_death import die_with_parent
 
 log = logging.getLogger(__name__)
 

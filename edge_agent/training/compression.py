@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord, Context, Message
 
 from fedtide.edge_agent.training.update_coding import RESIDUAL, code
 from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.tensors.codecs import Codec
 from fedtide.fabric.ids import flower_int
+from fedtide.fabric.tensors.codecs import Codec
 
 
 class CompressionMod:

@@ -15,17 +15,17 @@ from typing import Any
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedtide.edge_agent.training.compression import CompressionMod
-from fedtide.fabric.process.disk import is_full
-from fedtide.edge_agent.training.job_loop import serve, write_frame, write_message
 from fedtide.edge_agent.tasks.outbox import STATE
 from fedtide.edge_agent.tasks.trainer import Job
+from fedtide.edge_agent.training.compression import CompressionMod
+from fedtide.edge_agent.training.job_loop import serve, write_frame, write_message
+from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.apps import describe
-from fedtide.fabric.tensors.codecs import is_coded
-from fedtide.fabric.errors import ConfigError, MalformedMessage
-from fedtide.fabric.nats.transfer import map_file
 from fedtide.fabric.messages.tasks import Arrays, Task
+from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.process.disk import is_full
+from fedtide.fabric.tensors.codecs import is_coded
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
         mod = CompressionMod(task.codec) if task.codec else None
         reply = mod(message, context, app) if mod is not None else app(message, context)
-        # The state changes with the answer: it becomes the run's once the answer is safe (fedtide.edge_agent.tasks.outbox).
+        # The state changes with the answer: it becomes the run's once the answer is safe (tasks.outbox).
         (job.out_dir / STATE).write_bytes(flower.dump_state(context.state))
         _write_reply(job.out_dir, reply)
         return

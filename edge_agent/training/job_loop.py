@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from fedtide.fabric.process.disk import is_full
 from fedtide.edge_agent.tasks.trainer import Job
 from fedtide.fabric import logs
+from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
+from fedtide.fabric.process.disk import is_full
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, frame_size
-from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
 
 
 def serve(do: Callable[[Job], None]) -> int:

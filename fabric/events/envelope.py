@@ -12,15 +12,45 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.events.identity import JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
+from fedtide.fabric.events.rollouts import (
+    NodeMeasured,
+    NodePhaseReported,
+    RegionCached,
+    RegionCacheFailed,
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRetryRequested,
+    RolloutRollbackRequested,
+    RolloutStarted,
+)
+from fedtide.fabric.events.runs import (
+    AggregatorExited,
+    AggregatorStarted,
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RoundsRestarted,
+    RunCancelRequested,
+    RunCleanedUp,
+    RunCompleted,
+    RunFailed,
+    RunPauseRequested,
+    RunRequested,
+    RunResumeRequested,
+    UpdateReceived,
+    UpdateRefused,
+)
 from fedtide.fabric.ids import new_id
-from fedtide.fabric.plans.release import Export, Privacy, ReleaseManifest
-from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RegionCacheFailed, RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested, RolloutStarted
-from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunRequested, RunResumeRequested, UpdateReceived, UpdateRefused
-from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
 from fedtide.fabric.messages.tasks import ConfigValues, Strict
+from fedtide.fabric.plans.release import Export, Privacy, ReleaseManifest
+from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
+from fedtide.fabric.tensors.blobs import BlobRef
 
 TYPE_PREFIX = "dev.fedtide."
 TYPE_VERSION = ".v1"
@@ -35,7 +65,9 @@ class Capabilities(Strict):
     disk_free_bytes: int = Field(ge=0)
     python: str
     extras: list[str] = Field(default=[], description="Training runtimes present: flwr, torch, ...")
-    codecs: list[str] = Field(default=[], description="Codecs that the node reads and writes (fedtide.fabric.tensors.codecs)")
+    codecs: list[str] = Field(
+        default=[], description="Codecs that the node reads and writes (fedtide.fabric.tensors.codecs)"
+    )
     samples: int | None = Field(default=None, ge=0, description="Training samples the node counts, if configured")
     node_config: ConfigValues = {}
     inference_url: str = ""

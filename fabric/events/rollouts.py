@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan
 from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan
 
 
 class RolloutStarted(Strict):

@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.plans.round_policy import Cause, RoundPolicy, Selection, StopRule
 from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+from fedtide.fabric.plans.round_policy import Cause, RoundPolicy, Selection, StopRule
+from fedtide.fabric.tensors.blobs import BlobRef
 
 
 class RunSpec(Strict):

@@ -29,11 +29,22 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
-from fedtide.fabric.flower.app_objects import AppLoadError
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.flower.records import CodedArray, array_of, decoded, frame_of, framed, record_of, record_of_frame, record_of_values, tensors_of, values_of
-from fedtide.fabric.tensors.frame import Buffer, decode
+from fedtide.fabric.flower.app_objects import AppLoadError
+from fedtide.fabric.flower.records import (
+    CodedArray,
+    array_of,
+    decoded,
+    frame_of,
+    framed,
+    record_of,
+    record_of_frame,
+    record_of_values,
+    tensors_of,
+    values_of,
+)
 from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireError, WireMessage
+from fedtide.fabric.tensors.frame import Buffer, decode
 
 if TYPE_CHECKING:
     from flwr.server import History

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
-from fedtide.fabric.tensors import codecs
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.tensors.frame import Buffer, Tensor, decode, encode, is_carried, numpy_dtype
 from fedtide.fabric.messages.tasks import Packed, Values, WireValue
+from fedtide.fabric.tensors import codecs
+from fedtide.fabric.tensors.frame import Buffer, Tensor, decode, encode, is_carried, numpy_dtype
 
 _NUMPY = "numpy.ndarray"
 """flwr's name for arrays in npy format."""

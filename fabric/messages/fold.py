@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.tensors.blobs import BlobRef
 
 
 class FoldPlan(Strict):

@@ -51,7 +51,7 @@ WireValue = bool | int | float | str | Packed | list[bool | int | float | str | 
 class Arrays(Strict):
     """An array record: exactly one of `inline` (a frame) and `blob` is set.
 
-    `coded`: its tensors are differences (fedtide.fabric.tensors.codecs), on the way down to the frame `base`, on the way up to
+    `coded`: its tensors are differences (see tensors.codecs), on the way down to the frame `base`, on the way up to
     what the node was given. `base` without `coded`: keep this frame, differences to it will come.
     """
 
@@ -146,7 +146,9 @@ class Task(Strict):
     run_config: ConfigValues
     message: WireMessage
     expires_at: float = Field(description="Unix seconds after which nobody wants the answer")
-    codec: str = Field(default="", description="How the update should be coded (fedtide.fabric.tensors.codecs); empty: not")
+    codec: str = Field(
+        default="", description="How the update should be coded (fedtide.fabric.tensors.codecs); empty: not"
+    )
     stay: bool = Field(default=False, description="Leave the update's tensors in the region, which sums them")
 
     def size_bytes(self) -> int:

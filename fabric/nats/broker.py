@@ -1,4 +1,4 @@
-"""Speaks NATS, with `fedtide.fabric.nats.stream_reads` and nobody else: publish, read, consume and watch, with our errors.
+"""Speaks NATS, with `stream_reads` and nobody else: publish, read, consume and watch, with our errors.
 
 It never joins or interprets payloads, and it never gives up a connection: nats-py reconnects
 for ever, and calls made meanwhile raise `BrokerUnavailable` when their own time is over.
@@ -17,9 +17,9 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from fedtide.fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, MalformedMessage, TooLarge
 from fedtide.fabric.nats.cancellation import cancellation_kept
 from fedtide.fabric.nats.credentials import Access
-from fedtide.fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, MalformedMessage, TooLarge
 from fedtide.fabric.nats.jetstream import Ack, Received, api, parse_answer
 from fedtide.fabric.nats.stream_reads import StreamReads, received
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.jwt import Key
 
 _JWT = "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n"

@@ -10,7 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedtide.fabric.nats.streams import HUB_DOMAIN
-from fedtide.fabric.nats.subjects import CACHE, CHECKPOINTS, COLLECTOR, DOWN, FOLDER, HUB_REGION, RELEASES, STAY, UP, Subjects, reply_consumer
+from fedtide.fabric.nats.subjects import (
+    CACHE,
+    CHECKPOINTS,
+    COLLECTOR,
+    DOWN,
+    FOLDER,
+    HUB_REGION,
+    RELEASES,
+    STAY,
+    UP,
+    Subjects,
+    reply_consumer,
+)
 
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
 

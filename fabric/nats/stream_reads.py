@@ -13,7 +13,18 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from fedtide.fabric.errors import BrokerUnavailable, TransientError
-from fedtide.fabric.nats.jetstream import CONSUMER_NOT_FOUND, PULL_BATCH, PULL_HEARTBEAT_S, ApiError, Delivery, Received, api, backlog_request, consumer_request, pull_request
+from fedtide.fabric.nats.jetstream import (
+    CONSUMER_NOT_FOUND,
+    PULL_BATCH,
+    PULL_HEARTBEAT_S,
+    ApiError,
+    Delivery,
+    Received,
+    api,
+    backlog_request,
+    consumer_request,
+    pull_request,
+)
 from fedtide.fabric.nats.stream_calls import StreamCalls
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedtide.fabric.nats.subjects import CACHE, CHECKPOINTS, CONTROL, DOWN, EVENTS, HUB_REGION, RELEASES, STAY, UP, Subjects
+from fedtide.fabric.nats.subjects import (
+    CACHE,
+    CHECKPOINTS,
+    CONTROL,
+    DOWN,
+    EVENTS,
+    HUB_REGION,
+    RELEASES,
+    STAY,
+    UP,
+    Subjects,
+)
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"

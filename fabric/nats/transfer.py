@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef, Manifest, chunked, decode_manifest, manifest_of
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import DigestMismatch, NotFound, TransientError
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.rate_limit import Pace
+from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef, Manifest, chunked, decode_manifest, manifest_of
 from fedtide.fabric.tensors.frame import Buffer
 
 WINDOW = 8

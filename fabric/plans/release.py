@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.ids import NAME
 from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+from fedtide.fabric.tensors.blobs import BlobRef
 
 
 class Scale(Strict):

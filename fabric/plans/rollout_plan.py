@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.ids import NAME
-from fedtide.fabric.plans.windows import Window
 from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.plans.windows import Window
+from fedtide.fabric.tensors.blobs import BlobRef
 
 NodePhase = Literal[
     "offered",

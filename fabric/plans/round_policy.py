@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedtide.fabric.tensors.codecs import Codec
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.tensors.codecs import Codec
 
 Cause = Literal["all answered", "quorum", "grace over", "deadline", "buffer full"]
 

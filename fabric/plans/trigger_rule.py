@@ -8,8 +8,8 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
-from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
 from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
 
 SCHEDULE_TYPE = "dev.fedtide.schedule."
 

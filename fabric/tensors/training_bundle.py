@@ -17,11 +17,11 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from fedtide.fabric.flower.apps import TRAINING
 from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.flower.apps import TRAINING
+from fedtide.fabric.messages.tasks import ConfigValues, Strict
 from fedtide.fabric.plans.release import Preprocessing
 from fedtide.fabric.tensors.frame import Tensor, TensorSpec, decode, encode
-from fedtide.fabric.messages.tasks import ConfigValues, Strict
 
 TRAIN, EVALUATE, INFER, INITIAL = "train.onnx", "evaluate.onnx", "infer.onnx", "initial.frame"
 IGNORED = -100

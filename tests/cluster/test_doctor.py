@@ -81,7 +81,16 @@ def test_helm_is_called_with_what_was_asked(tmp_path: Path) -> None:
     helm.write_text(f'#!{sys.executable}\nimport json, sys\nopen("{told}", "w").write(json.dumps(sys.argv[1:]))\n')
     helm.chmod(0o755)
     (tmp_path / "chart").mkdir()
-    command = [sys.executable, "-m", "fedtide.console.cli", "k8s", "install", "edge", "--chart", str(tmp_path / "chart")]
+    command = [
+        sys.executable,
+        "-m",
+        "fedtide.console.cli",
+        "k8s",
+        "install",
+        "edge",
+        "--chart",
+        str(tmp_path / "chart"),
+    ]
     environment = {"PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([*command, "--set", "region=eu", "-f", "v.yaml"], env=environment, check=True)
     chart = str(tmp_path / "chart")

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from fedtide.coordinator.launch.job_manifest import Kubernetes, Tier, job, name_of
-from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.launch.job_manifest import Kubernetes, Tier, job, name_of
+from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
 from fedtide.coordinator.launch.local import GONE
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.runs import RunSpec
 from fedtide.fabric.messages.tasks import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef
 from tests.cluster.api_server import DROP, ApiServer, Refusal
 
 SPEC = RunSpec(app=AppRef(name="app", bundle=BlobRef(digest="0" * 64, size_bytes=0)), model="digits")

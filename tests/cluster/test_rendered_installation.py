@@ -105,7 +105,7 @@ class Machine:
             self.mount("job", "etc/fedtide/tls", {"ca.crt": self.ca})
             (self.folder / "job" / "work").mkdir()
             argument = self.here(container["args"][0], "job")
-            code = self.python("aggregator", "aggregation", argument).wait()
+            code = self.python("aggregator", "fedtide.aggregation", argument).wait()
             kind = "Complete" if code == 0 else "Failed"
             self.api_server.set_status("jobs", name, {"conditions": [{"type": kind, "status": "True"}]})
 
@@ -151,7 +151,7 @@ def start_cloud(there: Machine) -> Client:
     config = there.mount("cloud", "etc/fedtide/config", {"coordinator.json": files["coordinator.json"]})
     there.python(
         "coordinator",
-        "coordinator",
+        "fedtide.coordinator",
         str(config / "coordinator.json"),
         FEDTIDE_COORDINATOR_NAME="ft-coordinator-x",
         FEDTIDE_ADVERTISE_URL=f"https://127.0.0.1:{there.ports['api']}",
@@ -184,7 +184,7 @@ def start_region(there: Machine, client: Client) -> None:
         there.mount(node, "etc/fedtide/region", {"ca.crt": secret["ca.crt"]})
         there.mount(node, "etc/fedtide/join", {"token": token})
         config = there.mount(node, "etc/fedtide/config", {"agent.json": files["agent.json"]})
-        there.python(node, "edge_agent", "--config", str(config / "agent.json"), **own)
+        there.python(node, "fedtide.edge_agent", "--config", str(config / "agent.json"), **own)
     until(lambda: client.get("/v1/status")["nodes"]["online"] == 2, "the nodes", 60)
 
 

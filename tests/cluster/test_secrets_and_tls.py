@@ -12,18 +12,18 @@ import pytest
 from aiohttp import web
 from kubernetes import client
 
-from fedtide.coordinator.api.access import token_middleware
-from fedtide.fabric.nats.authority import COORDINATOR, OPERATOR, TRUST
-from fedtide.coordinator.identity.certificates import is_good
 from fedtide.console.client import ApiError, Client
 from fedtide.console.embedded.plan import free_ports
 from fedtide.coordinator.adapters.identity_job import keep
-from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, complete
+from fedtide.coordinator.api.access import token_middleware
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
+from fedtide.coordinator.identity.certificates import is_good
+from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, complete
 from fedtide.edge_agent.identity.cluster_node import describe
+from fedtide.fabric.errors import BrokerUnavailable, ConfigError
+from fedtide.fabric.nats.authority import COORDINATOR, OPERATOR, TRUST
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
-from fedtide.fabric.errors import BrokerUnavailable, ConfigError
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import NatsServer
 

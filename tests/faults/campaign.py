@@ -19,10 +19,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from fedtide.fabric.flower.apps import bundle, describe
 from fedtide.fabric.events.envelope import Event
-from fedtide.fabric.ids import flower_int
 from fedtide.fabric.events.runs import RunRequested
+from fedtide.fabric.flower.apps import bundle, describe
+from fedtide.fabric.ids import flower_int
 from tests.conftest import APPS
 from tests.faults.installation_with_faults import Faulty, faulty_installation
 from tests.faults.schedule import Point, points

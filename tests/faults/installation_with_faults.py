@@ -18,9 +18,9 @@ from fedtide.console.embedded.home import Home
 from fedtide.console.embedded.plan import Layout, lay_out
 from fedtide.console.embedded.supervisor import Supervisor
 from fedtide.coordinator.log.event_log import EventLog
-from fedtide.fabric.flower.apps import bundle, describe
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.envelope import Event
+from fedtide.fabric.flower.apps import bundle, describe
 from fedtide.fabric.nats.subjects import Subjects
 from tests.faults.tcp_proxy import TcpProxy
 from tests.hub import Hub

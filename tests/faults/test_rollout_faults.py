@@ -231,7 +231,7 @@ async def test_an_agent_that_is_killed_in_any_phase_ends_with_the_old_or_the_new
     config = tmp_path / "agent.json"
     config.write_text(json.dumps({**told, "node": name, "data_dir": str(tmp_path / "node")}))
     await work.publish(filling=1)
-    agent = await _agent("edge_agent", "--config", str(config))
+    agent = await _agent("fedtide.edge_agent", "--config", str(config))
     try:
         await there.event(lambda e: e.data.kind == "node.joined" and e.data.node == name)
         view = await work.ended(await work.start(version=work.version - 1, selector={"node": name}))
@@ -245,7 +245,7 @@ async def test_an_agent_that_is_killed_in_any_phase_ends_with_the_old_or_the_new
     rollout = await work.start(selector={"node": name})
     async with asyncio.timeout(60):
         assert await dying.wait() == -signal.SIGKILL
-    agent = await _agent("edge_agent", "--config", str(config))
+    agent = await _agent("fedtide.edge_agent", "--config", str(config))
     try:
         view = await work.ended(rollout)
         assert view["state"] == "completed", view

@@ -11,14 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedtide.aggregation.release.onnx_parts import cut
 from fedtide.coordinator.identity.report_rules import IMPORT
-from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.events.envelope import Event, ModelProduced, ReleasePublished
 from fedtide.fabric.ids import new_id
-from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
-from fedtide.fabric.nats.subjects import HUB_REGION, RELEASES, Subjects
-from fedtide.fabric.tensors.frame import Buffer, Tensor, encode
-from fedtide.fabric.nats.transfer import put_blob
 from fedtide.fabric.messages.tasks import AppRef
+from fedtide.fabric.nats.subjects import HUB_REGION, RELEASES, Subjects
+from fedtide.fabric.nats.transfer import put_blob
+from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
+from fedtide.fabric.tensors.frame import Buffer, Tensor, encode
 from tests.conftest import APPS
 from tests.hub import Hub
 from tests.integration.installation import Installation, until

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.adapters.topology import Topology as Streams
-from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
-from fedtide.fabric.nats.broker import Broker
+from fedtide.coordinator.log.event_log import EventLog
 from fedtide.fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
 from fedtide.fabric.events.envelope import Event, NodeOnline
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import DOWN, UP, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Source, expires, get_blob, put_blob, read_blob
+from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
 from tests.conftest import NatsServer, Topology
 
 SUBJECTS = Subjects()

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from fedtide.edge_agent.config import DriftLimits
-from fedtide.edge_agent.drift.recorder import DriftWatch
 from fedtide.edge_agent.drift.collector import Collector
+from fedtide.edge_agent.drift.recorder import DriftWatch
 from fedtide.edge_agent.serving.serving import Served
 from fedtide.edge_agent.serving.sessions import Model
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.events.envelope import DriftReported
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import leaf_streams
 from fedtide.fabric.nats.subjects import STAY, Subjects
 from tests.conftest import NatsServer

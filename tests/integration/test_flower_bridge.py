@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.tensors.frame import decode, encode
 from fedtide.fabric.messages.tasks import Arrays, WireMessage
+from fedtide.fabric.tensors.frame import decode, encode
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ import pytest
 from nats.aio.client import Client as Raw
 
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
+from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
-from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
 from fedtide.fabric.nats.permissions import node_inbox
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
 from tests.integration.installation import Installation, until

@@ -14,21 +14,21 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from fedtide.edge_agent.samples.capture import Capturer
 from fedtide.edge_agent.comparison.comparison import Comparison
 from fedtide.edge_agent.config import Capture
+from fedtide.edge_agent.samples.api import SampleApi
+from fedtide.edge_agent.samples.capture import Capturer
+from fedtide.edge_agent.samples.store import SampleStore
 from fedtide.edge_agent.serving.inference_server import InferenceServer
 from fedtide.edge_agent.serving.nats_inference import NatsInference
 from fedtide.edge_agent.serving.protocol import HEADER_LENGTH
-from fedtide.edge_agent.samples.api import SampleApi
-from fedtide.edge_agent.samples.store import SampleStore
 from fedtide.edge_agent.serving.serving import Serving
-from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.errors import TransientError
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.release import Export, Scoring
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, Terms
-from fedtide.fabric.nats.subjects import Subjects
 from tests.conftest import NatsServer
 from tests.served import config, model
 

@@ -195,7 +195,7 @@ def test_an_app_that_leaves_by_itself_ends_its_run(installation: Installation, t
 
 def test_an_idle_agent_loads_neither_flwr_nor_torch(installation: Installation) -> None:
     code = (
-        "import sys; import edge_agent.__main__, fedtide.edge_agent.agent; "
+        "import sys; import fedtide.edge_agent.__main__, fedtide.edge_agent.agent; "
         "print([m for m in ('flwr', 'torch', 'typer', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,8 +19,8 @@ import onnx
 import pytest
 
 from fedtide.console.embedded.plan import free_ports
-from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Tensor, encode
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until

@@ -13,9 +13,9 @@ import pytest
 
 from fedtide.console.embedded.home import Home
 from fedtide.console.embedded.nats_config import identity_of
+from fedtide.fabric.events.envelope import DriftReported, Event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
-from fedtide.fabric.events.envelope import DriftReported, Event
 from fedtide.fabric.nats.subjects import COLLECTOR, Subjects
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until

@@ -7,13 +7,30 @@ from typing import Any
 
 from fedtide.coordinator.commands import CacheRelease, SetAlarm
 from fedtide.coordinator.state import World
-from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.events.envelope import AlarmRang, Capabilities, Event, EventData, ModelProduced, NodeJoined, ReleasePublished
-from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
+from fedtide.fabric.events.envelope import (
+    AlarmRang,
+    Capabilities,
+    Event,
+    EventData,
+    ModelProduced,
+    NodeJoined,
+    ReleasePublished,
+)
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RolloutStarted
-from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, WavePlan
-from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundCollected, RoundOpened, RunRequested, RunSpec, UpdateReceived, UpdateRefused
+from fedtide.fabric.events.runs import (
+    RoundAbandoned,
+    RoundClosed,
+    RoundCollected,
+    RoundOpened,
+    RunRequested,
+    RunSpec,
+    UpdateReceived,
+    UpdateRefused,
+)
 from fedtide.fabric.messages.tasks import AppRef
+from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
+from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, WavePlan
+from fedtide.fabric.tensors.blobs import BlobRef
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedtide.coordinator.rollouts import views as rollout_views
-
-from fedtide.coordinator.rollouts import rollouts
-
-from fedtide.coordinator.rollouts import waves
 from fedtide.coordinator.commands import SetDesired
+from fedtide.coordinator.rollouts import rollouts, waves
+from fedtide.coordinator.rollouts import views as rollout_views
 from tests.scenarios.build import Story, phase, rollout, wave
 
 TWO_WAVES = (wave("eu", "e1", "e2 e3"), wave("us", "", "u1 u2"))

@@ -9,19 +9,42 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedtide.coordinator.runs import rounds
-
-from fedtide.coordinator.runs import runs
-
 from fedtide.coordinator.log import snapshot_codec as world_codec
-from fedtide.coordinator.state import World
 from fedtide.coordinator.log.snapshot_codec import Snapshot
+from fedtide.coordinator.runs import rounds, runs
+from fedtide.coordinator.state import World
 from fedtide.fabric.errors import InvalidTransition
-from fedtide.fabric.events.envelope import AlarmRang, EventData, FiringFailed, NodeOffline, NodeOnline, SignalReceived, TriggerApplied
-from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested
+from fedtide.fabric.events.envelope import (
+    AlarmRang,
+    EventData,
+    FiringFailed,
+    NodeOffline,
+    NodeOnline,
+    SignalReceived,
+    TriggerApplied,
+)
+from fedtide.fabric.events.rollouts import (
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRetryRequested,
+    RolloutRollbackRequested,
+)
+from fedtide.fabric.events.runs import (
+    AggregatorExited,
+    AggregatorStarted,
+    RoundAbandoned,
+    RunCancelRequested,
+    RunCleanedUp,
+    RunCompleted,
+    RunFailed,
+    RunPauseRequested,
+    RunResumeRequested,
+)
 from fedtide.fabric.plans.rollout_plan import Bake, LatencyGate
 from fedtide.fabric.plans.round_policy import RoundPolicy
-from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundAbandoned, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunResumeRequested
 from fedtide.fabric.plans.trigger_rule import Signal, StartRun, TriggerRule
 from tests.scenarios.build import (
     APP,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fedtide.coordinator.commands import PublishRelease
 from fedtide.coordinator.adapters.distribution import kept_blobs
+from fedtide.coordinator.commands import PublishRelease
 from fedtide.coordinator.rollouts.planning import RolloutRequest, least_seconds, plan
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline

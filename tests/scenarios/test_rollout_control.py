@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 
-from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.commands import SetDesired
+from fedtide.coordinator.rollouts import rollouts
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
-from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRollbackRequested
+from fedtide.fabric.events.rollouts import (
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRollbackRequested,
+)
 from fedtide.fabric.plans.rollout_plan import Bake, MetricGate, PairedGate, Rate, Terms
 from fedtide.fabric.plans.windows import Window
 from tests.scenarios.build import (

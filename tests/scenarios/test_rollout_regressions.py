@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.commands import SetAlarm, SetDesired
+from fedtide.coordinator.rollouts import rollouts
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
-from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutNextRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutRetryRequested
+from fedtide.fabric.events.rollouts import (
+    RolloutAbortRequested,
+    RolloutNextRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutRetryRequested,
+)
 from fedtide.fabric.plans.rollout_plan import Bake, InferenceErrorGate, MetricGate, PairedGate, Rate, Terms
 from fedtide.fabric.plans.windows import Window
 from tests.scenarios.build import (

@@ -9,15 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtide.coordinator.rollouts import rollouts
-
-from fedtide.coordinator.rollouts import waves
-
-from fedtide.coordinator.log import snapshot_codec as world_codec
 from fedtide.coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired
+from fedtide.coordinator.log import snapshot_codec as world_codec
+from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
-from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutPauseRequested, RolloutPromoteRequested, RolloutResumeRequested, RolloutRetryRequested, RolloutRollbackRequested
+from fedtide.fabric.events.rollouts import (
+    RolloutAbortRequested,
+    RolloutPauseRequested,
+    RolloutPromoteRequested,
+    RolloutResumeRequested,
+    RolloutRetryRequested,
+    RolloutRollbackRequested,
+)
 from fedtide.fabric.plans.rollout_plan import Bake, NodePhase, PairedGate, Terms
 from tests.scenarios.build import (
     Story,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from fedtide.coordinator.runs import rounds
 from fedtide.coordinator.commands import SetAlarm, TellTimeIsUp
-from fedtide.fabric.plans.round_policy import RoundPolicy
+from fedtide.coordinator.runs import rounds
 from fedtide.fabric.events.runs import AggregatorExited
+from fedtide.fabric.plans.round_policy import RoundPolicy
 from tests.scenarios.build import (
     Story,
     abandoned,

@@ -6,15 +6,21 @@ from datetime import timedelta
 
 import pytest
 
-from fedtide.coordinator.runs import rounds
-
-from fedtide.coordinator.runs import runs
-
-from fedtide.coordinator.runs import views
 from fedtide.coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
+from fedtide.coordinator.runs import rounds, runs, views
 from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.runs import (
+    AggregatorExited,
+    AggregatorStarted,
+    RoundsRestarted,
+    RunCancelRequested,
+    RunCleanedUp,
+    RunCompleted,
+    RunFailed,
+    RunPauseRequested,
+    RunResumeRequested,
+)
 from fedtide.fabric.plans.round_policy import RoundPolicy
-from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted, RoundsRestarted, RunCancelRequested, RunCleanedUp, RunCompleted, RunFailed, RunPauseRequested, RunResumeRequested
 from tests.scenarios.build import Story, closed, opened, produced, published, received, refused, requested
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from fedtide.coordinator.adapters import schedules
-
-from fedtide.coordinator.triggers import triggers
 from fedtide.coordinator.commands import Fire, StopFired
 from fedtide.coordinator.conditions import check, holds
+from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import FiringFailed, SignalReceived, TriggerApplied, TriggerRemoved
 from fedtide.fabric.events.runs import RunCompleted

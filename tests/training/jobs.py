@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fedtide.edge_agent.tasks.trainer import THREAD_VARIABLES, Job
+from fedtide.fabric.messages.tasks import AppRef, Arrays, ConfigValues, Task, Values, WireMessage
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import Tensor, encode
-from fedtide.fabric.messages.tasks import AppRef, Arrays, ConfigValues, Task, Values, WireMessage
 
 
 def message(kind: str, arrays: Mapping[str, Tensor], config: ConfigValues) -> WireMessage:

@@ -17,15 +17,15 @@ from fedtide.aggregation.training_export.optimisers import Sgd
 from fedtide.aggregation.training_export.plan import TrainingPlan
 from fedtide.aggregation.training_export.proof import TrainingDiffers, prove
 from fedtide.aggregation.training_export.tracing import NotExportable
-from fedtide.edge_agent.tasks import trainer
 from fedtide.edge_agent.samples.source import Columns
+from fedtide.edge_agent.tasks import trainer
 from fedtide.edge_agent.training.onnx.batches import Batches
 from fedtide.edge_agent.training.onnx.errors import GraphMismatch, WrongData, WrongModel, WrongTask
 from fedtide.edge_agent.training.onnx.graph import TrainingGraph
 from fedtide.edge_agent.training.onnx.task import check_config, course_of, model_values
-from fedtide.fabric.tensors import training_bundle
-from fedtide.fabric.flower.apps import TRAINING
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
+from fedtide.fabric.flower.apps import TRAINING
+from fedtide.fabric.tensors import training_bundle
 from fedtide.fabric.tensors.training_bundle import TRAIN, TrainingBundle, WrongDigest
 from tests.training import models, reference
 

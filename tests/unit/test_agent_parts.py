@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtide.edge_agent.tasks import trainer as trainer_module
 from fedtide.edge_agent.config import AgentConfig, load
+from fedtide.edge_agent.tasks import trainer as trainer_module
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.outbox import Outbox
-from fedtide.fabric.tensors.preprocessing import apply
 from fedtide.edge_agent.tasks.trainer import Job, Trainer
-from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
-from fedtide.fabric.plans.release import Normalize, Reshape, Scale
 from fedtide.fabric.messages.tasks import AppRef, Reply, Task, WireMessage
+from fedtide.fabric.plans.release import Normalize, Reshape, Scale
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.preprocessing import apply
 
 NEEDED = {"FEDTIDE_NODE": "n1", "FEDTIDE_REGION": "eu", "FEDTIDE_NATS_URL": "nats://x"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedtide.fabric.flower.apps import bundle, describe, fuse, unpack
 from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.flower.apps import bundle, describe, fuse, unpack
 from tests.conftest import APPS
 
 GOOD = """

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtide.fabric.tensors.blobs import BlobRef, chunked, decode_manifest, manifest_of
 from fedtide.fabric.errors import DigestMismatch, MalformedMessage
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, decode_manifest, manifest_of
 
 
 @given(st.lists(st.binary(max_size=40), max_size=10), st.integers(1, 17))

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedtide.aggregation.sums.krum_scores import closest, squared_distances
-from fedtide.aggregation.sums.order_statistics import median_ranks, middle_mean
-from fedtide.aggregation.strategies.bounded import distances
 from benchmarks import byzfl_environment
 from benchmarks.byzfl_peer import case
+from fedtide.aggregation.strategies.bounded import distances
+from fedtide.aggregation.sums.krum_scores import closest, squared_distances
+from fedtide.aggregation.sums.order_statistics import median_ranks, middle_mean
 from fedtide.fabric.tensors.frame import Tensor
 
 CASES = 1000

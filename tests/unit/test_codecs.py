@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtide.fabric.tensors.codecs import Codec, decode, encode, is_coded, spec_of
 from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.tensors.codecs import Codec, decode, encode, is_coded, spec_of
 from fedtide.fabric.tensors.frame import Tensor
 from fedtide.fabric.tensors.frame import decode as unframe
 from fedtide.fabric.tensors.frame import encode as frame

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.tensors.scanner import FrameScanner
 from fedtide.fabric.tensors.frame import Tensor, encode
+from fedtide.fabric.tensors.scanner import FrameScanner
 
 TENSORS = [
     Tensor.of("a", np.arange(15, dtype="f4").reshape(3, 5)),

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedtide.edge_agent.tasks import sensors
 from fedtide.edge_agent.config import Limits
-from fedtide.edge_agent.tasks.governor import Governor, Latency, LimitExceeded
 from fedtide.edge_agent.serving.serving import Served
+from fedtide.edge_agent.tasks import sensors
+from fedtide.edge_agent.tasks.governor import Governor, Latency, LimitExceeded
 from fedtide.fabric.plans.windows import Window, is_open, opens_at
 from tests.integration.installation import until
 from tests.served import model

@@ -13,15 +13,15 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fedtide.aggregation import strategies as ours
-from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.folding.ingest import Refused
+from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
-from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.tensors.codecs import decode
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage
+from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.messages.tasks import Arrays, Packed, Values, WireMessage
+from fedtide.fabric.tensors.codecs import decode
 from fedtide.fabric.tensors.frame import Tensor, encode
 from fedtide.fabric.tensors.frame import decode as unframe
-from fedtide.fabric.messages.tasks import Arrays, Packed, Values, WireMessage
 from tests.unit.test_ingest import SIZE, Setting, _draw
 from tests.unit.test_strategies import Case, _messages, _minimal
 

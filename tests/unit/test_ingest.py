@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Node
 from fedtide.aggregation.folding.ingest import Ingest, Refused
 from fedtide.aggregation.folding.regions import Regions
-from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.aggregation.folding.shards import Shards
 from fedtide.aggregation.folding.storage import StoredUpdate
-from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.aggregation.sums.agreement import Agreement
+from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.fabric.errors import DigestMismatch, TransientError
 from fedtide.fabric.events.runs import RunSpec
-from fedtide.fabric.nats.subjects import Subjects
-from fedtide.fabric.tensors.frame import Tensor, encode
 from fedtide.fabric.messages.tasks import AppRef, Arrays, Reply, Values, WireMessage
+from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.frame import Tensor, encode
 
 APP = AppRef(name="a", bundle=BlobRef(digest="0" * 64, size_bytes=1))
 CHUNK = 64 * 1024

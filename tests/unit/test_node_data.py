@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtide.edge_agent.comparison.comparison import Comparison
-from fedtide.edge_agent.samples.source import CapturedSamples
 from fedtide.edge_agent.drift.sketch import BINS, MAX_FEATURES, Sketch, psi, scores, total
+from fedtide.edge_agent.samples.source import CapturedSamples
 from fedtide.edge_agent.samples.store import Sample, SampleStore
 from fedtide.edge_agent.serving.scoring import predictions, same, targets
 from fedtide.edge_agent.serving.serving import Served

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from fedtide.aggregation.release.onnx_parts import MIN_TENSOR_BYTES, cut
-from fedtide.edge_agent.releases.model_store import Current, ModelStore
 from fedtide.edge_agent.releases.download import ReleaseDownload
-from fedtide.fabric.tensors.blobs import BlobRef, chunked
-from fedtide.fabric.nats.broker import Broker
+from fedtide.edge_agent.releases.model_store import Current, ModelStore
 from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
-from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import hub_streams, leaf_streams
 from fedtide.fabric.nats.subjects import CACHE, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import put_blob
+from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.tensors.blobs import BlobRef, chunked
 from tests.conftest import NatsServer
 from tests.integration.releases import smoke
 from tests.served import manifest, ref_of

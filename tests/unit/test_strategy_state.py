@@ -10,9 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClipping, FedAdam, FedAvg, FedAvgM, Strategy
 
-from fedtide.aggregation.rounds import random_state
-
-from fedtide.aggregation.rounds import strategy_state
+from fedtide.aggregation.rounds import random_state, strategy_state
 from fedtide.aggregation.rounds.strategy_state import StrategyState
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.tensors.frame import decode, encode

@@ -16,8 +16,8 @@ from fedtide.aggregation.sums.device import Cpu, Torch
 from fedtide.aggregation.sums.fixed_point import COARSE_SHIFT, FixedPoint
 from fedtide.aggregation.sums.weighted_sum import BLOCK, TooManyTerms, WeightedSum
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.tensors.scanner import FrameScanner
 from fedtide.fabric.tensors.frame import Tensor, encode
+from fedtide.fabric.tensors.scanner import FrameScanner
 
 DTYPES = ("f4", "f8", "f2", "i1", "i4", "i8", "u2", "?")
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtide.edge_agent.samples.source import LABEL, SAMPLES, CapturedSamples, DataSource
-from fedtide.fabric.tensors.preprocessing import apply
 from fedtide.edge_agent.training.onnx.errors import WrongData
 from fedtide.fabric.flower.app_objects import load_object
-from fedtide.fabric.tensors.frame import numpy_dtype
-from fedtide.fabric.tensors.training_bundle import IGNORED, Manifest, Spec
 from fedtide.fabric.messages.tasks import ConfigValues
+from fedtide.fabric.tensors.frame import numpy_dtype
+from fedtide.fabric.tensors.preprocessing import apply
+from fedtide.fabric.tensors.training_bundle import IGNORED, Manifest, Spec
 
 Array = npt.NDArray[Any]
 _KINDS = {"f": "a float", "i": "an integer", "u": "an integer", "b": "a boolean"}

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from fedtide.edge_agent.tasks.trainer import PART
 from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.nats.transfer import map_file
 from fedtide.fabric.tensors.frame import Tensor, decode, encode
 from fedtide.fabric.tensors.training_bundle import Spec
-from fedtide.fabric.nats.transfer import map_file
 
 Array = npt.NDArray[Any]
 _PLACE = "\x01place"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fedtide.edge_agent.training.control_variates import CONTROL
 from fedtide.edge_agent.training.onnx.errors import WrongTask
+from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireMessage
+from fedtide.fabric.nats.transfer import map_file
 from fedtide.fabric.tensors import codecs
 from fedtide.fabric.tensors.frame import Tensor, decode
-from fedtide.fabric.nats.transfer import map_file
-from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireMessage
 
 
 def model_record(message: WireMessage) -> str:

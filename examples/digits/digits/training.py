@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from digits import model
 from fedtide.aggregation.training_export.optimisers import Sgd
 from fedtide.aggregation.training_export.plan import TrainingPlan
-from digits import model
 
 
 def plan(config: Mapping[str, bool | int | float | str]) -> TrainingPlan:

@@ -1,9 +1,9 @@
 import torch
 from torch import nn
 
+from clusters import model
 from fedtide.aggregation.training_export.optimisers import Sgd
 from fedtide.aggregation.training_export.plan import TrainingPlan
-from clusters import model
 
 
 def plan(config):
