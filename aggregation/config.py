@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedtide.fabric.events.runs import RunSpec
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.plans.run_spec import RunSpec
+from fedtide.fabric.strict import Strict
 
 
 class WorkerConfig(Strict):

@@ -25,7 +25,7 @@ from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFaile
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
 from fedtide.fabric.ids import flower_int
-from fedtide.fabric.plans.release import Privacy, ReleaseManifest
+from fedtide.fabric.plans.release import Privacy, ReleaseManifest, decode_release
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, encode
 
@@ -119,7 +119,7 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
 def _base(config: WorkerConfig, link: GridLink) -> ReleaseManifest | None:
     if config.spec.base is None:
         return None
-    return ReleaseManifest.model_validate_json(bytes(link.call(link.storage.fetch_release(config.spec.base))))
+    return decode_release(bytes(link.call(link.storage.fetch_release(config.spec.base))))
 
 
 def _base_arrays(base: ReleaseManifest | None, link: GridLink) -> ArrayRecord | None:

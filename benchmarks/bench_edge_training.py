@@ -19,13 +19,14 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from benchmarks.report import Row, load_now, write
-from fedtide.console.cli.app_bundles import training_bundle
+from fedtide.console.app_bundles import training_bundle
 from fedtide.edge_agent.training.onnx.task import model_values
-from fedtide.fabric.flower.apps import TRAINING, describe, unpack
 from fedtide.fabric.flower.apps import bundle as pack_app
-from fedtide.fabric.messages.tasks import ConfigValues
+from fedtide.fabric.flower.apps import describe, unpack
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors import training_bundle as bundles
 from fedtide.fabric.tensors.frame import Tensor
+from fedtide.fabric.tensors.training_bundle import TRAINING
 from tests.training import jobs
 from tests.training.jobs import TrainerProcess
 

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.bench_round_overhead import BIN
 from benchmarks.report import Row, load_now, write
 from fedtide.console.client import Client
-from fedtide.console.embedded.home import Home
+from fedtide.console.home import Home
 from fedtide.fabric.tensors.frame import Tensor, encode
 from tests.hub import Hub
 from tests.integration.installation import until

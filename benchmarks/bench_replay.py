@@ -19,7 +19,7 @@ from fedtide.coordinator.log.engine import SNAPSHOT_EVERY, Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
-from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined
+from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
 from fedtide.fabric.events.runs import (
     AggregatorStarted,
     RoundClosed,
@@ -28,12 +28,12 @@ from fedtide.fabric.events.runs import (
     RunCleanedUp,
     RunCompleted,
     RunRequested,
-    RunSpec,
     UpdateReceived,
 )
-from fedtide.fabric.messages.tasks import AppRef
+from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import CONTROL, Subjects
+from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
 
 SIZES = (100_000, 1_000_000)

@@ -1,26 +1,30 @@
-"""The API's client: plain HTTP, JSON in and out, errors as our own."""
+"""The API's client, sync and async, on httpx: finds the coordinator that leads, and waits while another takes over.
+
+What it sends, and how answers are read, stands in `endpoints`; who may be called in `servers`.
+"""
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
 import secrets
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
-from fedtide.console.embedded.home import Home
-from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
+import httpx
+import stamina
+from pydantic import ValidationError
+
+from fedtide.console import endpoints
+from fedtide.console.endpoints import Call
+from fedtide.console.servers import CA, SERVER, Servers
+from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
+from fedtide.fabric.messages.views import Page, Problem
 from fedtide.fabric.nats.credentials import trusting
 
-SERVER = "FEDTIDE_SERVER"
-CA = "FEDTIDE_CA"
-"""File of the authority whose certificate an https server has; without it those that the machine trusts."""
-TOKEN = "FEDTIDE_TOKEN"  # noqa: S105  # the name of a variable
+T = TypeVar("T")
+
 TIMEOUT_S = 60.0
 ANSWER_WITHIN_S = 5.0
 """One of several coordinators may be frozen: then another is asked."""
@@ -28,162 +32,309 @@ FAIL_OVER_S = 15.0
 """How long one of several coordinators may take to lead."""
 
 
+_LIMITS = httpx.Limits(max_keepalive_connections=0)
+"""No connection is kept: the next call may have to go to another leader."""
+
+
 class ApiError(FedtideError):
     """The coordinator refused; it said why and how to exit."""
 
-    def __init__(self, what: str, remedy: str, exit_code: int) -> None:
+    def __init__(self, what: str, remedy: str, exit_code: int, status: int) -> None:
         super().__init__(what, remedy)
         self.exit_code = exit_code
+        self.status = status
+
+
+class NoLeader(TransientError):
+    """None of the servers leads or answers."""
 
 
 class Client:
-    """Calls the coordinator that leads: any of `urls` knows the way."""
+    """Calls the API; every coordinator of the installation knows who leads."""
 
-    def __init__(self, *urls: str) -> None:
-        self._urls = urls
-        for url in urls:
-            if urlsplit(url).scheme not in ("http", "https") or urlsplit(url).hostname is None:
-                raise NotFound(
-                    f"{url!r} is not an http or https URL", f"Set {SERVER}, for example to http://127.0.0.1:8080"
-                )
+    def __init__(self, servers: Servers, by: str = "cli") -> None:
+        self._servers = servers
+        self._by = by
+        self._http = httpx.Client(verify=_tls(servers), trust_env=False, limits=_LIMITS)
 
     @classmethod
-    def find(cls) -> Client:
-        """`$FEDTIDE_SERVER` (one or more, by commas), or the installation that is up in the present home."""
-        named = os.environ.get(SERVER)
-        return cls(*(named.split(",") if named else Home.find().state().apis))
+    def find(cls, by: str = "cli") -> Client:
+        """For the servers of the environment, or the installation that is up in the present home."""
+        return cls(Servers.find(), by)
 
-    def get(self, path: str) -> Any:
-        return json.loads(self.call("GET", path))
+    @classmethod
+    def at(cls, *urls: str, by: str = "cli") -> Client:
+        """For these servers."""
+        return cls(Servers(urls), by)
 
-    def post(self, path: str, body: object, key: str = "") -> Any:
-        """With the same `key` a second request starts nothing a second time."""
-        # Sent again to another coordinator it must not start a second run.
-        headers = {"Idempotency-Key": key or secrets.token_hex(8)}
-        return json.loads(self.call("POST", path, json.dumps(body).encode(), headers))
+    def send(self, call: Call[T], *, key: str = "", timeout_s: float | None = TIMEOUT_S) -> T:
+        """One call's answer.
 
-    def put(self, path: str, body: object) -> Any:
-        return json.loads(self.call("PUT", path, json.dumps(body).encode()))
-
-    def call(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> bytes:
-        """One request; the answer's bytes.
+        Args:
+            key: with the same key a second request starts nothing a second time.
 
         Raises:
             ApiError: the coordinator refused.
             TransientError: nobody answers there.
         """
-        connection, response = self._open(method, path, body, headers)
-        try:
-            return response.read()
-        finally:
-            connection.close()
+        headers = _headers(self._servers, call, self._by, key)
+        response = self._ask(call, headers, _limits(self._servers, timeout_s), patient=len(self._servers.urls) > 1)
+        return _read(call, response)
 
-    def stream(self, path: str, timeout_s: float | None = None) -> Iterator[Any]:
-        """The objects of a watch, as they come, until it ends; it goes on with whoever leads when it is cut off.
+    def every(self, listing: Call[Page[T]], limit: int | None = None) -> Iterator[T]:
+        """The items of a listing, page by page, up to `limit`."""
+        page, left = self.send(listing), limit
+        while True:
+            shown = page.items if left is None else page.items[:left]
+            yield from shown
+            left = None if left is None else left - len(shown)
+            if not page.next or left == 0:
+                return
+            page = self.send(endpoints.next_page(listing, page.next))
+
+    def stream(self, call: Call[T], timeout_s: float | None = None) -> Iterator[T]:
+        """The views of a watch, as they come, until it ends; cut off, it goes on with whoever leads.
 
         Args:
             timeout_s: after so many seconds it ends too.
         """
+        headers = _headers(self._servers, call, self._by, "")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while deadline is None or time.monotonic() < deadline:
             left = None if deadline is None else max(0.1, deadline - time.monotonic())
-            connection, response = self._open("GET", path, None, timeout_s=left, patient=True)
+            response = self._ask(call, headers, httpx.Timeout(ANSWER_WITHIN_S, read=left), patient=True)
             try:
-                while line := response.readline():
-                    if line == b"\n":
+                for line in response.iter_lines():
+                    if not line:
                         return
-                    yield json.loads(line)
-            except (OSError, http.client.HTTPException, ValueError):
+                    yield _view(call, line)
+            except httpx.HTTPError:
                 continue
             finally:
-                connection.close()
+                response.close()
 
-    def _open(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = TIMEOUT_S,
-        *,
-        patient: bool = False,
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        deadline = time.monotonic() + FAIL_OVER_S
+    def _ask(
+        self, call: Call[Any], headers: Mapping[str, str], limits: httpx.Timeout, *, patient: bool
+    ) -> httpx.Response:
+        """The leader's answer, its body not yet read; the caller closes it."""
+        for attempt in _until_somebody_leads(patient=patient):
+            with attempt:
+                route = _Route(self._servers)
+                while (url := route.next()) is not None:
+                    try:
+                        response = self._http.send(_request(self._http, call, url, headers, limits), stream=True)
+                    except httpx.HTTPError as exc:
+                        _raise_if_hopeless(exc, url)
+                        continue
+                    if route.is_answer(url, response):
+                        if response.status_code >= 400:
+                            response.read()
+                            response.close()
+                            raise _refusal(response)
+                        return response
+                    response.close()
+                raise _nobody(self._servers)
+        raise _nobody(self._servers)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class AsyncClient:
+    """As `Client`, for asyncio."""
+
+    def __init__(self, servers: Servers, by: str = "api") -> None:
+        self._servers = servers
+        self._by = by
+        self._http = httpx.AsyncClient(verify=_tls(servers), trust_env=False, limits=_LIMITS)
+
+    @classmethod
+    def find(cls, by: str = "api") -> AsyncClient:
+        """As `Client.find`."""
+        return cls(Servers.find(), by)
+
+    async def send(self, call: Call[T], *, key: str = "", timeout_s: float | None = TIMEOUT_S) -> T:
+        """As `Client.send`."""
+        headers = _headers(self._servers, call, self._by, key)
+        limits, patient = _limits(self._servers, timeout_s), len(self._servers.urls) > 1
+        response = await self._ask(call, headers, limits, patient=patient)
+        try:
+            await response.aread()
+        except httpx.HTTPError as exc:
+            raise _nobody(self._servers) from exc
+        finally:
+            await response.aclose()
+        return _decoded(call, response)
+
+    async def every(self, listing: Call[Page[T]]) -> AsyncIterator[T]:
+        """As `Client.every`."""
+        page = await self.send(listing)
         while True:
-            for url in self._urls:
-                answer_s = ANSWER_WITHIN_S if len(self._urls) > 1 else timeout_s
-                answer = _ask(url, method, path, body, dict(headers or {}), answer_s, timeout_s)
-                if answer is not None:
-                    return answer
-            if (len(self._urls) == 1 and not patient) or time.monotonic() > deadline:
-                where = " or ".join(self._urls)
-                raise TransientError(f"no coordinator answers at {where}", "Is it up? See `fedtide status`")
-            time.sleep(0.2)  # nothing tells a client that a coordinator has come back: it has to ask
+            for item in page.items:
+                yield item
+            if not page.next:
+                return
+            page = await self.send(endpoints.next_page(listing, page.next))
+
+    async def stream(self, call: Call[T]) -> AsyncIterator[T]:
+        """As `Client.stream`."""
+        headers = _headers(self._servers, call, self._by, "")
+        while True:
+            response = await self._ask(call, headers, httpx.Timeout(ANSWER_WITHIN_S, read=None), patient=True)
+            try:
+                async for line in response.aiter_lines():
+                    if not line:
+                        return
+                    yield _view(call, line)
+            except httpx.HTTPError:
+                continue
+            finally:
+                await response.aclose()
+
+    async def _ask(
+        self, call: Call[Any], headers: Mapping[str, str], limits: httpx.Timeout, *, patient: bool
+    ) -> httpx.Response:
+        async for attempt in _until_somebody_leads(patient=patient):
+            with attempt:
+                route = _Route(self._servers)
+                while (url := route.next()) is not None:
+                    try:
+                        response = await self._http.send(_request(self._http, call, url, headers, limits), stream=True)
+                    except httpx.HTTPError as exc:
+                        _raise_if_hopeless(exc, url)
+                        continue
+                    if route.is_answer(url, response):
+                        if response.status_code >= 400:
+                            await response.aread()
+                            await response.aclose()
+                            raise _refusal(response)
+                        return response
+                    await response.aclose()
+                raise _nobody(self._servers)
+        raise _nobody(self._servers)
+
+    async def close(self) -> None:
+        await self._http.aclose()
 
 
-def _ask(
+class _Route:
+    """Whom to ask, one after the other: the servers that are named, and whoever they say leads. No I/O."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._to_ask = list(servers.urls)
+        self._asked: set[str] = set()
+
+    def next(self) -> str | None:
+        while self._to_ask:
+            url = self._to_ask.pop(0)
+            if url not in self._asked:
+                self._asked.add(url)
+                return url
+        return None
+
+    def is_answer(self, url: str, response: httpx.Response) -> bool:
+        """False if the server only says that another leads, or that nobody does at the moment."""
+        if response.status_code == 307:
+            parts = urlsplit(response.headers.get("Location", ""))
+            leader = f"{parts.scheme}://{parts.netloc}"
+            if self._servers.may_follow(url, leader):
+                self._to_ask.insert(0, leader)
+            return False
+        return not (response.status_code == 503 and "Retry-After" in response.headers)
+
+
+def _until_somebody_leads(*, patient: bool) -> Any:
+    """Attempts with growing pauses. A single server that does not answer is not waited for: it may be a typo."""
+    return stamina.retry_context(
+        on=NoLeader,
+        attempts=None if patient else 1,
+        timeout=FAIL_OVER_S,
+        wait_initial=0.1,
+        wait_max=1.0,
+        wait_jitter=0.2,
+    )
+
+
+def _limits(servers: Servers, timeout_s: float | None) -> httpx.Timeout:
+    """How long an answer is waited for; one of several coordinators may be frozen."""
+    begins = timeout_s if len(servers.urls) == 1 or timeout_s is None else min(timeout_s, ANSWER_WITHIN_S)
+    return httpx.Timeout(timeout_s, connect=ANSWER_WITHIN_S, read=begins)
+
+
+def _request(
+    http: httpx.Client | httpx.AsyncClient,
+    call: Call[Any],
     url: str,
-    method: str,
-    path: str,
-    body: bytes | None,
-    headers: dict[str, str],
-    answer_s: float | None,
-    timeout_s: float | None,
-) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse] | None:
-    """One coordinator's answer, or that of the leader that it names; None if neither leads.
+    headers: Mapping[str, str],
+    limits: httpx.Timeout,
+) -> httpx.Request:
+    return http.build_request(
+        call.method, f"{url}{call.path}", content=call.body, headers=dict(headers), timeout=limits
+    )
 
-    Args:
-        answer_s: how long the beginning of its answer is waited for.
-        timeout_s: how long any later part of it may take.
-    """
-    parts = urlsplit(url)
-    connection = _connection(parts, answer_s)
+
+def _headers(servers: Servers, call: Call[Any], by: str, key: str) -> dict[str, str]:
+    headers = {"Fedtide-By": by, "Accept-Encoding": "identity", **call.headers}
+    if call.starts_something or key:
+        headers["Idempotency-Key"] = key or secrets.token_hex(16)
+    if servers.token:
+        headers["Authorization"] = f"Bearer {servers.token}"
+    if call.body is not None:
+        headers.setdefault("Content-Type", "application/json")
+    return headers
+
+
+def _read(call: Call[T], response: httpx.Response) -> T:
     try:
-        connection.request(method, path, body, {**headers, **_token()})
-        response = connection.getresponse()
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout_s)
-    except ssl.SSLCertVerificationError as exc:
-        connection.close()
-        raise ConfigError(
-            url, f"its certificate is not trusted: {exc.verify_message}", f"Set {CA} to its ca.crt"
-        ) from exc
-    except OSError:
-        connection.close()
-        return None
-    if response.status == 307:
-        connection.close()
-        leader = response.headers["Location"].removesuffix(path)
-        return _ask(leader, method, path, body, headers, answer_s, timeout_s) if leader != url else None
-    if response.status == 503 and "Retry-After" in response.headers:
-        connection.close()
-        return None
-    if response.status >= 400:
-        refusal = _refusal(response.read())
-        connection.close()
-        raise ApiError(refusal.get("error", "refused"), refusal.get("remedy", ""), refusal.get("exit_code", 1))
-    return connection, response
+        response.read()
+    except httpx.HTTPError as exc:
+        raise NoLeader(f"{response.url.netloc.decode()} broke off its answer", "Try again") from exc
+    finally:
+        response.close()
+    return _decoded(call, response)
 
 
-def _connection(parts: SplitResult, timeout_s: float | None) -> http.client.HTTPConnection:
-    host = parts.hostname or ""
-    if parts.scheme == "http":
-        return http.client.HTTPConnection(host, parts.port or 80, timeout=timeout_s)
-    ca = os.environ.get(CA)
-    context = trusting(Path(ca)) if ca else ssl.create_default_context()
-    return http.client.HTTPSConnection(host, parts.port or 443, timeout=timeout_s, context=context)
+def _decoded(call: Call[T], response: httpx.Response) -> T:
+    if endpoints.is_raw(call):
+        return cast("T", response.content)
+    return _view(call, response.content)
 
 
-def _token() -> dict[str, str]:
-    token = os.environ.get(TOKEN)
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _refusal(body: bytes) -> dict[str, Any]:
+def _view(call: Call[T], data: bytes | str) -> T:
     try:
-        parsed: dict[str, Any] = json.loads(body)
-    except ValueError:
-        return {"error": body.decode(errors="replace")[:200]}
-    return parsed
+        return call.answer.validate_json(data, extra="ignore")
+    except ValidationError as exc:
+        raise ConfigError(SERVER, "what answers there is no fedtide coordinator, or one of another version") from exc
+
+
+def _refusal(response: httpx.Response) -> FedtideError:
+    try:
+        found = Problem.model_validate_json(response.content, extra="ignore")
+    except ValidationError:
+        text = response.content.decode(errors="replace").strip()[:200]
+        what = f"{response.url} answers {response.status_code}" + (f": {text}" if text and "<" not in text else "")
+        return ApiError(what, f"Is {SERVER} the address of a coordinator?", 1, response.status_code)
+    return ApiError(found.detail, found.remedy, found.exit_code, response.status_code)
+
+
+def _raise_if_hopeless(error: httpx.HTTPError, url: str) -> None:
+    """Raises ConfigError for what asking again does not mend."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            why = f"its certificate is not trusted: {cause.verify_message}"
+            raise ConfigError(url, why, f"Set {CA} to its ca.crt") from error
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        raise ConfigError(url, f"cannot be called: {error}") from error
+
+
+def _tls(servers: Servers) -> ssl.SSLContext | bool:
+    if not any(url.startswith("https:") for url in servers.urls):
+        return True
+    return trusting(servers.ca) if servers.ca is not None else ssl.create_default_context()
+
+
+def _nobody(servers: Servers) -> NoLeader:
+    return NoLeader(f"no coordinator answers at {' or '.join(servers.urls)}", "Is it up? See `fedtide status`")

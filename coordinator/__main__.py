@@ -17,6 +17,7 @@ from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.service import serve
 from fedtide.fabric import logs
 from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.validation import config_error
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ def load(file: Path) -> CoordinatorConfig:
     except ValueError as exc:
         if not isinstance(exc, ValidationError):
             raise ConfigError(str(file), f"is not JSON: {exc}") from exc
-        first = exc.errors()[0]
-        raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}", first["msg"]) from exc
+        raise config_error(exc, CoordinatorConfig, str(file)) from exc
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -60,11 +60,13 @@ async def _until_signalled(config: CoordinatorConfig) -> None:
         raise first from None
 
 
-def run(config: CoordinatorConfig) -> int:
+def main() -> int:
     """Serve until a signal; returns the exit code."""
     logs.to_stderr()
     try:
-        asyncio.run(_until_signalled(config))
+        if len(sys.argv) != 2:
+            raise ConfigError("usage", "python -m fedtide.coordinator CONFIG.json")
+        asyncio.run(_until_signalled(load(Path(sys.argv[1]))))
     except FedtideError as exc:
         print(f"fedtide coordinator: {exc}", file=sys.stderr)
         return exc.exit_code
@@ -72,4 +74,4 @@ def run(config: CoordinatorConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(load(Path(sys.argv[1]))))
+    sys.exit(main())

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Literal
 
 from fedtide.fabric.events.envelope import ModelProduced
-from fedtide.fabric.events.runs import RunSpec
 from fedtide.fabric.plans.rollout_plan import Terms
 from fedtide.fabric.plans.round_policy import Cause
+from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.plans.trigger_rule import TriggerRule
 from fedtide.fabric.tensors.blobs import BlobRef
 

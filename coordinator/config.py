@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from fedtide.coordinator.launch.job_manifest import Kubernetes
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.strict import Strict
+
+
+class Tier(Strict):
+    """What aggregators of models up to a size get; `resources` are limits, e.g. GPUs or a MIG slice."""
+
+    up_to_bytes: int | None = Field(default=None, ge=1, description="Of the model's arrays; none: any size")
+    resources: dict[str, str] = Field(description="For example {cpu: '4', memory: 8Gi, nvidia.com/gpu: '1'}")
+    node_selector: dict[str, str] = {}
+
+
+class Kubernetes(Strict):
+    """How aggregators run in a cluster. Jobs are made in the coordinator's own namespace unless another is named."""
+
+    namespace: str
+    image: str
+    release: str = Field(description="Name of the installation; its Secrets and Jobs begin with it")
+    image_pull_secrets: list[str] = []
+    service_account: str = ""
+    tiers: list[Tier] = Field(default=[Tier(resources={"cpu": "2", "memory": "4Gi"})], min_length=1)
+    tolerations: list[dict[str, Any]] = []
+    node_affinity: dict[str, Any] = Field(default={}, description="For example to prefer spot nodes")
+    priority_class: str = ""
+    queue: str = Field(default="", description="Kueue's LocalQueue; Jobs wait, suspended, until it admits them")
+    ttl_s: int = Field(default=3600, ge=60, description="Jobs that ended are kept so long")
+    grace_s: int = Field(default=120, ge=10, description="From SIGTERM to SIGKILL: a checkpoint must be written")
+    pending_s: float = Field(default=900.0, gt=0, description="A Job whose pod does not start is given up after this")
+    labels: dict[str, str] = {}
+    ca_secret: str = Field(default="", description="Secret with the hub's `ca.crt`; default: RELEASE-servers")
 
 
 class CoordinatorConfig(Strict):

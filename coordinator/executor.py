@@ -31,13 +31,14 @@ from fedtide.coordinator.launch.local import Launcher
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.runs import runs
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
 from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished
 from fedtide.fabric.events.rollouts import RolloutAbortRequested
 from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
 from fedtide.fabric.messages.tasks import Cancel
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
+from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as, reply_consumer
 from fedtide.fabric.plans.release import Lineage, ReleaseManifest
 from fedtide.fabric.plans.round_policy import TimeIsUp
 
@@ -129,7 +130,7 @@ class Executor:
                     await self._broker.purge(CHECKPOINTS, self._subjects.order(run))
             case TellTimeIsUp(run=run):
                 order = TimeIsUp(round=command.round, trial=command.trial, phase=command.phase, cause=command.cause)
-                await self._broker.publish(self._subjects.order(run), order.model_dump_json().encode())
+                await self._broker.publish(self._subjects.order(run), to_json(order))
             case CleanUp(run=run):
                 await self._clean_up(run)
 
@@ -154,9 +155,9 @@ class Executor:
     async def _cancel_tasks(self, run: str) -> None:
         """Every task of the run that still stands in the stream becomes its own cancellation."""
         for subject in await self._broker.subjects_of(DOWN, self._subjects.all_tasks):
-            task = last_token(subject)
+            task = parse_as(OrderFor, subject).name
             if task.startswith(f"{run}-"):
-                await self._broker.publish(subject, Cancel(task=task, run=run).model_dump_json().encode(), ttl_s=3600)
+                await self._broker.publish(subject, to_json(Cancel(task=task, run=run)), ttl_s=3600)
 
     async def _clean_up(self, run: str) -> None:
         await self._broker.delete_consumer(UP, reply_consumer(run))

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.adapters.cohorts import Questions
 from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.api import metrics
 from fedtide.coordinator.api.access import token_middleware
 from fedtide.coordinator.api.events import EventApi
+from fedtide.coordinator.api.fleet import FleetApi
 from fedtide.coordinator.api.front_door import FrontDoor
-from fedtide.coordinator.api.http_api import Api
+from fedtide.coordinator.api.http import application
 from fedtide.coordinator.api.identity import IdentityApi
+from fedtide.coordinator.api.models import ModelApi
 from fedtide.coordinator.api.rollouts import RolloutApi
+from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.executor import Executor
@@ -30,11 +34,11 @@ from fedtide.coordinator.log.leader_lease import Leadership
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.events.envelope import CoordinatorElected
-from fedtide.fabric.events.runs import RunSpec
 from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM, Authority
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.plans.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -144,17 +148,19 @@ async def _work(
         await ensure_regions()
         broker.when_reconnected(ensure_regions)
         group.create_task(schedules.keep(engine), name="schedules")
-        api = Api(broker, subjects, engine, presence, starter)
         events = EventApi(engine, lambda: EventLog(broker, subjects))
         launcher.prepare()
         routes = [
+            ModelApi(broker, subjects, engine).routes(),
+            FleetApi(engine, presence, NodeQuestions(broker, subjects)).routes(),
+            RunApi(engine, presence, starter).routes(),
             RolloutApi(broker, subjects, engine, starter).routes(),
             TriggerApi(engine).routes(),
             events.routes(),
             IdentityApi(engine, enroller).routes(),
             metrics.routes(engine),
         ]
-        await door.serve(api.application(*routes, checks=token_middleware(config.http_token_file)))
+        await door.serve(application(routes, checks=token_middleware(config.http_token_file)))
         await asyncio.Event().wait()
     finally:
         await launcher.close()

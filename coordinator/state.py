@@ -12,13 +12,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
+from fedtide.coordinator import signals
 from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
+from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.models import registry
-from fedtide.coordinator.rollouts import rollout_steps, rollouts
+from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
-from fedtide.coordinator.triggers import signals, triggers
+from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import InvalidTransition, NotFound
 from fedtide.fabric.events.envelope import (
     AlarmRang,
@@ -34,6 +36,7 @@ from fedtide.fabric.events.envelope import (
     SignalReceived,
     TriggerApplied,
     TriggerRemoved,
+    UnknownEvent,
 )
 from fedtide.fabric.events.identity import (
     IdentityEvent,
@@ -70,6 +73,7 @@ class World:
         self.last_asked: dict[str, datetime] = {}
         """When each node was asked to train last, by whatever run."""
         self._just_ended: list[runs.Run | rollouts.Rollout] = []
+        self._decisions = Decisions()
         self.identities = identities.Identities()
         self.serving: dict[str, dict[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
@@ -78,7 +82,8 @@ class World:
         """The same state, apart from this one: aggregates are immutable, so only the tables are copied."""
         twin = World()
         for name, table in vars(self).items():
-            setattr(twin, name, table if isinstance(table, identities.Identities) else table.copy())
+            kept = isinstance(table, identities.Identities | Decisions)
+            setattr(twin, name, table if kept else table.copy())
         twin.serving = {model: dict(nodes) for model, nodes in self.serving.items()}
         return twin
 
@@ -88,21 +93,30 @@ class World:
         Raises:
             InvalidTransition: an event that the state does not allow; nothing has changed.
         """
+        return self.decide(event)[1]
+
+    def decide(self, event: Event) -> tuple[Event, Commands]:
+        """As `apply`; the event comes back with every decision that was made, to be logged with it."""
+        self._decisions = Decisions(event.decided)
+        commands = self._fold(event)
+        return event.model_copy(update={"decided": self._decisions.text}), commands
+
+    def _fold(self, event: Event) -> Commands:
         self._just_ended.clear()
         commands = self._apply(event)
         ends = [signal for state in self._just_ended for signal in signals.of_end(event, state)]
-        for signal in [*signals.of(event, self), *ends]:
+        for signal in [*signals.of(event, self.nodes), *ends]:
             commands += self._signal(signal, event.time)
         return commands
 
     def _apply(self, event: Event) -> Commands:
         data, at = event.data, event.time
-        if isinstance(data, NodeMeasured | RegionCached | RegionCacheFailed | rollouts.Wish):
+        if isinstance(data, NodeMeasured | RegionCached | RegionCacheFailed | rollouts.RolloutAction):
             return self._change_rollout(data, event)
         match data:
             case FiringFailed() | TriggerApplied() | TriggerRemoved():
                 return self._change_rule(data, at)
-            case SignalReceived() | DriftReported() | CoordinatorElected():
+            case SignalReceived() | DriftReported() | CoordinatorElected() | UnknownEvent():
                 return ()
             case NodeJoined() | NodeOnline() | NodeOffline():
                 node, commands = fleet.step(self.nodes.get(data.node), data, at)
@@ -158,7 +172,7 @@ class World:
         return self._model(data.plan.model, data) + commands
 
     def _change_rollout(
-        self, data: NodeMeasured | RegionCached | RegionCacheFailed | rollouts.Wish, event: Event
+        self, data: NodeMeasured | RegionCached | RegionCacheFailed | rollouts.RolloutAction, event: Event
     ) -> Commands:
         commands = self._rollout(data.rollout, data, event)
         if isinstance(data, RolloutRetryRequested):
@@ -169,9 +183,9 @@ class World:
         commands: Commands = ()
         for key, rollout in self.rollouts.items():
             if node.online:
-                state, more = rollout_steps.returned(rollout, node, at)
+                state, more = rollouts.returned(rollout, node, at, self._decisions)
             else:
-                state, more = rollout_steps.lost(rollout, node.name, at)
+                state, more = rollouts.lost(rollout, node.name, at, self._decisions)
             commands += self._replace_rollout(key, rollout, state, at) + more
         return commands
 
@@ -200,7 +214,7 @@ class World:
     def _signal(self, signal: Signal, at: datetime) -> Commands:
         commands: Commands = ()
         for name, trigger in self.triggers.items():
-            self.triggers[name], more = triggers.step(trigger, signal, at)
+            self.triggers[name], more = triggers.step(trigger, signal, at, self._decisions)
             commands += more
         return commands
 
@@ -227,7 +241,7 @@ class World:
 
     def _rollout(self, key: str, data: rollouts.RolloutEvent, event: Event) -> Commands:
         before = self.rollouts.get(key)
-        rollout, commands = rollout_steps.step(before, data, event.time)
+        rollout, commands = rollouts.step(before, data, event.time, self._decisions)
         self._started(key)
         return commands + self._replace_rollout(key, before, rollout, event.time)
 
@@ -271,26 +285,26 @@ class World:
                 state = self.rollouts[key] = rollouts.supersede(rollout, by)
                 if state is not rollout:
                     commands += self._ended(key, at)
-                    commands += rollouts.owed(state) if isinstance(state, rollouts.Superseded) else ()
+                    commands += rollouts.pending_commands(state) if isinstance(state, rollouts.Superseded) else ()
         return commands
 
-    def owed(self) -> Iterator[Commands]:
+    def pending_commands(self) -> Iterator[Commands]:
         """What the state as a whole still wants done, after a restart."""
         for run in self.runs.values():
-            yield runs.owed(run)
+            yield runs.pending_commands(run)
         for model in self.models.values():
-            yield registry.owed(model)
+            yield registry.pending_commands(model)
         for rollout in self.rollouts.values():
-            yield rollouts.owed(rollout)
+            yield rollouts.pending_commands(rollout)
             yield self._withdrawn(rollout)
         for trigger in self.triggers.values():
-            yield triggers.owed(trigger)
+            yield triggers.pending_commands(trigger)
 
     def wants_alarm(self, owner: str, id: str, key: str) -> bool:
         """Whether the state still waits for this alarm."""
         if owner == "rollout":
             return id in self.rollouts and rollouts.wants_alarm(self.rollouts[id], key)
-        commands = runs.owed(self.runs[id]) if id in self.runs else ()
+        commands = runs.pending_commands(self.runs[id]) if id in self.runs else ()
         return any(isinstance(c, SetAlarm) and c.key == key for c in commands)
 
     def tasks_of_others(self, run: str) -> Counter[str]:

@@ -29,10 +29,13 @@ async def _until_signalled(config: AgentConfig) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fedtide agent", description="Run the agent of one edge node.")
     parser.add_argument("--config", type=Path, help="TOML or JSON file; FEDTIDE_* variables go over it")
+    parser.add_argument("--check", action="store_true", help="Only say whether the configuration is right")
     arguments = parser.parse_args(argv)
     logs.to_stderr()
     try:
-        asyncio.run(_until_signalled(load(arguments.config)))
+        config = load(arguments.config)
+        if not arguments.check:
+            asyncio.run(_until_signalled(config))
     except FedtideError as exc:
         print(f"fedtide agent: {exc}", file=sys.stderr)
         return exc.exit_code

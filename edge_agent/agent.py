@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from contextlib import suppress
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from fedtide.edge_agent.comparison.comparisons import Comparisons
 from fedtide.edge_agent.config import AgentConfig
@@ -26,16 +25,18 @@ from fedtide.edge_agent.serving.nats_inference import NatsInference
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.tasks.governor import Latency
 from fedtide.edge_agent.tasks.task_loop import TaskLoop
+from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
 from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
 from fedtide.fabric.ids import new_id
+from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.messages.tasks import Order
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.permissions import order_consumer
-from fedtide.fabric.nats.subjects import DOWN, Subjects, order_kind
+from fedtide.fabric.nats.subjects import DOWN, OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class Agent:
         self._serving.observers += [self._latency.observe, self._comparisons.observe]
         if config.capture.share:
             self._serving.observers.append(capturer.observe)
-        await self._server.start(SampleApi(samples, capturer, self._comparisons.labels_came).routes())
+        self._samples = SampleApi(config.node, samples, capturer, self._comparisons.labels_came)
+        await self._server.start(self._samples.routes())
         log.info("inference.listening", extra={"url": self._server.url})
         store = ModelStore(config.data_dir / "models")
         serve_from_disk(config, store, self._serving)
@@ -126,7 +128,7 @@ class Agent:
         finally:
             self._serving.observers.remove(drift.observe)
             with suppress(TransientError):
-                await broker.tell(self._subjects.telemetry(config.region, config.node), b'{"bye": true}')
+                await broker.tell(self._subjects.telemetry(config.region, config.node), to_json(Heartbeat(bye=True)))
             await broker.close()
         if ending:
             raise ending[0]
@@ -139,6 +141,7 @@ class Agent:
         region, node = self._config.region, self._config.node
         await self._broker.subscribe(self._subjects.live_node(region, node), self._on_live)
         await NatsInference(self._broker, self._serving).listen(self._subjects, region, node)
+        await self._samples.listen(self._broker, self._subjects, region)
         self._broker.when_reconnected(self._catch_up)
         shrink()
         if self._cluster.is_there:
@@ -194,31 +197,26 @@ class Agent:
             await self._take(stored)
 
     async def _take(self, message: Received) -> None:
-        try:
-            match order_kind(message.subject):
-                case "task":
-                    await self._tasks.order(_ORDER.validate_json(message.data))
-                case "desired":
-                    await self._activation.want(Desired.model_validate_json(message.data))
-                case other:
-                    raise MalformedMessage(f"{message.subject}: {other!r} is no kind of order")
-        except ValidationError as exc:
-            raise MalformedMessage(f"{message.subject}: {exc.errors()[0]['msg']}") from exc
+        match parse_as(OrderFor, message.subject).kind:
+            case "task":
+                await self._tasks.order(one_of_from_json(_ORDER, message.data, message.subject))
+            case "desired":
+                await self._activation.want(from_json(Desired, message.data, message.subject))
 
     async def _heartbeat(self) -> None:
         trainer = self._tasks.trainer_pid
-        beat = {
-            "rss_bytes": resident_bytes(),
-            "trainer_rss_bytes": resident_bytes(trainer) if trainer is not None else 0,
-            "busy": self._tasks.busy,
-            "stage": self._tasks.stage,
-            "serving": self._serving.serving(),
-            "inferences": self._serving.served,
-            "heartbeat_s": self._config.heartbeat_s,
-        }
+        beat = Heartbeat(
+            rss_bytes=resident_bytes(),
+            trainer_rss_bytes=resident_bytes(trainer) if trainer is not None else 0,
+            busy=self._tasks.busy,
+            stage=self._tasks.stage,
+            serving=self._serving.serving(),
+            inferences=self._serving.served,
+            heartbeat_s=self._config.heartbeat_s,
+        )
         subject = self._subjects.telemetry(self._config.region, self._config.node)
         try:
-            await self._broker.tell(subject, json.dumps(beat).encode())
+            await self._broker.tell(subject, to_json(beat))
         except TransientError as exc:
             log.info("agent.heartbeat_lost", extra={"reason": str(exc)})
 
@@ -245,7 +243,7 @@ class Agent:
         subject = self._subjects.report(self._config.region, self._config.node, data.kind.replace(".", "-"))
         while True:
             try:
-                await self._broker.publish(subject, event.model_dump_json().encode(), message_id=key)
+                await self._broker.publish(subject, to_json(event), message_id=key)
                 return
             except TransientError as exc:
                 log.info("agent.report_waits", extra={"reason": str(exc)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedtide.edge_agent.identity.cluster_node import NODE, node_name
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
-from fedtide.fabric.messages.tasks import ConfigValues, Strict
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
 from fedtide.fabric.plans.windows import Window, zone
+from fedtide.fabric.strict import ConfigValues, Strict
+from fedtide.fabric.validation import config_error
 
 ENV_PREFIX = "FEDTIDE_"
+NODE = "FEDTIDE_KUBERNETES_NODE"
+"""The cluster's name of the node, as a DaemonSet tells its pods."""
+LONGEST_NAME = 63
 _STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits")
 """Fields that are JSON in the environment."""
 
@@ -148,10 +153,9 @@ def load(file: Path | None, environ: Mapping[str, str] = os.environ) -> AgentCon
     try:
         return AgentConfig.model_validate(values)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        remedy = f"Set {field!r} in the file or {ENV_PREFIX}{field.upper()} in the environment"
-        raise ConfigError(f"agent config: {field}", first["msg"], remedy) from exc
+        wrong = config_error(exc, AgentConfig, "agent config")
+        variable = f"{ENV_PREFIX}{wrong.path.split('.')[1].upper()}"
+        raise ConfigError(wrong.path, wrong.problem, wrong.remedy or f"Set it in the file, or {variable}") from exc
 
 
 def _json(variable: str, raw: str) -> Any:
@@ -171,3 +175,11 @@ def _read(file: Path) -> dict[str, Any]:
         return values
     except ValueError as exc:
         raise ConfigError(str(file), f"does not parse: {exc}", "Use TOML, or JSON in a .json file") from exc
+
+
+def node_name(name: str) -> str:
+    """A Kubernetes node's name as one of ours: it may have dots and be longer than a subject's token."""
+    token = re.sub(r"[^A-Za-z0-9_-]", "-", name)
+    if len(token) <= LONGEST_NAME:
+        return token
+    return f"{token[:54]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -15,7 +15,8 @@ class FedtideError(Exception):
     def __init__(self, what: str, remedy: str = "") -> None:
         self.what = what
         self.remedy = remedy
-        super().__init__(f"{what}. {remedy}" if remedy else what)
+        stop = "" if what.endswith(("?", ".", "!")) else "."
+        super().__init__(f"{what}{stop} {remedy}" if remedy else what)
 
 
 class TransientError(FedtideError):
@@ -70,6 +71,12 @@ class InvalidTransition(FedtideError):
     exit_code = 70
 
 
+class Conflict(FedtideError):
+    """What a person asks for does not fit the present state of what it names; nothing has changed."""
+
+    exit_code = 2
+
+
 class ConfigError(FedtideError):
     """Something a person wrote is wrong; `path` names the field or file."""
 
@@ -77,6 +84,7 @@ class ConfigError(FedtideError):
 
     def __init__(self, path: str, what: str, remedy: str = "") -> None:
         self.path = path
+        self.problem = what
         super().__init__(f"{path}: {what}", remedy)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedtide.console.embedded.home import Home
+from fedtide.console.home import Home
 from fedtide.fabric.nats.authority import COORDINATOR
 from fedtide.fabric.nats.broker import NO_ACCESS, Broker
 from fedtide.fabric.nats.credentials import Access

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.serving.sessions import Model
-from fedtide.fabric.messages.tasks import AppRef
 from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
+from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from tests.integration.releases import graph, smoke
 

@@ -15,17 +15,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from fedtide.console import endpoints
 from fedtide.console.client import Client
 from fedtide.console.embedded import nats_config
 from fedtide.console.embedded.plan import free_ports
+from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import TransientError
-from fedtide.fabric.events.envelope import Capabilities, Event, EventData, NodeJoined
+from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
+from fedtide.fabric.messages.heartbeat import Capabilities
+from fedtide.fabric.messages.views import StatusView
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import CACHE, Subjects, order_kind
+from fedtide.fabric.nats.subjects import CACHE, OrderFor, Subjects, parse_as
 from fedtide.fabric.nats.transfer import Source, read_blob
 from fedtide.fabric.plans.release import ReleaseManifest, decode_release
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
@@ -96,9 +99,10 @@ class Region:
                 await asyncio.sleep(REPORT_S)  # as agents do: the region's streams may not be there yet
 
     async def _on_live(self, message: Received) -> None:
-        if order_kind(message.subject) == "desired":
-            node = message.subject.split(".")[6]
-            desired = Desired.model_validate_json(message.data)
+        order = parse_as(OrderFor, message.subject)
+        if order.kind == "desired":
+            node = order.node
+            desired = from_json(Desired, message.data, "desired")
             if desired.counter > self.fleet._seen.get(node, 0):
                 self.fleet._seen[node] = desired.counter
                 task = asyncio.create_task(self._take(node, desired))
@@ -168,7 +172,7 @@ async def simulated_fleet(folder: Path, regions: int, nodes_per_region: int) -> 
         coordinator = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "fedtide.coordinator", str(config), stderr=log
         )
-    client = Client(f"http://127.0.0.1:{api_port}")
+    client = Client.at(f"http://127.0.0.1:{api_port}", by="test")
     fleet = Fleet(client, Hub(servers[0].url), names)
     brokers: list[Broker] = []
     try:
@@ -178,7 +182,7 @@ async def simulated_fleet(folder: Path, regions: int, nodes_per_region: int) -> 
             nodes = {f"{name}-{n}": hardware_of(n) for n in range(nodes_per_region)}
             await Region(fleet, name, brokers[-1], nodes).join()
         count = regions * nodes_per_region
-        await asyncio.to_thread(until, lambda: _says(client, lambda s: s["nodes"]["online"] == count), "the fleet")
+        await asyncio.to_thread(until, lambda: _says(client, lambda s: s.nodes.online == count), "the fleet")
         yield fleet
     finally:
         for task in fleet.under_way:
@@ -204,8 +208,8 @@ def _server(file: Path, text: str, port: int) -> NatsServer:
     return server
 
 
-def _says(client: Client, holds: Callable[[Any], bool]) -> bool:
+def _says(client: Client, holds: Callable[[StatusView], bool]) -> bool:
     try:
-        return holds(client.get("/v1/status"))
+        return holds(client.send(endpoints.status()))
     except TransientError:
         return False

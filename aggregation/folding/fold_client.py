@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
-from fedtide.fabric.errors import TransientError
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import MalformedMessage, TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldPlan, FoldRequest
 from fedtide.fabric.nats.broker import Broker
 
@@ -23,7 +22,7 @@ async def instance_of(broker: Broker, subject: str) -> str:
     Raises:
         TransientError: none.
     """
-    raw = await broker.ask(subject, FoldRequest().model_dump_json().encode(), timeout_s=_PING_S)
+    raw = await broker.ask(subject, to_json(FoldRequest()), timeout_s=_PING_S)
     return _understood(raw, subject).instance
 
 
@@ -34,7 +33,7 @@ async def ask(broker: Broker, subject: str, request: FoldRequest, who: str) -> F
         TransientError: it is not there, froze, was started again in between, or says that it failed.
     """
     first = await instance_of(broker, subject)
-    data = request.model_dump_json().encode()
+    data = to_json(request)
     asking = asyncio.create_task(broker.ask(subject, data, timeout_s=_FOLD_S))
     try:
         while not (await asyncio.wait({asking}, timeout=_LOOK_S))[0]:
@@ -57,9 +56,9 @@ def in_steps(plan: FoldPlan, entries: Sequence[FoldEntry]) -> list[FoldRequest]:
 
 def _understood(raw: bytes, who: str) -> FoldAnswer:
     try:
-        answer = FoldAnswer.model_validate_json(raw)
-    except ValidationError as exc:
-        raise TransientError(f"{who}: its answer does not decode: {exc.errors()[0]['msg']}") from exc
+        answer = from_json(FoldAnswer, raw, "answer")
+    except MalformedMessage as exc:
+        raise TransientError(f"{who}: {exc.what}") from exc
     if answer.error:
         raise TransientError(f"{who}: {answer.error}")
     return answer

@@ -15,22 +15,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.fixed_point import FixedPoint
 from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fedtide.fabric import logs
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import FOLDER, STAY, UP, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
+from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
 from fedtide.fabric.tensors.frame import TensorSpec, encode
 
@@ -89,10 +90,8 @@ class FoldWorker:
 
     async def _respond(self, message: Received) -> None:
         try:
-            request = FoldRequest.model_validate_json(message.data)
+            request = from_json(FoldRequest, message.data, "request")
             answer = await self._answer(request.plan, request) if request.plan is not None else FoldAnswer()
-        except ValidationError as exc:
-            answer = FoldAnswer(error=f"request: {exc.errors()[0]['msg']}")
         except FedtideError as exc:
             log.warning("fold.failed", extra={"reason": str(exc)})
             answer = FoldAnswer(error=str(exc))
@@ -100,7 +99,7 @@ class FoldWorker:
             log.exception("fold.crashed")
             answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
         told = answer.model_copy(update={"instance": self._instance})
-        await self._broker.respond(message, told.model_dump_json().encode())
+        await self._broker.respond(message, to_json(told))
 
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         while True:

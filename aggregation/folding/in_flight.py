@@ -10,6 +10,7 @@ from typing import Literal
 from fedtide.fabric.errors import TooLarge
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.messages.tasks import Reply
+from fedtide.fabric.nats.subjects import ReplyTo, parse_as
 from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.tensors.frame import Buffer
 
@@ -77,5 +78,5 @@ def is_theirs(subject: str, task: str, asked: str | None) -> bool:
 
     The broker vouches for the node in the subject: nobody answers for another.
     """
-    node = subject.split(".")[-4]
+    node = parse_as(ReplyTo, subject).node
     return task.endswith(f"-{node}") and asked in (None, node)

@@ -22,7 +22,8 @@ from fedtide.fabric.messages.fold import FoldEntry
 from fedtide.fabric.messages.tasks import Arrays, Reply
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
-from fedtide.fabric.nats.transfer import FileSink, map_file
+from fedtide.fabric.nats.transfer import FileSink
+from fedtide.fabric.process.files import map_file
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import Buffer
 

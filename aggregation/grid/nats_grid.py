@@ -27,8 +27,9 @@ from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.ids import flower_int
-from fedtide.fabric.messages.tasks import ConfigValues, Task
+from fedtide.fabric.messages.tasks import Task
 from fedtide.fabric.plans.round_policy import Cause, quorum_of
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 
 _APP_ERROR = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION

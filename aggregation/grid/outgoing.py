@@ -16,7 +16,8 @@ from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Node
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, ConfigValues, Task
+from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, Task
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors import frame as frames
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.codecs import Codec, encode, is_coded

@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 
 from fedtide.aggregation.config import WorkerConfig
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.cohort import Cohort, CohortQuestion
 from fedtide.fabric.nats.broker import Broker
@@ -42,12 +43,12 @@ class Cohorts:
         question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase)
         while True:
             try:
-                raw = await self._broker.ask(self._question, question.model_dump_json().encode(), timeout_s=5)
+                raw = await self._broker.ask(self._question, to_json(question), timeout_s=5)
                 break
             except TransientError as exc:
                 log.warning("grid.waits_for_coordinator", extra={"reason": str(exc)})
                 await asyncio.sleep(RETRY_S)
-        answer = Cohort.model_validate_json(raw)
+        answer = from_json(Cohort, raw, "cohort")
         if answer.superseded:
             log.critical("grid.superseded", extra={"run": run, "attempt": attempt})
             os._exit(SUPERSEDED_CODE)

@@ -14,19 +14,28 @@ import time
 from collections.abc import Collection, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size, is_theirs
 from fedtide.aggregation.folding.ingest import Ingest, Refused
 from fedtide.aggregation.folding.storage import Storage
 from fedtide.aggregation.link.cohorts import Cohorts
-from fedtide.fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import FedtideError, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
 from fedtide.fabric.messages.tasks import Cancel, Reply, Task
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Delivery, Received
-from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, Subjects, last_token, reply_consumer
+from fedtide.fabric.nats.subjects import (
+    CHECKPOINTS,
+    DOWN,
+    HUB_REGION,
+    UP,
+    Presence,
+    ReplyTo,
+    Subjects,
+    parse_as,
+    reply_consumer,
+)
 from fedtide.fabric.plans.round_policy import TimeIsUp
 
 T = TypeVar("T")
@@ -156,10 +165,7 @@ class GridLink:
         self._obey(message.data)
 
     def _obey(self, raw: bytes) -> None:
-        try:
-            order = TimeIsUp.model_validate_json(raw)
-        except ValidationError as exc:
-            raise MalformedMessage(f"order: {exc.errors()[0]['msg']}") from exc
+        order = from_json(TimeIsUp, raw, "order")
         if self._clock is not None and self._clock[0] == (order.round, order.trial, order.phase):
             self._clock[1].put(order)
             self._clock = None
@@ -180,7 +186,7 @@ class GridLink:
             return
         await self._broker.publish(
             subject,
-            task.model_dump_json().encode(),
+            to_json(task),
             message_id=task.task,
             ttl_s=max(1.0, task.expires_at - time.time()),
         )
@@ -211,7 +217,7 @@ class GridLink:
         order = Cancel(task=task, run=self._config.run)
         subject = self._subjects.task(node.region, node.name, task)
         try:
-            await self._broker.publish(subject, order.model_dump_json().encode(), ttl_s=CANCEL_TTL_S)
+            await self._broker.publish(subject, to_json(order), ttl_s=CANCEL_TTL_S)
         except TransientError as exc:
             log.warning("grid.cancel_not_sent", extra={"task": task, "reason": str(exc)})
 
@@ -222,7 +228,7 @@ class GridLink:
             key = f"{self._config.run}.{self._config.attempt}.{self._sequence}"
             event = Event.now(f"aggregator/{self._config.run}", data, id=key)
             subject = self._subjects.report(HUB_REGION, self._config.run, data.kind.replace(".", "-"))
-            await self._publish_until_stored(subject, event.model_dump_json().encode(), key)
+            await self._publish_until_stored(subject, to_json(event), key)
 
     async def _publish_until_stored(self, subject: str, data: bytes, key: str) -> None:
         while True:
@@ -261,7 +267,7 @@ class GridLink:
     async def _listen(self) -> None:
         durable = reply_consumer(self._config.run)
         async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
-            task = last_token(delivery.subject)
+            task = parse_as(ReplyTo, delivery.subject).task
             known = self._taken.get(task) or (self._held or {}).get(task)
             asked = self._outstanding.get(task)
             if not is_theirs(delivery.subject, task, asked.node.name if asked is not None else None):
@@ -280,7 +286,7 @@ class GridLink:
 
     async def _take(self, delivery: Delivery) -> None:
         """Hand a reply to whoever waits for it. While rounds can be resumed, it is acknowledged with its round."""
-        task = last_token(delivery.subject)
+        task = parse_as(ReplyTo, delivery.subject).task
         try:
             await self._receive(delivery)
         except TransientError as exc:
@@ -295,11 +301,8 @@ class GridLink:
             self._taken[task] = delivery
 
     async def _receive(self, delivery: Delivery) -> None:
-        try:
-            reply = Reply.model_validate_json(delivery.data)
-        except ValidationError as exc:
-            raise MalformedMessage(f"reply does not decode: {exc.errors()[0]['msg']}") from exc
-        sent = self._outstanding[last_token(delivery.subject)]
+        reply = from_json(Reply, delivery.data, "reply")
+        sent = self._outstanding[parse_as(ReplyTo, delivery.subject).task]
         self._blobs[reply.task] = [ref.digest for ref in reply.message.blobs()]
         check_size(reply, self._config.spec.policy.max_update_bytes)
         frames = await self.ingest.read(reply, sent.node, lambda: reply.task in self._outstanding)
@@ -308,7 +311,7 @@ class GridLink:
             sent.inbox.put(Arrived(reply.task, reply, frames or {}, frames is None, size))
 
     async def _on_presence(self, message: Received) -> None:
-        name, online = last_token(message.subject), message.data == b"online"
+        name, online = parse_as(Presence, message.subject).node, message.data == b"online"
         self.cohorts.news.set()
         for task in [t for t, sent in self._outstanding.items() if sent.node.name == name]:
             if online:

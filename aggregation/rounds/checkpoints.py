@@ -20,9 +20,11 @@ from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.rounds import random_state, strategy_state
 from fedtide.aggregation.rounds.progress import Progress
 from fedtide.aggregation.rounds.strategy_state import StrategyState
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.messages.tasks import Arrays, Strict
+from fedtide.fabric.messages.tasks import Arrays
 from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects
+from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import decode, encode
 
@@ -171,11 +173,11 @@ class Checkpoints:
 
     def _read(self, name: str, kind: type[M]) -> M | None:
         data = self._link.call(self._link.storage.read(CHECKPOINTS, self._subjects.checkpoint(self._run, name)))
-        return kind.model_validate_json(data) if data is not None else None
+        return from_json(kind, data, name) if data is not None else None
 
     def _write(self, name: str, value: Strict) -> None:
         subject = self._subjects.checkpoint(self._run, name)
-        self._link.call(self._link.storage.write(subject, value.model_dump_json().encode()))
+        self._link.call(self._link.storage.write(subject, to_json(value)))
 
 
 def _out(progress: Progress) -> list[TaskOut]:

@@ -15,7 +15,6 @@ import time
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from pydantic import ValidationError
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.grid.nats_grid import NatsGrid
@@ -28,7 +27,8 @@ from fedtide.aggregation.rounds.checkpoints import Checkpoints, Head
 from fedtide.aggregation.rounds.exchange import Exchange
 from fedtide.aggregation.rounds.progress import EvaluateFn, Progress
 from fedtide.aggregation.sums.admission import inspect
-from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.encoding import from_json
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.messages.tasks import Reply
 from fedtide.fabric.nats.subjects import Subjects
@@ -240,8 +240,8 @@ class RoundDriver:
     def _report_late(self, raw: bytes) -> None:
         """An answer to a task that was given up, or to a round that is over: counted, never averaged."""
         try:
-            reply = Reply.model_validate_json(raw)
-        except ValidationError as exc:
+            reply = from_json(Reply, raw, "reply")
+        except MalformedMessage as exc:
             log.warning("round.late_reply_malformed", extra={"reason": str(exc)})
             return
         place = place_of(reply.task, self._config.run)

@@ -11,7 +11,8 @@ from typing import Any
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
 from fedtide.fabric.flower import apps
-from fedtide.fabric.messages.tasks import ConfigValues, Scalar
+from fedtide.fabric.process.files import write_atomically
+from fedtide.fabric.strict import ConfigValues, Scalar
 from fedtide.fabric.tensors import training_bundle
 
 _MADE_WITH = ("torch", "onnxscript", "onnxruntime")
@@ -50,9 +51,7 @@ def cached(directory: Path, config: ConfigValues, export: Callable[[], bytes]) -
     data = export()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{hashlib.sha256(data).hexdigest()}.bundle"
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(file)
+    write_atomically(file, data)
     return file
 
 

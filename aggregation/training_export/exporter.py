@@ -17,7 +17,7 @@ from fedtide.aggregation.training_export.plan import TrainingPlan
 from fedtide.aggregation.training_export.proof import prove
 from fedtide.aggregation.training_export.tracing import NotExportable, to_onnx
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.messages.tasks import ConfigValues
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors import frame as tensors
 from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, INITIAL, TRAIN, Manifest, Spec, frame, pack, spec_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedtide.aggregation.training_export.optimisers import Optimiser
-from fedtide.fabric.plans.release import Preprocessing
+from fedtide.fabric.tensors.preprocessing import Preprocessing
 from fedtide.fabric.tensors.training_bundle import Settings
 
 Measure = Callable[[Any, Tensor], Tensor]

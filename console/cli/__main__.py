@@ -1,8 +1,15 @@
-"""Puts the command line together; errors become one line that says what to do next."""
+"""Puts the command line together; whatever goes wrong becomes one line that says what to do next."""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -17,12 +24,19 @@ from fedtide.console.cli.run_commands import rounds_app, runs_app
 from fedtide.console.cli.samples_commands import samples_app
 from fedtide.console.cli.trigger_commands import triggers_app
 from fedtide.console.cli.why_command import why
+from fedtide.console.home import Home
+from fedtide.console.output import say
 from fedtide.fabric.errors import FedtideError
+
+INTERNAL = 70
+CANNOT_WRITE = 74
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="fedtide",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Federated learning from cloud to edge: Flower apps over NATS, ONNX at the edge.",
 )
 for command in (
@@ -48,15 +62,88 @@ app.add_typer(triggers_app, name="trigger")
 app.add_typer(events_app, name="events")
 
 
-def main() -> None:
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            say(f"fedtide {version('fedtide')}")
+        except PackageNotFoundError:
+            say("fedtide (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="The version of this command", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> int:
+    """Run one command; returns its exit code. Nothing that a command raises reaches the screen as a traceback."""
     try:
-        app(prog_name="fedtide")
+        app(prog_name="fedtide", standalone_mode=True)
+        return 0
+    except SystemExit as exc:
+        return _flushed(exc.code if isinstance(exc.code, int) else int(exc.code is not None))
     except FedtideError as exc:
-        print(f"fedtide: {exc}", file=sys.stderr)
-        sys.exit(exc.exit_code)
+        _complain(str(exc))
+        return exc.exit_code
     except BrokenPipeError:
-        sys.exit(1)
+        _discard_output()
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as exc:
+        _complain(f"{exc.filename or 'output'}: {exc.strerror or exc}")
+        _discard_output()
+        return CANNOT_WRITE
+    except Exception as exc:  # the one place where an error of ours becomes a line, and its traceback a file
+        _complain(f"an error of fedtide itself, {type(exc).__name__}: {_one_line(exc)}{_kept_traceback()}")
+        return INTERNAL
+
+
+def _flushed(code: int) -> int:
+    """What was printed is on its way before the process ends: a full disk shows here."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return code or 1
+    except OSError as exc:
+        _complain(f"output: {exc.strerror or exc}")
+        _discard_output()
+        return code or CANNOT_WRITE
+    return code
+
+
+def _complain(text: str) -> None:
+    line = f"fedtide: {text}"
+    print(line.encode("utf-8", "replace").decode("utf-8").replace("\n", " "), file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _discard_output() -> None:
+    """Nobody reads it, or it cannot be written: Python must not try again at exit."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _kept_traceback() -> str:
+    for folder in (Home.find().logs, Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=folder, prefix="error-", suffix=".txt", delete=False) as file:
+                traceback.print_exc(file=file)
+            return f". Its traceback is in {file.name}"
+        except OSError:
+            continue
+    return ""
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedtide.console.cli.app_bundles import Train, TrainWith, packed, training_bundle
-from fedtide.console.cli.run_commands import parse_settings
+from fedtide.console import endpoints
+from fedtide.console.app_bundles import Train, TrainWith, packed, training_bundle
+from fedtide.console.cli import grammar
 from fedtide.console.client import Client
 from fedtide.fabric.flower.apps import describe
 
@@ -29,7 +29,7 @@ def export_training(
     """Make and prove the app's training bundle, which nodes without torch train from. Needs torch."""
     from fedtide.fabric.tensors import training_bundle as bundles
 
-    made = training_bundle(app, parse_settings(settings or [], describe(app).config))
+    made = training_bundle(app, grammar.settings(settings or [], describe(app).config))
     data = made.read_bytes()
     manifest = bundles.read(data).manifest
     if output is not None:
@@ -45,6 +45,6 @@ def push(app: App, train: Train = TrainWith.flower) -> None:
     """Give an app to the coordinator; prints `spec.app` of a FederatedRun."""
     import yaml
 
-    ref = json.loads(Client.find().call("PUT", "/v1/bundles", packed(app, {}, train)))
-    named = {"name": describe(app).name, "bundle": {"digest": ref["digest"], "sizeBytes": ref["size_bytes"]}}
+    ref = Client.find().send(endpoints.put_bundle(packed(app, {}, train)))
+    named = {"name": describe(app).name, "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
     typer.echo(yaml.safe_dump({"app": named}, sort_keys=False), nl=False)

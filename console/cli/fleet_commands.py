@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fedtide.console.cli.output import Format, Output, megabytes, show_list, show_one
+from fedtide.console import endpoints
+from fedtide.console.cli.grammar import seconds
+from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
+from fedtide.console.output import Format, Limit, Output, megabytes, say, show_list, show_one
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.messages.requests import TokenRequest
+from fedtide.fabric.messages.views import NodeState, NodeView
 from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.validation import checked
 
 fleet_app = typer.Typer(no_args_is_help=True, help="The nodes of the fleet, and who may join it.")
 token_app = typer.Typer(no_args_is_help=True, help="Join tokens: with one, new nodes get credentials of their own.")
 fleet_app.add_typer(token_app, name="token")
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
 
 @fleet_app.command("ls")
-def ls(output: Output = Format.table) -> None:
+def ls(
+    state: Annotated[NodeState | None, typer.Option("--state", help="Only nodes in this state")] = None,
+    region: Annotated[str, typer.Option("--region", help="Only nodes of this region")] = "",
+    nodes: Annotated[str, typer.Option("--nodes", help="Labels, e.g. zone=a,hardware=arm64")] = "",
+    limit: Limit = 1000,
+    output: Output = Format.table,
+) -> None:
     """All nodes, with what they serve and do."""
-    rows = Client.find().get("/v1/nodes")
-    if output is Format.table:
-        rows = [
-            {**r, "memory": megabytes(r["rss_bytes"]), "serving": {m: d[:12] for m, d in r["serving"].items()}}
-            for r in rows
-        ]
-    show_list(rows, ["name", "region", "state", "cpus", "extras", "memory", "serving", "busy", "reason"], output)
+    listing = endpoints.nodes(state=state, region=region, labels=nodes)
+    views = list(Client.find().every(listing, limit))
+    show_list(views, [_row(view) for view in views], output)
 
 
-@fleet_app.command("show")
+def _row(view: NodeView) -> dict[str, Any]:
+    return {
+        **view.model_dump(include={"name", "region", "state", "cpus", "extras"}),
+        "memory": megabytes(view.rss_bytes),
+        "serving": {model: digest[:12] for model, digest in view.serving.items()},
+        "busy": view.busy,
+        "reason": view.reason,
+    }
+
+
+@shows(fleet_app)
 def show(node: str, output: Output = Format.table) -> None:
     """One node."""
-    show_one(Client.find().get(f"/v1/nodes/{node}"), output)
+    show_one(Client.find().send(endpoints.node(node)), output)
 
 
 @fleet_app.command("revoke")
 def revoke(node: str, reason: Annotated[str, typer.Option(help="For the log")] = "") -> None:
     """Take a node's credentials away. Its connections end at once; a new join token lets it in again."""
-    Client.find().post(f"/v1/nodes/{node}/revoke", {"reason": reason})
-    typer.echo(f"revoked {node}")
+    Client.find().send(endpoints.revoke_node(node, reason))
+    say(f"revoked {node}")
 
 
 @fleet_app.command("region")
@@ -55,13 +70,13 @@ def region(
     """New credentials for a region's servers. Those it had before are withdrawn: install these soon."""
     if (out is None) == (not secret):
         raise ConfigError("--out", "give either --out FOLDER or --secret NAME")
-    made = Client.find().post(f"/v1/regions/{name}/credentials", {"hosts": host or []})
+    made = Client.find().send(endpoints.region_credentials(name, host or []))
     if out is not None:
-        for file, text in made["files"].items():
-            write_secret(out / file, text)
+        for file, text in made.files.items():
+            write_secret(out / Path(file).name, text)
     else:
-        typer.echo(_manifest(secret, made["files"]), nl=False)
-    for account, key in made["accounts"].items():
+        typer.echo(_manifest(secret, made.files), nl=False)
+    for account, key in made.accounts.items():
         typer.echo(f"hub.accounts.{account}: {key}", err=True)
 
 
@@ -75,32 +90,25 @@ def _manifest(name: str, files: dict[str, str]) -> str:
 @token_app.command("create")
 def create(
     region: Annotated[str, typer.Option(help="Only nodes of this region; default: any")] = "",
-    uses: Annotated[int, typer.Option(min=1, help="How many nodes may enrol with it")] = 1,
+    uses: Annotated[int, typer.Option(min=1, max=100_000, help="How many nodes may enrol with it")] = 1,
     ttl: Annotated[str, typer.Option(help="How long it is good: 90s, 30m, 1h, 7d")] = "1h",
     replace: Annotated[bool, typer.Option(help="Also nodes that have credentials already")] = False,
 ) -> None:
     """A join token, on standard output. It is shown once."""
-    asked = {"region": region, "uses": uses, "ttl_s": seconds(ttl), "replaces": replace}
-    typer.echo(Client.find().post("/v1/join-tokens", asked)["token"])
+    given = {"region": region, "uses": uses, "ttl_s": seconds("--ttl", ttl), "replaces": replace}
+    asked = checked(TokenRequest, given)
+    say(Client.find().send(endpoints.create_join_token(asked)).token)
 
 
 @token_app.command("ls")
-def tokens(output: Output = Format.table) -> None:
+def tokens(limit: Limit = 1000, output: Output = Format.table) -> None:
     """The join tokens, without their secrets."""
-    columns = ["token", "region", "state", "uses_left", "expires", "replaces", "by"]
-    show_list(Client.find().get("/v1/join-tokens"), columns, output)
+    views = list(Client.find().every(endpoints.join_tokens(), limit))
+    show_list(views, [view.model_dump() for view in views], output)
 
 
-@token_app.command("revoke")
+@removes(token_app, also="revoke")
 def revoke_token(token: Annotated[str, typer.Argument(help="Its name, as `token ls` shows it")]) -> None:
     """Nobody enrols with it any more; nodes that did keep their credentials."""
-    Client.find().call("DELETE", f"/v1/join-tokens/{token}")
-    typer.echo(f"revoked {token}")
-
-
-def seconds(text: str) -> float:
-    """A duration such as 90s, 30m, 1h or 7d, in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if found is None:
-        raise ConfigError("--ttl", f"{text!r} is no duration", "For example 90s, 30m, 1h, 7d")
-    return float(found[1]) * _SECONDS[found[2]]
+    Client.find().send(endpoints.revoke_join_token(token))
+    say(f"revoked {token}")

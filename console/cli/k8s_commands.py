@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedtide.console.cli.output import Format, Output, show_list
+from fedtide.console.output import Format, Output, show_rows
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, FedtideError
 
 k8s_app = typer.Typer(
@@ -82,7 +82,7 @@ def doctor(
     except ImportError as exc:
         raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
     findings = list(examine(api_client(context or None), namespace))
-    show_list([asdict(f) for f in findings], ["what", "outcome", "detail", "remedy"], output)
+    show_rows([asdict(f) for f in findings], output)
     if any(f.outcome == "missing" for f in findings):
         raise typer.Exit(1)
 

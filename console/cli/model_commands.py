@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedtide.console.cli.output import Format, Output, show_list, show_one
+from fedtide.console import endpoints
+from fedtide.console.cli.grammar import read_text
+from fedtide.console.cli.verbs import shows
 from fedtide.console.client import Client
-from fedtide.fabric.errors import ConfigError, NotFound
+from fedtide.console.output import Format, Limit, Output, say, show_list, show_one
+from fedtide.fabric.errors import NotFound
+from fedtide.fabric.messages.views import ModelView
 
 models_app = typer.Typer(no_args_is_help=True, help="Models and their releases.")
 
 
 @models_app.command("ls")
-def ls(output: Output = Format.table) -> None:
+def ls(limit: Limit = 1000, output: Output = Format.table) -> None:
     """All models."""
-    rows = Client.find().get("/v1/models")
-    if output is Format.table:
-        rows = [{**r, **_latest(r["releases"])} for r in rows]
-    show_list(rows, ["model", "latest", "digest", "metrics", "size_bytes"], output)
+    views = list(Client.find().every(endpoints.models(), limit))
+    show_list(views, [_row(view) for view in views], output)
 
 
-def _latest(releases: list[dict[str, object]]) -> dict[str, object]:
-    return {**releases[-1], "digest": str(releases[-1]["digest"])[:12]} if releases else {}
+def _row(view: ModelView) -> dict[str, object]:
+    last = view.releases[-1] if view.releases else None
+    return {
+        "model": view.model,
+        "latest": view.latest,
+        "digest": last.digest[:12] if last is not None else None,
+        "metrics": last.metrics if last is not None else {},
+        "size_bytes": last.size_bytes if last is not None else None,
+    }
 
 
-@models_app.command("show")
+@shows(models_app)
 def show(model: str, output: Output = Format.table) -> None:
     """One model with all its releases and their lineage."""
-    view = Client.find().get(f"/v1/models/{model}")
+    view = Client.find().send(endpoints.model(model))
     if output is not Format.table:
         show_one(view, output)
         return
     rows = [
-        {**r, "digest": r["digest"][:12], **r["lineage"], "app": r["lineage"]["app"]["name"]} for r in view["releases"]
+        {
+            "version": r.version,
+            "digest": r.digest[:12],
+            "app": r.lineage.app.name,
+            **r.lineage.model_dump(include={"run", "rounds", "participants", "updates"}),
+            "metrics": r.metrics,
+        }
+        for r in view.releases
     ]
-    show_list(rows, ["version", "digest", "app", "run", "rounds", "participants", "updates", "metrics"], output)
+    show_list(view.releases, rows, output)
 
 
 @models_app.command("pull")
@@ -48,27 +63,24 @@ def pull(
     file: Annotated[Path | None, typer.Option("--file", help="Default: MODEL.onnx")] = None,
 ) -> None:
     """Download a release's ONNX file."""
+    data = Client.find().send(endpoints.onnx(model, version))
     target = file or Path(f"{model}.onnx")
-    data = Client.find().call("GET", f"/v1/models/{model}/versions/{version}/onnx")
     target.write_bytes(data)
-    typer.echo(f"{target}: {len(data)} bytes")
+    say(f"{target}: {len(data)} bytes")
 
 
 def infer(
     node: Annotated[str, typer.Argument(help="Name of a node")],
     file: Annotated[Path, typer.Argument(help="Open Inference Protocol v2 request (JSON)")],
     model: Annotated[str | None, typer.Option("--model", help="Default: the only one the node serves")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=300, help="Seconds")] = 30.0,
 ) -> None:
-    """Send an inference request to a node."""
-    try:
-        request = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ConfigError(str(file), f"is not a JSON request: {exc}") from exc
-    view = Client.find().get(f"/v1/nodes/{node}")
-    name = model or _only_one(node, sorted(view["serving"]))
-    if not view["inference_url"]:
-        raise NotFound(f"node {node} has no inference server")
-    typer.echo(json.dumps(Client(view["inference_url"]).post(f"/v2/models/{name}/infer", request), indent=2))
+    """Send an inference request to a node, through the coordinator."""
+    request = read_text(file)
+    client = Client.find()
+    name = model or _only_one(node, sorted(client.send(endpoints.node(node)).serving))
+    call = endpoints.infer(node, name, request.encode(), timeout)
+    say(client.send(call, timeout_s=timeout + 10).decode(errors="replace"))
 
 
 def _only_one(node: str, models: list[str]) -> str:

@@ -2,59 +2,55 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from fedtide.console.cli.grammar import read_text
+from fedtide.console.yaml12 import CoreLoader
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.plans.trigger_rule import TriggerRule
+from fedtide.fabric.validation import config_error
 
+M = TypeVar("M", bound=BaseModel)
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans: the key `on` is a text, not "true" as in YAML 1.1."""
-
-
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+_DOCS = "See docs/triggers.md, docs/rollouts.md"
 
 
 def read(file: Path) -> list[tuple[dict[str, Any], yaml.Node]]:
     """The documents of a file, each with its syntax tree.
 
     Raises:
-        ConfigError: no such file, or not YAML; with the position.
+        ConfigError: no such file, not YAML, or empty; with the position.
     """
+    text = read_text(file)
     try:
-        text = file.read_text(encoding="utf-8")
-        nodes = [n for n in yaml.compose_all(text, Loader=_Loader) if n is not None]
-        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
-    except OSError as exc:
-        raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from exc
+        nodes = [n for n in yaml.compose_all(text, Loader=CoreLoader) if n is not None]
+        documents = [d for d in yaml.load_all(text, Loader=CoreLoader) if d is not None]  # a SafeLoader
     except yaml.MarkedYAMLError as exc:
         raise ConfigError(_at(file, exc.problem_mark), f"is not YAML: {exc.problem}") from exc
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        raise ConfigError(str(file), f"is not YAML: {exc}") from exc
+    nodes = [n for n in nodes if not (isinstance(n, yaml.ScalarNode) and n.tag.endswith(":null"))]
+    if not documents:
+        raise ConfigError(str(file), "holds nothing", _DOCS)
     for document, node in zip(documents, nodes, strict=True):
         if not isinstance(document, dict):
-            raise ConfigError(_at(file, node.start_mark), "must be a mapping", "See docs/triggers.md, docs/rollouts.md")
+            raise ConfigError(_at(file, node.start_mark), "must be a mapping", _DOCS)
     return list(zip(documents, nodes, strict=True))
 
 
-def validate(file: Path, document: dict[str, Any], node: yaml.Node) -> TriggerRule:
+def validate(file: Path, document: dict[str, Any], node: yaml.Node, kind: type[M]) -> M:
     """Raises ConfigError with the position of the field that is wrong."""
     try:
-        return TriggerRule.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        path = [p for p in first["loc"] if p not in ("run", "round", "rollout")]
-        field = ".".join(map(str, path)) or "rule"
-        raise ConfigError(f"{_at(file, _find(node, path))}: {field}", first["msg"], "See docs/triggers.md") from exc
+        path = [p for p in exc.errors()[0]["loc"] if p not in ("run", "round", "rollout")]
+        wrong = config_error(exc, kind)
+        where = f"{_at(file, _find(node, path))}: {'.'.join(map(str, path)) or kind.__name__}"
+        raise ConfigError(where, wrong.problem, wrong.remedy or _DOCS) from exc
 
 
 def _find(node: yaml.Node, path: Sequence[int | str]) -> yaml.Mark | None:

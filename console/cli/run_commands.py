@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
 
-from fedtide.console.cli.app_bundles import Train, TrainWith, packed
-from fedtide.console.cli.output import Format, Output, show_list, show_one
+from fedtide.console import endpoints
+from fedtide.console.app_bundles import Train, TrainWith, packed
+from fedtide.console.cli import grammar
+from fedtide.console.cli.verbs import shows
 from fedtide.console.client import Client
-from fedtide.fabric.errors import ConfigError, NotFound
-from fedtide.fabric.messages.tasks import ConfigValues, Scalar
+from fedtide.console.output import Format, Limit, Output, console, say, show_list, show_one
+from fedtide.fabric.errors import ConfigError, NotFound, TransientError
+from fedtide.fabric.messages.requests import RunActionName
+from fedtide.fabric.messages.views import RUN_ENDED, RunState, RunView
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.plans.run_spec import AppRef, RunRequest
 
 runs_app = typer.Typer(no_args_is_help=True, help="Federated runs: start, look at, cancel.")
 rounds_app = typer.Typer(no_args_is_help=True, help="Single rounds.")
@@ -31,7 +34,7 @@ def start(
     model: Annotated[str | None, typer.Option("--model", help="Registry name of the result")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Start from a release: latest, or a version")] = None,
     timeout: Annotated[float, typer.Option("--round-timeout", min=0.1, help="Seconds a round may take")] = 3600.0,
-    select: Annotated[str, typer.Option("--select", help="Who is asked, e.g. nodes=20,over_provision=1.3")] = "",
+    select: Annotated[str, typer.Option("--select", help="Which nodes are asked, e.g. nodes=20,idle=true")] = "",
     policy: Annotated[str, typer.Option("--policy", help="When rounds close, e.g. quorum=8,grace_s=10")] = "",
     stop: Annotated[str, typer.Option("--stop", help="When to end early, e.g. metric=accuracy,target=0.95")] = "",
     train: Train = TrainWith.flower,
@@ -42,27 +45,26 @@ def start(
     from fedtide.fabric.flower.apps import describe, fuse
 
     described = describe(app)
-    overrides = parse_settings(settings or [], described.config)
+    overrides = grammar.settings(settings or [], described.config)
     if rounds is not None and "num-server-rounds" in described.config:
         overrides.setdefault("num-server-rounds", rounds)
     fuse(described.config, overrides)
+    asked_policy = grammar.fields("--policy", policy, RoundPolicy)
+    if "deadline_s" not in asked_policy.model_fields_set:
+        asked_policy = asked_policy.model_copy(update={"deadline_s": timeout})
     client = Client.find()
-    reference = {
-        "name": described.name,
-        "bundle": json.loads(client.call("PUT", "/v1/bundles", packed(app, overrides, train))),
-    }
-    request = {
-        "app": reference,
-        "model": model or described.model,
-        "rounds": rounds,
-        "run_config": overrides,
-        "selector": parse_labels(nodes),
-        "base": base,
-        "selection": parse_options("--select", select, Selection),
-        "policy": {"deadline_s": timeout, **parse_options("--policy", policy, RoundPolicy)},
-        "stop": parse_options("--stop", stop, StopRule) or None,
-    }
-    _started(client, client.post("/v1/runs", request), watch, output)
+    request = RunRequest(
+        app=AppRef(name=described.name, bundle=client.send(endpoints.put_bundle(packed(app, overrides, train)))),
+        model=model or described.model,
+        rounds=rounds,
+        run_config=overrides,
+        selector=grammar.labels("--nodes", nodes),
+        base=base,
+        selection=grammar.fields("--select", select, Selection),
+        policy=asked_policy,
+        stop=grammar.fields("--stop", stop, StopRule) if stop else None,
+    )
+    _started(client, client.send(endpoints.start_run(request)), watch, output)
 
 
 @rounds_app.command("trigger")
@@ -74,9 +76,10 @@ def trigger(
     output: Output = Format.table,
 ) -> None:
     """One more round: of a model, from its latest release; or the first round of an app."""
-    selector = f"region={region}" if region is not None else ""
+    selector = {"region": region} if region is not None else {}
     if Path(target).is_dir():
-        start(Path(target), rounds=1, nodes=selector, train=train, watch=watch, output=output)
+        nodes = f"region={region}" if region is not None else ""
+        start(Path(target), rounds=1, nodes=nodes, train=train, watch=watch, output=output)
         return
     if train is TrainWith.onnx:
         raise ConfigError(
@@ -85,56 +88,75 @@ def trigger(
             f"Use: fedtide run start --app DIR --base latest --model {target} --train onnx",
         )
     client = Client.find()
-    releases = client.get(f"/v1/models/{target}")["releases"]
+    releases = client.send(endpoints.model(target)).releases
     if not releases:
         raise NotFound(f"model {target!r} has no release yet", "Start a run of its app with `fedtide run start`")
-    request = {
-        "app": releases[-1]["lineage"]["app"],
-        "run_config": releases[-1]["lineage"]["run_config"],
-        "model": target,
-        "rounds": 1,
-        "base": "latest",
-        "selector": parse_labels(selector),
-    }
-    _started(client, client.post("/v1/runs", request), watch, output)
+    lineage = releases[-1].lineage
+    request = RunRequest(
+        app=lineage.app, run_config=lineage.run_config, model=target, rounds=1, base="latest", selector=selector
+    )
+    _started(client, client.send(endpoints.start_run(request)), watch, output)
 
 
-def _started(client: Client, view: dict[str, Any], watch: bool, output: Format) -> None:
+def _started(client: Client, view: RunView, watch: bool, output: Format) -> None:
     if watch:
-        _follow(client, view["run"], output)
+        _follow(client, view.run, output)
     elif output is Format.table:
-        typer.echo(f"{view['run']} requested. Follow it: fedtide run watch {view['run']}")
+        say(f"{view.run} requested. Follow it: fedtide run watch {view.run}")
     else:
         show_one(view, output)
 
 
 @runs_app.command("ls")
-def ls(output: Output = Format.table) -> None:
-    """All runs."""
-    rows = Client.find().get("/v1/runs")
-    table = [{**r, "rounds": len(r["rounds"]), "participants": len(r["participants"])} for r in rows]
-    columns = ["run", "app", "model", "version", "state", "rounds", "participants", "requested_at", "reason"]
-    show_list(table if output is Format.table else rows, columns, output)
+def ls(
+    state: Annotated[RunState | None, typer.Option("--state", help="Only runs in this state")] = None,
+    model: Annotated[str, typer.Option("--model", help="Only runs of this model")] = "",
+    app: Annotated[str, typer.Option("--app", help="Only runs of this app")] = "",
+    limit: Limit = 1000,
+    output: Output = Format.table,
+) -> None:
+    """All runs, oldest first."""
+    listing = endpoints.runs(state=state, model=model, app=app)
+    views = list(Client.find().every(listing, limit))
+    show_list(views, [_row(view) for view in views], output)
 
 
-@runs_app.command("show")
+def _row(view: RunView) -> dict[str, Any]:
+    shown = view.model_dump(include={"run", "app", "model", "version", "state"})
+    counts = {"rounds": len(view.rounds), "participants": len(view.participants)}
+    return {**shown, **counts, "requested_at": view.requested_at, "reason": view.reason}
+
+
+@shows(runs_app)
 def show(run: str, output: Output = Format.table) -> None:
     """One run with its rounds."""
-    view = Client.find().get(f"/v1/runs/{run}")
+    view = Client.find().send(endpoints.run(run))
     if output is not Format.table:
         show_one(view, output)
         return
-    from rich.console import Console
+    from fedtide.console.watching import draw_run
 
-    from fedtide.console.cli.watching import draw_run
-
-    Console().print(draw_run(view))
+    console().print(draw_run(view))
 
 
 @runs_app.command("watch")
 def watch_run(run: str, output: Output = Format.table) -> None:
     """Follow a run to its end; exit code 1 if it does not complete (`-o json`: one view a line)."""
     _follow(Client.find(), run, output)
+
+
+@runs_app.command("wait")
+def wait(
+    run: str,
+    state: Annotated[RunState, typer.Option("--for", help="The state that is waited for")] = "completed",
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds")] = 3600.0,
+) -> None:
+    """Wait until a run is in a state. Exit code 1: it ended otherwise; 75: timeout."""
+    for view in Client.find().stream(endpoints.watch_run(run), timeout_s=timeout):
+        if view.state == state or view.state in RUN_ENDED:
+            say(f"{run} {view.state}" + (f": {view.reason}" if view.reason else ""))
+            raise typer.Exit(0 if view.state == state else 1)
+    raise TransientError(f"{run} is not {state} after {timeout:g} s", f"See `fedtide run show {run}`")
 
 
 @runs_app.command("evaluate")
@@ -147,98 +169,41 @@ def evaluate(
 ) -> None:
     """One round that trains nothing: the nodes say how good a release is on their data."""
     client = Client.find()
-    body = {"model": model, "base": version, "purpose": "evaluate", "rounds": 1, "selector": parse_labels(nodes)}
-    _started(client, client.post("/v1/runs", body), watch, output)
+    selector = grammar.labels("--nodes", nodes)
+    asked = RunRequest(model=model, base=version, purpose="evaluate", rounds=1, selector=selector)
+    _started(client, client.send(endpoints.start_run(asked)), watch, output)
 
 
 @runs_app.command("pause")
 def pause(run: str, output: Output = Format.table) -> None:
     """End a run's aggregator; delivered and later updates wait for `run resume`."""
-    _changed(run, "pause", output)
+    _act(run, "pause", output)
 
 
 @runs_app.command("resume")
 def resume(run: str, output: Output = Format.table) -> None:
     """Go on with a paused run, in the round where it was."""
-    _changed(run, "resume", output)
+    _act(run, "resume", output)
 
 
 @runs_app.command("cancel")
 def cancel(run: str, output: Output = Format.table) -> None:
     """End a run; its nodes stop their tasks."""
-    _changed(run, "cancel", output)
+    _act(run, "cancel", output)
 
 
-def _changed(run: str, verb: str, output: Format) -> None:
-    view = Client.find().post(f"/v1/runs/{run}/{verb}", {})
+def _act(run: str, action: RunActionName, output: Format) -> None:
+    view = Client.find().send(endpoints.act_on_run(run, action))
     if output is Format.table:
-        typer.echo(f"{run} {view['state']}")
+        say(f"{run} {view.state}")
     else:
         show_one(view, output)
 
 
 def _follow(client: Client, run: str, output: Format) -> None:
-    from fedtide.console.cli.watching import draw_run, follow, run_lines
+    from fedtide.console.watching import draw_run, follow, run_lines
 
-    views = client.stream(f"/v1/runs/{run}/watch")
-    last: dict[str, Any] = {}
-    if output is Format.table:
-        last = follow(views, draw_run, run_lines)
-    else:
-        for last in views:
-            typer.echo(json.dumps(last))
-    if last.get("state") != "completed":
+    views = client.stream(endpoints.watch_run(run))
+    last = follow(views, draw_run, run_lines, json=output is not Format.table)
+    if last is None or last.state != "completed":
         raise typer.Exit(1)
-
-
-def parse_settings(pairs: list[str], declared: ConfigValues) -> ConfigValues:
-    """`key=value` pairs; a value is text where the app declares text, else a number or boolean if it looks like one.
-
-    Raises:
-        ConfigError: a pair without `=`.
-    """
-    split = [_pair("--set", p) for p in pairs]
-    return {key: value if isinstance(declared.get(key), str) else _scalar(value) for key, value in split}
-
-
-def parse_options(option: str, text: str, kind: type[BaseModel]) -> dict[str, Any]:
-    """`a=1,b=x+y` as the fields of `kind` (a list takes `+`), checked before anything is sent.
-
-    Raises:
-        ConfigError: a field that does not exist, or a value that it does not take.
-    """
-    fields: dict[str, Any] = {}
-    for key, value in (_pair(option, p) for p in text.split(",") if p):
-        if key not in kind.model_fields:
-            raise ConfigError(option, f"has no {key!r}", f"There are: {', '.join(kind.model_fields)}")
-        is_list = kind.model_fields[key].annotation == list[str]
-        fields[key] = value.split("+") if is_list else value
-    try:
-        return kind.model_validate(fields).model_dump(mode="json", exclude_unset=True) if fields else {}
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{option} {where}".strip(), first["msg"].removeprefix("Value error, ")) from exc
-
-
-def parse_labels(text: str) -> dict[str, str]:
-    """`a=b,c=d` as a selector."""
-    return dict(_pair("--nodes", p) for p in text.split(",") if p)
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(option, f"{text!r} is not key=value")
-    return key.strip(), value.strip()
-
-
-def _scalar(text: str) -> Scalar:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text.strip("\"'")

@@ -1,63 +1,60 @@
-"""`fedtide samples ...`: what a node kept of its requests. Asked of the node itself; nothing of it leaves."""
+"""`fedtide samples ...`: what a node kept of its requests. Only counts and labels cross the network; no sample does."""
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from typing import Annotated
 
 import typer
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from fedtide.console.cli.output import Format, Output, show_list
+from fedtide.console import endpoints
+from fedtide.console.cli.grammar import read_text
 from fedtide.console.client import Client
-from fedtide.fabric.errors import ConfigError, NotFound
+from fedtide.console.output import Format, Output, say, show_list
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.messages.requests import ForgetRequest, LabelsRequest
+from fedtide.fabric.validation import config_error
 
 samples_app = typer.Typer(no_args_is_help=True, help="Samples that a node captured: counts, labels, deletion.")
 
 Node = Annotated[str, typer.Argument(help="Name of a node")]
-
-
-def _node(node: str) -> Client:
-    url = Client.find().get(f"/v1/nodes/{node}")["inference_url"]
-    if not url:
-        raise NotFound(f"node {node} has no inference server")
-    return Client(url)
+Model = Annotated[str, typer.Option("--model")]
+_TIME: TypeAdapter[AwareDatetime] = TypeAdapter(AwareDatetime)
 
 
 @samples_app.command("ls")
 def ls(node: Node, output: Output = Format.table) -> None:
     """How many samples of each model a node has."""
-    counts: dict[str, dict[str, Any]] = _node(node).get("/v2/samples")
-    rows = [{"model": model, **told} for model, told in counts.items()]
-    show_list(rows, ["model", "samples", "labelled", "bytes"], output)
+    view = Client.find().send(endpoints.samples(node))
+    rows = [{"model": model, **counts.model_dump()} for model, counts in view.models.items()]
+    show_list([view], rows, output)
 
 
 @samples_app.command("label")
 def label(
-    node: Node,
-    model: Annotated[str, typer.Option("--model")],
-    file: Annotated[Path, typer.Argument(help='JSON: {"<request id>": label, ...}')],
+    node: Node, model: Model, file: Annotated[Path, typer.Argument(help='JSON: {"<request id>": label, ...}')]
 ) -> None:
     """Give captured samples their labels."""
     try:
-        labels = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ConfigError(str(file), f"is not JSON: {exc}") from exc
-    told = _node(node).post(f"/v2/models/{quote(model, safe='')}/labels", {"labels": labels})
-    typer.echo(f"{told['matched']} of {told['received']} labels belong to samples of {node}")
+        labels = LabelsRequest.model_validate_json(f'{{"labels": {read_text(file)}}}')
+    except ValidationError as exc:
+        raise config_error(exc, LabelsRequest, str(file)) from exc
+    matched = Client.find().send(endpoints.label_samples(node, model, labels))
+    say(f"{matched.matched} of {matched.received} labels belong to samples of {node}")
 
 
 @samples_app.command("forget")
 def forget(
     node: Node,
-    model: Annotated[str, typer.Option("--model")],
+    model: Model,
     id_: Annotated[str | None, typer.Option("--id", help="One request")] = None,
-    before: Annotated[datetime | None, typer.Option("--before", help="Only older ones")] = None,
+    before: Annotated[str | None, typer.Option("--before", help="Only older ones, e.g. 2026-01-31T00:00:00Z")] = None,
 ) -> None:
     """Delete samples of a model from a node: one, old ones, or all."""
-    query = {"id": id_, "before": None if before is None else before.timestamp()}
-    told = {key: value for key, value in query.items() if value is not None}
-    answer = _node(node).call("DELETE", f"/v2/models/{quote(model, safe='')}/samples?{urlencode(told)}")
-    typer.echo(answer.decode())
+    try:
+        limit = _TIME.validate_python(before) if before is not None else None
+    except ValidationError as exc:
+        raise ConfigError("--before", f"{before!r} is no time", "Write it as 2026-01-31T00:00:00Z") from exc
+    gone = Client.find().send(endpoints.forget_samples(node, model, ForgetRequest(id=id_, before=limit)))
+    say(f"{gone.deleted} samples deleted")

@@ -13,15 +13,20 @@ from typing import Annotated
 
 import typer
 
-from fedtide.console.cli.app_bundles import Train, TrainWith
-from fedtide.console.cli.output import Format, Output, show_one
-from fedtide.console.client import SERVER, Client
-from fedtide.console.embedded.home import Home, UpState
+from fedtide.console import endpoints
+from fedtide.console.app_bundles import Train, TrainWith
+from fedtide.console.cli import grammar
+from fedtide.console.client import Client
+from fedtide.console.home import Home, UpState
+from fedtide.console.output import Format, Output, say, show_fields
+from fedtide.console.servers import SERVER
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
 from fedtide.fabric.process.parent_death import end_with_parent
+from fedtide.fabric.process.pid_file import is_alive
 
 UP_WITHIN_S = 180.0
 DOWN_WITHIN_S = 30.0
+INTERRUPTED = 130
 
 
 class UpFailed(FedtideError):
@@ -38,10 +43,13 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0: any free one")] = 0,
     coordinators: Annotated[int, typer.Option(min=1, help="More than one: the others stand by")] = 1,
     regional_aggregators: Annotated[bool, typer.Option(help="A process in each region that sums its updates")] = False,
-    agent_set: Annotated[list[str] | None, typer.Option(help="A field of every agent: key=JSON; repeat")] = None,
+    agent_set: Annotated[list[str] | None, typer.Option(help="A field of every agent, key=value; repeat")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
+    fields = {
+        key: grammar.value("--agent-set", key, text) for key, text in grammar.pairs("--agent-set", agent_set or [])
+    }
     home = Home.find()
     home.logs.mkdir(parents=True, exist_ok=True)
     if not detach:
@@ -50,35 +58,23 @@ def up(
     command = [sys.executable, "-m", "fedtide.console.embedded", "--regions", regions]
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
-    command += ["--agent", json.dumps(dict(_agent_field(text) for text in agent_set or []))]
+    command += ["--agent", json.dumps(fields)]
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:
         bound = None if detach else end_with_parent
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, preexec_fn=bound)
     try:
         state = _until_up(home, process, logfile)
-        typer.echo(
-            f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.apis[0]}; logs in {home.logs}"
-        )
+        say(f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.apis[0]}; logs in {home.logs}")
         if not detach:
-            typer.echo("Ctrl-C ends it.")
+            say("Ctrl-C ends it.")
             code = process.wait()
             raise UpFailed(_last_line(logfile), f"See {logfile}", code) if code else typer.Exit()
     except KeyboardInterrupt:
-        typer.echo("going down ...")
+        say("going down ...")
         process.terminate()
         process.wait(DOWN_WITHIN_S)
-
-
-def _agent_field(text: str) -> tuple[str, object]:
-    key, found, value = text.partition("=")
-    try:
-        return key, json.loads(value)
-    except ValueError as exc:
-        remedy = """For example: --agent-set 'capture={"share": 1.0}'"""
-        raise ConfigError(
-            f"--agent-set {key}", "is not key=JSON" if not found else f"is not JSON: {exc}", remedy
-        ) from exc
+        raise typer.Exit(INTERRUPTED if detach else 0) from None
 
 
 def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> UpState:
@@ -105,8 +101,7 @@ def _last_line(logfile: Path) -> str:
 
 
 def _all_online(state: UpState) -> bool:
-    online: int = Client(*state.apis).get("/v1/status")["nodes"]["online"]
-    return online >= len(state.nodes)
+    return Client.at(*state.apis).send(endpoints.status()).nodes.online >= len(state.nodes)
 
 
 def down() -> None:
@@ -115,35 +110,26 @@ def down() -> None:
     state = home.state()
     os.kill(state.pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_WITHIN_S
-    while Path(f"/proc/{state.pid}").exists() and _is_alive(state.pid):
+    while is_alive(state.pid):
         if time.monotonic() > deadline:
             raise TransientError(f"the supervisor (pid {state.pid}) does not end", "Kill it; its children follow")
         time.sleep(0.05)
-    typer.echo("down")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (OSError, IndexError):
-        return False
+    say("down")
 
 
 def status(output: Output = Format.table) -> None:
     """What is up, and what it is doing."""
-    view: dict[str, object] = {}
-    if SERVER not in os.environ:
-        view = Home.find().state().model_dump(include={"pid", "apis", "hub_url"})
-    show_one({**view, **Client.find().get("/v1/status")}, output)
+    here: dict[str, object] = {}
+    if not os.environ.get(SERVER):
+        here = Home.find().state().model_dump(include={"pid", "apis", "hub_url"})
+    show_fields({**here, **Client.find().send(endpoints.status()).model_dump(mode="json")}, output)
 
 
 def coordinator(
     config: Annotated[Path, typer.Option("--config", help="JSON configuration, see docs/configuration.md")],
 ) -> None:
     """Run a coordinator in the foreground."""
-    from fedtide.coordinator.__main__ import load, run
-
-    raise typer.Exit(run(load(config)))
+    os.execv(sys.executable, [sys.executable, "-m", "fedtide.coordinator", str(config)])
 
 
 def agent(

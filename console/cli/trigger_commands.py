@@ -8,11 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from fedtide.console.cli.app_bundles import Train, TrainWith, packed
-from fedtide.console.cli.output import Format, Output, show_list, show_one
-from fedtide.console.cli.run_commands import parse_settings
+from fedtide.console import endpoints
+from fedtide.console.app_bundles import Train, TrainWith, packed
+from fedtide.console.cli import grammar
+from fedtide.console.cli.rule_files import read, validate
+from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
+from fedtide.console.output import Format, Limit, Output, say, show_list, show_one
 from fedtide.fabric.ids import new_id
+from fedtide.fabric.plans.trigger_rule import TriggerRule
 
 triggers_app = typer.Typer(no_args_is_help=True, help="Rules that start something because something happened.")
 
@@ -26,18 +30,17 @@ def apply(
     file: Annotated[Path, typer.Argument(help="YAML with one rule a document")], train: Train = TrainWith.flower
 ) -> None:
     """Create or change rules. All are checked before the first is applied."""
-    from fedtide.console.cli.rule_files import read, validate
-
+    documents = read(file)
     client = Client.find()
     rules = []
-    for document, node in read(file):
+    for document, node in documents:
         action = document.get("do")
         if isinstance(action, dict) and isinstance(action.get("app"), str):
             document = {**document, "do": {**action, **_bundled(client, file.parent / action["app"], action, train)}}
-        rules.append(validate(file, document, node))
+        rules.append(validate(file, document, node, TriggerRule))
     for rule in rules:
-        client.call("PUT", f"/v1/triggers/{rule.name}", rule.model_dump_json().encode())
-        typer.echo(f"{rule.name} applied: on {rule.type} {rule.do.kind}")
+        client.send(endpoints.apply_trigger(rule))
+        say(f"{rule.name} applied: on {rule.type} {rule.do.kind}")
 
 
 def _bundled(client: Client, directory: Path, action: dict[str, Any], train: TrainWith) -> dict[str, Any]:
@@ -46,50 +49,51 @@ def _bundled(client: Client, directory: Path, action: dict[str, Any], train: Tra
     described = describe(directory)
     config = action.get("run_config")
     files = packed(directory, config if isinstance(config, dict) else {}, train)
-    reference = json.loads(client.call("PUT", "/v1/bundles", files))
+    reference = client.send(endpoints.put_bundle(files)).model_dump()
     return {"app": {"name": described.name, "bundle": reference}, "model": action.get("model") or described.model}
 
 
 @triggers_app.command("ls")
-def ls(output: Output = Format.table) -> None:
+def ls(limit: Limit = 1000, output: Output = Format.table) -> None:
     """All rules."""
-    rows = Client.find().get("/v1/triggers")
-    show_list(rows, ["trigger", "on", "where", "does", "policy", "fired", "budget", "active", "queued"], output)
+    views = list(Client.find().every(endpoints.triggers(), limit))
+    columns = {"trigger", "on", "where", "does", "policy", "fired", "budget", "active", "queued"}
+    show_list(views, [view.model_dump(include=columns) for view in views], output)
+
+
+@shows(triggers_app)
+def show(name: str, output: Output = Format.table) -> None:
+    """One rule."""
+    view = Client.find().send(endpoints.trigger(name))
+    show_one(view, output, view.model_dump(exclude={"history", "rule"}))
 
 
 @triggers_app.command("history")
 def history(name: str, output: Output = Format.table) -> None:
     """What a rule made of the events it saw, newest last."""
-    lines = Client.find().get(f"/v1/triggers/{name}")["history"]
-    show_list(lines, ["at", "type", "signal", "outcome", "reason", "started"], output)
+    lines = Client.find().send(endpoints.trigger(name)).history
+    show_list(lines, [line.model_dump() for line in lines], output)
 
 
 @triggers_app.command("test")
 def judge(name: str, type_: Type, settings: Sets = None, event: EventId = None, output: Output = Format.table) -> None:
     """Say what an event would do, without doing it."""
-    body = _event(type_, settings, event)
-    show_one(_post(f"/v1/triggers/{name}/test", body), output)
+    show_one(Client.find().send(endpoints.test_trigger(name, _event(type_, settings, event))), output)
 
 
 @triggers_app.command("fire")
 def fire(type_: Type, settings: Sets = None, event: EventId = None, output: Output = Format.table) -> None:
     """Send an event, as a webhook would."""
-    show_one(_post("/v1/events", _event(type_, settings, event)), output)
+    show_one(Client.find().send(endpoints.send_event(_event(type_, settings, event))), output)
 
 
-@triggers_app.command("rm")
+@removes(triggers_app, also="remove")
 def remove(name: str) -> None:
     """Remove a rule. What it started goes on."""
-    Client.find().call("DELETE", f"/v1/triggers/{name}")
-    typer.echo(f"{name} removed")
+    Client.find().send(endpoints.remove_trigger(name))
+    say(f"{name} removed")
 
 
 def _event(type_: str, settings: list[str] | None, event: str | None) -> bytes:
     attributes = {"specversion": "1.0", "id": event or new_id("cli"), "source": "fedtide-cli", "type": type_}
-    return json.dumps({**attributes, "data": parse_settings(settings or [], {})}).encode()
-
-
-def _post(path: str, body: bytes) -> dict[str, Any]:
-    headers = {"Content-Type": "application/cloudevents+json"}
-    answer: dict[str, Any] = json.loads(Client.find().call("POST", path, body, headers))
-    return answer
+    return json.dumps({**attributes, "data": grammar.settings(settings or [], {})}).encode()

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
-from fedtide.console.cli.output import Format, Output, show_one
+from fedtide.console import endpoints
 from fedtide.console.client import Client
+from fedtide.console.output import Format, Output, say, show_one
+from fedtide.fabric.errors import ConfigError
 
 
 def why(
-    name: Annotated[str, typer.Argument(help="A run, one of its rounds as RUN/NUMBER, or a node")],
+    name: Annotated[str, typer.Argument(help="A run, RUN/NUMBER for one of its rounds, a roll-out, node, model, rule")],
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many events")] = 40,
     output: Output = Format.table,
 ) -> None:
     """Why something is as it is: the present state, then the events that led to it."""
-    run, _, number = name.partition("/")
-    path = f"/v1/why/{quote(run, safe='')}?limit={limit}" + (f"&round={quote(number)}" if number else "")
-    view = Client.find().get(path)
+    about, slash, number = name.partition("/")
+    if slash and not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise ConfigError("round", f"{number!r} is not a number", "For example: run-1234/3")
+    view = Client.find().send(endpoints.why(about, limit, int(number) if slash else None))
     if output is not Format.table:
         show_one(view, output)
         return
-    first, *rest = view["present"]
-    typer.echo(f"{name}: {first}")
+    first, *rest = view.present
+    say(f"{name}: {first}")
     for line in rest:
-        typer.echo(f"  {line}")
-    for step in view["because"]:
-        typer.echo(f"{step['at'][:23]}  {step['what']}  ({step['event']})")
+        say(f"  {line}")
+    for step in view.because:
+        say(f"{step.at:%Y-%m-%dT%H:%M:%S}.{step.at.microsecond // 1000:03d}Z  {step.what}  ({step.event})")

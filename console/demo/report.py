@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import Field
 
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.messages.views import RolloutView, RoundView, RunView
+from fedtide.fabric.strict import Strict
 
 MIN_ACCURACY = 0.90
 MAX_GAP = 0.04
@@ -65,30 +65,35 @@ class DemoReport(Strict):
     problems: list[str] = []
 
 
-def round_rows(run_views: Sequence[dict[str, Any]]) -> list[RoundRow]:
+def accuracy_of(view: RoundView) -> float:
+    """What a closed round measured; 0 if its metric is no number."""
+    return view.metrics.get("accuracy") or 0.0
+
+
+def round_rows(run_views: Sequence[RunView]) -> list[RoundRow]:
     """The training rounds of several runs, numbered through."""
     rows: list[RoundRow] = []
     for view in run_views:
-        for each in view["rounds"]:
-            if each["round"] == 0 or each["state"] != "closed":
+        for each in view.rounds:
+            if each.round == 0 or each.state != "closed":
                 continue
             rows.append(
                 RoundRow(
                     round=len(rows) + 1,
-                    accuracy=each["metrics"]["accuracy"],
-                    participants=len(each["phases"]["train"]["received"]),
-                    bytes_up=each["bytes_up"],
-                    bytes_down=each["bytes_down"],
-                    seconds=each["seconds"],
+                    accuracy=accuracy_of(each),
+                    participants=len(each.phases["train"].received),
+                    bytes_up=each.bytes_up,
+                    bytes_down=each.bytes_down,
+                    seconds=each.seconds or 0.0,
                 )
             )
     return rows
 
 
-def rollout_rows(view: dict[str, Any]) -> list[RolloutRow]:
+def rollout_rows(view: RolloutView) -> list[RolloutRow]:
     return [
-        RolloutRow(region=r["region"], confirmed=r["confirmed"], failed=r["failed"], seconds=r["seconds"] or 0.0)
-        for r in view["regions"]
+        RolloutRow(region=r.region, confirmed=r.confirmed, failed=r.failed, seconds=r.seconds or 0.0)
+        for r in view.regions
     ]
 
 

@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fedtide.console.cli.app_bundles import TrainWith, packed
-from fedtide.console.cli.output import megabytes
-from fedtide.console.cli.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
+from fedtide.console import endpoints
+from fedtide.console.app_bundles import TrainWith, packed
 from fedtide.console.client import Client
 from fedtide.console.demo.inference_load import InferenceLoad
 from fedtide.console.demo.plot import draw
@@ -26,21 +24,26 @@ from fedtide.console.demo.report import (
     DemoReport,
     InferenceRow,
     ReleaseRow,
+    accuracy_of,
     problems,
     rollout_rows,
     round_rows,
 )
-from fedtide.console.embedded.home import Home
 from fedtide.console.embedded.plan import lay_out
 from fedtide.console.embedded.supervisor import locked, running
-from fedtide.fabric.errors import FedtideError, NotFound
+from fedtide.console.home import Home
+from fedtide.console.output import megabytes
+from fedtide.console.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
+from fedtide.fabric.errors import ConfigError, FedtideError, NotFound
 from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.messages.views import RolloutView, RunView
+from fedtide.fabric.plans.rollout_request import RolloutRequest
+from fedtide.fabric.plans.run_spec import AppRef, RunRequest
 
 ROUNDS_PER_RUN = 3
 REQUESTS_EACH_SIDE = 50
 NODES_WITHIN_S = 120.0
-
-View = dict[str, Any]
+FEWEST_NODES = 2
 
 
 class DemoFailed(FedtideError):
@@ -52,6 +55,8 @@ def tell(regions: list[str], nodes_per_region: int, train: TrainWith = TrainWith
     app = Path(__file__).resolve().parents[2] / "examples" / "digits"
     if not app.is_dir():
         raise NotFound("the example app is not beside this installation", "Run the demo from a checkout")
+    if len(regions) * nodes_per_region < FEWEST_NODES:
+        raise ConfigError("--nodes-per-region", f"the demo needs {FEWEST_NODES} nodes in all", "Its app waits for them")
     began = time.monotonic()
     outer = Home.find()
     home = Home(outer.root / "demo")
@@ -84,17 +89,17 @@ async def _told(
 
 def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith) -> DemoReport:
     state = home.state_of_this_process()
-    client = Client(*state.apis)
+    client = Client.at(*state.apis, by="demo")
     _until_online(client, len(state.nodes))
     model = describe(app).model or ""
     reference = _pushed(client, app, train)
 
     console.rule("run 1: from a random model")
-    first = _train(client, {"app": reference, "model": model})
+    first = _train(client, RunRequest(app=reference, model=model))
     console.rule("roll-out 1: to every region, canary first")
     _roll_out(client, model, state.regions)
     console.rule("run 2: from release 1")
-    second = _train(client, {"app": reference, "model": model, "base": "latest"})
+    second = _train(client, RunRequest(app=reference, model=model, base="latest"))
     console.rule("roll-out 2: while a client keeps asking a node of the last region")
     rolled, load = _roll_out_under_load(client, model, state.regions, state.nodes[-1], app)
     console.rule("the same network trained on the pooled data")
@@ -103,20 +108,18 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     sensors = _sensors(client, app.with_name("sensors"), console) if train is TrainWith.onnx else None
 
     rows = round_rows([first, second])
-    release = client.get(f"/v1/models/{model}")["releases"][-1]
+    release = client.send(endpoints.model(model)).releases[-1]
     report = DemoReport(
         ok=True,
         seconds=round(time.monotonic() - began, 1),
         nodes=len(state.nodes),
         regions=state.regions,
         rounds=rows,
-        accuracy=Accuracy(
-            initial=first["rounds"][0]["metrics"]["accuracy"], federated=rows[-1].accuracy, centralised=centralised
-        ),
-        release=ReleaseRow(digest=release["digest"], onnx_max_abs_diff=release["metrics"]["onnx_max_abs_diff"]),
+        accuracy=Accuracy(initial=accuracy_of(first.rounds[0]), federated=rows[-1].accuracy, centralised=centralised),
+        release=ReleaseRow(digest=release.digest, onnx_max_abs_diff=release.metrics["onnx_max_abs_diff"] or 0.0),
         rollout=rollout_rows(rolled),
         inference=InferenceRow(
-            requests=len(load.versions), dropped=load.dropped, swapped_at_request=load.first_of(str(release["version"]))
+            requests=len(load.versions), dropped=load.dropped, swapped_at_request=load.first_of(str(release.version))
         ),
         trained_with=train.value,
         sensors_accuracy=sensors,
@@ -127,44 +130,42 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
 
 def _until_online(client: Client, count: int) -> None:
     deadline = time.monotonic() + NODES_WITHIN_S
-    while client.get("/v1/status")["nodes"]["online"] < count:
+    while client.send(endpoints.status()).nodes.online < count:
         if time.monotonic() > deadline:
             raise DemoFailed(f"fewer than {count} nodes came online", "See the logs below the demo's folder")
         time.sleep(0.1)
 
 
-def _pushed(client: Client, app: Path, train: TrainWith) -> View:
+def _pushed(client: Client, app: Path, train: TrainWith) -> AppRef:
     """An app as the coordinator names it."""
-    bundle = json.loads(client.call("PUT", "/v1/bundles", packed(app, {}, train)))
-    return {"name": describe(app).name, "bundle": bundle}
+    return AppRef(name=describe(app).name, bundle=client.send(endpoints.put_bundle(packed(app, {}, train))))
 
 
 def _sensors(client: Client, app: Path, console: Console) -> float:
     """The other example, also without torch; its accuracy on people whom no node has seen."""
     console.rule("the other example, without torch as well")
-    view = _train(client, {"app": _pushed(client, app, TrainWith.onnx), "model": "sensors"})
-    accuracy: float = view["rounds"][-1]["metrics"]["accuracy"]
-    return accuracy
+    view = _train(client, RunRequest(app=_pushed(client, app, TrainWith.onnx), model="sensors"))
+    return accuracy_of(view.rounds[-1])
 
 
-def _train(client: Client, request: View) -> View:
-    view = client.post("/v1/runs", {**request, "rounds": ROUNDS_PER_RUN})
-    last = follow(client.stream(f"/v1/runs/{view['run']}/watch"), draw_run, run_lines)
-    if last["state"] != "completed":
-        raise DemoFailed(f"{view['run']} {last['state']}: {last['reason']}")
+def _train(client: Client, request: RunRequest) -> RunView:
+    view = client.send(endpoints.start_run(request.model_copy(update={"rounds": ROUNDS_PER_RUN})))
+    last = follow(client.stream(endpoints.watch_run(view.run)), draw_run, run_lines) or view
+    if last.state != "completed":
+        raise DemoFailed(f"{view.run} {last.state}: {last.reason}")
     return last
 
 
-def _roll_out(client: Client, model: str, regions: list[str]) -> View:
-    view = client.post("/v1/rollouts", {"model": model, "regions": regions})
-    return follow(client.stream(f"/v1/rollouts/{view['rollout']}/watch"), draw_rollout, rollout_lines)
+def _roll_out(client: Client, model: str, regions: list[str]) -> RolloutView:
+    view = client.send(endpoints.start_rollout(RolloutRequest(model=model, regions=list(regions))))
+    return follow(client.stream(endpoints.watch_rollout(view.rollout)), draw_rollout, rollout_lines) or view
 
 
 def _roll_out_under_load(
     client: Client, model: str, regions: list[str], node: str, app: Path
-) -> tuple[View, InferenceLoad]:
+) -> tuple[RolloutView, InferenceLoad]:
     body = _python(app, "digits.sample_request").encode()
-    load = InferenceLoad(client.get(f"/v1/nodes/{node}")["inference_url"], model, body)
+    load = InferenceLoad(client.send(endpoints.node(node)).inference_url, model, body)
     load.start()
     try:
         if not load.wait_for("1", REQUESTS_EACH_SIDE, 60):

@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import json
 import signal
+import subprocess
 import sys
 
-from fedtide.console.embedded.home import Home
-from fedtide.console.embedded.plan import lay_out
+from fedtide.console.embedded.plan import Layout, lay_out
 from fedtide.console.embedded.supervisor import Supervisor, locked
+from fedtide.console.home import Home
 from fedtide.fabric import logs
-from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.errors import ConfigError, FedtideError
 
 
 async def _until_signalled(supervisor: Supervisor) -> None:
@@ -24,6 +25,15 @@ async def _until_signalled(supervisor: Supervisor) -> None:
         await task
     except asyncio.CancelledError:
         return
+
+
+def _check_agent(layout: Layout) -> None:
+    """Raises ConfigError if agents do not take their configuration: before anything is started."""
+    argv = next(child.argv for child in layout.children if child.name.startswith("agent-"))
+    done = subprocess.run([*argv, "--check"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no output"]
+        raise ConfigError("--agent-set", lines[-1].removeprefix("fedtide agent: agent config."))
 
 
 def main() -> int:
@@ -42,6 +52,8 @@ def main() -> int:
             regions, nodes = arguments.regions.split(","), arguments.nodes_per_region
             port, coordinators, regional = arguments.port, arguments.coordinators, arguments.regional_aggregators
             layout = lay_out(home, regions, nodes, port, coordinators, regional=regional, agent=arguments.agent)
+            if arguments.agent:
+                _check_agent(layout)
             asyncio.run(_until_signalled(Supervisor(home, layout)))
     except FedtideError as exc:
         print(f"fedtide up: {exc}", file=sys.stderr)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fedtide.console.embedded import nats_config
-from fedtide.console.embedded.home import Home
+from fedtide.console.home import Home
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats.authority import FILE, OPERATOR, TRUST, Authority
 from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
 
 MAX_NODES = 200
 MAX_COORDINATORS = 3
@@ -117,6 +118,8 @@ def _check(regions: list[str], nodes_per_region: int) -> None:
         raise ConfigError("--regions", "needs at least one region, each once", "For example: eu-west,us-east")
     for region in regions:
         check_token("--regions", region)
+        if region in (HUB_REGION, *RESERVED):
+            raise ConfigError("--regions", f"{region!r} is taken by the installation itself", "Choose another name")
     if not 1 <= nodes_per_region * len(regions) <= MAX_NODES:
         raise ConfigError("--nodes-per-region", f"must give 1 to {MAX_NODES} nodes in all")
 

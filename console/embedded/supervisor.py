@@ -17,11 +17,14 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from fedtide.console import endpoints
 from fedtide.console.client import Client
-from fedtide.console.embedded.home import Home, UpState
 from fedtide.console.embedded.plan import MAX_NODES, Child, Layout
+from fedtide.console.home import Home, UpState
 from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
+from fedtide.fabric.messages.requests import TokenRequest
 from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.process.files import write_atomically
 from fedtide.fabric.process.parent_death import die_with_parent
 
 log = logging.getLogger(__name__)
@@ -77,9 +80,9 @@ class Supervisor:
 
     def _write_join_token(self) -> None:
         """With it the agents enrol, as those of a cluster do. Whoever has credentials does not need it."""
-        asked = {"uses": MAX_NODES, "ttl_s": 3600, "replaces": True, "by": "fedtide up"}
-        token = Client(*self._layout.apis).post("/v1/join-tokens", asked)["token"]
-        write_secret(self._home.join_token_file, token)
+        asked = TokenRequest(uses=MAX_NODES, ttl_s=3600, replaces=True)
+        client = Client.at(*self._layout.apis, by="fedtide up")
+        write_secret(self._home.join_token_file, client.send(endpoints.create_join_token(asked)).token)
 
     def _write_state(self) -> None:
         state = UpState(
@@ -89,9 +92,7 @@ class Supervisor:
             regions=list(self._layout.regions),
             nodes=list(self._layout.nodes),
         )
-        part = self._home.up_file.with_suffix(".part")
-        part.write_text(state.model_dump_json(indent=2))
-        part.replace(self._home.up_file)
+        write_atomically(self._home.up_file, state.model_dump_json(indent=2).encode())
 
     async def _keep(self, child: Child, started: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()

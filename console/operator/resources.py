@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from fedtide.fabric.messages.views import RolloutView, RoundView, RunView, TriggerView, WaveState
+from fedtide.fabric.plans.rollout_request import RolloutRequest
+from fedtide.fabric.plans.run_spec import RunRequest
+from fedtide.fabric.plans.trigger_rule import TriggerRule
+from fedtide.fabric.validation import checked
+
 GROUP, VERSION = "fedtide.dev", "v1alpha1"
 RUNS, ROLLOUTS, TRIGGERS = "federatedruns", "modelrollouts", "triggerrules"
 
@@ -14,9 +20,7 @@ Object = dict[str, Any]
 
 _VERBATIM = ("runConfig", "selector", "labels")
 """Maps of the user's own keys: what stands in them is not ours to rename."""
-_ENDED = ("completed", "failed", "cancelled")
-OPEN_ROLLOUTS = ("rolling", "paused")
-_OVER = ("Completed", "Failed", "Cancelled", "Aborted", "Rolledback", "Superseded", "Refused")
+_OVER = ("Completed", "Failed", "Cancelled", "Rolledback", "Superseded", "Refused")
 
 
 def request(spec: Mapping[str, Any]) -> Object:
@@ -25,37 +29,40 @@ def request(spec: Mapping[str, Any]) -> Object:
     return found
 
 
-def run_request(name: str, spec: Mapping[str, Any]) -> Object:
-    return {**request(spec), "by": f"FederatedRun {name}"}
+def run_request(spec: Mapping[str, Any]) -> RunRequest:
+    """Raises ConfigError for a field that is wrong."""
+    return checked(RunRequest, request(spec), "spec")
 
 
-def rule_request(name: str, spec: Mapping[str, Any]) -> Object:
-    return {**request(spec), "name": name}
+def rollout_request(spec: Mapping[str, Any]) -> RolloutRequest:
+    """Raises ConfigError for a field that is wrong."""
+    return checked(RolloutRequest, request({k: v for k, v in spec.items() if k != "paused"}), "spec")
 
 
-def run_status(view: Mapping[str, Any], generation: int) -> Object:
+def rule_request(name: str, spec: Mapping[str, Any]) -> TriggerRule:
+    """Raises ConfigError for a field that is wrong."""
+    return checked(TriggerRule, {**request(spec), "name": name}, "spec")
+
+
+def run_status(view: RunView, generation: int) -> Object:
     """What `kubectl get federatedruns` shows of a run."""
-    state, rounds = view["state"], [r for r in view["rounds"] if r["round"] > 0]
+    rounds = [r for r in view.rounds if r.round > 0]
     accuracy = next((a for r in reversed(rounds) if (a := _accuracy(r)) is not None), None)
-    phase = state.capitalize()
+    phase = view.state.capitalize()
     return {
-        "run": view["run"],
+        "run": view.run,
         "phase": phase,
-        "round": max((r["round"] for r in rounds), default=0),
+        "round": max((r.round for r in rounds), default=0),
         "accuracy": f"{accuracy:.4f}" if accuracy is not None else "",
-        "modelVersion": view.get("version") or 0,
-        "message": view["reason"],
+        "modelVersion": view.version or 0,
+        "message": view.reason,
         "observedGeneration": generation,
         "conditions": _conditions(
-            Running=(state in ("starting", "running"), phase, view["reason"]),
-            Complete=(state == "completed", phase, view["reason"]),
-            Failed=(state in ("failed", "cancelled"), phase, view["reason"]),
+            Running=(view.state in ("starting", "running"), phase, view.reason),
+            Complete=(view.state == "completed", phase, view.reason),
+            Failed=(view.state in ("failed", "cancelled"), phase, view.reason),
         ),
     }
-
-
-def run_has_ended(view: Mapping[str, Any]) -> bool:
-    return view["state"] in _ENDED
 
 
 def has_ended(status: Mapping[str, Any]) -> bool:
@@ -63,34 +70,39 @@ def has_ended(status: Mapping[str, Any]) -> bool:
     return status.get("phase") in _OVER
 
 
-def rollout_status(view: Mapping[str, Any], generation: int) -> Object:
-    state, regions = view["state"], view["regions"]
-    phase = state.capitalize()
-    nodes, confirmed = (sum(r[field] for r in regions) for field in ("nodes", "confirmed"))
+def rollout_status(view: RolloutView, generation: int) -> Object:
+    """What `kubectl get modelrollouts` shows of a roll-out; `region` is the one that is under way, or was last."""
+    phase = view.state.capitalize()
+    under_way = [w.region for w in view.regions if w.state in _UNDER_WAY]
+    begun = [w.region for w in view.regions if w.state != "waiting"]
+    nodes, confirmed = sum(w.nodes for w in view.regions), sum(w.confirmed for w in view.regions)
     return {
-        "rollout": view["rollout"],
+        "rollout": view.rollout,
         "phase": phase,
-        "modelVersion": view["version"],
-        "region": next((r["region"] for r in regions if r["state"] not in ("done", "waiting")), ""),
+        "modelVersion": view.version,
+        "region": (under_way or begun[-1:] or [""])[0],
         "confirmed": f"{confirmed}/{nodes}",
-        "message": view["reason"],
+        "message": view.reason,
         "observedGeneration": generation,
         "conditions": _conditions(
-            Progressing=(state == "rolling", phase, view["reason"]),
-            Complete=(state == "completed", phase, view["reason"]),
-            Failed=(state in ("aborted", "rolledback"), phase, view["reason"]),
+            Progressing=(view.state == "rolling", phase, view.reason),
+            Complete=(view.state == "completed", phase, view.reason),
+            Failed=(view.state == "rolledback", phase, view.reason),
         ),
     }
 
 
-def rule_status(view: Mapping[str, Any], generation: int) -> Object:
-    last = view["history"][-1] if view["history"] else {}
+_UNDER_WAY: tuple[WaveState, ...] = ("caching", "offering", "baking")
+
+
+def rule_status(view: TriggerView, generation: int) -> Object:
+    last = view.history[-1] if view.history else None
     return {
         "phase": "Applied",
-        "fired": view["fired"],
-        "active": view["active"] or "",
-        "lastOutcome": last.get("outcome", ""),
-        "message": last.get("reason", ""),
+        "fired": view.fired,
+        "active": view.active or "",
+        "lastOutcome": last.outcome if last is not None else "",
+        "message": last.reason if last is not None else "",
         "observedGeneration": generation,
         "conditions": _conditions(Ready=(True, "Applied", "")),
     }
@@ -118,17 +130,15 @@ def with_times(new: Object, old: Mapping[str, Any], now: datetime) -> Object:
     return {**new, "conditions": conditions}
 
 
-def _conditions(**told: tuple[bool, str, str]) -> list[Object]:
+def _conditions(**holds: tuple[bool, str, str]) -> list[Object]:
     return [
-        {"type": name, "status": "True" if holds else "False", "reason": reason or "Unknown", "message": message[:1024]}
-        for name, (holds, reason, message) in told.items()
+        {"type": name, "status": "True" if is_so else "False", "reason": reason or "Unknown", "message": message[:1024]}
+        for name, (is_so, reason, message) in holds.items()
     ]
 
 
-def _accuracy(round_: Mapping[str, Any]) -> float | None:
-    metrics = round_.get("metrics") or {}
-    value = next((v for n, v in metrics.items() if "acc" in n.lower()), None)
-    return float(value) if isinstance(value, int | float) else None
+def _accuracy(round_: RoundView) -> float | None:
+    return next((v for n, v in round_.metrics.items() if "acc" in n.lower()), None)
 
 
 def _snake(value: Any) -> Any:

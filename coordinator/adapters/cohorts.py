@@ -6,11 +6,10 @@ that it must end.
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.runs import runs, selection
-from fedtide.fabric.errors import MalformedMessage, NotFound
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import NotFound
 from fedtide.fabric.messages.cohort import Cohort, CohortQuestion, Member
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
@@ -29,11 +28,8 @@ class Questions:
         await self._broker.subscribe(self._subjects.rpc("cohort"), self._cohort)
 
     async def _cohort(self, message: Received) -> None:
-        try:
-            question = CohortQuestion.model_validate_json(message.data)
-        except ValidationError as exc:
-            raise MalformedMessage(f"question: {exc.errors()[0]['msg']}") from exc
-        await self._broker.respond(message, self._answer(question).model_dump_json().encode())
+        question = from_json(CohortQuestion, message.data, "question")
+        await self._broker.respond(message, to_json(self._answer(question)))
 
     def _answer(self, question: CohortQuestion) -> Cohort:
         world = self._engine.world

@@ -13,6 +13,7 @@ from fedtide.coordinator.commands import CacheRelease, SetDesired
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.state import World
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
 from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
 from fedtide.fabric.nats.broker import Broker
@@ -37,7 +38,7 @@ class Distribution:
         self._subjects = subjects
 
     async def store(self, manifest: ReleaseManifest) -> BlobRef:
-        parts: list[bytes | memoryview] = [manifest.model_dump_json().encode()]
+        parts: list[bytes | memoryview] = [to_json(manifest)]
         return await put_blob(self._broker, self._subjects.release_blob, RELEASES, parts, ttl_s=None)
 
     async def onnx(self, manifest: ReleaseManifest) -> bytes:
@@ -88,11 +89,11 @@ class Distribution:
         subject = self._subjects.desired(node.region, node.name, command.model)
         last = await self._broker.last(DOWN, subject)
         if last is not None:
-            stored = Desired.model_validate_json(last.data)
+            stored = from_json(Desired, last.data, subject)
             if stored == desired or stored.counter > command.counter:
                 return  # a newer word stands there: an older one must not cover it
         key = f"{command.rollout}.{command.counter}.{node.name}.{expires_at}"
-        await self._broker.publish(subject, desired.model_dump_json().encode(), message_id=key)
+        await self._broker.publish(subject, to_json(desired), message_id=key)
 
     async def _blobs(self, release: BlobRef) -> list[BlobRef]:
         raw = await read_blob(Source(self._broker, RELEASES), self._subjects.release_blob, release)

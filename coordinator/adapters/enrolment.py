@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.identity import certificates
 from fedtide.coordinator.identity.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
 from fedtide.coordinator.log.engine import Engine
-from fedtide.fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, MalformedMessage, NotFound
 from fedtide.fabric.events.identity import (
     Enrolment,
     Issued,
@@ -35,6 +34,7 @@ from fedtide.fabric.nats.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, TRUST
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import EnrolmentAsked, RenewalAsked, parse_as
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +156,11 @@ class Enroller:
         return {"tenant": self._authority.account, "system": self._authority.system_account}
 
     async def _on_enrolment(self, message: Received) -> tuple[bytes, dict[str, str]]:
-        token = message.subject.rsplit(".", 1)[-1]
+        token = parse_as(EnrolmentAsked, message.subject).token
         try:
-            asked = Enrolment.model_validate_json(message.data)
-        except ValidationError as exc:
-            return _refusal(f"that is no enrolment: {exc.errors()[0]['msg']}", "")
+            asked = from_json(Enrolment, message.data, "enrolment")
+        except MalformedMessage as exc:
+            return _refusal(exc.what, "")
         if not message.reply.startswith(f"_INBOX.join.{token}."):
             return _refusal("answers go to the inbox of the token only", "")
         if asked.region not in self._regions:
@@ -168,13 +168,14 @@ class Enroller:
         return await self._issue(asked.node, asked.region, asked.key, token)
 
     async def _on_renewal(self, message: Received) -> tuple[bytes, dict[str, str]]:
-        region, node = message.subject.split(".")[-2:]
+        asker = parse_as(RenewalAsked, message.subject)
+        region, node = asker.region, asker.node
         if not message.reply.startswith(f"{permissions.node_inbox(region, node)}."):
             return _refusal("answers go to the inbox of the node only", "")
         try:
-            asked = Renewal.model_validate_json(message.data)
-        except ValidationError as exc:
-            return _refusal(f"that is no renewal: {exc.errors()[0]['msg']}", "")
+            asked = from_json(Renewal, message.data, "renewal")
+        except MalformedMessage as exc:
+            return _refusal(exc.what, "")
         return await self._issue(node, region, asked.key, "")
 
     async def _issue(self, node: str, region: str, key: str, token: str) -> tuple[bytes, dict[str, str]]:
@@ -203,4 +204,4 @@ def _refusal(error: str, remedy: str) -> tuple[bytes, dict[str, str]]:
 
 
 def _answer(issued: Issued) -> tuple[bytes, dict[str, str]]:
-    return issued.model_dump_json().encode(), {}
+    return to_json(issued), {}

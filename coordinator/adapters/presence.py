@@ -1,22 +1,22 @@
 """Which nodes are there: heartbeats in, `node.online` and `node.offline` out. No polling.
 
-Keeps the last telemetry of each node for display; none of it is state that must survive.
+Keeps the last heartbeat of each node for display; none of it is state that must survive.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from typing import Any
 
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
-from fedtide.fabric.errors import InvalidTransition, MalformedMessage
+from fedtide.fabric.encoding import from_json
+from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import EventData, NodeOffline, NodeOnline
+from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import Subjects, last_token
+from fedtide.fabric.nats.subjects import Subjects, Telemetry, parse_as
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Presence:
         self._engine = engine
         self._group = group
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self.telemetry: dict[str, dict[str, Any]] = {}
+        self.heartbeats: dict[str, Heartbeat] = {}
 
     async def start(self) -> None:
         """Listen, and give every node that the log calls online its time to show up."""
@@ -43,22 +43,19 @@ class Presence:
                 self._expect(node.name, DEFAULT_HEARTBEAT_S)
 
     async def _on_beat(self, message: Received) -> None:
-        name = last_token(message.subject)
-        try:
-            beat = json.loads(message.data)
-        except ValueError as exc:
-            raise MalformedMessage(f"telemetry of {name} is not JSON") from exc
+        name = parse_as(Telemetry, message.subject).node
+        beat = from_json(Heartbeat, message.data, f"heartbeat of {name}")
         node = self._engine.world.nodes.get(name)
         if identities.is_revoked(self._engine.world.identities, name):
             return
-        if beat.get("bye"):
+        if beat.bye:
             self._say(name, NodeOffline(node=name, reason="stopped"))
             return
-        before = self.telemetry.get(name, {})
-        self.telemetry[name] = beat
-        if any(before.get(field) != beat.get(field) for field in ("busy", "stage")):
+        before = self.heartbeats.get(name)
+        self.heartbeats[name] = beat
+        if before is None or (before.busy, before.stage) != (beat.busy, beat.stage):
             self._engine.nudge()
-        self._expect(name, float(beat.get("heartbeat_s", DEFAULT_HEARTBEAT_S)))
+        self._expect(name, beat.heartbeat_s)
         if node is not None and not node.online:
             self._say(name, NodeOnline(node=name))
 

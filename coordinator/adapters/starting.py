@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.log.engine import Engine
-from fedtide.coordinator.rollouts.planning import RolloutRequest, plan
+from fedtide.coordinator.rollouts.planning import check_expressions, plan
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import ConfigError, NotFound
 from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
-from fedtide.fabric.events.runs import RunRequested, RunSpec
+from fedtide.fabric.events.runs import RunRequested
 from fedtide.fabric.ids import check_token
-from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
-from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
-from fedtide.fabric.plans.trigger_rule import StartRollout, StartRound, TriggerRule
+from fedtide.fabric.plans.rollout_request import RolloutRequest
+from fedtide.fabric.plans.run_spec import AppRef, RunRequest
+from fedtide.fabric.plans.trigger_rule import StartRollout, TriggerRule
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
-
-
-class RunRequest(Strict):
-    """`base` is `latest`, a version number, or None. Without `app` it is that of the model's latest release."""
-
-    app: AppRef | None = None
-    model: str | None = None
-    rounds: int | None = Field(default=None, ge=1)
-    run_config: ConfigValues = {}
-    selector: dict[str, str] = {}
-    base: str | None = None
-    purpose: Literal["train", "evaluate"] = "train"
-    selection: Selection = Selection()
-    policy: RoundPolicy = RoundPolicy()
-    stop: StopRule | None = None
-    by: str = "cli"
-    cause: str = ""
+from fedtide.fabric.validation import config_error
 
 
 class Starter:
@@ -46,8 +30,12 @@ class Starter:
         self._engine = engine
         self._planning = asyncio.Lock()
 
-    async def run(self, key: str, asked: RunRequest) -> None:
+    async def run(self, key: str, asked: RunRequest, by: str, cause: str = "") -> None:
         """Request a run under the id `key`.
+
+        Args:
+            by: who or what asks.
+            cause: the event that led to it.
 
         Raises:
             ConfigError, NotFound: the request names something that does not exist.
@@ -56,21 +44,11 @@ class Starter:
         check_selector(world, asked.selector)
         if asked.model is not None:
             check_token("model", asked.model)
-        spec = RunSpec(
-            app=asked.app or _app_of(world, asked),
-            model=asked.model,
-            rounds=asked.rounds,
-            run_config=asked.run_config or _config_of(world, asked),
-            selector=asked.selector,
-            base=_base(world, asked),
-            purpose=asked.purpose,
-            selection=asked.selection,
-            policy=asked.policy,
-            stop=asked.stop,
-        )
+        config = asked.run_config or _config_of(world, asked)
+        spec = asked.resolved(asked.app or _app_of(world, asked), _base(world, asked), config)
         if spec.purpose == "evaluate" and spec.base is None:
             raise ConfigError("base", "is missing: an evaluation needs a release", "Name a version, or latest")
-        requested = RunRequested(run=key, spec=spec, by=asked.by, cause=asked.cause)
+        requested = RunRequested(run=key, spec=spec, by=by, cause=cause)
         await self._engine.submit(requested, id=f"{key}.requested")
 
     async def rollout(self, key: str, asked: RolloutRequest, by: str) -> None:
@@ -94,12 +72,12 @@ class Starter:
         model = world.model(asked.model)
         return plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
 
-    async def retry(self, key: str) -> None:
+    async def retry(self, key: str, by: str) -> None:
         """Offer a roll-out's release again to nodes that failed, under a counter of its own."""
         async with self._planning:
             world = self._engine.world
             counter = world.model(world.rollout(key).facts.plan.model).counter + 1
-            await self._engine.submit(RolloutRetryRequested(rollout=key, counter=counter))
+            await self._engine.submit(RolloutRetryRequested(rollout=key, counter=counter, by=by))
 
     async def fire(self, rule: TriggerRule, key: str, cause: str) -> None:
         """Start what a rule says, unless `key` exists already. `cause` is the event that fired it."""
@@ -108,19 +86,17 @@ class Starter:
             if key not in self._engine.world.rollouts:
                 await self.rollout(key, rollout_request(do), by)
         elif key not in self._engine.world.runs:
-            body = do.model_dump(exclude={"kind"}, exclude_unset=True)
-            if isinstance(do, StartRound):
-                body |= {"rounds": 1, "base": "latest"}
-            await self.run(key, RunRequest.model_validate({**body, "by": by, "cause": cause}))
+            await self.run(key, do.request(), by, cause)
 
 
 def rollout_request(do: StartRollout) -> RolloutRequest:
     """Raises ConfigError naming the field of the plan that is wrong."""
     try:
-        return RolloutRequest.model_validate({"regions": do.regions, "canary": do.canary, **do.plan, "model": do.model})
+        asked = do.request()
     except ValidationError as exc:
-        first = exc.errors()[0]
-        raise ConfigError(f"do.plan.{'.'.join(map(str, first['loc']))}", first["msg"]) from exc
+        raise config_error(exc, RolloutRequest, "do.plan") from exc
+    check_expressions(asked)
+    return asked
 
 
 def check_selector(world: World, selector: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from fedtide.coordinator.api.http import problem
 from fedtide.fabric.errors import ConfigError
 
 OPEN = ("/healthz", "/metrics")
@@ -32,10 +33,10 @@ def token_middleware(file: Path | None) -> list[Any]:
     @web.middleware
     async def check(request: web.Request, handler: Any) -> web.StreamResponse:
         scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-        right = scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), wanted)
+        given = shown.strip().encode("utf-8", "surrogateescape")
+        right = scheme.lower() == "bearer" and hmac.compare_digest(given, wanted)
         if not right and request.path not in OPEN:
-            body = {"error": "the API token is missing or wrong", "remedy": "Set FEDTIDE_TOKEN", "exit_code": 77}
-            return web.json_response(body, status=401)
+            return problem(401, "the API token is missing or wrong", "Set FEDTIDE_TOKEN", 77)
         response: web.StreamResponse = await handler(request)
         return response
 

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from typing import Any
 
 from aiohttp import web
+from pydantic import Field
 
-from fedtide.coordinator.log import history as causes
+from fedtide.coordinator.api.http import answer, name_in, query_of
+from fedtide.coordinator.log import history
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
-from fedtide.coordinator.runs.views import finite
-from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.events.runs import RunRequested
+from fedtide.fabric.messages.views import EventView, HistoryEntry, Page, WhyView
+from fedtide.fabric.strict import Strict
 
 MAX_LIMIT = 10_000
-_NAMES = ("run", "rollout", "node", "model", "name", "rule", "id")
+
+
+class EventFilter(Strict):
+    kind: str = Field(default="", description="A trailing * matches any end")
+    about: str = Field(default="", description="A run, roll-out, node, model or rule")
+
+    def admits(self, event: Event) -> bool:
+        kind = event.data.kind
+        of_kind = kind.startswith(self.kind[:-1]) if self.kind.endswith("*") else self.kind in ("", kind)
+        return of_kind and (not self.about or self.about in history.names_of(event))
+
+
+class EventListing(EventFilter):
+    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="The newest so many")
+    after: int | None = Field(default=None, ge=1, description="`next` of the page before: goes on with older ones")
+
+
+class WhyOptions(Strict):
+    limit: int = Field(default=40, ge=1, le=MAX_LIMIT)
+    round: int | None = Field(default=None, ge=0, le=1_000_000_000)
 
 
 class EventApi:
@@ -36,54 +57,59 @@ class EventApi:
         ]
 
     async def _query(self, request: web.Request) -> web.Response:
-        limit = _limit(request, "50")
-        wanted = _filter(request)
-        newest: list[Event] = []
-        async for event in self._log().newest_first():
-            if wanted(event):
-                newest.append(event)
-                if len(newest) == limit:
+        query = query_of(request, EventListing)
+        newest: list[EventView] = []
+        more = ""
+        async for sequence, event in self._log().newest_first(query.after):
+            if query.admits(event):
+                newest.append(view(event))
+                if len(newest) == query.limit:
+                    more = str(sequence) if sequence > 1 else ""
                     break
-        return web.json_response([finite(e.model_dump(mode="json")) for e in reversed(newest)])
+        page: Page[EventView] = Page(items=newest[::-1], total=len(newest), next=more)
+        return answer(page)
 
     async def _why(self, request: web.Request) -> web.Response:
-        name, asked = request.match_info["name"], request.query.get("round")
-        if asked is not None and not asked.isdigit():
-            raise ConfigError("round", f"{asked!r} is not a number", "For example: run-1234/3")
-        number = int(asked) if asked is not None else None
-        now = causes.present(self._engine.world, name, number)
-        newest: list[causes.Because] = []
-        limit = _limit(request, "40")
-        async for event in self._log().newest_first():
-            newest += causes.history([event], name, number)
-            if len(newest) >= limit or (isinstance(event.data, RunRequested) and event.data.run == name):
+        name, asked = name_in(request, "name"), query_of(request, WhyOptions)
+        now = history.present(self._engine.world, name, asked.round)
+        newest: list[HistoryEntry] = []
+        async for _, event in self._log().newest_first():
+            newest += history.history([event], name, asked.round)
+            if len(newest) >= asked.limit or (isinstance(event.data, RunRequested) and event.data.run == name):
                 break
-        return web.json_response({"present": now, "because": [asdict(b) for b in reversed(newest)]})
+        return answer(WhyView(present=now, because=newest[::-1]))
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        wanted = _filter(request)
+        wanted = query_of(request, EventFilter)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         events: asyncio.Queue[Event] = asyncio.Queue(maxsize=MAX_LIMIT)
         with self._engine.listening(events):
             while True:
                 event = await events.get()
-                if wanted(event):
-                    await response.write(json.dumps(finite(event.model_dump(mode="json"))).encode() + b"\n")
+                if wanted.admits(event):
+                    await response.write(view(event).model_dump_json().encode() + b"\n")
 
 
-def _limit(request: web.Request, default: str) -> int:
-    limit = request.query.get("limit", default)
-    if not limit.isdigit() or not 1 <= int(limit) <= MAX_LIMIT:
-        raise ConfigError("limit", f"must be 1 to {MAX_LIMIT}")
-    return int(limit)
+def view(event: Event) -> EventView:
+    return EventView(
+        id=event.id,
+        source=event.source,
+        time=event.time,
+        kind=event.data.kind,
+        what=history.sentence(event),
+        data=_finite(event.data.model_dump(mode="json")),
+    )
 
 
-def _filter(request: web.Request) -> Callable[[Event], bool]:
-    kind, about = request.query.get("kind", ""), request.query.get("about", "")
-
-    def wanted(event: Event) -> bool:
-        of_kind = event.data.kind.startswith(kind[:-1]) if kind.endswith("*") else kind in ("", event.data.kind)
-        return of_kind and (not about or about in (getattr(event.data, n, None) for n in _NAMES))
-
-    return wanted
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {k: _finite(v) for k, v in value.items()}
+        case list():
+            return [_finite(v) for v in value]
+        case _:
+            return value

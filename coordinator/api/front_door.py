@@ -10,10 +10,12 @@ import ssl
 import aiohttp
 from aiohttp import web
 
+from fedtide.coordinator.api.http import problem
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.log.leader_lease import Leadership
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.process.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +67,7 @@ class FrontDoor:
         await self._show(app)
         log.info("api.listening", extra={"url": self.url})
         if self._config.endpoint_file is not None:
-            part = self._config.endpoint_file.with_suffix(".part")
-            part.write_text(json.dumps({"url": self.url}))
-            part.replace(self._config.endpoint_file)
+            write_atomically(self._config.endpoint_file, json.dumps({"url": self.url}).encode())
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -106,8 +106,9 @@ class FrontDoor:
 
 
 def _nobody() -> web.Response:
-    body = {"error": "no coordinator leads at the moment", "remedy": "Try again", "exit_code": 75}
-    return web.json_response(body, status=503, headers={"Retry-After": "1"})
+    response = problem(503, "no coordinator leads at the moment", "Try again", 75)
+    response.headers["Retry-After"] = "1"  # tells it from a leader that cannot do something now
+    return response
 
 
 def _tls(config: CoordinatorConfig) -> ssl.SSLContext | None:

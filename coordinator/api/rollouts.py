@@ -1,22 +1,20 @@
-"""The API of roll-outs: plan, start, look at, and a person's wishes."""
+"""The API of roll-outs: plan, start, look at, and a person's actions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
 
 from aiohttp import web
 from pydantic import Field
 
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.starting import Starter
-from fedtide.coordinator.api.http_api import key_of, read_body, stream
+from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in, page_of, query_of, read_body, stream
 from fedtide.coordinator.log.engine import Engine
-from fedtide.coordinator.rollouts import rollouts
-from fedtide.coordinator.rollouts import views as rollout_views
-from fedtide.coordinator.rollouts.planning import RolloutRequest
-from fedtide.coordinator.runs.views import View
-from fedtide.fabric.errors import ConfigError, InvalidTransition
-from fedtide.fabric.events.envelope import EventData
+from fedtide.coordinator.rollouts import rollouts, views
+from fedtide.fabric.errors import Conflict, InvalidTransition
 from fedtide.fabric.events.rollouts import (
     RolloutAbortRequested,
     RolloutNextRequested,
@@ -25,28 +23,40 @@ from fedtide.fabric.events.rollouts import (
     RolloutResumeRequested,
     RolloutRollbackRequested,
 )
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.messages.requests import ActionRequest, RolloutActionName
+from fedtide.fabric.messages.views import RolloutState, RolloutView
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, read_blob
 from fedtide.fabric.plans.release import decode_release
+from fedtide.fabric.plans.rollout_request import RolloutRequest
+from fedtide.fabric.strict import Strict
 
-
-class WishRequest(Strict):
-    """`reason` is shown to whoever looks; `region` means every region if empty."""
-
-    reason: str = "asked by a person"
-    region: str = Field(default="", description="Of a promotion")
-
-
-WISHES: dict[str, Callable[[str, WishRequest], EventData]] = {
-    "abort": lambda key, asked: RolloutAbortRequested(rollout=key, reason=asked.reason),
-    "rollback": lambda key, asked: RolloutRollbackRequested(rollout=key, reason=asked.reason),
-    "pause": lambda key, asked: RolloutPauseRequested(rollout=key, reason=asked.reason),
-    "resume": lambda key, _: RolloutResumeRequested(rollout=key),
-    "promote": lambda key, asked: RolloutPromoteRequested(rollout=key, region=asked.region),
-    "next": lambda key, _: RolloutNextRequested(rollout=key),
+Asked = (
+    RolloutAbortRequested
+    | RolloutRollbackRequested
+    | RolloutPauseRequested
+    | RolloutResumeRequested
+    | RolloutPromoteRequested
+    | RolloutNextRequested
+)
+_EVENTS: Mapping[RolloutActionName, Callable[[str, ActionRequest, str], Asked]] = {
+    "abort": lambda key, asked, _: RolloutAbortRequested(rollout=key, reason=asked.reason),
+    "rollback": lambda key, asked, _: RolloutRollbackRequested(rollout=key, reason=asked.reason),
+    "pause": lambda key, asked, _: RolloutPauseRequested(rollout=key, reason=asked.reason),
+    "resume": lambda key, _, by: RolloutResumeRequested(rollout=key, by=by),
+    "promote": lambda key, asked, by: RolloutPromoteRequested(rollout=key, region=asked.region, by=by),
+    "next": lambda key, _, by: RolloutNextRequested(rollout=key, by=by),
 }
+
+
+class RolloutListing(Listing):
+    state: RolloutState | Literal[""] = ""
+    model: str = ""
+
+
+class WatchOptions(Strict):
+    through_pauses: bool = Field(default=False, description="A pause does not end the stream")
 
 
 class RolloutApi:
@@ -65,20 +75,27 @@ class RolloutApi:
             web.post("/v1/rollouts/plan", self._plan),
             web.get("/v1/rollouts/{rollout}", self._one),
             web.get("/v1/rollouts/{rollout}/watch", self._watch),
-            web.post("/v1/rollouts/{rollout}/{wish}", self._wish),
+            *(web.post(f"/v1/rollouts/{{rollout}}/{action}", partial(self._act, action)) for action in _EVENTS),
+            web.post("/v1/rollouts/{rollout}/retry", partial(self._act, "retry")),
         ]
 
-    def _view(self, key: str) -> View:
-        return rollout_views.rollout(self._engine.world.rollout(key))
+    def _view(self, key: str) -> RolloutView:
+        return views.rollout(self._engine.world.rollout(key))
 
-    async def _all(self, _: web.Request) -> web.Response:
-        return web.json_response([self._view(key) for key in self._engine.world.rollouts])
+    async def _all(self, request: web.Request) -> web.Response:
+        query = query_of(request, RolloutListing)
+        matching = [
+            key
+            for key, rollout in self._engine.world.rollouts.items()
+            if query.model in ("", rollout.facts.plan.model) and query.state in ("", rollouts.state_name(rollout))
+        ]
+        return page_of(query, matching, self._view)
 
     async def _start(self, request: web.Request) -> web.Response:
-        key = key_of(request, "rollout")
+        key, asked = key_of(request, "rollout"), await read_body(request, RolloutRequest)
         if key not in self._engine.world.rollouts:
-            await self._starter.rollout(key, await read_body(request, RolloutRequest), "cli")
-        return web.json_response(self._view(key), status=201)
+            await self._starter.rollout(key, asked, asker(request))
+        return answer(self._view(key), status=201)
 
     async def _plan(self, request: web.Request) -> web.Response:
         world = self._engine.world
@@ -88,15 +105,15 @@ class RolloutApi:
         raw = await read_blob(Source(self._broker, RELEASES), self._subjects.release_blob, planned.release)
         size = planned.release.size_bytes + sum(ref.size_bytes for ref in decode_release(bytes(raw)).served)
         offline = frozenset(n.name for n in world.nodes.values() if not n.online)
-        return web.json_response(rollout_views.planned(planned, wan, size, offline))
+        return answer(views.planned(planned, wan, size, offline))
 
     async def _one(self, request: web.Request) -> web.Response:
-        return web.json_response(self._view(request.match_info["rollout"]))
+        return answer(self._view(name_in(request, "rollout")))
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        key, world = request.match_info["rollout"], self._engine.world
+        key, world = name_in(request, "rollout"), self._engine.world
         world.rollout(key)
-        stays = "through_pauses" in request.query
+        stays = query_of(request, WatchOptions).through_pauses
 
         def over() -> bool:
             state = world.rollouts[key]
@@ -107,17 +124,15 @@ class RolloutApi:
 
         return await stream(self._engine, request, lambda: self._view(key), over)
 
-    async def _wish(self, request: web.Request) -> web.Response:
-        key, wish = request.match_info["rollout"], request.match_info["wish"]
+    async def _act(self, action: RolloutActionName, request: web.Request) -> web.Response:
+        key = name_in(request, "rollout")
         self._engine.world.rollout(key)
-        asked = await read_body(request, WishRequest)
+        asked = await read_body(request, ActionRequest)
         try:
-            if wish == "retry":
-                await self._starter.retry(key)
-            elif wish in WISHES:
-                await self._engine.submit(WISHES[wish](key, asked))
+            if action == "retry":
+                await self._starter.retry(key, asker(request))
             else:
-                raise ConfigError(wish, "is no wish", f"Use one of {', '.join([*WISHES, 'retry'])}")
+                await self._engine.submit(_EVENTS[action](key, asked, asker(request)))
         except InvalidTransition as exc:
-            raise ConfigError(wish, str(exc), f"See `fedtide rollout get {key}`") from exc
-        return web.json_response(self._view(key))
+            raise Conflict(exc.what, f"See `fedtide rollout show {key}`") from exc
+        return answer(self._view(key))

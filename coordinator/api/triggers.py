@@ -5,24 +5,27 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protoc
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 from pydantic import ValidationError
 
 from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.adapters.starting import rollout_request
-from fedtide.coordinator.api.http_api import read_body
+from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, parse_json, query_of, read_body
 from fedtide.coordinator.conditions import check
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import SignalReceived, TriggerApplied, TriggerRemoved
 from fedtide.fabric.flower.apps import flatten
+from fedtide.fabric.messages.views import FiringView, SignalReceipt, TriggerTest, TriggerView
 from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
+from fedtide.fabric.validation import config_error
 
 _STRUCTURED = "application/cloudevents+json"
 
@@ -43,49 +46,52 @@ class TriggerApi:
             web.post("/v1/events", self._receive),
         ]
 
-    async def _all(self, _: web.Request) -> web.Response:
-        return web.json_response([view(t) for _, t in sorted(self._engine.world.triggers.items())])
+    def _view(self, name: str) -> TriggerView:
+        return view(self._engine.world.trigger(name))
+
+    async def _all(self, request: web.Request) -> web.Response:
+        return page_of(query_of(request, Listing), sorted(self._engine.world.triggers), self._view)
 
     async def _one(self, request: web.Request) -> web.Response:
-        return web.json_response(view(self._engine.world.trigger(request.match_info["name"])))
+        return answer(self._view(name_in(request, "name")))
 
     async def _apply(self, request: web.Request) -> web.Response:
-        rule = await read_body(request, TriggerRule)
-        if rule.name != request.match_info["name"]:
-            raise ConfigError("name", f"is {rule.name!r}, the address says {request.match_info['name']!r}")
-        check("where", rule.where) if rule.where else None
+        rule, name = await read_body(request, TriggerRule), name_in(request, "name")
+        if rule.name != name:
+            raise ConfigError("name", f"is {rule.name!r}, the address says {name!r}")
+        if rule.where:
+            check("where", rule.where)
         if rule.schedule is not None:
             schedules.next_after(rule.schedule, datetime.now(UTC))
         if isinstance(rule.do, StartRollout):
             rollout_request(rule.do)
         await self._engine.submit(TriggerApplied(rule=rule))
-        return web.json_response(view(self._engine.world.trigger(rule.name)))
+        return answer(self._view(rule.name))
 
     async def _remove(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        self._engine.world.trigger(name)
-        await self._engine.submit(TriggerRemoved(name=name))
-        return web.json_response({"removed": name})
+        removed = self._view(name_in(request, "name"))
+        await self._engine.submit(TriggerRemoved(name=removed.trigger))
+        return answer(removed)
 
     async def _test(self, request: web.Request) -> web.Response:
         """What an event would do, without doing it."""
-        state, signal = self._engine.world.trigger(request.match_info["name"]), await read_signal(request)
+        state, signal = self._engine.world.trigger(name_in(request, "name")), await read_signal(request)
         if not matches_type(state.rule, signal.type):
-            answer = {"outcome": "not listening", "reason": f"the rule listens to {state.rule.type}"}
-        else:
-            outcome, reason = triggers.judge(state, signal, datetime.now(UTC))
-            answer = {"outcome": outcome, "reason": reason}
-            if outcome in ("fired", "queued"):
-                answer["would_start"] = triggers.started_id(state.rule, signal)
-        return web.json_response({"rule": state.rule.name, "signal": signal.model_dump(), **answer})
+            reason = f"the rule listens to {state.rule.type}"
+            return answer(TriggerTest(rule=state.rule.name, signal=signal, outcome="not listening", reason=reason))
+        outcome, reason = triggers.judge(state, signal, datetime.now(UTC))
+        starts = triggers.started_id(state.rule, signal) if outcome in ("fired", "queued") else None
+        return answer(
+            TriggerTest(rule=state.rule.name, signal=signal, outcome=outcome, reason=reason, would_start=starts)
+        )
 
     async def _receive(self, request: web.Request) -> web.Response:
         """An event from outside; the same id counts once."""
         signal = await read_signal(request)
         await self._engine.submit(SignalReceived(signal=signal), id=f"signal.{signal.id}")
-        named = {n: t.history[-1] for n, t in self._engine.world.triggers.items() if t.history}
-        judged = {n: line.outcome for n, line in named.items() if line.signal == signal.id}
-        return web.json_response({"id": signal.id, "rules": judged}, status=202)
+        last = {n: t.history[-1] for n, t in self._engine.world.triggers.items() if t.history}
+        judged = {n: line.outcome for n, line in last.items() if line.signal == signal.id}
+        return answer(SignalReceipt(id=signal.id, rules=judged), status=202)
 
 
 async def read_signal(request: web.Request) -> Signal:
@@ -99,7 +105,7 @@ async def read_signal(request: web.Request) -> Signal:
         attributes = _object("body", body)
         data = attributes.pop("data", {})
     else:
-        attributes = {k[3:].lower(): v for k, v in request.headers.items() if k.lower().startswith("ce-")}
+        attributes = _attributes(request.headers)
         data = _object("data", body) if body else {}
     for name in ("id", "type"):
         if not attributes.get(name):
@@ -113,31 +119,47 @@ async def read_signal(request: web.Request) -> Signal:
         identity = f"{attributes.get('source', '')}#{attributes['id']}"
         return Signal(id=identity, type=str(attributes["type"]), fields=fields)
     except ValidationError as exc:
-        raise ConfigError("event", exc.errors()[0]["msg"]) from exc
+        raise config_error(exc, Signal, "event") from exc
+
+
+def _attributes(headers: Mapping[str, str]) -> dict[str, Any]:
+    """The `ce-` headers, decoded as the binding says: percent-encoded UTF-8 (section 3.1.3.2).
+
+    Raises:
+        ConfigError: a header that is neither ASCII nor percent-encoded UTF-8.
+    """
+    found: dict[str, Any] = {}
+    for name, value in headers.items():
+        if not name.lower().startswith("ce-"):
+            continue
+        try:
+            found[name[3:].lower()] = unquote(value.encode("utf-8").decode(), errors="strict")
+        except UnicodeError as exc:
+            raise ConfigError(
+                name, "is not UTF-8", "Write characters beyond ASCII percent-encoded, as CloudEvents' HTTP binding says"
+            ) from exc
+    return found
 
 
 def _object(path: str, body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except ValueError as exc:
-        raise ConfigError(path, f"is not JSON: {exc}") from exc
+    value = parse_json(path, body)
     if not isinstance(value, dict):
         raise ConfigError(path, "must be a JSON object")
     return value
 
 
-def view(state: triggers.Trigger) -> dict[str, Any]:
+def view(state: triggers.Trigger) -> TriggerView:
     rule = state.rule
-    return {
-        "trigger": rule.name,
-        "on": rule.type,
-        "where": rule.where,
-        "does": rule.do.kind,
-        "policy": rule.policy,
-        "fired": state.fired,
-        "budget": rule.budget,
-        "active": state.active,
-        "queued": len(state.queue),
-        "rule": rule.model_dump(mode="json"),
-        "history": [{**asdict(line), "at": line.at.isoformat(timespec="milliseconds")} for line in state.history],
-    }
+    return TriggerView(
+        trigger=rule.name,
+        on=rule.type,
+        where=rule.where,
+        does=rule.do.kind,
+        policy=rule.policy,
+        fired=state.fired,
+        budget=rule.budget,
+        active=state.active,
+        queued=len(state.queue),
+        rule=rule,
+        history=[FiringView(**asdict(line)) for line in state.history],
+    )

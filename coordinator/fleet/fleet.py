@@ -8,7 +8,8 @@ from datetime import datetime
 
 from fedtide.coordinator.commands import AnnouncePresence, Commands
 from fedtide.fabric.errors import InvalidTransition
-from fedtide.fabric.events.envelope import Capabilities, NodeJoined, NodeOffline, NodeOnline
+from fedtide.fabric.events.envelope import NodeJoined, NodeOffline, NodeOnline
+from fedtide.fabric.messages.heartbeat import Capabilities
 
 NodeEvent = NodeJoined | NodeOnline | NodeOffline
 

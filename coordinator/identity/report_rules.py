@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from fedtide.fabric.events.envelope import DriftReported, EventData, ModelProduced, NodeJoined, ReleasePublished
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
-from fedtide.fabric.nats.subjects import COLLECTOR, HUB_REGION
+from fedtide.fabric.nats.subjects import COLLECTOR, HUB_REGION, Report
 
 IMPORT = "import"
 """Under this name releases that no run here made may be reported, with a coordinator's credentials."""
 
 
-def why_refused(subject: str, data: EventData) -> str | None:
-    """Why `data` is not believed under `subject`, or None.
-
-    Args:
-        subject: `...up.<region>.<who>.rpt.<kind>`.
-    """
-    region, who = subject.split(".")[-4:-2]
+def why_refused(sender: Report, data: EventData) -> str | None:
+    """Why `data` is not believed of `sender`, or None."""
+    region, who = sender.region, sender.node
     if isinstance(data, ReleasePublished):
         return None if (region, who) == (HUB_REGION, IMPORT) else _foreign(who, data.kind)
     if region == HUB_REGION:

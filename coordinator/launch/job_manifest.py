@@ -10,10 +10,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
 from fedtide.coordinator.commands import LaunchAggregator
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.coordinator.config import Kubernetes, Tier
 
 PREFIX = "fedtide.dev/"
 COMPONENT = "app.kubernetes.io/component"
@@ -22,34 +20,6 @@ CONFIG_DIR, TLS_DIR, WORK_DIR = "/etc/fedtide/run", "/etc/fedtide/tls", "/work"
 USER = 10001
 
 Manifest = dict[str, Any]
-
-
-class Tier(Strict):
-    """What aggregators of models up to a size get; `resources` are limits, e.g. GPUs or a MIG slice."""
-
-    up_to_bytes: int | None = Field(default=None, ge=1, description="Of the model's arrays; none: any size")
-    resources: dict[str, str] = Field(description="For example {cpu: '4', memory: 8Gi, nvidia.com/gpu: '1'}")
-    node_selector: dict[str, str] = {}
-
-
-class Kubernetes(Strict):
-    """How aggregators run in a cluster. Jobs are made in the coordinator's own namespace unless another is named."""
-
-    namespace: str
-    image: str
-    release: str = Field(description="Name of the installation; its Secrets and Jobs begin with it")
-    image_pull_secrets: list[str] = []
-    service_account: str = ""
-    tiers: list[Tier] = Field(default=[Tier(resources={"cpu": "2", "memory": "4Gi"})], min_length=1)
-    tolerations: list[dict[str, Any]] = []
-    node_affinity: dict[str, Any] = Field(default={}, description="For example to prefer spot nodes")
-    priority_class: str = ""
-    queue: str = Field(default="", description="Kueue's LocalQueue; Jobs wait, suspended, until it admits them")
-    ttl_s: int = Field(default=3600, ge=60, description="Jobs that ended are kept so long")
-    grace_s: int = Field(default=120, ge=10, description="From SIGTERM to SIGKILL: a checkpoint must be written")
-    pending_s: float = Field(default=900.0, gt=0, description="A Job whose pod does not start is given up after this")
-    labels: dict[str, str] = {}
-    ca_secret: str = Field(default="", description="Secret with the hub's `ca.crt`; default: RELEASE-servers")
 
 
 def name_of(config: Kubernetes, run: str, attempt: int) -> str:

@@ -12,14 +12,14 @@ from typing import Any
 from kubernetes import client
 
 from fedtide.coordinator.commands import LaunchAggregator
-from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.config import CoordinatorConfig, Kubernetes
 from fedtide.coordinator.launch import job_manifest
-from fedtide.coordinator.launch.job_manifest import AGGREGATORS, CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR, Kubernetes
+from fedtide.coordinator.launch.job_manifest import AGGREGATORS, CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR
 from fedtide.coordinator.launch.local import GONE, CredentialsOf, Exited, worker_config
 from fedtide.coordinator.launch.object_watch import ObjectWatch
 from fedtide.fabric.cluster.api_calls import Exists, Refused, call
 from fedtide.fabric.errors import CapabilityMissing, TransientError
-from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.plans.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.identity import identities
@@ -19,6 +20,7 @@ from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.state import World
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import (
     FedtideError,
     InvalidTransition,
@@ -30,7 +32,7 @@ from fedtide.fabric.errors import (
 from fedtide.fabric.events.envelope import Event, EventData, decode_event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import UP, Subjects
+from fedtide.fabric.nats.subjects import UP, Report, Subjects, parse_as
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ _REMEMBERED_IDS = 100_000
 _DURABLE = "coordinator"
 
 Execute = Callable[[Commands], None]
+V = TypeVar("V")
 
 
 class Engine:
@@ -65,6 +68,11 @@ class Engine:
         self.world = World()
         self.applied = 0
         self.refused = 0
+
+    @property
+    def waits_for(self) -> str:
+        """Why the log takes nothing at the moment; empty: it does."""
+        return self._log.waits_for
 
     async def load(self) -> None:
         """Start from the newest snapshot, if there is one."""
@@ -117,7 +125,7 @@ class Engine:
     def lead(self) -> None:
         """From here on this engine acts: ask again for exactly what the state still wants."""
         log.info("coordinator.leads", extra={"events": self.applied})
-        for commands in self.world.owed():
+        for commands in self.world.pending_commands():
             self._execute(commands)
 
     async def save_snapshots(self) -> None:
@@ -157,9 +165,9 @@ class Engine:
     async def _handle(self, event: Event) -> None:
         if event.id in self._seen:
             return
-        if len(event.model_dump_json()) > MAX_EVENT_BYTES:
+        if len(to_json(event)) > MAX_EVENT_BYTES:
             raise TooLarge(f"event {event.id} is larger than {MAX_EVENT_BYTES} bytes")
-        commands = self.world.apply(event)
+        event, commands = self.world.decide(event)
         await self._log.append(event)
         self._remember(event)
         self._snapshot()
@@ -202,17 +210,18 @@ class Engine:
         """
         async for delivery in self._broker.consume(UP, _DURABLE, self._subjects.all_reports, may_ask=leads):
             try:
-                # Deadlines are the coordinator's: they must not depend on the clock of a node.
+                # Deadlines and decisions are the coordinator's: neither a node's clock nor its word counts.
                 event = decode_event(delivery.data)
                 self._check(delivery.subject, event)
-                await self._put(event.model_copy(update={"time": datetime.now(UTC)}))
+                await self._put(event.model_copy(update={"time": datetime.now(UTC), "decided": ""}))
             except (MalformedMessage, InvalidTransition, TooLarge) as exc:
                 log.warning("report.refused", extra={"subject": delivery.subject, "reason": str(exc)})
             await delivery.ack()
 
     def _check(self, subject: str, event: Event) -> None:
-        reason = why_refused(subject, event.data)
-        if reason is None and identities.is_revoked(self.world.identities, subject.split(".")[-3]):
+        sender = parse_as(Report, subject)
+        reason = why_refused(sender, event.data)
+        if reason is None and identities.is_revoked(self.world.identities, sender.node):
             reason = "its credentials were revoked"
         if reason is not None:
             raise MalformedMessage(reason)
@@ -242,10 +251,10 @@ class Engine:
             self._watchers.discard(flag)
 
 
-async def views_of(engine: Engine, view: Callable[[], object], *, last: Callable[[], bool]) -> AsyncIterator[object]:
+async def views_of(engine: Engine, view: Callable[[], V], *, last: Callable[[], bool]) -> AsyncIterator[V]:
     """`view()` now and after changes that alter it, at most ten a second, until `last()` holds."""
     with engine.watch() as changed:
-        shown: object = None
+        shown: V | None = None
         while True:
             current, ended = view(), last()
             if current != shown:

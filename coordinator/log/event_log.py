@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import MalformedMessage, StaleWriter, TransientError
 from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.nats.broker import Broker
@@ -25,6 +26,8 @@ class EventLog:
         self._broker = broker
         self._subjects = subjects
         self._last = 0
+        self.waits_for = ""
+        """Why an append waits; empty: none does."""
 
     @property
     def last(self) -> int:
@@ -35,14 +38,16 @@ class EventLog:
         """What came up to `sequence` is known already."""
         self._last = sequence
 
-    async def newest_first(self) -> AsyncIterator[Event]:
-        """Every event so far, from the end."""
+    async def newest_first(self, before: int | None = None) -> AsyncIterator[tuple[int, Event]]:
+        """Every event so far with its sequence, from the end, or from the one before the sequence `before`."""
         end = await self._broker.last_sequence(EVENTS)
+        if before is not None:
+            end = min(end, before - 1)
         while end > 0:
             start = max(1, end - _PAGE + 1)
             page = await self._broker.read_from(EVENTS, start, batch=end - start + 1)
             for message in reversed(page):
-                yield self._decode(message)
+                yield message.sequence, self._decode(message)
             end = start - 1
 
     async def replay(self) -> AsyncIterator[Event]:
@@ -60,13 +65,15 @@ class EventLog:
         """
         kind, _, name = event.data.kind.partition(".")
         subject = self._subjects.event(kind, name)
-        data = event.model_dump_json().encode()
+        data = to_json(event)
         while True:
             try:
                 ack = await self._broker.publish(subject, data, message_id=event.id, expected_last=self._last)
                 self._last = max(self._last, ack.sequence)
+                self.waits_for = ""
                 return
             except TransientError as exc:
+                self.waits_for = str(exc)
                 log.warning("log.append_waits", extra={"reason": str(exc)})
                 await asyncio.sleep(RETRY_S)
             except StaleWriter:

@@ -1,16 +1,27 @@
-"""Which events led to the present state of a run, a round or a node, each as a sentence. Pure."""
+"""Why things are as they are: the present state, and the events that led to it, each as a sentence. Pure."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from fedtide.coordinator.rollouts import views as rollout_views
 from fedtide.coordinator.runs import rounds, runs, selection
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import NotFound
-from fedtide.fabric.events.envelope import AlarmRang, Event, NodeJoined, NodeOffline, NodeOnline
-from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
+from fedtide.fabric.events.envelope import (
+    AlarmRang,
+    Event,
+    FiringFailed,
+    ModelProduced,
+    NodeJoined,
+    NodeOffline,
+    NodeOnline,
+    ReleasePublished,
+    SignalReceived,
+    TriggerApplied,
+)
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RolloutStarted
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
@@ -28,30 +39,64 @@ from fedtide.fabric.events.runs import (
     UpdateReceived,
     UpdateRefused,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Because:
-    """One step on the way to the present state; `event` is its id in the log."""
-
-    at: str
-    event: str
-    what: str
+from fedtide.fabric.messages.views import HistoryEntry
 
 
 def present(world: World, name: str, number: int | None) -> list[str]:
-    """The present state of a run, one of its rounds, or a node: the reason first.
+    """The present state of whatever has this name: the reason first.
 
     Raises:
-        NotFound: there is no such run, round or node.
+        NotFound: there is no such run, round, roll-out, node, model or rule.
     """
     if name in world.runs:
         run = world.runs[name]
         return list(_run(world, run) if number is None else _round(world, run, number))
-    if name in world.nodes and number is None:
-        return list(_node(world, name))
-    near = ", ".join([*list(world.runs)[-4:], *sorted(world.nodes)[:4]]) or "none yet"
-    raise NotFound(f"there is no run or node {name!r}", f"Known: {near}. A round is RUN/NUMBER")
+    if number is None:
+        for table, describe in (
+            (world.nodes, _node),
+            (world.rollouts, _rollout),
+            (world.models, _model),
+            (world.triggers, _rule),
+        ):
+            if name in table:
+                return list(describe(world, name))
+    near = ", ".join([*list(world.runs)[-4:], *list(world.rollouts)[-2:], *sorted(world.nodes)[:4]]) or "none yet"
+    remedy = f"Known: {near}. A round is RUN/NUMBER"
+    raise NotFound(f"there is no run, roll-out, node, model or rule {name!r}", remedy)
+
+
+def _rollout(world: World, name: str) -> Iterator[str]:
+    view = rollout_views.rollout(world.rollouts[name])
+    yield f"{view.state}" + (f": {view.reason}" if view.reason else "")
+    yield f"{view.model} v{view.version}, started by {view.by}"
+    for region in view.regions:
+        phases = ", ".join(f"{count} {phase}" for phase, count in sorted(region.phases.items())) or "not begun"
+        yield f"{region.region}: {region.state}, {phases}"
+        yield from (f"{region.region}: gate {g.gate}, {g.outcome}: {g.reason}" for g in region.gates)
+        yield from (f"{region.region}: {node}: {why}" for node, why in sorted(region.reasons.items()))
+
+
+def _model(world: World, name: str) -> Iterator[str]:
+    model, latest = world.models[name], world.models[name].latest
+    if latest is None:
+        yield "it has no release yet"
+    else:
+        lineage = latest.manifest.lineage
+        yield f"latest release: v{latest.manifest.version}, from {lineage.run} with {lineage.updates} updates"
+    if model.producing:
+        yield f"a release is being made of {', '.join(produced.run for produced, _ in model.producing)}"
+    serving = Counter(ref.digest[:12] for ref in world.serving.get(name, {}).values())
+    yield from (f"{count} nodes serve release {digest}" for digest, count in serving.most_common())
+
+
+def _rule(world: World, name: str) -> Iterator[str]:
+    trigger = world.triggers[name]
+    where = f" where {trigger.rule.where}" if trigger.rule.where else ""
+    yield f"fires on {trigger.rule.type}{where}; it fired {trigger.fired} times"
+    if trigger.active is not None:
+        yield f"{trigger.active} goes on, {len(trigger.queue)} firings wait"
+    for line in trigger.history[-5:]:
+        yield f"{line.at:%Y-%m-%d %H:%M:%S} {line.outcome}" + (f": {line.reason}" if line.reason else "")
 
 
 def _run(world: World, run: runs.Run) -> Iterator[str]:
@@ -114,23 +159,56 @@ def _node(world: World, name: str) -> Iterator[str]:
             yield line
 
 
-def history(events: Iterable[Event], name: str, number: int | None) -> list[Because]:
-    """The events that name a run, round or node, as sentences; those that say nothing new are left out."""
-    steps = []
-    for event in events:
-        sentence = _sentence(event) if _is_about(event, name, number) else None
-        if sentence is not None:
-            steps.append(Because(event.time.isoformat(timespec="milliseconds"), event.id, sentence))
-    return steps
+def history(events: Iterable[Event], name: str, number: int | None) -> list[HistoryEntry]:
+    """The events that are about something, as sentences."""
+    return [
+        HistoryEntry(at=event.time, event=event.id, what=sentence(event))
+        for event in events
+        if _is_about(event, name, number)
+    ]
+
+
+def names_of(event: Event) -> frozenset[str]:
+    """Every run, roll-out, node, model and rule that an event is about."""
+    data = event.data
+    named = {getattr(data, field, None) for field in ("run", "rollout", "node", "model", "name", "id")}
+    match data:
+        case ReleasePublished(manifest=manifest):
+            named.add(manifest.model)
+        case RolloutStarted(plan=plan):
+            named.add(plan.model)
+        case TriggerApplied(rule=rule):
+            named.add(rule.name)
+        case FiringFailed(rule=rule_name):
+            named.add(rule_name)
+        case RunRequested(by=by, spec=spec):
+            named |= {by.removeprefix("trigger "), spec.model}
+        case _:
+            pass
+    return frozenset(name for name in named if isinstance(name, str) and name)
 
 
 def _is_about(event: Event, name: str, number: int | None) -> bool:
-    data = event.data
-    if isinstance(data, AlarmRang):
-        return data.id == name and (number is None or data.key.startswith(f"{number}."))
-    if name not in (getattr(data, "run", None), getattr(data, "node", None)):
+    if name not in names_of(event):
         return False
-    return number is None or getattr(data, "round", None) == number
+    if number is None:
+        return True
+    data = event.data
+    return data.key.startswith(f"{number}.") if isinstance(data, AlarmRang) else getattr(data, "round", None) == number
+
+
+def sentence(event: Event) -> str:
+    """What happened, in a few words."""
+    return _sentence(event) or _fields(event)
+
+
+def _fields(event: Event) -> str:
+    """Of an event that has no sentence of its own: its kind, and its plain fields."""
+    data = event.data.model_dump(mode="json", exclude_defaults=True)
+    shown = {k: v for k, v in data.items() if k != "kind" and isinstance(v, str | int | float)}
+    plain = ", ".join(f"{k} {v}" for k, v in shown.items())
+    words = event.data.kind.partition(".")[2].replace("_", " ") or event.data.kind
+    return f"{words}: {plain}" if plain else words
 
 
 def _sentence(event: Event) -> str | None:
@@ -154,7 +232,7 @@ def _sentence(event: Event) -> str | None:
         case AlarmRang(key=key):
             return f"alarm {key} rang"
         case _:
-            return _round_sentence(event) or _node_sentence(event)
+            return _round_sentence(event) or _node_sentence(event) or _release_sentence(event)
 
 
 def _round_sentence(event: Event) -> str | None:
@@ -184,9 +262,29 @@ def _node_sentence(event: Event) -> str | None:
         case NodeOffline(reason=reason):
             return f"went offline: {reason}"
         case NodeMeasured(rollout=rollout, measured=measured):
-            told = ", ".join(f"{k} {v:g}" for k, v in measured.model_dump().items() if v)
-            return f"{rollout}: measured {told}" if told else None
-        case NodePhaseReported(rollout=rollout, phase=phase, reason=reason):
-            return f"{rollout}: {phase}" + (f", {reason}" if reason else "")
+            numbers = ", ".join(f"{k} {v:g}" for k, v in measured.model_dump().items() if v)
+            return f"{rollout}: measured {numbers or 'nothing yet'}"
+        case NodePhaseReported(rollout=rollout, node=node, phase=phase, reason=reason):
+            return f"{rollout}: {node} {phase}" + (f", {reason}" if reason else "")
+        case _:
+            return None
+
+
+def _release_sentence(event: Event) -> str | None:
+    match event.data:
+        case ModelProduced(run=run, model=model):
+            return f"{run} produced a model for {model}"
+        case ReleasePublished(manifest=manifest):
+            return f"release {manifest.model} v{manifest.version} is published"
+        case RolloutStarted(plan=plan, by=by):
+            regions = ", ".join(wave.region for wave in plan.waves)
+            return f"roll-out of {plan.model} v{plan.version} to {regions}, started by {by}"
+        case RegionCached(region=region, wan_bytes=size):
+            return f"{region} has the release, {size} bytes over the link"
+        case TriggerApplied(rule=rule):
+            return f"rule {rule.name} applied: on {rule.type} {rule.do.kind}"
+        case SignalReceived(signal=signal):
+            fields = ", ".join(f"{k} {v}" for k, v in signal.fields.items())
+            return f"{signal.type} arrived" + (f": {fields}" if fields else "")
         case _:
             return None

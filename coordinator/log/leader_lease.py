@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pydantic import ValidationError
-
-from fedtide.fabric.errors import StaleWriter, TransientError
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import MalformedMessage, StaleWriter, TransientError
 from fedtide.fabric.ids import new_id
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import CONTROL, Subjects
+from fedtide.fabric.strict import Strict
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +115,12 @@ class Leadership:
         if found is None:
             return 0, None
         try:
-            return found.sequence, Lease.model_validate_json(found.data)
-        except ValidationError:
+            return found.sequence, from_json(Lease, found.data, "lease")
+        except MalformedMessage:
             return found.sequence, None
 
     async def _write(self, lease: Lease) -> None:
-        data = lease.model_dump_json().encode()
+        data = to_json(lease)
         try:
             ack = await self._broker.publish(
                 self._subject, data, expected_last_of_subject=self._sequence, timeout_s=LEASE_S

@@ -1,14 +1,14 @@
 """The world as bytes and back: tagged JSON, no pickle. Pure.
 
-A snapshot holds states that the reducers of one version made. `CODE` names that version: bytes of
-another are not read, the log is replayed instead.
+A snapshot says in which `FORMAT` its states are. An older one is brought up to date by `MIGRATIONS`, step by step; one
+of a newer version is not read, the log is replayed instead. `tests/compat` holds a snapshot of every format, and
+notices a state whose fields have changed without a new one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,44 +17,22 @@ from cattrs.preconf.json import JsonConverter, make_converter
 from cattrs.strategies import configure_tagged_union
 from pydantic import BaseModel
 
-from fedtide.coordinator import conditions
 from fedtide.coordinator import state as world
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.models import registry
-from fedtide.coordinator.rollouts import catch_up, gates, rollout_steps, rollouts, wave_steps, wave_wishes, waves
-from fedtide.coordinator.rollouts import sequential_test as betting_test
+from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.coordinator.runs import rounds, runs
-from fedtide.coordinator.triggers import signals, triggers
+from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.events import envelope as events
-from fedtide.fabric.events import identity as identity_events
-from fedtide.fabric.events import rollouts as rollout_events
-from fedtide.fabric.events import runs as run_events
-from fedtide.fabric.messages import tasks as wire
-from fedtide.fabric.plans import release, rollout_plan, round_policy, trigger_rule, windows
 from fedtide.fabric.tensors import blobs
 
-_MODULES = (
-    *(conditions, fleet, identities, registry, rounds, runs, signals, triggers, world),
-    *(betting_test, catch_up, gates, rollout_steps, rollouts, wave_steps, wave_wishes, waves),
-    *(
-        blobs,
-        events,
-        identity_events,
-        release,
-        rollout_events,
-        rollout_plan,
-        round_policy,
-        run_events,
-        trigger_rule,
-        windows,
-        wire,
-    ),
-)
-CODE = hashlib.sha256("".join(inspect.getsource(m) for m in _MODULES).encode()).hexdigest()[:16]
+FORMAT = 1
+"""Of the states below. Change it with the first change of a state's fields after a release."""
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From the tables of one format to those of the next."""
 
-_TABLES: dict[str, Any] = {
+TABLES: dict[str, Any] = {
     "nodes": dict[str, fleet.Node],
     "runs": dict[str, runs.Run],
     "models": dict[str, registry.Model],
@@ -77,27 +55,44 @@ class Snapshot:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    tables = {name: _CONVERTER.unstructure(getattr(snapshot.world, name), kind) for name, kind in _TABLES.items()}
-    body = {"sequence": snapshot.sequence, "applied": snapshot.applied, "seen": snapshot.seen, "world": tables}
+    tables = {name: _CONVERTER.unstructure(getattr(snapshot.world, name), kind) for name, kind in TABLES.items()}
+    body = {
+        "format": FORMAT,
+        "sequence": snapshot.sequence,
+        "applied": snapshot.applied,
+        "seen": snapshot.seen,
+        "world": tables,
+    }
     return json.dumps(body, separators=(",", ":")).encode()
 
 
 def decode(data: bytes) -> Snapshot:
-    """Raises MalformedMessage if `data` is no snapshot."""
+    """Raises MalformedMessage if `data` is no snapshot, or one of a newer format."""
     found = world.World()
     try:
         body = json.loads(data)
-        for name, kind in _TABLES.items():
-            setattr(found, name, _CONVERTER.structure(body["world"][name], kind))
+        tables = _up_to_date(body["format"], body["world"])
+        for name, kind in TABLES.items():
+            setattr(found, name, _CONVERTER.structure(tables[name], kind))
         return Snapshot(body["sequence"], body["applied"], found, body["seen"])
     except (KeyError, TypeError, ValueError, ExceptionGroup) as exc:
         raise MalformedMessage(f"snapshot: {exc}") from exc
 
 
+def _up_to_date(number: int, tables: dict[str, Any]) -> dict[str, Any]:
+    if number > FORMAT:
+        raise MalformedMessage(f"snapshot: its format {number} is newer than {FORMAT}")
+    for step in range(number, FORMAT):
+        tables = MIGRATIONS[step](tables)
+    return tables
+
+
 def _converter() -> JsonConverter:
     converter = make_converter()
-    converter.register_unstructure_hook_func(_is_model, lambda value: value.model_dump(mode="json"))
-    converter.register_structure_hook_func(_is_model, lambda value, kind: kind.model_validate(value))
+    converter.register_unstructure_hook_func(
+        _is_model, lambda value: value.model_dump(mode="json", exclude_defaults=True)
+    )
+    converter.register_structure_hook_func(_is_model, lambda value, kind: kind.model_validate(value, extra="ignore"))
     for union in (rounds.Round, runs.Run, waves.Wave, rollouts.Rollout):
         configure_tagged_union(union, converter)
     return converter

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pydantic import ValidationError
-
-from fedtide.coordinator.log import snapshot_codec as world_codec
+from fedtide.coordinator.log import snapshot_codec
 from fedtide.coordinator.log.snapshot_codec import Snapshot
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import CONTROL, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob
+from fedtide.fabric.strict import Message
 from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
 
 
-class SnapshotRef(Strict):
-    """The newest snapshot: made by which code, after which event, and where it stands."""
+class SnapshotRef(Message):
+    """The newest snapshot: after which event, and where it stands."""
 
-    code: str
     sequence: int
     blob: BlobRef
 
@@ -38,31 +36,28 @@ class Snapshots:
         """The newest snapshot that this code can read, or None: replay from the start."""
         try:
             ref = await self._ref()
-            if ref is None or ref.code != world_codec.CODE:
+            if ref is None:
                 return None
             data = await read_blob(Source(self._broker, CONTROL), self._subjects.snapshot_blob, ref.blob)
-            return world_codec.decode(bytes(data))
+            return snapshot_codec.decode(bytes(data))
         except FedtideError as exc:
             log.warning("snapshot.not_read", extra={"reason": str(exc)})
             return None
 
     async def save(self, snapshot: Snapshot) -> None:
         """Store a snapshot; the one before goes once this one stands."""
-        data = await asyncio.to_thread(world_codec.encode, snapshot)
+        data = await asyncio.to_thread(snapshot_codec.encode, snapshot)
         try:
             old = await self._ref()
         except MalformedMessage:
             old = None
         blob = await put_blob(self._broker, self._subjects.snapshot_blob, CONTROL, [data], ttl_s=None)
-        ref = SnapshotRef(code=world_codec.CODE, sequence=snapshot.sequence, blob=blob)
-        await self._broker.publish(self._subjects.snapshot, ref.model_dump_json().encode())
+        ref = SnapshotRef(sequence=snapshot.sequence, blob=blob)
+        await self._broker.publish(self._subjects.snapshot, to_json(ref))
         if old is not None and old.blob != blob:
             await self._broker.purge(CONTROL, f"{self._subjects.snapshot_blob(old.blob.digest)}.>")
         log.info("snapshot.saved", extra={"sequence": snapshot.sequence, "bytes": len(data)})
 
     async def _ref(self) -> SnapshotRef | None:
         found = await self._broker.last(CONTROL, self._subjects.snapshot)
-        try:
-            return SnapshotRef.model_validate_json(found.data) if found is not None else None
-        except ValidationError as exc:
-            raise MalformedMessage(f"snapshot: {exc.errors()[0]['msg']}") from exc
+        return from_json(SnapshotRef, found.data, "snapshot") if found is not None else None

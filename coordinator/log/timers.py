@@ -1,6 +1,6 @@
 """Alarms: due times that the state wants, kept by the clock of this process.
 
-Durable because the state is: after a restart `owed` asks for them again. One that the state no
+Durable because the state is: after a restart `pending_commands` asks for them again. One that the state no
 longer wants does not ring.
 """
 

@@ -58,5 +58,5 @@ def _runs(state: Model) -> set[str]:
     return {p.run for p, _ in state.producing} | {r.manifest.lineage.run for r in state.releases}
 
 
-def owed(state: Model) -> Commands:
+def pending_commands(state: Model) -> Commands:
     return tuple(PublishRelease(produced, version) for produced, version in state.producing)

@@ -11,9 +11,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fedtide.coordinator.commands import Commands
+from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet.fleet import Node, matches
-from fedtide.coordinator.rollouts import gates, wave_steps, waves
-from fedtide.coordinator.rollouts.waves import ENDED, Baking, Facts, NodeState, Offering, Over, Trouble, Wave
+from fedtide.coordinator.rollouts import gates, waves
+from fedtide.coordinator.rollouts.waves import ENDED, Baking, Facts, NodeState, Offering, Over, Wave, WaveProblem
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 
 Waves = tuple[Wave, ...]
@@ -61,16 +62,18 @@ def lost(all_waves: Waves, node: str) -> Waves:
     return tuple(changed)
 
 
-def advance(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Commands, Trouble | None]:
+def advance(
+    facts: Facts, all_waves: Waves, at: datetime, decisions: Decisions
+) -> tuple[Waves, Commands, WaveProblem | None]:
     """Offer the release to nodes that are back, as many at a time as the plan says; watch them as canaries are."""
     if not any(wave.cohort.late for _, wave in _over(all_waves)):
         return all_waves, (), None
     plan, changed = facts.plan, list(all_waves)
     for index, wave in _over(all_waves):
         late = {n: wave.cohort.nodes[n] for n in wave.cohort.late if not wave.cohort.nodes[n].back}
-        changed[index] = waves.with_nodes(wave, wave_steps.expired(plan, late, at))
-    if reason := _what_is_wrong(plan, changed):
-        return tuple(changed), (), Trouble(f"catch-up: {reason}", failed=True)
+        changed[index] = waves.with_nodes(wave, waves.expired(plan, late, at))
+    if reason := _what_is_wrong(facts, changed, decisions):
+        return tuple(changed), (), WaveProblem(f"catch-up: {reason}", failed=True)
     commands: Commands = ()
     for index, name, state in list(_cohort(changed)):
         if state.phase == "confirmed" and not state.settled and at >= _watched_until(plan, state):
@@ -78,7 +81,7 @@ def advance(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Comman
             commands += (waves.settle(facts, name, state),)
     free = plan.catch_up_in_flight - sum(_is_under_way(s) for _, _, s in _cohort(changed))
     for index, name, _ in _waiting(changed):
-        if free > 0 and wave_steps.may_activate(plan, name, at):
+        if free > 0 and waves.may_activate(plan, name, at):
             free -= 1
             fresh = NodeState("offered", "catch_up", facts.counter, at)
             changed[index] = waves.with_nodes(changed[index], {name: fresh})
@@ -86,16 +89,22 @@ def advance(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Comman
     return tuple(changed), commands, None
 
 
-def _what_is_wrong(plan: RolloutPlan, all_waves: Sequence[Wave]) -> str:
+def _what_is_wrong(facts: Facts, all_waves: Sequence[Wave], decisions: Decisions) -> str:
     """Errors count against all that attempted the release; gates look at the late ones alone, and only fail."""
-    late = {name: state for _, name, state in _cohort(all_waves)}
+    plan, late = facts.plan, {name: state for _, name, state in _cohort(all_waves)}
     if any(waves.is_failed(state) for state in late.values()):
         everybody = [s for _, wave in _over(all_waves) for s in wave.cohort.nodes.values()]
-        if reason := wave_steps.too_many_errors(plan, everybody):
+        if reason := waves.too_many_errors(plan, everybody):
             return reason
     serving = {n: s.measured for n, s in late.items() if s.phase == "confirmed" and s.measured is not None}
-    judged = [gates.judge(gate, serving, plan.slices) for gate in plan.gates if serving]
-    return next((j.reason for j in judged if j.outcome == "fail" and j.enforced), "")
+    if not serving or not plan.gates:
+        return ""
+
+    def judged() -> list[str]:
+        found = [gates.judge(gate, serving, plan.slices) for gate in plan.gates]
+        return [next((j.reason for j in found if j.outcome == "fail" and j.enforced), "")]
+
+    return str(decisions.of(f"gates/{facts.rollout}/catch-up", judged)[0])
 
 
 def _is_under_way(state: NodeState) -> bool:
@@ -111,10 +120,10 @@ def due(facts: Facts, all_waves: Waves, at: datetime) -> list[datetime]:
     plan, times = facts.plan, []
     for _, name, state in _cohort(all_waves):
         if state.phase not in ENDED:
-            times.append(wave_steps.deadline(plan, name, state, at))
+            times.append(waves.deadline(plan, name, state, at))
         elif state.phase == "confirmed" and not state.settled:
             times.append(_watched_until(plan, state))
-    times += wave_steps.next_openings(plan, [n for _, n, _ in _waiting(all_waves)], at)
+    times += waves.next_openings(plan, [n for _, n, _ in _waiting(all_waves)], at)
     return [time for time in times if time > at]
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import assert_never
 
 from fedtide.coordinator.conditions import holds, names
 from fedtide.coordinator.rollouts import sequential_test as betting_test
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.messages.views import GateOutcome
 from fedtide.fabric.plans.rollout_plan import (
     SLOWER,
     DisagreementGate,
@@ -25,7 +26,7 @@ from fedtide.fabric.plans.rollout_plan import (
     PairedGate,
 )
 
-Outcome = Literal["pass", "fail", "inconclusive", "error"]
+Outcome = GateOutcome
 
 
 @dataclass(frozen=True, slots=True)

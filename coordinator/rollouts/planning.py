@@ -6,30 +6,23 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
-
-from pydantic import Field, model_validator
 
 from fedtide.coordinator import conditions
 from fedtide.coordinator.fleet.fleet import Node, matches
 from fedtide.coordinator.models.registry import Model, Release
 from fedtide.coordinator.rollouts import gates
 from fedtide.fabric.errors import ConfigError, NotFound
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.messages.protocol import common
 from fedtide.fabric.plans.rollout_plan import (
-    Bake,
     DisagreementGate,
-    Gate,
     LatencyGate,
     MetricGate,
-    OnFailure,
     PairedGate,
-    Rate,
     RolloutPlan,
     Terms,
     WavePlan,
 )
-from fedtide.fabric.plans.windows import Window
+from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.tensors.blobs import BlobRef
 
 HOLDOUT = 500
@@ -38,47 +31,12 @@ SHADOW = 0.1
 """Share of requests that the incumbent answers too, if a gate needs it and the plan does not say."""
 
 
-class RolloutRequest(Strict):
-    """What a person asks for, in a file or by options; the rest follows from the registry and the fleet."""
-
-    model: str
-    version: int | None = Field(default=None, ge=1, description="None: the latest release")
-    regions: list[str | list[str]] = Field(default=[], description="In this order; those of an inner list together")
-    selector: dict[str, str] = {}
-    canary: float = Field(default=0.34, ge=0, description="Below 1 a share of each wave, else a number of nodes")
-    canary_by: list[str] = Field(default=["hardware"], description="Canaries cover every value of these labels first")
-    max_error: float = Field(default=0.0, ge=0, le=1, description="Failed / attempted")
-    min_success: float | None = Field(default=None, ge=0, le=1, description="None: 1 - max_error")
-    min_attempted: int = Field(default=1, ge=1)
-    claim_deadline_s: float = Field(default=300.0, gt=0, description="Nodes that do not answer by then leave the wave")
-    finish_deadline_s: float = Field(default=900.0, gt=0, description="Nodes that answered must be done by then")
-    cache_deadline_s: float = Field(default=3600.0, gt=0)
-    bake: Bake = Bake()
-    gates: list[Gate] = []
-    on_inconclusive: Literal["wait", "pause"] = "wait"
-    gate_deadline_s: float = Field(default=86_400.0, gt=0)
-    approve: list[str] = Field(default=[], description="Regions that a person lets begin; `canary`: after canaries")
-    rate: Rate = Rate()
-    catch_up_in_flight: int = Field(default=10, ge=1)
-    window: Window | None = None
-    on_failure: OnFailure = "rollback_all"
-    node_bytes_per_s: int | None = Field(default=None, ge=1)
-    region_bytes_per_s: int | None = Field(default=None, ge=1)
-    new_interface: bool = False
-    holdout: int | None = Field(default=None, ge=0)
-    shadow: float | None = Field(default=None, ge=0, le=1)
-    report_s: float = Field(default=10.0, gt=0)
-
-    @model_validator(mode="after")
-    def _conditions_parse(self) -> RolloutRequest:
-        for number, gate in enumerate(self.gates):
-            if isinstance(gate, MetricGate):
-                try:
-                    for field in ("pass_if", "fail_if"):
-                        _check_expression(f"gates.{number}.{field}", getattr(gate, field))
-                except ConfigError as exc:
-                    raise ValueError(str(exc)) from exc
-        return self
+def check_expressions(request: RolloutRequest) -> None:
+    """Raises ConfigError for a metric gate whose expression no node's report could answer."""
+    for number, gate in enumerate(request.gates):
+        if isinstance(gate, MetricGate):
+            _check_expression(f"gates.{number}.pass_if", gate.pass_if)
+            _check_expression(f"gates.{number}.fail_if", gate.fail_if)
 
 
 def _check_expression(path: str, expression: str) -> None:
@@ -98,8 +56,9 @@ def plan(request: RolloutRequest, model: Model, fleet: Iterable[Node], serving: 
         NotFound: no such release, or no node in the cohort.
         ConfigError: a region without nodes, or numbers that no wave can meet.
     """
+    check_expressions(request)
     release = _release(request, model)
-    nodes = [n for n in fleet if matches(n, request.selector)]
+    nodes = [n for n in fleet if matches(n, request.selector) and common(n.capabilities.protocol) is not None]
     groups = _groups(request, nodes)
     waves = [
         _wave(request, number, region, [n for n in nodes if n.region == region], release.ref.digest)

@@ -1,33 +1,32 @@
-"""What people see of roll-outs: roll-out, region, gates, counts of node phases, the reason first. Pure."""
+"""Roll-outs as the API shows them: regions, gates, counts of node phases, the reason first. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
-from fedtide.coordinator.rollouts import gates, planning, rollouts, wave_steps, waves
-from fedtide.coordinator.runs.views import View
+from fedtide.coordinator.rollouts import gates, planning, rollouts, waves
+from fedtide.fabric.messages.views import GateView, PlannedRegion, PlannedRollout, RolloutView, WaveView
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 
 
-def rollout(state: rollouts.Rollout) -> View:
+def rollout(state: rollouts.Rollout) -> RolloutView:
     """A roll-out with its waves."""
     facts = state.facts
-    return {
-        "rollout": facts.rollout,
-        "model": facts.plan.model,
-        "version": facts.plan.version,
-        "release": facts.plan.release.digest,
-        "state": type(state).__name__.lower(),
-        "reason": _reason(state),
-        "started_at": facts.started_at.isoformat(timespec="seconds"),
-        "by": facts.by,
-        "counter": facts.counter,
-        "wan_bytes": sum(_wan_bytes(w) for w in state.waves),
-        "catch_up": sum(s.stage == "catch_up" or s.back for s in rollouts.nodes_of(state).values()),
-        "regions": [_wave(state, index) for index in range(len(facts.plan.waves))],
-    }
+    return RolloutView(
+        rollout=facts.rollout,
+        model=facts.plan.model,
+        version=facts.plan.version,
+        release=facts.plan.release.digest,
+        state=rollouts.state_name(state),
+        reason=_reason(state),
+        started_at=facts.started_at,
+        by=facts.by,
+        counter=facts.counter,
+        wan_bytes=sum(_wan_bytes(w) for w in state.waves),
+        catch_up=sum(s.stage == "catch_up" or s.back for s in rollouts.nodes_of(state).values()),
+        regions=[_wave(state, index) for index in range(len(facts.plan.waves))],
+    )
 
 
 def _wan_bytes(wave: waves.Wave) -> int:
@@ -39,8 +38,8 @@ def _reason(state: rollouts.Rollout) -> str:
         case rollouts.Paused(reason=reason):
             return reason
         case rollouts.RolledBack(reason=reason, restored=restored, stuck=stuck):
-            owed = len(rollouts.holders(state) - restored)
-            left = f"; {owed} nodes are not back yet" if owed else ""
+            missing = len(rollouts.holders(state) - restored)
+            left = f"; {missing} nodes are not back yet" if missing else ""
             return reason + left + "".join(f"; {n} cannot go back: {why}" for n, why in list(stuck.items())[:3])
         case rollouts.Superseded(by=by):
             return f"superseded by {by}"
@@ -48,9 +47,9 @@ def _reason(state: rollouts.Rollout) -> str:
             return stopped
         case rollouts.Rolling():
             return "; ".join(
-                f"{told.region}: {waits}"
-                for told, wave in zip(state.facts.plan.waves, state.waves, strict=True)
-                if (waits := _waits_for(state, told.region, wave))
+                f"{planned.region}: {waits}"
+                for planned, wave in zip(state.facts.plan.waves, state.waves, strict=True)
+                if (waits := _waits_for(state, planned.region, wave))
             )
 
 
@@ -76,9 +75,9 @@ def _waits_for(state: rollouts.Rolling, region: str, wave: waves.Wave) -> str:
 
 def _bake_waits_for(plan: RolloutPlan, state: rollouts.Rolling, region: str, wave: waves.Baking) -> str:
     index = next(i for i, w in enumerate(plan.waves) if w.region == region)
-    judged = [j for j in wave_steps.judge(plan, wave) if j.enforced and j.outcome != "pass"]
-    wanted, have = wave_steps.wanted_inferences(plan, index, wave), wave_steps.inferences(wave)
-    parts = [f"until {wave_steps.bake_ends(plan, index, wave).isoformat(timespec='seconds')}"]
+    judged = [j for j in waves.judge(plan, wave) if j.enforced and j.outcome != "pass"]
+    wanted, have = waves.wanted_inferences(plan, index, wave), waves.inferences(wave)
+    parts = [f"until {waves.bake_ends(plan, index, wave).isoformat(timespec='seconds')}"]
     parts += [f"{have} of {wanted} inferences"] if have < wanted else []
     parts += [j.reason for j in judged]
     if not judged and plan.approve_after_canary and wave.stage == "canary":
@@ -86,68 +85,68 @@ def _bake_waits_for(plan: RolloutPlan, state: rollouts.Rolling, region: str, wav
     return ", ".join(parts)
 
 
-def _wave(state: rollouts.Rollout, index: int) -> View:
+def _wave(state: rollouts.Rollout, index: int) -> WaveView:
     plan, wave = state.facts.plan, state.waves[index]
-    told = plan.waves[index]
+    planned = plan.waves[index]
     nodes = waves.nodes_of(wave)
-    return {
-        "region": told.region,
-        "group": told.group,
-        "state": type(wave).__name__.lower(),
-        "nodes": len(told.canaries) + len(told.nodes),
-        "canaries": told.canaries,
-        "phases": dict(Counter(s.phase for s in nodes.values())),
-        "confirmed": sum(s.phase == "confirmed" for s in nodes.values()),
-        "failed": sum(waves.is_failed(s) for s in nodes.values()),
-        "absent": sum(waves.is_absent(s) for s in nodes.values()),
-        "reasons": {n: s.reason for n, s in nodes.items() if s.reason},
-        "gates": [_gate(j) for j in _judged(plan, wave)],
-        "measured": gates.total(s.measured or gates.NOTHING for s in nodes.values()).model_dump(),
-        "wan_bytes": _wan_bytes(wave),
-        "seconds": round(wave.seconds, 3) if isinstance(wave, waves.Over) else None,
-    }
+    return WaveView(
+        region=planned.region,
+        group=planned.group,
+        state=waves.state_name(wave),
+        nodes=len(planned.canaries) + len(planned.nodes),
+        canaries=planned.canaries,
+        phases=dict(Counter(s.phase for s in nodes.values())),
+        confirmed=sum(s.phase == "confirmed" for s in nodes.values()),
+        failed=sum(waves.is_failed(s) for s in nodes.values()),
+        absent=sum(waves.is_absent(s) for s in nodes.values()),
+        reasons={n: s.reason for n, s in nodes.items() if s.reason},
+        gates=[_gate(j) for j in _judged(plan, wave)],
+        measured=gates.total(s.measured or gates.NOTHING for s in nodes.values()),
+        wan_bytes=_wan_bytes(wave),
+        seconds=round(wave.seconds, 3) if isinstance(wave, waves.Over) else None,
+    )
 
 
 def _judged(plan: RolloutPlan, wave: waves.Wave) -> list[gates.Judgement]:
-    return wave_steps.judge(plan, wave) if isinstance(wave, waves.Offering | waves.Baking) else []
+    return waves.judge(plan, wave) if isinstance(wave, waves.Offering | waves.Baking) else []
 
 
-def _gate(judged: gates.Judgement) -> View:
-    return {"gate": judged.gate, "outcome": judged.outcome, "reason": judged.reason, "enforced": judged.enforced}
+def _gate(judged: gates.Judgement) -> GateView:
+    return GateView(gate=judged.gate, outcome=judged.outcome, reason=judged.reason, enforced=judged.enforced)
 
 
-def planned(plan: RolloutPlan, wan_bytes: Mapping[str, int], release_bytes: int, offline: frozenset[str]) -> View:
+def planned(
+    plan: RolloutPlan, wan_bytes: Mapping[str, int], release_bytes: int, offline: frozenset[str]
+) -> PlannedRollout:
     """A dry run: which nodes, how many bytes over which link, and how long at least.
 
     Args:
         wan_bytes: what each region's leaf lacks of the release.
         release_bytes: what a node fetches from its leaf, if it has nothing of it.
     """
-    regions: list[dict[str, Any]] = []
-    for wave in plan.waves:
-        names = [*wave.canaries, *wave.nodes]
-        regions.append(
-            {
-                "region": wave.region,
-                "group": wave.group,
-                "approval": wave.approval,
-                "canaries": wave.canaries,
-                "nodes": names,
-                "offline": [n for n in names if n in offline],
-                "wan_bytes": wan_bytes[wave.region],
-            }
+    regions = [
+        PlannedRegion(
+            region=wave.region,
+            group=wave.group,
+            approval=wave.approval,
+            canaries=wave.canaries,
+            nodes=[*wave.canaries, *wave.nodes],
+            offline=[n for n in (*wave.canaries, *wave.nodes) if n in offline],
+            wan_bytes=wan_bytes[wave.region],
         )
-    return {
-        "model": plan.model,
-        "version": plan.version,
-        "nodes": sum(len(r["nodes"]) for r in regions),
-        "wan_bytes": sum(wan_bytes.values()),
-        "bytes_per_node": release_bytes,
-        "at_least_seconds": round(planning.least_seconds(plan, wan_bytes, release_bytes), 1),
-        "regions": regions,
-        "gates": [g.model_dump(mode="json") for g in plan.gates],
-        "on_failure": plan.on_failure,
-    }
+        for wave in plan.waves
+    ]
+    return PlannedRollout(
+        model=plan.model,
+        version=plan.version,
+        nodes=sum(len(r.nodes) for r in regions),
+        wan_bytes=sum(wan_bytes.values()),
+        bytes_per_node=release_bytes,
+        at_least_seconds=round(planning.least_seconds(plan, wan_bytes, release_bytes), 1),
+        regions=regions,
+        gates=plan.gates,
+        on_failure=plan.on_failure,
+    )
 
 
 def why(state: rollouts.Rollout, node: str) -> str:
@@ -157,7 +156,7 @@ def why(state: rollouts.Rollout, node: str) -> str:
     wave = next((w for w in plan.waves if node in w.canaries or node in w.nodes), None)
     if known is None and wave is None:
         return ""
-    which = f"{name} ({plan.model} v{plan.version}, {type(state).__name__.lower()})"
+    which = f"{name} ({plan.model} v{plan.version}, {rollouts.state_name(state)})"
     if known is None:
         return f"{which}: not offered yet, its wave {wave.region if wave else ''} has not come so far: {_reason(state)}"
     if isinstance(state, rollouts.RolledBack):

@@ -207,7 +207,7 @@ def rang(state: Round, key: str, run: str, policy: RoundPolicy) -> Round:
     return state
 
 
-def owed(state: Round, run: str, policy: RoundPolicy) -> Commands:
+def pending_commands(state: Round, run: str, policy: RoundPolicy) -> Commands:
     """What an open round wants done: its alarms, or the word that one has rung."""
     if not isinstance(state, Open | Collecting):
         return ()

@@ -38,10 +38,11 @@ from fedtide.fabric.events.runs import (
     RunPauseRequested,
     RunRequested,
     RunResumeRequested,
-    RunSpec,
     UpdateReceived,
     UpdateRefused,
 )
+from fedtide.fabric.messages.requests import RunActionName
+from fedtide.fabric.plans.run_spec import RunSpec
 
 MAX_CRASHES = 5
 
@@ -145,7 +146,7 @@ def _first(event: RunEvent, at: datetime) -> Step:
         name = event.id if isinstance(event, AlarmRang) else event.run
         raise InvalidTransition(f"{event.kind} for a run {name} that was never requested")
     run = Running(Facts(event.run, event.spec, event.by, at, event.cause), attempt=1)
-    return run, owed(run)
+    return run, pending_commands(run)
 
 
 def _running(state: Running, event: RunEvent, at: datetime) -> Step:
@@ -154,7 +155,7 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
             if not state.resumable:
                 raise InvalidTransition(f"run {state.facts.run} cannot be paused: its app keeps its rounds to itself")
             paused = Paused(state.facts, state.attempt, state.rounds, reason)
-            return paused, owed(paused)
+            return paused, pending_commands(paused)
         case AggregatorStarted():
             return replace(state, started=True), ()
         case AggregatorExited():
@@ -191,8 +192,8 @@ def _rang(state: Running | Paused, key: str) -> Step:
 def _new_commands(facts: Facts, before: rounds.Round | None, after: rounds.Round) -> Commands:
     """What the round owes now and did not owe before."""
     policy = facts.spec.policy
-    known = rounds.owed(before, facts.run, policy) if before is not None else ()
-    return tuple(c for c in rounds.owed(after, facts.run, policy) if c not in known)
+    known = rounds.pending_commands(before, facts.run, policy) if before is not None else ()
+    return tuple(c for c in rounds.pending_commands(after, facts.run, policy) if c not in known)
 
 
 def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
@@ -203,7 +204,7 @@ def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
     attempt = state.attempt + 1
     reason = f"{what}; attempt {attempt}"
     again = replace(state, attempt=attempt, started=False, reason=reason, crashes=crashes)
-    return again, owed(again)
+    return again, pending_commands(again)
 
 
 def _paused(state: Paused, event: RunEvent, at: datetime) -> Step:
@@ -211,7 +212,7 @@ def _paused(state: Paused, event: RunEvent, at: datetime) -> Step:
         return state, ()
     known = {n: rounds.restart_clock(r, at) for n, r in state.rounds.items()}
     again = Running(state.facts, state.attempt + 1, rounds=known, reason="resumed")
-    return again, owed(again)
+    return again, pending_commands(again)
 
 
 def _outcome(event: RunCompleted | RunFailed) -> tuple[Literal["completed", "failed"], str]:
@@ -223,17 +224,17 @@ def _end(
 ) -> Step:
     left = {n: rounds.abandon(r, f"the run is {outcome}") for n, r in state.rounds.items()}
     ended = Ended(state.facts, outcome, reason, state.attempt, left, at)
-    return ended, owed(ended)
+    return ended, pending_commands(ended)
 
 
-def owed(state: Run) -> Commands:
+def pending_commands(state: Run) -> Commands:
     """What this state still wants done: issued on entry, and again after a restart."""
     match state:
         case Running(facts=facts, attempt=attempt):
             launch = LaunchAggregator(facts.run, attempt, facts.spec)
             if not state.rounds:
                 return (launch,)
-            return (launch, *rounds.owed(state.rounds[max(state.rounds)], facts.run, facts.spec.policy))
+            return (launch, *rounds.pending_commands(state.rounds[max(state.rounds)], facts.run, facts.spec.policy))
         case Paused(facts=facts):
             return (SuspendAggregator(facts.run),)
         case Ended(cleaned=True):
@@ -242,6 +243,29 @@ def owed(state: Run) -> Commands:
             return (CleanUp(facts.run),)
         case Ended(facts=facts):
             return (StopAggregator(facts.run),)
+
+
+ACTIONS: Mapping[RunActionName, frozenset[type[Run]]] = {
+    "cancel": frozenset({Running, Paused, Ended}),
+    "pause": frozenset({Running, Paused}),
+    "resume": frozenset({Paused}),
+}
+"""In which states a person may do what. Cancelling an ended run and pausing a paused one change nothing."""
+
+
+def why_not_allowed(state: Run, action: RunActionName) -> str | None:
+    """Why a person may not do this now, or None."""
+    if type(state) not in ACTIONS[action]:
+        is_now = state.outcome if isinstance(state, Ended) else "running"
+        return f"is {is_now}, which `{action}` cannot change"
+    if action == "pause" and isinstance(state, Running) and not state.resumable:
+        return "cannot be paused: its app keeps its rounds to itself, they would be lost"
+    return None
+
+
+def is_done(state: Run, action: RunActionName) -> bool:
+    """Whether there is nothing left to do."""
+    return (action == "cancel" and isinstance(state, Ended)) or (action == "pause" and isinstance(state, Paused))
 
 
 def is_current(state: Run, attempt: int) -> bool:

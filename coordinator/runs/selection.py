@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fedtide.coordinator.fleet.fleet import Node, matches
-from fedtide.fabric.events.runs import RunSpec
+from fedtide.fabric.messages import protocol
 from fedtide.fabric.plans.round_policy import Selection
+from fedtide.fabric.plans.run_spec import RunSpec
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -62,6 +63,8 @@ def why_not(node: Node, spec: RunSpec) -> str | None:
         return f"offline: {node.reason}"
     if not capabilities.schedulable:
         return "is cordoned or being drained"
+    if (reason := protocol.why_not(capabilities.protocol)) is not None:
+        return reason
     if not matches(node, spec.selector):
         return f"does not have the labels {spec.selector}"
     if missing:

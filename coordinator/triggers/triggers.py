@@ -13,19 +13,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
 
 from fedtide.coordinator.commands import Commands, Fire, StopFired
 from fedtide.coordinator.conditions import holds
+from fedtide.coordinator.decisions import Decisions
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.messages.views import FiringOutcome
 from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule, matches_type
 
 HISTORY = 200
 REMEMBERED_KEYS = 10_000
-
-Outcome = Literal[
-    "fired", "queued", "condition", "error", "duplicate", "cooldown", "budget", "busy", "queue full", "failed"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +34,13 @@ class Firing:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class FiringRecord:
     """One line of the history."""
 
     at: datetime
     signal: str
     type: str
-    outcome: Outcome
+    outcome: FiringOutcome
     reason: str = ""
     started: str = ""
 
@@ -60,19 +57,20 @@ class Trigger:
     queue: tuple[Firing, ...] = ()
     stopping: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
-    history: tuple[Judged, ...] = ()
+    history: tuple[FiringRecord, ...] = ()
 
 
 Step = tuple[Trigger, Commands]
 
 
-def step(state: Trigger, signal: Signal, at: datetime) -> Step:
+def step(state: Trigger, signal: Signal, at: datetime, decisions: Decisions) -> Step:
     """The trigger after one signal."""
     if not matches_type(state.rule, signal.type):
         return state, ()
-    outcome, reason = judge(state, signal, at)
+    about = f"rules/{state.rule.name}/{signal.type}"
+    outcome, reason = decisions.of(about, lambda: list(judge(state, signal, at)))
     key = started_id(state.rule, signal) if outcome in ("fired", "queued") else ""
-    state = _noted(state, Judged(at, signal.id, signal.type, outcome, reason, key))
+    state = _noted(state, FiringRecord(at, signal.id, signal.type, outcome, reason, key))
     if outcome not in ("fired", "queued"):
         return state, ()
     state = replace(state, keys=(*state.keys, _key(state.rule, signal))[-REMEMBERED_KEYS:])
@@ -80,14 +78,14 @@ def step(state: Trigger, signal: Signal, at: datetime) -> Step:
     if outcome == "queued":
         return replace(state, queue=(*state.queue, firing)), ()
     if state.active is not None:
-        # Replaced: it must not start any more, and is owed an end until it has one.
+        # Replaced: it must not start any more, and must be ended until it is.
         state = replace(started(state, state.active), stopping=(*state.stopping, state.active))
     stop = tuple(StopFired(state.rule.name, replaced) for replaced in state.stopping[-1:])
     state, commands = _fire(state, firing, at)
     return state, (*stop, *commands)
 
 
-def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[Outcome, str]:
+def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[FiringOutcome, str]:
     """What a signal of the right type would do now, and why."""
     rule = state.rule
     try:
@@ -132,10 +130,10 @@ def ended(state: Trigger, key: str, at: datetime) -> Step:
 
 def failed(state: Trigger, key: str, reason: str, at: datetime) -> Step:
     """What the rule asked for cannot be started: it is noted, and the next in the queue may go."""
-    return ended(_noted(state, Judged(at, "", state.rule.type, "failed", reason, key)), key, at)
+    return ended(_noted(state, FiringRecord(at, "", state.rule.type, "failed", reason, key)), key, at)
 
 
-def owed(state: Trigger) -> Commands:
+def pending_commands(state: Trigger) -> Commands:
     """What was fired and is not known to have started."""
     stops = tuple(StopFired(state.rule.name, key) for key in state.stopping)
     return (*stops, *(Fire(state.rule, f.started, _cause(f)) for f in state.asked))
@@ -160,5 +158,5 @@ def _key(rule: TriggerRule, signal: Signal) -> str:
     return f"{rule.dedupe}={signal.fields.get(rule.dedupe)}" if rule.dedupe else signal.id
 
 
-def _noted(state: Trigger, line: Judged) -> Trigger:
+def _noted(state: Trigger, line: FiringRecord) -> Trigger:
     return replace(state, history=(*state.history, line)[-HISTORY:])

@@ -19,13 +19,14 @@ from pydantic import Field, ValidationError
 from fedtide.edge_agent.config import DriftLimits
 from fedtide.edge_agent.drift.sketch import CONFIDENCE, PREDICTION, Sketch, pack, scores, total, unpack
 from fedtide.fabric import logs
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.events.envelope import DriftReported, Event
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import COLLECTOR, STAY, Subjects
+from fedtide.fabric.nats.subjects import COLLECTOR, STAY, SketchOf, Subjects, parse_as
+from fedtide.fabric.strict import Strict
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +68,14 @@ class Collector:
         await self._broker.subscribe(self._subjects.drifts(self._region), self._on_sketch)
 
     async def _on_sketch(self, message: Received) -> None:
-        model, window = message.subject.split(".")[-2:]
+        sketch = parse_as(SketchOf, message.subject)
+        model, window = sketch.model, sketch.window
         release, _, window_s = unpack(message.data)
-        if not window.isdigit() or not 0 < window_s <= LONGEST_WINDOW_S:
+        if not 0 < window_s <= LONGEST_WINDOW_S:
             raise MalformedMessage(f"{message.subject} is no window of {window_s} s")
-        key = model, int(window)
+        key = model, window
         if key not in self._open:
-            task = self._open[key] = asyncio.create_task(self._close(model, int(window), release, window_s))
+            task = self._open[key] = asyncio.create_task(self._close(model, window, release, window_s))
             task.add_done_callback(lambda _: self._open.pop(key, None))
 
     async def _close(self, model: str, window: int, release: str, window_s: float) -> None:
@@ -137,7 +139,7 @@ async def _collect(config: CollectorConfig, region: RegionConfig) -> None:
         subject = subjects.report(region.region, COLLECTOR, "drift-reported")
         while True:
             try:
-                await broker.publish(subject, event.model_dump_json().encode(), message_id=key)
+                await broker.publish(subject, to_json(event), message_id=key)
                 return
             except TransientError as exc:
                 log.info("collector.report_waits", extra={"reason": str(exc)})

@@ -7,11 +7,13 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
+
+import psutil
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.identity.cluster_node import ClusterNode
-from fedtide.fabric.events.envelope import Capabilities
+from fedtide.fabric.messages.heartbeat import Capabilities
+from fedtide.fabric.messages.protocol import OURS
 from fedtide.fabric.plans.windows import zone
 from fedtide.fabric.tensors.codecs import KINDS
 
@@ -35,6 +37,7 @@ def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Ca
         agent_version=_own_version(),
         timezone=config.timezone or machine_timezone(),
         hardware=platform.machine(),
+        protocol=OURS,
     )
 
 
@@ -61,10 +64,9 @@ def _own_version() -> str:
         return "unknown"
 
 
-def resident_bytes(pid: int | str = "self") -> int:
-    """Resident memory of a process in bytes (0 if it is gone)."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process (None: this one) in bytes; 0 if it is gone."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -7,11 +7,9 @@ https://kubernetes.io/docs/reference/labels-annotations-taints/
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
-import re
 import ssl
 import urllib.request
 from collections.abc import Mapping
@@ -19,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedtide.edge_agent.config import NODE
 from fedtide.fabric.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-NODE = "FEDTIDE_KUBERNETES_NODE"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ASK_EVERY_S = 30.0
-LONGEST_NAME = 63
 
 _LABELS = {
     "topology.kubernetes.io/region": "cloud-region",
@@ -58,14 +55,6 @@ def describe(node: Mapping[str, Any]) -> ClusterNode:
     labels = {ours: theirs[name] for name, ours in _LABELS.items() if theirs.get(name)}
     labels["spot"] = str(any(theirs.get(name) == value for name, value in _SPOT.items())).lower()
     return ClusterNode(labels, not node["spec"].get("unschedulable", False))
-
-
-def node_name(name: str) -> str:
-    """A Kubernetes node's name as one of ours: it may have dots and be longer than a subject's token."""
-    token = re.sub(r"[^A-Za-z0-9_-]", "-", name)
-    if len(token) <= LONGEST_NAME:
-        return token
-    return f"{token[:54]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class ClusterView:

@@ -10,9 +10,10 @@ import random
 import tempfile
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.events.identity import Enrolment as Asked
 from fedtide.fabric.events.identity import Issued, Renewal
@@ -152,9 +153,9 @@ async def _ask(broker: Broker, subject: str, question: BaseModel) -> str:
     """The JWT that a question brings; asked until somebody answers."""
     while True:
         try:
-            raw = await broker.ask(subject, question.model_dump_json().encode(), timeout_s=ANSWER_WITHIN_S)
-            answer = Issued.model_validate_json(raw)
-        except (TransientError, ValidationError) as exc:
+            raw = await broker.ask(subject, to_json(question), timeout_s=ANSWER_WITHIN_S)
+            answer = from_json(Issued, raw, "answer")
+        except (TransientError, MalformedMessage) as exc:
             log.info("enrolment.waits", extra={"reason": str(exc)})
             await asyncio.sleep(RETRY_S)
             continue

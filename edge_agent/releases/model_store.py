@@ -10,18 +10,16 @@ Losing power at any point leaves the old or the new release current, whole.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from fedtide.edge_agent.releases.download import Local, ReleaseDownload
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import DigestMismatch, MalformedMessage, TransientError
-from fedtide.fabric.messages.tasks import Strict
-from fedtide.fabric.nats.transfer import map_file
 from fedtide.fabric.plans.release import ReleaseManifest, decode_release
+from fedtide.fabric.process.files import map_file, sync, write_atomically
+from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 
 log = logging.getLogger(__name__)
@@ -55,21 +53,14 @@ class ModelStore:
         """None: nothing, or nothing that can be read; then the roll-outs say anew what to serve."""
         path = self._current / f"{model}.json"
         try:
-            return Current.model_validate_json(path.read_bytes()) if path.exists() else None
-        except (OSError, ValidationError) as exc:
+            return from_json(Current, path.read_bytes(), path.name) if path.exists() else None
+        except (OSError, MalformedMessage) as exc:
             log.error("release.current_unreadable", extra={"model": model, "reason": str(exc)})
             return None
 
     def set_current(self, current: Current) -> None:
-        """Durable and atomic: fsync, rename, fsync of the folder."""
-        path = self._current / f"{current.model}.json"
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            file.write(current.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync(self._current)
+        """Durable and atomic."""
+        write_atomically(self._current / f"{current.model}.json", to_json(current))
 
     def folder(self, release: BlobRef) -> Path:
         return self._releases / release.digest
@@ -145,11 +136,11 @@ class ModelStore:
             if found != ref:
                 path.unlink()
                 raise DigestMismatch(f"{name} of release {release.digest[:12]} does not match its digest")
-            _sync(path)
-        _sync(staging / "manifest.json")
-        _sync(staging)
+            sync(path)
+        sync(staging / "manifest.json")
+        sync(staging)
         staging.rename(target)
-        _sync(self._releases)
+        sync(self._releases)
 
     def discard(self, release: BlobRef) -> None:
         """Delete a release that turned out unusable: asked for again, it is fetched anew."""
@@ -165,11 +156,3 @@ class ModelStore:
             if folder.name.removesuffix(".part") not in kept:
                 log.info("release.swept", extra={"release": folder.name[:12]})
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,78 +1,105 @@
-"""Samples over HTTP, on the node itself: labels in, counts out, deletion on request.
+"""What is asked of a node's samples: labels in, counts out, deletion. Over HTTP on the node, and over the broker.
 
 POST   /v2/models/{model}/labels     {"labels": {"<request id>": 3, ...}}
 GET    /v2/samples
-DELETE /v2/models/{model}/samples    ?id=... | ?before=<Unix seconds> | neither: all
+DELETE /v2/models/{model}/samples    ?id=... | ?before=<RFC 3339, or Unix seconds> | neither: all
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedtide.edge_agent.samples.capture import Capturer
 from fedtide.edge_agent.samples.store import SampleStore
-from fedtide.edge_agent.serving.scoring import Labels
-from fedtide.fabric.errors import RemoteError
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import ConfigError, FedtideError, RemoteError
+from fedtide.fabric.messages.requests import ForgetRequest, LabelsRequest, SamplesQuestion
+from fedtide.fabric.messages.views import LabelsMatched, Problem, SampleCounts, SamplesForgotten, SamplesView
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import ALL_MODELS, Question, Subjects, parse_as
+from fedtide.fabric.validation import first_problem
+
+_FORGET: TypeAdapter[ForgetRequest] = TypeAdapter(ForgetRequest)
 
 
 class SampleApi:
-    """Handlers over the node's sample store; `labelled` is called with the model whose samples got labels."""
+    """Over the node's sample store; `labelled` is called with the model whose samples got labels."""
 
-    def __init__(self, store: SampleStore, capturer: Capturer, labelled: Callable[[str], None]) -> None:
+    def __init__(self, node: str, store: SampleStore, capturer: Capturer, labelled: Callable[[str], None]) -> None:
+        self._node = node
         self._store = store
         self._capturer = capturer
         self._labelled = labelled
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/v2/models/{model}/labels", self._label),
-            web.get("/v2/samples", self._counts),
-            web.delete("/v2/models/{model}/samples", self._forget),
+            web.post("/v2/models/{model}/labels", self._on_labels),
+            web.get("/v2/samples", self._on_counts),
+            web.delete("/v2/models/{model}/samples", self._on_forget),
         ]
 
-    async def _label(self, request: web.Request) -> web.Response:
-        model = request.match_info["model"]
-        labels = _labels(await request.read())
-        matched = await self._capturer.label(model, labels)
+    async def listen(self, broker: Broker, subjects: Subjects, region: str) -> None:
+        """Answer the coordinator's questions."""
+        await broker.answer(subjects.samples(region, self._node, "*"), self._on_question)
+
+    async def counts(self) -> SamplesView:
+        await self._capturer.flush()
+        counted = await asyncio.to_thread(self._store.counts)
+        return SamplesView(node=self._node, models={m: SampleCounts.model_validate(c) for m, c in counted.items()})
+
+    async def label(self, model: str, asked: LabelsRequest) -> LabelsMatched:
+        matched = await self._capturer.label(model, asked.labels)
         if matched:
             self._labelled(model)
-        return web.json_response({"received": len(labels), "matched": matched})
+        return LabelsMatched(received=len(asked.labels), matched=matched)
 
-    async def _counts(self, _: web.Request) -> web.Response:
+    async def forget(self, model: str, asked: ForgetRequest) -> SamplesForgotten:
         await self._capturer.flush()
-        return web.json_response(self._store.counts())
+        before = asked.before.timestamp() if asked.before is not None else None
+        gone = await asyncio.to_thread(self._store.forget, model, id_=asked.id, before=before)
+        return SamplesForgotten(deleted=gone)
 
-    async def _forget(self, request: web.Request) -> web.Response:
-        before = request.query.get("before")
+    async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
         try:
-            limit = float(before) if before is not None else None
-        except ValueError as exc:
-            raise RemoteError(f"before is {before!r}, not a number of Unix seconds") from exc
-        await self._capturer.flush()
-        model, key = request.match_info["model"], request.query.get("id")
-        gone = await asyncio.to_thread(self._store.forget, model, id_=key, before=limit)
-        return web.json_response({"deleted": gone})
+            model = parse_as(Question, message.subject).model
+            return to_json(await self._answer(model, from_json(SamplesQuestion, message.data, "question"))), {}
+        except FedtideError as exc:
+            refused = Problem(title="Refused", status=400, detail=exc.what, remedy=exc.remedy, exit_code=exc.exit_code)
+            return to_json(refused), {"Status": "400"}
+
+    async def _answer(self, model: str, asked: SamplesQuestion) -> BaseModel:
+        if model == ALL_MODELS:
+            return await self.counts()
+        if asked.label is not None:
+            return await self.label(model, asked.label)
+        if asked.forget is not None:
+            return await self.forget(model, asked.forget)
+        raise ConfigError("question", "says neither what to label nor what to forget")
+
+    async def _on_labels(self, request: web.Request) -> web.Response:
+        try:
+            asked = LabelsRequest.model_validate_json(await request.read())
+        except ValidationError as exc:
+            raise RemoteError(first_problem(exc), 'Write {"labels": {"<request id>": 3}}') from exc
+        return _json(await self.label(request.match_info["model"], asked))
+
+    async def _on_counts(self, _: web.Request) -> web.Response:
+        return _json(await self.counts())
+
+    async def _on_forget(self, request: web.Request) -> web.Response:
+        query: dict[str, Any] = dict(request.query)
+        try:
+            asked = _FORGET.validate_python(query)
+        except ValidationError as exc:
+            raise RemoteError(first_problem(exc), "Write ?id=... or ?before=2026-01-31T00:00:00Z") from exc
+        return _json(await self.forget(request.match_info["model"], asked))
 
 
-def _labels(body: bytes) -> dict[str, Labels]:
-    try:
-        told = json.loads(body)["labels"]
-    except (ValueError, KeyError, TypeError) as exc:
-        raise RemoteError("labels must be a JSON object", 'Write {"labels": {"<request id>": 3}}') from exc
-    if not isinstance(told, dict) or not all(_is_label(v) for v in told.values()):
-        raise RemoteError("labels must map request ids to a number, a class name, or a list of them")
-    try:
-        "".join(told).encode()
-    except UnicodeEncodeError as exc:
-        raise RemoteError("labels: a request id is no text") from exc
-    return told
-
-
-def _is_label(value: object) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(not isinstance(v, list) and _is_label(v) for v in value)
-    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 2**63)
+def _json(view: BaseModel) -> web.Response:
+    return web.Response(body=view.model_dump_json().encode(), content_type="application/json")

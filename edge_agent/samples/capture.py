@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import time
 from collections import deque
+from collections.abc import Mapping
 
 from fedtide.edge_agent.config import Capture as CaptureConfig
 from fedtide.edge_agent.samples.store import Sample, SampleStore
@@ -64,7 +65,7 @@ class Capturer:
             except sqlite3.Error as exc:
                 log.error("samples.not_written", extra={"count": len(batch), "reason": str(exc)})
 
-    async def label(self, model: str, labels: dict[str, Labels]) -> int:
+    async def label(self, model: str, labels: Mapping[str, Labels]) -> int:
         """Give captured samples their labels; returns how many of them are here."""
         await self.flush()
         return await asyncio.to_thread(self._store.label, model, labels, time.time())

@@ -9,7 +9,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,7 @@ class SampleStore:
                 raise
             self._db.execute("COMMIT")
 
-    def label(self, model: str, labels: dict[str, Labels], now: float) -> int:
+    def label(self, model: str, labels: Mapping[str, Labels], now: float) -> int:
         """Give samples their labels; returns how many of them are here."""
         rows = [(json.dumps(label), now, model, key) for key, label in labels.items()]
         with self._transaction():

@@ -15,7 +15,7 @@ from fedtide.edge_agent.serving.serving import Serving
 from fedtide.fabric.errors import NotFound, RemoteError, TransientError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import Subjects, last_token
+from fedtide.fabric.nats.subjects import Question, Subjects, parse_as
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class NatsInference:
         await self._broker.answer(subjects.infer(region, node, "*"), self._answer)
 
     async def _answer(self, message: Received) -> tuple[bytes, dict[str, str]]:
-        model, length = last_token(message.subject), message.headers.get(HEADER_LENGTH)
+        model, length = parse_as(Question, message.subject).model, message.headers.get(HEADER_LENGTH)
         try:
             version = message.headers.get(VERSION)
             body, json_length = await answer(self._serving, model, version, message.data, length)

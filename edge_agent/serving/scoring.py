@@ -13,7 +13,7 @@ from fedtide.fabric.errors import RemoteError
 from fedtide.fabric.plans.release import Export, Scoring
 
 Array = npt.NDArray[Any]
-Label = float | int | str
+Label = int | float | str
 Labels = Label | Sequence[Label]
 
 

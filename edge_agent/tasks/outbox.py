@@ -7,20 +7,18 @@ state (`Context.state`) is part of the answer: both are kept, or neither.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from fedtide.edge_agent.training.job import STATE
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.messages.tasks import Reply
+from fedtide.fabric.process.files import sync
 
 DONE_KEPT_S = 7 * 24 * 3600
-STATE = "state"
-"""The run's state after a task, among the files of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +64,16 @@ class Outbox:
         folder = self.folder(reply.task)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "reply.json"
-        target.write_bytes(reply.model_dump_json().encode())
+        target.write_bytes(to_json(reply))
         for part in folder.iterdir():
-            _sync(part)
+            sync(part)
         folder.rename(self._pending / reply.task)
-        _sync(self._pending)
+        sync(self._pending)
         self._install_state(self._pending / reply.task)
 
     def _install_state(self, entry: Path) -> None:
         if (entry / STATE).exists():
-            run = Reply.model_validate_json((entry / "reply.json").read_bytes()).run
+            run = from_json(Reply, (entry / "reply.json").read_bytes(), "reply.json").run
             (entry / STATE).replace(self.state_of(run))
 
     def state_of(self, run: str) -> Path:
@@ -90,8 +88,8 @@ class Outbox:
         """Raises MalformedMessage if the disk lost part of it."""
         folder = self._pending / task
         try:
-            reply = Reply.model_validate_json((folder / "reply.json").read_bytes())
-        except (OSError, ValidationError) as exc:
+            reply = from_json(Reply, (folder / "reply.json").read_bytes(), "reply.json")
+        except (OSError, MalformedMessage) as exc:
             raise MalformedMessage(f"outbox entry {task} is damaged") from exc
         return Pending(reply, {ref.digest: folder / ref.digest for ref in reply.message.blobs()})
 
@@ -111,11 +109,3 @@ class Outbox:
         for marker in self._done.iterdir():
             if marker.stat().st_mtime < limit:
                 marker.unlink()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

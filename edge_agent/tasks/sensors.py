@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 _THERMAL = Path("/sys/class/thermal")
 _POWER = Path("/sys/class/power_supply")
@@ -40,22 +41,15 @@ def battery(root: Path = _POWER) -> Battery | None:
 
 def cpu_seconds(group: int) -> float:
     """CPU time that the processes of a process group have used so far."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    return sum(_ticks(fields) for fields in _processes() if int(fields[2]) == group) / ticks
-
-
-def _processes() -> Iterable[list[str]]:
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal():
-            try:
-                # After the name, which may hold anything: state, parent, group, ... utime and stime are 11 and 12.
-                yield Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
-            except (OSError, IndexError):
-                continue
-
-
-def _ticks(fields: list[str]) -> int:
-    return int(fields[11]) + int(fields[12])
+    used = 0.0
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group:
+                times = process.cpu_times()
+                used += times.user + times.system
+        except (psutil.Error, ProcessLookupError):
+            continue
+    return used
 
 
 def _text(path: Path) -> str:

@@ -7,8 +7,6 @@ import logging
 import time
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.samples.source import SAMPLES
@@ -16,16 +14,19 @@ from fedtide.edge_agent.samples.store import samples_file
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.outbox import Outbox
-from fedtide.edge_agent.tasks.trainer import PART, Job, Trainer, TrainerCrashed
+from fedtide.edge_agent.tasks.trainer import Trainer, TrainerCrashed
+from fedtide.edge_agent.training.job import Job
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.flower.apps import unpack
 from fedtide.fabric.ids import flower_int
-from fedtide.fabric.messages.tasks import Cancel, ConfigValues, Reply, Task, WireError, WireMessage
+from fedtide.fabric.messages.tasks import Cancel, Reply, Task, WireError, WireMessage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
-from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, map_file, put_blob, read_blob
-from fedtide.fabric.process.disk import is_full
+from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, put_blob, read_blob
+from fedtide.fabric.process.files import is_full, map_file
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class TaskLoop:
                     continue
                 message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
                 break
-            except ValidationError as exc:
+            except MalformedMessage as exc:
                 message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
                 break
         return Reply(
@@ -201,7 +202,7 @@ class TaskLoop:
         if not app_dir.exists():
             unpack(bytes(await read_blob(self._source, self._subjects.blob, task.app.bundle)), app_dir)
         task_file = out_dir / "task.json"
-        task_file.write_text(task.model_dump_json())
+        task_file.write_bytes(to_json(task))
         job = Job(
             task_file=task_file,
             blobs={ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()},
@@ -223,13 +224,14 @@ class TaskLoop:
         _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
         for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
             path.unlink(missing_ok=True)
-        return WireMessage.model_validate_json((out_dir / "message.json").read_bytes())
+        return from_json(WireMessage, (out_dir / "message.json").read_bytes(), "message.json")
 
     def _progress(self, task: str) -> Path:
         return (self._config.data_dir / "progress" / task).resolve()
 
     def _forget_progress(self, task: str) -> None:
-        for file in (self._progress(task), self._progress(task).with_suffix(PART)):
+        progress = self._progress(task)
+        for file in (progress, *progress.parent.glob(f"{task}.*.part")):
             file.unlink(missing_ok=True)
 
     def _how_far(self, task: str) -> int:
@@ -293,9 +295,7 @@ class TaskLoop:
         for path in pending.blobs.values():
             await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=UPDATE_TTL_S, stored=stored)
         subject = self._subjects.reply(region, node, reply.run, reply.task)
-        await self._broker.publish(
-            subject, reply.model_dump_json().encode(), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S
-        )
+        await self._broker.publish(subject, to_json(reply), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S)
 
 
 def _mapped(path: Path) -> memoryview:

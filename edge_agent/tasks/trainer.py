@@ -17,40 +17,21 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import Field
-
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.tasks.governor import Governor, LimitExceeded
+from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
-from fedtide.fabric.flower.apps import TRAINING
-from fedtide.fabric.messages.tasks import ConfigValues, Strict
 from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.tensors.training_bundle import TRAINING
 
 log = logging.getLogger(__name__)
 
 _FLOWER, _ONNX = "fedtide.edge_agent.training.flower", "fedtide.edge_agent.training.onnx"
-PART = ".part"
-"""Suffix of a progress file that is being written."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class TrainerCrashed(RemoteError):
     """The trainer process died under a task (signal, os._exit, out of memory)."""
-
-
-class Job(Strict):
-    """One task as files: what the agent asks of the trainer process."""
-
-    task_file: Path
-    blobs: dict[str, Path]
-    app_dir: Path
-    state_file: Path
-    progress_file: Path = Field(description="Where a task that takes long says how far it is")
-    out_dir: Path
-    node_id: int
-    node_config: ConfigValues = Field(description="Flower's node config")
-    checkpoint_s: float
-    threads: int = Field(description="Of numeric libraries; 0: as many as there are cores")
 
 
 class Trainer:

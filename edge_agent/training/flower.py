@@ -15,16 +15,15 @@ from typing import Any
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedtide.edge_agent.tasks.outbox import STATE
-from fedtide.edge_agent.tasks.trainer import Job
 from fedtide.edge_agent.training.compression import CompressionMod
+from fedtide.edge_agent.training.job import STATE, Job
 from fedtide.edge_agent.training.job_loop import serve, write_frame, write_message
+from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.tasks import Arrays, Task
-from fedtide.fabric.nats.transfer import map_file
-from fedtide.fabric.process.disk import is_full
+from fedtide.fabric.process.files import is_full, map_file
 from fedtide.fabric.tensors.codecs import is_coded
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def main() -> int:
 
 
 def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
-    task = Task.model_validate_json(job.task_file.read_bytes())
+    task = from_json(Task, job.task_file.read_bytes(), "task")
     flower.adopt_identity(task.message.run_id, job.node_id)
     message = flower.from_wire(task.message, {d: map_file(p) for d, p in job.blobs.items()})
     try:

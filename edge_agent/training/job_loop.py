@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from fedtide.edge_agent.tasks.trainer import Job
+from fedtide.edge_agent.training.job import Job
 from fedtide.fabric import logs
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
-from fedtide.fabric.process.disk import is_full
+from fedtide.fabric.process.files import is_full
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, frame_size
 
@@ -42,7 +43,7 @@ def _private_stdout() -> BinaryIO:
 
 
 def write_message(out_dir: Path, message: WireMessage) -> None:
-    (out_dir / "message.json").write_text(message.model_dump_json())
+    (out_dir / "message.json").write_bytes(to_json(message))
 
 
 def write_frame(out_dir: Path, frame: list[Buffer], *, coded: bool) -> Arrays:

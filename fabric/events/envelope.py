@@ -7,8 +7,9 @@ Envelope: CloudEvents 1.0, structured JSON (https://github.com/cloudevents/spec/
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -47,37 +48,18 @@ from fedtide.fabric.events.runs import (
     UpdateRefused,
 )
 from fedtide.fabric.ids import new_id
-from fedtide.fabric.messages.tasks import ConfigValues, Strict
+from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.plans.release import Export, Privacy, ReleaseManifest
 from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
+from fedtide.fabric.strict import Strict, TaggedMessage
 from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.validation import first_problem
 
 TYPE_PREFIX = "dev.fedtide."
 TYPE_VERSION = ".v1"
 
 
-class Capabilities(Strict):
-    """What a node can do; it says so at every start and when it changes."""
-
-    labels: dict[str, str] = {}
-    cpus: int = Field(ge=1)
-    memory_bytes: int = Field(ge=0)
-    disk_free_bytes: int = Field(ge=0)
-    python: str
-    extras: list[str] = Field(default=[], description="Training runtimes present: flwr, torch, ...")
-    codecs: list[str] = Field(
-        default=[], description="Codecs that the node reads and writes (fedtide.fabric.tensors.codecs)"
-    )
-    samples: int | None = Field(default=None, ge=0, description="Training samples the node counts, if configured")
-    node_config: ConfigValues = {}
-    inference_url: str = ""
-    agent_version: str = ""
-    timezone: str = Field(default="UTC", description="Of its maintenance window")
-    schedulable: bool = Field(default=True, description="False while the cluster has it cordoned or drains it")
-    hardware: str = Field(default="", description="Its hardware class: the machine type, if no label says more")
-
-
-class NodeJoined(Strict):
+class NodeJoined(TaggedMessage):
     """A node's agent started, or its capabilities changed."""
 
     kind: Literal["node.joined"] = "node.joined"
@@ -86,18 +68,18 @@ class NodeJoined(Strict):
     capabilities: Capabilities
 
 
-class NodeOnline(Strict):
+class NodeOnline(TaggedMessage):
     kind: Literal["node.online"] = "node.online"
     node: str
 
 
-class NodeOffline(Strict):
+class NodeOffline(TaggedMessage):
     kind: Literal["node.offline"] = "node.offline"
     node: str
     reason: str
 
 
-class ModelProduced(Strict):
+class ModelProduced(TaggedMessage):
     """A run exported its global model; the registry makes a release of it."""
 
     kind: Literal["model.produced"] = "model.produced"
@@ -113,7 +95,7 @@ class ModelProduced(Strict):
     privacy: Privacy | None = None
 
 
-class DriftReported(Strict):
+class DriftReported(TaggedMessage):
     """What a region's nodes see differs from what their model was trained on."""
 
     kind: Literal["drift.reported"] = "drift.reported"
@@ -126,7 +108,7 @@ class DriftReported(Strict):
     samples: int = Field(default=0, ge=0)
 
 
-class CoordinatorElected(Strict):
+class CoordinatorElected(TaggedMessage):
     """Another coordinator leads from here on; whoever led before can append no more."""
 
     kind: Literal["coordinator.elected"] = "coordinator.elected"
@@ -134,13 +116,13 @@ class CoordinatorElected(Strict):
     url: str = ""
 
 
-class ReleasePublished(Strict):
+class ReleasePublished(TaggedMessage):
     kind: Literal["release.published"] = "release.published"
     release: BlobRef
     manifest: ReleaseManifest
 
 
-class AlarmRang(Strict):
+class AlarmRang(TaggedMessage):
     """A deadline passed; `key` is what set it."""
 
     kind: Literal["alarm.rang"] = "alarm.rang"
@@ -149,19 +131,19 @@ class AlarmRang(Strict):
     key: str
 
 
-class TriggerApplied(Strict):
+class TriggerApplied(TaggedMessage):
     """A rule is new, or changed (its books go on)."""
 
     kind: Literal["trigger.applied"] = "trigger.applied"
     rule: TriggerRule
 
 
-class TriggerRemoved(Strict):
+class TriggerRemoved(TaggedMessage):
     kind: Literal["trigger.removed"] = "trigger.removed"
     name: str
 
 
-class FiringFailed(Strict):
+class FiringFailed(TaggedMessage):
     """What a rule says cannot be started: no such model, no node with its labels, ..."""
 
     kind: Literal["trigger.firing_failed"] = "trigger.firing_failed"
@@ -170,15 +152,23 @@ class FiringFailed(Strict):
     reason: str
 
 
-class SignalReceived(Strict):
+class SignalReceived(TaggedMessage):
     """An event from outside: a webhook, a schedule, a person."""
 
     kind: Literal["signal.received"] = "signal.received"
     signal: Signal
 
 
+class UnknownEvent(TaggedMessage):
+    """What a newer version logged. It changes nothing here; one that must be understood is refused instead."""
+
+    kind: Literal["unknown"] = "unknown"
+    named: str
+
+
 EventData = Annotated[
-    NodeJoined
+    UnknownEvent
+    | NodeJoined
     | NodeOnline
     | NodeOffline
     | RunRequested
@@ -236,6 +226,7 @@ class Event(Strict):
     type: str
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
+    decided: str = Field(default="", description="What was decided when it was logged (coordinator.decisions)")
     data: EventData
 
     @classmethod
@@ -251,12 +242,28 @@ class Event(Strict):
 
 
 def decode_event(raw: bytes) -> Event:
-    """Raises MalformedMessage unless `raw` is an event of a known type and version."""
+    """An event, also of a kind that only a newer version knows (`UnknownEvent`).
+
+    Raises:
+        MalformedMessage: `raw` is none, or one that must be understood and is not.
+    """
     try:
-        event = Event.model_validate_json(raw)
+        event = Event.model_validate_json(raw, extra="ignore")
     except ValidationError as exc:
-        first = exc.errors()[0]
-        raise MalformedMessage(f"event: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+        if any(e["type"] == "union_tag_invalid" and e["loc"] == ("data",) for e in exc.errors(include_url=False)):
+            return _unknown(json.loads(raw))
+        raise MalformedMessage(f"event: {first_problem(exc)}") from exc
     if event.type != f"{TYPE_PREFIX}{event.data.kind}{TYPE_VERSION}":
         raise MalformedMessage(f"event type {event.type!r} does not name its data ({event.data.kind})")
     return event
+
+
+def _unknown(event: dict[str, Any]) -> Event:
+    data = event["data"]
+    kind = str(data.get("kind"))
+    if data.get("must_understand"):
+        raise MalformedMessage(f"event: {kind!r} must be understood, and this version does not know it", "Upgrade it")
+    try:
+        return Event.model_validate({**event, "data": {"kind": "unknown", "named": kind}}, extra="ignore")
+    except ValidationError as exc:
+        raise MalformedMessage(f"event: {first_problem(exc)}") from exc

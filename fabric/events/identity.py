@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedtide.fabric.ids import NAME
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.strict import Message, TaggedMessage
 
 Name = Annotated[str, Field(pattern=NAME)]
 
 
-class JoinTokenCreated(Strict):
+class JoinTokenCreated(TaggedMessage):
     """`key` is the token's public nkey; `region` empty: any of the installation's."""
 
     kind: Literal["identity.token_created"] = "identity.token_created"
@@ -26,12 +26,12 @@ class JoinTokenCreated(Strict):
     by: str = ""
 
 
-class JoinTokenRevoked(Strict):
+class JoinTokenRevoked(TaggedMessage):
     kind: Literal["identity.token_revoked"] = "identity.token_revoked"
     token: Name
 
 
-class NodeEnrolled(Strict):
+class NodeEnrolled(TaggedMessage):
     """A node got credentials for `key`: with a token, or (renewed) with those it had."""
 
     kind: Literal["identity.node_enrolled"] = "identity.node_enrolled"
@@ -42,13 +42,13 @@ class NodeEnrolled(Strict):
     token: str = ""
 
 
-class NodeRevoked(Strict):
+class NodeRevoked(TaggedMessage):
     kind: Literal["identity.node_revoked"] = "identity.node_revoked"
     node: Name
     reason: str = ""
 
 
-class RegionIssued(Strict):
+class RegionIssued(TaggedMessage):
     """The servers and workers of a region got credentials; those of before are withdrawn."""
 
     kind: Literal["identity.region_issued"] = "identity.region_issued"
@@ -59,7 +59,7 @@ class RegionIssued(Strict):
 IdentityEvent = JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked | RegionIssued
 
 
-class Enrolment(Strict):
+class Enrolment(Message):
     """A new node's question. It keeps the seed that belongs to `key` to itself."""
 
     node: Name
@@ -67,13 +67,13 @@ class Enrolment(Strict):
     key: str
 
 
-class Renewal(Strict):
+class Renewal(Message):
     """What a node asks before its credentials expire; who it is stands in the subject."""
 
     key: str
 
 
-class Issued(Strict):
+class Issued(Message):
     """The answer: a JWT for the key that was named, or why there is none."""
 
     jwt: str = ""

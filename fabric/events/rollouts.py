@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan
+from fedtide.fabric.strict import TaggedMessage
 
 
-class RolloutStarted(Strict):
+class RolloutStarted(TaggedMessage):
     """`counter` is the desired-state counter of this roll-out; `counter + 1` is kept for its roll-back."""
 
     kind: Literal["rollout.started"] = "rollout.started"
@@ -20,7 +20,7 @@ class RolloutStarted(Strict):
     by: str = "cli"
 
 
-class RolloutAbortRequested(Strict):
+class RolloutAbortRequested(TaggedMessage):
     """Stop, and take the release back from every node that was offered it."""
 
     kind: Literal["rollout.abort_requested"] = "rollout.abort_requested"
@@ -28,7 +28,7 @@ class RolloutAbortRequested(Strict):
     reason: str = "asked by a person"
 
 
-class RolloutRollbackRequested(Strict):
+class RolloutRollbackRequested(TaggedMessage):
     """As an abort, and also of a roll-out that is completed."""
 
     kind: Literal["rollout.rollback_requested"] = "rollout.rollback_requested"
@@ -36,13 +36,13 @@ class RolloutRollbackRequested(Strict):
     reason: str = "asked by a person"
 
 
-class RolloutPauseRequested(Strict):
+class RolloutPauseRequested(TaggedMessage):
     kind: Literal["rollout.pause_requested"] = "rollout.pause_requested"
     rollout: str
     reason: str = "asked by a person"
 
 
-class RolloutResumeRequested(Strict):
+class RolloutResumeRequested(TaggedMessage):
     """Go on where it stopped; what paused it is judged again."""
 
     kind: Literal["rollout.resume_requested"] = "rollout.resume_requested"
@@ -50,7 +50,7 @@ class RolloutResumeRequested(Strict):
     by: str = "cli"
 
 
-class RolloutPromoteRequested(Strict):
+class RolloutPromoteRequested(TaggedMessage):
     """A person takes the decision that a wave waits for: approval, bake, gates. Errors still stop it."""
 
     kind: Literal["rollout.promote_requested"] = "rollout.promote_requested"
@@ -59,7 +59,7 @@ class RolloutPromoteRequested(Strict):
     by: str = "cli"
 
 
-class RolloutNextRequested(Strict):
+class RolloutNextRequested(TaggedMessage):
     """Begin the next group of waves now, beside those that are under way."""
 
     kind: Literal["rollout.next_requested"] = "rollout.next_requested"
@@ -67,7 +67,7 @@ class RolloutNextRequested(Strict):
     by: str = "cli"
 
 
-class RolloutRetryRequested(Strict):
+class RolloutRetryRequested(TaggedMessage):
     """Offer the release again to nodes that failed or were taken back, under `counter`."""
 
     kind: Literal["rollout.retry_requested"] = "rollout.retry_requested"
@@ -76,7 +76,7 @@ class RolloutRetryRequested(Strict):
     by: str = "cli"
 
 
-class RegionCached(Strict):
+class RegionCached(TaggedMessage):
     """A region's leaf holds every chunk of a roll-out's release."""
 
     kind: Literal["rollout.region_cached"] = "rollout.region_cached"
@@ -85,7 +85,7 @@ class RegionCached(Strict):
     wan_bytes: int = Field(ge=0, description="What had to be sent over the link")
 
 
-class RegionCacheFailed(Strict):
+class RegionCacheFailed(TaggedMessage):
     """What a roll-out's release consists of is missing or damaged: no region can get it whole."""
 
     kind: Literal["rollout.region_cache_failed"] = "rollout.region_cache_failed"
@@ -94,7 +94,7 @@ class RegionCacheFailed(Strict):
     reason: str
 
 
-class NodeMeasured(Strict):
+class NodeMeasured(TaggedMessage):
     """What a node counted since it activated a release: totals, so a later report replaces an earlier one."""
 
     kind: Literal["rollout.node_measured"] = "rollout.node_measured"
@@ -104,7 +104,7 @@ class NodeMeasured(Strict):
     measured: Measured
 
 
-class NodePhaseReported(Strict):
+class NodePhaseReported(TaggedMessage):
     """Where a node is with one desired state."""
 
     kind: Literal["rollout.node_phase"] = "rollout.node_phase"

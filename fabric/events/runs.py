@@ -9,27 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
-from fedtide.fabric.plans.round_policy import Cause, RoundPolicy, Selection, StopRule
-from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.plans.round_policy import Cause
+from fedtide.fabric.plans.run_spec import RunSpec
+from fedtide.fabric.strict import TaggedMessage
 
 
-class RunSpec(Strict):
-    """What a run is: an app at a digest, where it runs, and for how long."""
-
-    app: AppRef
-    model: str | None = Field(default=None, description="Registry name of the result, or None: no release is made")
-    rounds: int | None = Field(default=None, ge=1, description="None: as the app says")
-    run_config: ConfigValues = {}
-    selector: dict[str, str] = Field(default={}, description="Labels a node must have; `region` counts as one")
-    base: BlobRef | None = Field(default=None, description="The release manifest to start from")
-    purpose: Literal["train", "evaluate"] = Field(default="train", description="evaluate: only asks how good `base` is")
-    selection: Selection = Selection()
-    policy: RoundPolicy = RoundPolicy()
-    stop: StopRule | None = None
-
-
-class RunRequested(Strict):
+class RunRequested(TaggedMessage):
     kind: Literal["run.requested"] = "run.requested"
     run: str
     spec: RunSpec
@@ -37,24 +22,24 @@ class RunRequested(Strict):
     cause: str = Field(default="", description="The event that led to it, for `fedtide why`")
 
 
-class RunPauseRequested(Strict):
+class RunPauseRequested(TaggedMessage):
     kind: Literal["run.pause_requested"] = "run.pause_requested"
     run: str
     reason: str = "asked by a person"
 
 
-class RunResumeRequested(Strict):
+class RunResumeRequested(TaggedMessage):
     kind: Literal["run.resume_requested"] = "run.resume_requested"
     run: str
 
 
-class RunCancelRequested(Strict):
+class RunCancelRequested(TaggedMessage):
     kind: Literal["run.cancel_requested"] = "run.cancel_requested"
     run: str
     reason: str = "asked by a person"
 
 
-class AggregatorStarted(Strict):
+class AggregatorStarted(TaggedMessage):
     """An aggregator process took the run; attempts count from 1."""
 
     kind: Literal["run.aggregator_started"] = "run.aggregator_started"
@@ -62,7 +47,7 @@ class AggregatorStarted(Strict):
     attempt: int
 
 
-class AggregatorExited(Strict):
+class AggregatorExited(TaggedMessage):
     kind: Literal["run.aggregator_exited"] = "run.aggregator_exited"
     preempted: bool = Field(default=False, description="Its machine was wanted for something else: no fault of the run")
     run: str
@@ -71,14 +56,14 @@ class AggregatorExited(Strict):
     reason: str = ""
 
 
-class RunCleanedUp(Strict):
+class RunCleanedUp(TaggedMessage):
     """Nothing of an ended run is left in the broker."""
 
     kind: Literal["run.cleaned_up"] = "run.cleaned_up"
     run: str
 
 
-class RoundsRestarted(Strict):
+class RoundsRestarted(TaggedMessage):
     """An app whose rounds are its own (no `Strategy.start`) begins again after a crash."""
 
     kind: Literal["run.rounds_restarted"] = "run.rounds_restarted"
@@ -86,7 +71,7 @@ class RoundsRestarted(Strict):
     attempt: int
 
 
-class RoundOpened(Strict):
+class RoundOpened(TaggedMessage):
     """Tasks of one kind went out for a round; a round has a train and perhaps an evaluate phase."""
 
     kind: Literal["round.opened"] = "round.opened"
@@ -101,7 +86,7 @@ class RoundOpened(Strict):
     resumable: bool = Field(default=True, description="Whether a new attempt goes on in this round")
 
 
-class UpdateReceived(Strict):
+class UpdateReceived(TaggedMessage):
     """An answer that was accepted. (run, attempt, round, phase, node) is its identity."""
 
     kind: Literal["round.update_received"] = "round.update_received"
@@ -116,7 +101,7 @@ class UpdateReceived(Strict):
     staleness: int = Field(default=0, description="How many rounds ago its node was asked")
 
 
-class UpdateRefused(Strict):
+class UpdateRefused(TaggedMessage):
     """An answer, or the lack of one, that does not count; `reason` says why."""
 
     kind: Literal["round.update_refused"] = "round.update_refused"
@@ -144,7 +129,7 @@ class UpdateRefused(Strict):
     reason: str
 
 
-class RoundCollected(Strict):
+class RoundCollected(TaggedMessage):
     """A phase takes no more answers; what it has is aggregated now."""
 
     kind: Literal["round.collected"] = "round.collected"
@@ -157,7 +142,7 @@ class RoundCollected(Strict):
     cause: Cause
 
 
-class RoundAbandoned(Strict):
+class RoundAbandoned(TaggedMessage):
     """Too few answered: the round is tried again with a new selection, or the run fails."""
 
     kind: Literal["round.abandoned"] = "round.abandoned"
@@ -168,7 +153,7 @@ class RoundAbandoned(Strict):
     reason: str
 
 
-class RoundClosed(Strict):
+class RoundClosed(TaggedMessage):
     kind: Literal["round.closed"] = "round.closed"
     run: str
     attempt: int
@@ -177,14 +162,14 @@ class RoundClosed(Strict):
     seconds: float
 
 
-class RunCompleted(Strict):
+class RunCompleted(TaggedMessage):
     kind: Literal["run.completed"] = "run.completed"
     run: str
     attempt: int
     note: str = ""
 
 
-class RunFailed(Strict):
+class RunFailed(TaggedMessage):
     """The app itself failed: another attempt would fail the same way."""
 
     kind: Literal["run.failed"] = "run.failed"

@@ -18,12 +18,11 @@ from typing import Any
 
 from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.ids import check_token
-from fedtide.fabric.messages.tasks import ConfigValues, Scalar
+from fedtide.fabric.strict import ConfigValues, Scalar
+from fedtide.fabric.tensors.training_bundle import TRAINING
 
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
-TRAINING = "training.bundle"
-"""Where an app's training bundle lies (fedtide.fabric.tensors.training_bundle)."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _SKIPPED_DIRS = {"__pycache__", "node_modules", "build", "dist", "venv"}
 _SKIPPED_SUFFIXES = {".pyc", ".pyo", ".pt", ".fab"}

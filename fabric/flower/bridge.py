@@ -43,7 +43,8 @@ from fedtide.fabric.flower.records import (
     tensors_of,
     values_of,
 )
-from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireError, WireMessage
+from fedtide.fabric.messages.tasks import Arrays, Values, WireError, WireMessage
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.frame import Buffer, decode
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.strict import Message, Strict
 
 
-class CohortQuestion(Strict):
+class CohortQuestion(Message):
     """Which nodes take part in this phase?"""
 
     run: str
@@ -21,7 +21,7 @@ class Member(Strict):
     codecs: list[str] = []
 
 
-class Cohort(Strict):
+class Cohort(Message):
     """`superseded`: another attempt has the run, or nobody wants it; `online` are all nodes that are there."""
 
     nodes: list[Member] = []

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.strict import Message, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 
 
@@ -36,7 +36,7 @@ class FoldEntry(Strict):
     term: float = Field(ge=0)
 
 
-class FoldRequest(Strict):
+class FoldRequest(Message):
     """Without a plan: are you there? `finish`: answer with the sum of exactly these entries, or with their mean."""
 
     plan: FoldPlan | None = None
@@ -49,7 +49,7 @@ class FoldFault(Strict):
     reason: str
 
 
-class FoldAnswer(Strict):
+class FoldAnswer(Message):
     """`faults` by task; `error`: ask again. `result` is a frame of blocks, `weight` the exact total of terms."""
 
     instance: str = Field(default="", description="Of the process that answers: another one knows nothing")

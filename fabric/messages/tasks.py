@@ -9,27 +9,14 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.strict import ConfigValues, Message, Strict, Tagged, TaggedMessage
 from fedtide.fabric.tensors.blobs import BlobRef
 
 INLINE_BYTES = 16 * 1024
 """Frames up to this size travel inside the message."""
-
-Scalar = bool | int | float | str
-ConfigValues = dict[str, Scalar]
-
-
-class Strict(BaseModel):
-    """Frozen, and refuses fields it does not know."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        ser_json_bytes="base64",
-        val_json_bytes="base64",
-        ser_json_inf_nan="constants",
-    )
 
 
 class Packed(Strict):
@@ -48,7 +35,7 @@ class Packed(Strict):
 WireValue = bool | int | float | str | Packed | list[bool | int | float | str | Packed]
 
 
-class Arrays(Strict):
+class Arrays(Tagged):
     """An array record: exactly one of `inline` (a frame) and `blob` is set.
 
     `coded`: its tensors are differences (see tensors.codecs), on the way down to the frame `base`, on the way up to
@@ -129,14 +116,7 @@ class WireMessage(Strict):
         return [r for r in (self.content or {}).values() if isinstance(r, Arrays)]
 
 
-class AppRef(Strict):
-    """A Flower app bundle (see fedtide.fabric.flower.apps)."""
-
-    name: str
-    bundle: BlobRef
-
-
-class Task(Strict):
+class Task(TaggedMessage):
     """Work for one node: give `message` to the app's ClientApp, and send what it returns."""
 
     kind: Literal["task"] = "task"
@@ -156,7 +136,7 @@ class Task(Strict):
         return len(self.model_dump_json()) + sum(ref.size_bytes for ref in self.message.carried())
 
 
-class Cancel(Strict):
+class Cancel(TaggedMessage):
     """Takes the place of a task that nobody wants any more."""
 
     kind: Literal["cancel"] = "cancel"
@@ -167,7 +147,7 @@ class Cancel(Strict):
 Order = Annotated[Task | Cancel, Field(discriminator="kind")]
 
 
-class Reply(Strict):
+class Reply(Message):
     """A node's answer to one task."""
 
     task: str

@@ -13,13 +13,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats import permissions
 from fedtide.fabric.nats.credentials import Credentials, write_secret
 from fedtide.fabric.nats.jwt import Key
 from fedtide.fabric.nats.permissions import Permissions
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.strict import Strict
 
 FILE = "authority.json"
 TRUST = "trust.conf"

@@ -225,7 +225,11 @@ class Broker(StreamReads):
         under_way: set[asyncio.Task[None]] = set()
 
         async def reply(message: Msg) -> None:
-            data, headers = await handler(received(message))
+            try:
+                data, headers = await handler(received(message))
+            except FedtideError as exc:
+                log.warning("broker.question_refused", extra={"subject": message.subject, "reason": str(exc)})
+                return
             try:
                 await self._client.publish(message.reply, data, headers=headers or None)
             except nats.errors.Error as exc:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import ssl
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.jwt import Key
+from fedtide.fabric.process.files import write_atomically
 
 _JWT = "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n"
 _SEED = "-----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n"
@@ -113,10 +113,4 @@ def trusting(ca: Path) -> ssl.SSLContext:
 def write_secret(file: Path, text: str) -> None:
     """A file that only its owner reads, there as a whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    write_atomically(file, text.encode(), mode=0o600)

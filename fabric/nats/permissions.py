@@ -82,6 +82,7 @@ def node(subjects: Subjects, region: str, node: str) -> Permissions:
             f"{node_inbox(region, node)}.>",
             subjects.live_node(region, node),
             subjects.infer(region, node, "*"),
+            subjects.samples(region, node, "*"),
         ),
         answers=True,
     )
@@ -182,6 +183,7 @@ def leaf(subjects: Subjects, region: str) -> Permissions:
             "_INBOX.join.>",
             *(f"_INBOX.{role}.{region}.>" for role in ("node", "fold", "collector")),
             f"{root}.infer.{region}.>",
+            f"{root}.samples.{region}.>",
             subjects.all_cached(region),
             subjects.rpc(f"fold.{region}"),
             f"$JS.{region}.API.>",

@@ -18,7 +18,8 @@ A subject is `ft.v1.<tenant>.` plus one of:
     ctl.<what>                                    lease and snapshots of coordinators stream CONTROL, hub
     stay.<region>.<node>.drift.<model>.<window>   what a node saw, as histograms     stream STAY, leaf only
     stay.<region>.collector.<what>                what drift is measured against     stream STAY, leaf only
-    infer.<region>.<node>.<model>                 questions to a node's models       plain
+    infer.<region>.<node>.<model>                 inference requests to a node       plain
+    samples.<region>.<node>.<model>               labels and counts of its samples   plain
     tel.<region>.<node>                           heartbeats (lossy)                 plain
     fleet.<node>                                  presence changes                   plain
     rpc.<verb>                                    questions to the coordinator       plain
@@ -34,6 +35,9 @@ regions of a roll-out, before it offers them to a node.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from fedtide.fabric.errors import MalformedMessage
 
 EVENTS = "EVENTS"
 DOWN = "DOWN"
@@ -52,6 +56,9 @@ FOLDER = "fold"
 
 RESERVED = (COLLECTOR, FOLDER)
 """Stand where a node's name would: no node may be called so."""
+
+ALL_MODELS = "_"
+"""Stands for the model in a question about the samples of every model; no model may be called so."""
 
 HUB_REGION = "hub"
 """The region name of processes beside the hub (aggregators); no node may use it."""
@@ -159,6 +166,10 @@ class Subjects:
     def infer(self, region: str, node: str, model: str) -> str:
         return f"{self.root}.infer.{region}.{node}.{model}"
 
+    def samples(self, region: str, node: str, model: str) -> str:
+        """`model` may be ALL_MODELS."""
+        return f"{self.root}.samples.{region}.{node}.{model}"
+
     def all_staying(self, region: str) -> str:
         return f"{self.root}.stay.{region}.>"
 
@@ -225,17 +236,131 @@ class Subjects:
         return f"{self.root}.rpc.{verb}"
 
 
-def last_token(subject: str) -> str:
-    """The last token of a subject: the task id, the model name, the chunk number."""
-    return subject.rsplit(".", 1)[-1]
-
-
 def reply_consumer(run: str) -> str:
     """The durable consumer through which a run's aggregators, one after the other, read replies."""
     return f"agg-{run}"
 
 
-def order_kind(subject: str) -> str:
-    """`task` or `desired`: the token behind the node in a node's down or live subject."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`up.<region>.<node>.rpt.<kind>`; from aggregators `node` is the run and `region` is HUB_REGION."""
+
+    region: str
+    node: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTo:
+    """`up.<region>.<node>.reply.<run>.<task>`."""
+
+    region: str
+    node: str
+    run: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFor:
+    """`down.node.` or `live.node.`, then `<region>.<node>.task.<task>` or `...desired.<model>`."""
+
+    region: str
+    node: str
+    kind: Literal["task", "desired"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """`tel.<region>.<node>`."""
+
+    region: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """`fleet.<node>`."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class SketchOf:
+    """`stay.<region>.<node>.drift.<model>.<window>`."""
+
+    region: str
+    node: str
+    model: str
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`infer.<region>.<node>.<model>` or `samples.<region>.<node>.<model>`."""
+
+    kind: Literal["infer", "samples"]
+    region: str
+    node: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentAsked:
+    """`rpc.enrol.<token>`."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalAsked:
+    """`rpc.renew.<region>.<node>`."""
+
+    region: str
+    node: str
+
+
+Address = Report | ReplyTo | OrderFor | Telemetry | Presence | SketchOf | Question | EnrolmentAsked | RenewalAsked
+A = TypeVar("A", bound=Address)
+
+
+def parse(subject: str) -> Address:  # noqa: C901  # one table of all subjects
+    """What a subject says, with exactly as many tokens as its kind has. The only place that takes subjects apart.
+
+    Raises:
+        MalformedMessage: it is of no kind that anybody parses, or has too few or too many tokens.
+    """
     tokens = subject.split(".")
-    return tokens[7] if len(tokens) == 9 else ""
+    if tokens[:2] != ["ft", "v1"] or not all(tokens):
+        raise MalformedMessage(f"{subject!r} is no subject of fedtide")
+    match tokens[3:]:
+        case ["up", region, node, "rpt", kind]:
+            return Report(region, node, kind)
+        case ["up", region, node, "reply", run, task]:
+            return ReplyTo(region, node, run, task)
+        case ["down" | "live", "node", region, node, ("task" | "desired") as kind, name]:
+            return OrderFor(region, node, "task" if kind == "task" else "desired", name)
+        case ["tel", region, node]:
+            return Telemetry(region, node)
+        case ["fleet", node]:
+            return Presence(node)
+        case ["stay", region, node, "drift", model, window] if window.isascii() and window.isdecimal():
+            return SketchOf(region, node, model, int(window))
+        case ["infer", region, node, model]:
+            return Question("infer", region, node, model)
+        case ["samples", region, node, model]:
+            return Question("samples", region, node, model)
+        case ["rpc", "enrol", token]:
+            return EnrolmentAsked(token)
+        case ["rpc", "renew", region, node]:
+            return RenewalAsked(region, node)
+        case _:
+            raise MalformedMessage(f"{subject!r} is of no kind that is parsed, or has too few or too many tokens")
+
+
+def parse_as(kind: type[A], subject: str) -> A:
+    """As `parse`, for one kind; raises MalformedMessage for every other."""
+    found = parse(subject)
+    if not isinstance(found, kind):
+        raise MalformedMessage(f"{subject!r} is no {kind.__name__}")
+    return found

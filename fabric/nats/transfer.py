@@ -7,7 +7,6 @@ quadratically and cannot read a mirror (docs/decisions/0003-blob-transfer.md).
 from __future__ import annotations
 
 import asyncio
-import mmap
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -232,12 +231,6 @@ class FileSink:
 
 def _cannot_write(path: Path, error: OSError) -> TransientError:
     return TransientError(f"cannot write {path.name}: {error.strerror}", "Free disk space; it resumes")
-
-
-def map_file(path: Path) -> memoryview:
-    """A file's bytes without reading them into memory (it must not be empty)."""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 async def read_blob(source: Source, prefix: Prefix, ref: BlobRef) -> bytearray:

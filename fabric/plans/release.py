@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.encoding import from_json
 from fedtide.fabric.ids import NAME
-from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
-
-
-class Scale(Strict):
-    """x * factor + offset."""
-
-    op: Literal["scale"] = "scale"
-    factor: float = 1.0
-    offset: float = 0.0
-
-
-class Normalize(Strict):
-    """(x - mean) / std, broadcast against the last axes."""
-
-    op: Literal["normalize"] = "normalize"
-    mean: list[float]
-    std: list[float]
-
-
-class Reshape(Strict):
-    """To `shape`; at most one -1."""
-
-    op: Literal["reshape"] = "reshape"
-    shape: list[int]
-
-
-Step = Annotated[Scale | Normalize | Reshape, Field(discriminator="op")]
-
-
-class Preprocessing(Strict):
-    """What is done to one request input before it becomes the graph's input of the same name."""
-
-    input: str
-    steps: list[Step] = []
+from fedtide.fabric.tensors.preprocessing import Preprocessing
 
 
 class Scoring(Strict):
@@ -98,13 +67,8 @@ class Lineage(Strict):
 
 
 def decode_release(raw: bytes) -> ReleaseManifest:
-    """Raises MalformedMessage unless `raw` is a manifest, with exactly the fields that one has."""
-    try:
-        return ReleaseManifest.model_validate_json(raw)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "manifest"
-        raise MalformedMessage(f"release manifest: {where}: {first['msg']}") from exc
+    """Raises MalformedMessage unless `raw` is a manifest."""
+    return from_json(ReleaseManifest, raw, "release manifest")
 
 
 class ReleaseManifest(Strict):

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedtide.fabric.ids import NAME
-from fedtide.fabric.messages.tasks import Strict
 from fedtide.fabric.plans.windows import Window
+from fedtide.fabric.strict import Message, Strict, Tagged
 from fedtide.fabric.tensors.blobs import BlobRef
 
 NodePhase = Literal[
@@ -40,7 +40,7 @@ class Terms(Strict):
     report_s: float = Field(default=10.0, gt=0, description="Seconds between two reports of what was measured")
 
 
-class Desired(Strict):
+class Desired(Message):
     """What one node should serve for one model. The highest counter wins; lower ones are refused."""
 
     model: str = Field(pattern=NAME)
@@ -67,7 +67,7 @@ class Rate(Strict):
     in_flight: int = Field(default=100, ge=1, description="Nodes that have been offered it and are not done")
 
 
-class _Gate(Strict):
+class _Gate(Tagged):
     """`enforce` false: shown, and without effect. `alpha` is the chance of a wrong pass, and of a wrong fail."""
 
     enforce: bool = True

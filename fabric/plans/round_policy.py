@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.strict import Message, Strict
 from fedtide.fabric.tensors.codecs import Codec
 
 Cause = Literal["all answered", "quorum", "grace over", "deadline", "buffer full"]
@@ -96,7 +96,7 @@ class RoundPolicy(Strict):
         return self.mode != "sync"
 
 
-class TimeIsUp(Strict):
+class TimeIsUp(Message):
     """The coordinator's word to an aggregator: this phase waits no longer."""
 
     round: int

@@ -8,29 +8,23 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
-from fedtide.fabric.messages.tasks import AppRef, ConfigValues, Strict
-from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.plans.rollout_request import RolloutRequest
+from fedtide.fabric.plans.run_spec import RunRequest
+from fedtide.fabric.strict import Strict, Tagged
 
 SCHEDULE_TYPE = "dev.fedtide.schedule."
 
 
-class StartRun(Strict):
+class StartRun(RunRequest, Tagged):
     """A run of an app, or of a model's app from its latest release."""
 
     kind: Literal["run"] = "run"
-    app: AppRef | None = Field(default=None, description="None: the app of the model's latest release")
-    model: str | None = None
-    rounds: int | None = Field(default=None, ge=1)
-    run_config: ConfigValues = {}
-    selector: dict[str, str] = {}
-    base: Literal["latest"] | None = Field(default=None, description="Start from the model's latest release")
-    purpose: Literal["train", "evaluate"] = "train"
-    selection: Selection = Selection()
-    policy: RoundPolicy = RoundPolicy()
-    stop: StopRule | None = None
+
+    def request(self) -> RunRequest:
+        return RunRequest(**{name: getattr(self, name) for name in RunRequest.model_fields})
 
 
-class StartRollout(Strict):
+class StartRollout(Tagged):
     """A roll-out of a model's latest release."""
 
     kind: Literal["rollout"] = "rollout"
@@ -39,13 +33,21 @@ class StartRollout(Strict):
     canary: float = Field(default=0.34, ge=0)
     plan: dict[str, JsonValue] = Field(default={}, description="Any other field of a roll-out plan")
 
+    def request(self) -> RolloutRequest:
+        """Raises pydantic.ValidationError for a field of `plan` that is wrong."""
+        named = {"regions": self.regions, "canary": self.canary, "model": self.model}
+        return RolloutRequest.model_validate({**named, **self.plan})
 
-class StartRound(Strict):
+
+class StartRound(Tagged):
     """One more round of a model, from its latest release."""
 
     kind: Literal["round"] = "round"
     model: str
     selector: dict[str, str] = {}
+
+    def request(self) -> RunRequest:
+        return RunRequest(model=self.model, selector=self.selector, rounds=1, base="latest")
 
 
 Action = Annotated[StartRun | StartRound | StartRollout, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""A note on disk by which a process is found again, and not mistaken for another that has its number (Linux)."""
+"""PID files: a process is found again, and not mistaken for another that has its number."""
 
 from __future__ import annotations
 
@@ -6,45 +6,57 @@ import json
 import os
 from pathlib import Path
 
+import psutil
+
+from fedtide.fabric.process.files import write_atomically
+
 
 def leave(note: Path, attempt: int, pid: int | None = None) -> None:
     """Write down a process (None: this one)."""
     pid = pid if pid is not None else os.getpid()
-    part = note.with_suffix(".part")
-    part.write_text(json.dumps({"pid": pid, "attempt": attempt, "born": _born(pid)}))
-    part.replace(note)
+    write_atomically(note, json.dumps({"pid": pid, "attempt": attempt, "born": _born(pid)}).encode())
 
 
 def remove(note: Path, pid: int) -> None:
     """Forget a process that is gone; a note that another one has left meanwhile stays."""
-    try:
-        theirs = json.loads(note.read_text())["pid"] != pid
-    except (OSError, ValueError, KeyError):
-        return
-    if not theirs:
+    found = _read(note)
+    if found is not None and found[0] == pid:
         note.unlink(missing_ok=True)
 
 
 def attempt_of(note: Path) -> int:
     """Which attempt left `note` last; 0 if there is none."""
-    try:
-        return int(json.loads(note.read_text())["attempt"])
-    except (OSError, ValueError, KeyError):
-        return 0
+    found = _read(note)
+    return found[1] if found is not None else 0
 
 
 def find(note: Path, attempt: int | None) -> int | None:
     """The pid of the process that left `note` (for `attempt`, or None: for any), if it lives."""
-    try:
-        told = json.loads(note.read_text())
-        pid = int(told["pid"])
-        alive = _born(pid) == told["born"]
-    except (OSError, ValueError, KeyError, IndexError):
+    found = _read(note)
+    if found is None or attempt not in (None, found[1]) or _born(found[0]) != found[2]:
         return None
-    return pid if alive and attempt in (None, told["attempt"]) else None
+    return found[0]
 
 
-def _born(pid: int) -> int:
-    """When a process started, in clock ticks since boot; a zombie is not alive."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return -1 if fields[0] == "Z" else int(fields[19])
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; a zombie is not alive."""
+    return _born(pid) is not None
+
+
+def _read(note: Path) -> tuple[int, int, float | None] | None:
+    try:
+        noted = json.loads(note.read_text())
+        return int(noted["pid"]), int(noted["attempt"]), noted["born"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _born(pid: int) -> float | None:
+    """When a process started, in seconds since boot: a clock that is set changes it not. None: gone, or a zombie."""
+    try:
+        process = psutil.Process(pid)
+        return (
+            None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time() - psutil.boot_time(), 2)
+        )
+    except psutil.Error:
+        return None

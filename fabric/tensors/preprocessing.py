@@ -1,14 +1,52 @@
-"""A release's preprocessing, applied to one request input. Pure numpy."""
+"""A release's preprocessing: the steps as data, and their application to one request input. Pure numpy."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fedtide.fabric.errors import RemoteError
-from fedtide.fabric.plans.release import Normalize, Reshape, Scale, Step
+from fedtide.fabric.strict import Strict, Tagged
+
+
+class _Step(Tagged):
+    TAG = "op"
+
+
+class Scale(_Step):
+    """x * factor + offset."""
+
+    op: Literal["scale"] = "scale"
+    factor: float = 1.0
+    offset: float = 0.0
+
+
+class Normalize(_Step):
+    """(x - mean) / std, broadcast against the last axes."""
+
+    op: Literal["normalize"] = "normalize"
+    mean: list[float]
+    std: list[float]
+
+
+class Reshape(_Step):
+    """To `shape`; at most one -1."""
+
+    op: Literal["reshape"] = "reshape"
+    shape: list[int]
+
+
+Step = Annotated[Scale | Normalize | Reshape, Field(discriminator="op")]
+
+
+class Preprocessing(Strict):
+    """What is done to one request input before it becomes the graph's input of the same name."""
+
+    input: str
+    steps: list[Step] = []
 
 
 def apply(steps: list[Step], array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -18,11 +18,12 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.flower.apps import TRAINING
-from fedtide.fabric.messages.tasks import ConfigValues, Strict
-from fedtide.fabric.plans.release import Preprocessing
+from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.tensors.frame import Tensor, TensorSpec, decode, encode
+from fedtide.fabric.tensors.preprocessing import Preprocessing
 
+TRAINING = "training.bundle"
+"""The file of a training bundle inside an app."""
 TRAIN, EVALUATE, INFER, INITIAL = "train.onnx", "evaluate.onnx", "infer.onnx", "initial.frame"
 IGNORED = -100
 """Samples with this label do not count in a loss: torch's `ignore_index`."""

@@ -11,13 +11,12 @@ import pytest
 from kubernetes import client
 
 from fedtide.coordinator.commands import LaunchAggregator
-from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.coordinator.launch.job_manifest import Kubernetes, Tier, job, name_of
+from fedtide.coordinator.config import CoordinatorConfig, Kubernetes, Tier
+from fedtide.coordinator.launch.job_manifest import job, name_of
 from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
 from fedtide.coordinator.launch.local import GONE
 from fedtide.fabric.errors import TransientError
-from fedtide.fabric.events.runs import RunSpec
-from fedtide.fabric.messages.tasks import AppRef
+from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
 from tests.cluster.api_server import DROP, ApiServer, Refusal
 

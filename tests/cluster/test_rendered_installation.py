@@ -20,10 +20,13 @@ from typing import Any
 
 import pytest
 
+from fedtide.console import endpoints
 from fedtide.console.client import Client
 from fedtide.console.embedded.plan import free_ports, nats_server
+from fedtide.console.servers import Servers
 from fedtide.coordinator.identity.installation_secrets import API_TOKEN, complete
 from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.messages.requests import TokenRequest
 from tests.cluster.api_server import ApiServer
 from tests.cluster.test_charts import CLOUD, EDGE, render
 from tests.conftest import APPS
@@ -161,21 +164,20 @@ def start_cloud(there: Machine) -> Client:
         "FEDTIDE_CA": str(there.folder / "ca.crt"),
         "FEDTIDE_TOKEN": own[API_TOKEN],
     }
-    os.environ |= {k: there.environment[k] for k in ("FEDTIDE_CA", "FEDTIDE_TOKEN")}
-    client = Client(there.environment["FEDTIDE_SERVER"])
+    client = Client(Servers.find(there.environment), by="test")
     until(lambda: _answers(client), "the coordinator", 60)
     return client
 
 
 def start_region(there: Machine, client: Client) -> None:
-    made = client.post("/v1/regions/eu/credentials", {"hosts": [LEAF_HOST, "127.0.0.1"]})
-    values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made["accounts"]}}
+    made = client.send(endpoints.region_credentials("eu", [LEAF_HOST, "127.0.0.1"]))
+    values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made.accounts}}
     files = config_maps(render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2}}}))
-    secret = made["files"]
+    secret = made.files
     there.mount("leaf", "etc/nats/config", {"nats.conf": files["nats.conf"], "trust.conf": secret["trust.conf"]})
     there.mount("leaf", "etc/nats/region", secret)
     there.start("leaf", nats_server(), "-c", str(there.folder / "leaf/etc/nats/config/nats.conf"))
-    token = client.post("/v1/join-tokens", {"region": "eu", "uses": 2})["token"]
+    token = client.send(endpoints.create_join_token(TokenRequest(region="eu", uses=2))).token
     config = there.mount("workers", "etc/fedtide/config", {"collector.json": files["collector.json"]})
     there.mount("workers", "etc/fedtide/region", secret)
     there.python("collector", "fedtide.edge_agent.drift.collector", str(config / "collector.json"))
@@ -185,7 +187,7 @@ def start_region(there: Machine, client: Client) -> None:
         there.mount(node, "etc/fedtide/join", {"token": token})
         config = there.mount(node, "etc/fedtide/config", {"agent.json": files["agent.json"]})
         there.python(node, "fedtide.edge_agent", "--config", str(config / "agent.json"), **own)
-    until(lambda: client.get("/v1/status")["nodes"]["online"] == 2, "the nodes", 60)
+    until(lambda: client.send(endpoints.status()).nodes.online == 2, "the nodes", 60)
 
 
 def _ended(server: ApiServer) -> bool:
@@ -194,15 +196,13 @@ def _ended(server: ApiServer) -> bool:
 
 def _answers(client: Client) -> bool:
     try:
-        return bool(client.get("/v1/status"))
+        return bool(client.send(endpoints.status()))
     except FedtideError:
         return False
 
 
 @pytest.mark.slow
-def test_what_the_charts_render_runs_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDTIDE_CA", "")
-    monkeypatch.setenv("FEDTIDE_TOKEN", "")
+def test_what_the_charts_render_runs_a_round(tmp_path: Path) -> None:
     with machine(tmp_path) as there:
         client = start_cloud(there)
         start_region(there, client)
@@ -216,8 +216,8 @@ def test_what_the_charts_render_runs_a_round(tmp_path: Path, monkeypatch: pytest
             check=True,
         )
         run = json.loads(started.stdout)["run"]
-        until(lambda: client.get(f"/v1/runs/{run}")["state"] not in ("starting", "running"), "the end of the run", 60)
-        assert client.get(f"/v1/runs/{run}")["state"] == "completed", client.get(f"/v1/runs/{run}")
+        *_, last = client.stream(endpoints.watch_run(run), timeout_s=60)
+        assert last.state == "completed", last
         until(lambda: _ended(there.api_server), "the end of the Job", 30)
         (name,) = there.api_server.names("jobs")
         there.api_server.remove("jobs", name)  # its time to live is over

@@ -12,8 +12,10 @@ import pytest
 from aiohttp import web
 from kubernetes import client
 
+from fedtide.console import endpoints
 from fedtide.console.client import ApiError, Client
 from fedtide.console.embedded.plan import free_ports
+from fedtide.console.servers import Servers
 from fedtide.coordinator.adapters.identity_job import keep
 from fedtide.coordinator.api.access import token_middleware
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
@@ -97,11 +99,12 @@ async def serving(app: web.Application, folder: Path) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def test_a_standby_passes_callers_on_with_their_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_standby_passes_callers_on_with_their_token(folder: Path) -> None:
     leader = web.Application(middlewares=token_middleware(folder / API_TOKEN))
 
     async def echo(request: web.Request) -> web.Response:
-        return web.json_response({"path": request.path_qs, "body": (await request.read()).decode()})
+        path, by = request.path_qs, request.headers["Fedtide-By"]
+        return web.json_response({"id": path, "rules": {(await request.read()).decode(): by and "fired"}})
 
     leader.router.add_route("*", "/{path:.*}", echo)
     proxy = StandbyProxy(folder / "ca.crt", "localhost")
@@ -113,15 +116,14 @@ async def test_a_standby_passes_callers_on_with_their_token(folder: Path, monkey
 
         standby.router.add_route("*", "/{path:.*}", pass_on)
         async with serving(standby, folder) as other:
+            call = endpoints.send_event(b"{}")
             with pytest.raises(ConfigError, match="Set FEDTIDE_CA"):
-                await asyncio.to_thread(Client(other).get, "/v1/x")
-            monkeypatch.setenv("FEDTIDE_CA", str(folder / "ca.crt"))
+                await asyncio.to_thread(Client(Servers((other,))).send, call)
             with pytest.raises(ApiError, match="Set FEDTIDE_TOKEN"):
-                await asyncio.to_thread(Client(other).get, "/v1/x")
-            monkeypatch.setenv("FEDTIDE_TOKEN", (folder / API_TOKEN).read_text())
-            answer = await asyncio.to_thread(Client(other).post, "/v1/x?y=1", {"a": 1})
-            assert answer == {"path": "/v1/x?y=1", "body": '{"a": 1}'}
-            assert await asyncio.to_thread(Client(other).get, "/healthz")
+                await asyncio.to_thread(Client(Servers((other,), "", folder / "ca.crt")).send, call)
+            known = Servers((other,), (folder / API_TOKEN).read_text(), folder / "ca.crt")
+            answer = await asyncio.to_thread(Client(known).send, call)
+            assert (answer.id, answer.rules) == ("/v1/events", {"{}": "fired"})
     await proxy.close()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -19,10 +18,15 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from fedtide.console import endpoints
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.events.runs import RunRequested
 from fedtide.fabric.flower.apps import bundle, describe
 from fedtide.fabric.ids import flower_int
+from fedtide.fabric.messages.views import RunView
+from fedtide.fabric.plans.round_policy import RoundPolicy
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.plans.trigger_rule import StartRun, TriggerRule
 from tests.conftest import APPS
 from tests.faults.installation_with_faults import Faulty, faulty_installation
 from tests.faults.schedule import Point, points
@@ -30,7 +34,7 @@ from tests.faults.schedule import Point, points
 REGIONS = ["eu", "us"]
 ROUNDS = 3
 CONFIG: dict[str, Any] = {"num-server-rounds": ROUNDS, "delay": 0.4, "size": 300_000, "everyone": True}
-POLICY = {"node_grace_s": 300, "deadline_s": 600, "min_updates": 4}
+POLICY = RoundPolicy(node_grace_s=300, deadline_s=600, min_updates=4)
 
 
 class Campaign:
@@ -45,14 +49,13 @@ class Campaign:
     async def prepare(self) -> None:
         """Apply the rule by which every run is started, and run once without faults."""
         there, app = self._there, APPS / "mean"
-        stored = await asyncio.to_thread(there.client.call, "PUT", "/v1/bundles", bundle(app))
-        do = {"kind": "run", "app": {"name": describe(app).name, "bundle": json.loads(stored)}}
-        do |= {"rounds": ROUNDS, "run_config": CONFIG, "policy": POLICY}
-        rule = {"name": "faults", "on": "faults.point", "policy": "queue", "do": do}
-        await asyncio.to_thread(there.client.call, "PUT", "/v1/triggers/faults", json.dumps(rule).encode())
+        ref = await there.ask(endpoints.put_bundle(bundle(app)))
+        named = AppRef(name=describe(app).name, bundle=ref)
+        do = StartRun(app=named, rounds=ROUNDS, run_config=CONFIG, policy=POLICY)
+        await there.ask(endpoints.apply_trigger(TriggerRule(name="faults", on="faults.point", policy="queue", do=do)))
         run = await self._fire("undisturbed")
         view = await there.finished(run)
-        assert view["state"] == "completed", view["reason"]
+        assert view.state == "completed", view.reason
         self._expected, self._calls = there.final(run), _calls(view)
 
     async def _fire(self, key: str) -> str:
@@ -87,7 +90,7 @@ class Campaign:
         await self._strike(point)
         view = await there.finished(run)
         await self._check(run, view)
-        return f"last event {state[0]} ({state[1]} so far), attempt {view['attempt']}"
+        return f"last event {state[0]} ({state[1]} so far), attempt {view.attempt}"
 
     async def _strike(self, point: Point) -> None:
         there = self._there
@@ -112,29 +115,29 @@ class Campaign:
                     await asyncio.sleep(point.lasts_s)
                     os.kill(pid, signal.SIGCONT)
 
-    async def _check(self, run: str, view: dict[str, Any]) -> None:
+    async def _check(self, run: str, view: RunView) -> None:
         there = self._there
-        assert view["state"] == "completed", view["reason"]
+        assert view.state == "completed", view.reason
         assert there.final(run) == self._expected, "the final model differs from that of the undisturbed run"
         assert _calls(view) == self._calls, f"a node trained twice for one task: {_calls(view)}"
-        rounds = [r for r in view["rounds"] if r["round"]]
-        assert [r["round"] for r in rounds] == list(range(1, ROUNDS + 1))
+        rounds = [r for r in view.rounds if r.round]
+        assert [r.round for r in rounds] == list(range(1, ROUNDS + 1))
         for each in rounds:
-            for phase, tally in each["phases"].items():
-                where = f"round {each['round']} {phase}"
+            for phase, tally in each.phases.items():
+                where = f"round {each.round} {phase}"
                 # Who is offline when an evaluation begins is not asked; every training waits for all.
-                wanted = len(there.layout.nodes) if phase == "train" else tally["asked"]
-                assert len(tally["received"]) == wanted, f"{where}: {tally}"
-                assert not tally["refused"], f"{where}: {tally['refused']}"
+                wanted = len(there.layout.nodes) if phase == "train" else tally.asked
+                assert len(tally.received) == wanted, f"{where}: {tally}"
+                assert not tally.refused, f"{where}: {tally.refused}"
         for node in there.layout.nodes:
             _nobody_trained_what_was_done(there.folder(node), run)
         fired = [e for e in there.seen if e.data.kind == "run.requested" and e.data.run == run]
         assert len({e.id for e in fired}) == 1, "one event started two runs"
 
 
-def _calls(view: dict[str, Any]) -> list[float]:
+def _calls(view: RunView) -> list[float]:
     """How often the nodes had trained in this run after each round: their states count."""
-    return [r["metrics"]["train_calls"] for r in view["rounds"] if r["round"]]
+    return [r.metrics["train_calls"] for r in view.rounds if r.round]
 
 
 def _nobody_trained_what_was_done(folder: Path, run: str) -> None:

@@ -11,21 +11,27 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fedtide.console import endpoints
 from fedtide.console.client import Client
-from fedtide.console.embedded.home import Home
 from fedtide.console.embedded.plan import Layout, lay_out
 from fedtide.console.embedded.supervisor import Supervisor
+from fedtide.console.endpoints import Call
+from fedtide.console.home import Home
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.flower.apps import bundle, describe
+from fedtide.fabric.messages.views import RUN_ENDED, RunView
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.plans.round_policy import RoundPolicy
+from fedtide.fabric.plans.run_spec import AppRef, RunRequest
 from tests.faults.tcp_proxy import TcpProxy
 from tests.hub import Hub
 
 SETTLE_S = 120.0
+T = TypeVar("T")
 _UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
@@ -64,36 +70,29 @@ class Faulty:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def get(self, path: str) -> Any:
+    async def ask(self, call: Call[T]) -> T:
         """What the API says, once a coordinator leads."""
         async with asyncio.timeout(SETTLE_S):
             while True:
                 try:
-                    return await asyncio.to_thread(self.client.get, path)
+                    return await asyncio.to_thread(self.client.send, call)
                 except TransientError:
                     await asyncio.sleep(0.2)
 
-    async def post(self, path: str, body: object) -> Any:
-        return await asyncio.to_thread(self.client.post, path, body)
-
-    async def start_run(self, app: Path, policy: dict[str, Any], **request: Any) -> str:
+    async def start_run(self, app: Path, policy: RoundPolicy, **options: Any) -> str:
         """The id of a fresh run of `app`."""
-        reference = {
-            "name": describe(app).name,
-            "bundle": json.loads(await asyncio.to_thread(self.client.call, "PUT", "/v1/bundles", bundle(app))),
-        }
-        view = await self.post("/v1/runs", {"app": reference, "policy": policy, **request})
-        run: str = view["run"]
-        return run
+        ref = await asyncio.to_thread(self.client.send, endpoints.put_bundle(bundle(app)))
+        asked = RunRequest(app=AppRef(name=describe(app).name, bundle=ref), policy=policy, **options)
+        return (await asyncio.to_thread(self.client.send, endpoints.start_run(asked))).run
 
-    async def finished(self, run: str) -> dict[str, Any]:
+    async def finished(self, run: str) -> RunView:
         """The view of a run once it has ended."""
 
-        def follow() -> dict[str, Any]:
-            view: dict[str, Any] = {}
-            while view.get("state") not in ("completed", "failed", "cancelled"):
-                *_, view = self.client.stream(f"/v1/runs/{run}/watch")
-            return view
+        def follow() -> RunView:
+            while True:
+                *_, view = self.client.stream(endpoints.watch_run(run))
+                if view.state in RUN_ENDED:
+                    return view
 
         async with asyncio.timeout(SETTLE_S):
             return await asyncio.to_thread(follow)
@@ -170,7 +169,7 @@ async def faulty_installation(
         hub = Hub.of(home, layout.hub_url)
         broker = await hub.connect("faults")
         log = EventLog(broker, Subjects())
-        there = Faulty(home, layout, hub, supervisor, links, wires, Client(*layout.apis), log)
+        there = Faulty(home, layout, hub, supervisor, links, wires, Client.at(*layout.apis, by="test"), log)
         await broker.subscribe(Subjects().all_events, there.read_log)
         broker.when_reconnected(there.read_log)
         await there.read_log()

@@ -7,10 +7,10 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from fedtide.fabric.messages.views import RunView
 from tests.conftest import APPS
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, until
@@ -39,9 +39,9 @@ def _kill_in(there: Installation, run: str, round_: int, received: int) -> None:
     """SIGKILL the run's aggregator once `received` updates of the round have arrived."""
 
     def far_enough() -> bool:
-        rounds = {r["round"]: r for r in there.json("run", "show", run)["rounds"]}
-        train = rounds.get(round_, {"phases": {}})["phases"].get("train", {"received": []})
-        return len(train["received"]) >= received
+        rounds = {r.round: r for r in there.show(run).rounds}
+        train = rounds[round_].phases.get("train") if round_ in rounds else None
+        return train is not None and len(train.received) >= received
 
     until(far_enough, f"update {received} of round {round_}")
     note = there.home / "coordinator" / "runs" / run / "aggregator.pid"
@@ -52,9 +52,9 @@ def _final(there: Installation, run: str) -> bytes:
     return (there.out(run) / "final.npz").read_bytes()
 
 
-def _trainings(view: dict[str, Any]) -> list[float]:
+def _trainings(view: RunView) -> list[float]:
     """How often each node had trained in this run, on average, by round."""
-    return [r["metrics"]["train_calls"] for r in view["rounds"] if r["round"]]
+    return [r.metrics["train_calls"] for r in view.rounds if r.round]
 
 
 @pytest.mark.parametrize("strategy", ["FedAvg", pytest.param("FedAdam", marks=pytest.mark.slow)])
@@ -64,11 +64,11 @@ def test_a_killed_aggregator_resumes_its_round_with_the_delivered_updates(there:
     run = _start(there, *options)
     _kill_in(there, run, 2, 3)
     view = there.finish(run)
-    assert view["state"] == "completed", view
-    assert view["attempt"] == 2
+    assert view.state == "completed", view
+    assert view.attempt == 2
     assert _trainings(view) == _trainings(undisturbed) == [1.0, 2.0, 3.0]
-    assert [r["metrics"] for r in view["rounds"]] == [r["metrics"] for r in undisturbed["rounds"]]
-    assert _final(there, run) == _final(there, undisturbed["run"])
+    assert [r.metrics for r in view.rounds] == [r.metrics for r in undisturbed.rounds]
+    assert _final(there, run) == _final(there, undisturbed.run)
 
 
 @pytest.mark.slow
@@ -76,21 +76,21 @@ def test_a_run_survives_a_kill_in_every_round(there: Installation) -> None:
     run = _start(there)
     for number in (1, 2, 3):
         _kill_in(there, run, number, 2)
-        until(lambda n=number: there.json("run", "show", run)["attempt"] == n + 1, "the next attempt")
+        until(lambda n=number: there.show(run).attempt == n + 1, "the next attempt")
     view = there.finish(run)
-    assert view["state"] == "completed", view
+    assert view.state == "completed", view
     assert _trainings(view) == [1.0, 2.0, 3.0]
 
 
 def test_a_resumed_round_asks_the_nodes_that_were_sampled_before(there: Installation) -> None:
     """Were others asked, the round would count more than two nodes."""
     run = _start(there, "--set", "fraction=0.5", "--set", "everyone=true")
-    until(lambda: len(there.json("run", "show", run)["rounds"]) >= 2, "the first round")
+    until(lambda: len(there.show(run).rounds) >= 2, "the first round")
     _kill_in(there, run, 1, 0)
     view = there.finish(run)
-    assert view["state"] == "completed"
-    assert [r["phases"]["train"]["asked"] for r in view["rounds"][1:]] == [2, 2, 2]
-    assert view["attempt"] == 2
+    assert view.state == "completed"
+    assert [r.phases["train"].asked for r in view.rounds[1:]] == [2, 2, 2]
+    assert view.attempt == 2
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_an_app_without_strategy_start_begins_again_and_says_so(there: Installat
     for file in (APPS / "pushpull").glob("*.*"):
         (app / file.name).write_text(file.read_text().replace("    content = RecordDict(", SLOW, 1))
     run = there.json("run", "start", "--app", str(app))["run"]
-    until(lambda: bool(there.json("run", "show", run)["rounds"]), "the first messages")
+    until(lambda: bool(there.show(run).rounds), "the first messages")
     _kill_in(there, run, 0, 0)
-    until(lambda: "started again from its first round" in there.json("run", "show", run)["reason"], "the word")
-    assert there.finish(run)["state"] == "completed"
+    until(lambda: "started again from its first round" in there.show(run).reason, "the word")
+    assert there.finish(run).state == "completed"

@@ -17,9 +17,11 @@ import onnx
 import pytest
 import pytest_asyncio
 
+from fedtide.console import endpoints
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects
+from fedtide.fabric.plans.rollout_request import RolloutRequest
 from tests.conftest import APPS
 from tests.faults.campaign import CONFIG, POLICY, REGIONS, Campaign
 from tests.faults.installation_with_faults import Faulty, faulty_installation
@@ -99,8 +101,8 @@ async def test_an_aggregator_that_dies_in_the_middle_of_a_checkpoint_resumes_fro
     await unsubscribe()
     await broker.close()
     view = await there.finished(run)
-    assert (view["state"], view["attempt"]) == ("completed", 2)
-    assert there.final(run) == there.final(first["run"])
+    assert (view.state, view.attempt) == ("completed", 2)
+    assert there.final(run) == there.final(first.run)
 
 
 @pytest.mark.parametrize("way", ["down", "up"])
@@ -110,7 +112,7 @@ async def test_an_interrupted_transfer_goes_on_at_the_missing_chunk_after_the_ag
     """40 MB a round each way; the wire stops after 20 MB and the agent is killed."""
     wire = there.wires[NODE]
     config = {**CONFIG, "size": 10 * MEGABYTE, "delay": 0.0, "num-server-rounds": 1}
-    policy = {**POLICY, "min_updates": 2}
+    policy = POLICY.model_copy(update={"min_updates": 2})
     run = await there.start_run(APPS / "mean", policy, run_config=config, selector={"region": "eu"})
     wire.stop_after(way, 20 * MEGABYTE)
     async with asyncio.timeout(60):
@@ -119,8 +121,8 @@ async def test_an_interrupted_transfer_goes_on_at_the_missing_chunk_after_the_ag
     before = wire.passed[way]
     wire.restore()
     view = await there.finished(run)
-    assert view["state"] == "completed", view["reason"]
-    assert view["rounds"][-1]["metrics"]["train_calls"] == 1.0
+    assert view.state == "completed", view.reason
+    assert view.rounds[-1].metrics["train_calls"] == 1.0
     # Going down the model comes twice (training, evaluation); what was there already does not come again.
     left = (80 if way == "down" else 40) - 20
     assert wire.passed[way] - before < (left + 10) * MEGABYTE
@@ -150,7 +152,7 @@ async def test_a_roll_out_goes_on_when_its_coordinator_dies_in_every_stage_and_a
     await _publish_large_release(there, 2.0)
     wire, now = there.wires[NODE], len(there.seen)
     wire.stop_after("down", MEGABYTE)
-    rollout: str = (await there.post("/v1/rollouts", {"model": "scale", "canary": 0.5}))["rollout"]
+    rollout: str = (await there.ask(endpoints.start_rollout(RolloutRequest(model="scale", canary=0.5)))).rollout
 
     def reached(event: Event, phase: str, node: str = "") -> bool:
         data = event.data
@@ -167,18 +169,18 @@ async def test_a_roll_out_goes_on_when_its_coordinator_dies_in_every_stage_and_a
     assert there.send("coordinator", signal.SIGKILL)
     for node in there.layout.nodes:
         await there.event(partial(reached, phase="confirmed", node=node), since=now)
-        url = (await there.get(f"/v1/nodes/{node}"))["inference_url"]
+        url = (await there.ask(endpoints.node(node))).inference_url
         assert await asyncio.to_thread(_infer, url) == [2.0, 4.0, 6.0]
-    assert (await there.get(f"/v1/rollouts/{rollout}"))["state"] == "completed"
+    assert (await there.ask(endpoints.rollout(rollout))).state == "completed"
 
 
 async def test_a_region_that_is_cut_off_serves_on_and_its_finished_updates_flow_when_the_link_is_back(
     there: Faulty, work: Campaign
 ) -> None:
-    url = (await there.get(f"/v1/nodes/{NODE}"))["inference_url"]
+    url = (await there.ask(endpoints.node(NODE))).inference_url
     run = await there.start_run(APPS / "mean", POLICY, run_config={**CONFIG, "num-server-rounds": 2})
     await there.event(lambda e: e.data.kind == "round.opened" and e.data.run == run)
-    busy = lambda: str(there.client.get(f"/v1/nodes/{NODE}")["busy"])  # noqa: E731
+    busy = lambda: str(there.client.send(endpoints.node(NODE)).busy)  # noqa: E731
     await asyncio.to_thread(until, lambda: busy().startswith(run), "its training, which goes on without the link")
     there.links["eu"].cut()
     now = len(there.seen)
@@ -187,5 +189,5 @@ async def test_a_region_that_is_cut_off_serves_on_and_its_finished_updates_flow_
     assert any((there.folder(NODE) / "outbox" / "done").glob(f"{run}-r1-*")), "the leaf has taken the update"
     there.links["eu"].restore()
     view = await there.finished(run)
-    assert view["state"] == "completed", view
-    assert view["rounds"][-1]["metrics"]["train_calls"] == 2.0, view
+    assert view.state == "completed", view
+    assert view.rounds[-1].metrics["train_calls"] == 2.0, view

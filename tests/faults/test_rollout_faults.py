@@ -16,8 +16,12 @@ import pytest
 import pytest_asyncio
 from onnx import TensorProto, helper, numpy_helper
 
+from fedtide.console import endpoints
 from fedtide.fabric.events.rollouts import NodePhaseReported
+from fedtide.fabric.messages.views import RolloutView
+from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.tensors.frame import Tensor, encode
+from fedtide.fabric.validation import checked
 from tests.faults.installation_with_faults import Faulty, faulty_installation
 from tests.integration.installation import until
 from tests.integration.releases import publish
@@ -63,15 +67,15 @@ class Rollouts:
         return self.version
 
     async def start(self, **request: Any) -> str:
-        view = await self.there.post("/v1/rollouts", {"model": "scale", "canary": 0.5, **request})
-        rollout: str = view["rollout"]
-        return rollout
+        asked = checked(RolloutRequest, {"model": "scale", "canary": 0.5, **request})
+        view = await self.there.ask(endpoints.start_rollout(asked))
+        return view.rollout
 
-    async def ended(self, rollout: str) -> Any:
+    async def ended(self, rollout: str) -> RolloutView:
         """Its view, once it is not rolling any more."""
 
-        def follow() -> Any:
-            *_, last = self.there.client.stream(f"/v1/rollouts/{rollout}/watch", timeout_s=90)
+        def follow() -> RolloutView:
+            *_, last = self.there.client.stream(endpoints.watch_rollout(rollout), timeout_s=90)
             return last
 
         view = await asyncio.to_thread(follow)
@@ -83,7 +87,7 @@ class Rollouts:
         return [d.phase for d in told if d.rollout == rollout and d.node == node]
 
     async def serves(self, node: str, version: int) -> None:
-        url = (await self.there.get(f"/v1/nodes/{node}"))["inference_url"]
+        url = (await self.there.ask(endpoints.node(node))).inference_url
         await asyncio.to_thread(until, lambda: answer(url) == (str(version), [version] * 3), f"version {version}")
 
 
@@ -115,11 +119,11 @@ async def test_a_release_crosses_each_link_once_however_many_nodes_take_it(work:
     await work.publish()
     before = {region: link.passed["down"] for region, link in work.there.links.items()}
     view = await work.ended(await work.start())
-    assert view["state"] == "completed"
-    for region in view["regions"]:
-        crossed = work.there.links[region["region"]].passed["down"] - before[region["region"]]
-        assert 4 * SIDE * SIDE < region["wan_bytes"] < 1.01 * 4 * SIDE * SIDE
-        assert region["wan_bytes"] < crossed < 1.1 * region["wan_bytes"]
+    assert view.state == "completed"
+    for region in view.regions:
+        crossed = work.there.links[region.region].passed["down"] - before[region.region]
+        assert 4 * SIDE * SIDE < region.wan_bytes < 1.01 * 4 * SIDE * SIDE
+        assert region.wan_bytes < crossed < 1.1 * region.wan_bytes
 
 
 @pytest.mark.slow
@@ -129,8 +133,8 @@ async def test_three_regions_of_ten_nodes_cost_one_copy_a_region(tmp_path: Path)
         await work.publish()
         before = {region: link.passed["down"] for region, link in there.links.items()}
         view = await work.ended(await work.start())
-        assert view["state"] == "completed"
-        assert sum(region["confirmed"] for region in view["regions"]) == 30
+        assert view.state == "completed"
+        assert sum(region.confirmed for region in view.regions) == 30
         for region, link in there.links.items():
             assert 4 * SIDE * SIDE < link.passed["down"] - before[region] < 1.1 * 4 * SIDE * SIDE
 
@@ -138,8 +142,8 @@ async def test_three_regions_of_ten_nodes_cost_one_copy_a_region(tmp_path: Path)
 async def test_of_a_new_release_only_the_changed_tensors_cross_the_link(work: Rollouts) -> None:
     await work.publish(filling=1)
     view = await work.ended(await work.start())
-    assert view["state"] == "completed"
-    assert all(0 < region["wan_bytes"] < 10_000 for region in view["regions"])
+    assert view.state == "completed"
+    assert all(0 < region.wan_bytes < 10_000 for region in view.regions)
 
 
 MOMENTS = [
@@ -158,7 +162,7 @@ async def test_a_coordinator_that_is_killed_goes_on_with_the_same_wave(work: Rol
     await work.publish(filling=1)
     rollout = await work.start(bake={"seconds": 0.5})
     if moment == "rollout.pause_requested":
-        await there.post(f"/v1/rollouts/{rollout}/pause", {})
+        await there.ask(endpoints.act_on_rollout(rollout, "pause"))
     kind, _, phase = moment.partition(" ")
     await there.event(
         lambda e: (
@@ -171,10 +175,10 @@ async def test_a_coordinator_that_is_killed_goes_on_with_the_same_wave(work: Rol
     there.send("coordinator", signal.SIGKILL)
     await there.event(lambda e: e.data.kind == "coordinator.elected", since=len(there.seen))
     if moment == "rollout.pause_requested":
-        assert (await there.get(f"/v1/rollouts/{rollout}"))["state"] == "paused"
-        await there.post(f"/v1/rollouts/{rollout}/resume", {})
+        assert (await there.ask(endpoints.rollout(rollout))).state == "paused"
+        await there.ask(endpoints.act_on_rollout(rollout, "resume"))
     view = await work.ended(rollout)
-    assert view["state"] == "completed", view
+    assert view.state == "completed", view
     for node in there.layout.nodes:
         assert work.phases(rollout, node).count("active") == 1
         await work.serves(node, work.version)
@@ -188,14 +192,14 @@ async def test_a_leaf_that_is_killed_during_a_download_is_waited_for(work: Rollo
     await there.event(lambda e: getattr(e.data, "phase", "") == "downloading", since=since)
     there.send("leaf-us", signal.SIGKILL)
     view = await work.ended(rollout)
-    assert view["state"] == "completed", view
+    assert view.state == "completed", view
     assert all(work.phases(rollout, node)[-1] == "confirmed" for node in ("us-1", "us-2"))
 
 
 @pytest.mark.slow
 async def test_a_node_that_was_away_takes_the_latest_release_and_none_in_between(work: Rollouts) -> None:
     there, wire = work.there, work.there.wires["us-2"]
-    url = (await there.get("/v1/nodes/us-2"))["inference_url"]
+    url = (await there.ask(endpoints.node("us-2"))).inference_url
     before = answer(url)
     wire.cut()
     await there.event(lambda e: e.data.kind == "node.offline" and e.data.node == "us-2")
@@ -204,7 +208,7 @@ async def test_a_node_that_was_away_takes_the_latest_release_and_none_in_between
         await work.publish(filling=1)
         rollouts.append(await work.start(claim_deadline_s=3, regions=["us"]))
         view = await work.ended(rollouts[-1])
-        assert (view["state"], view["regions"][0]["absent"]) == ("completed", 1)
+        assert (view.state, view.regions[0].absent) == ("completed", 1)
     assert answer(url) == before
     wire.restore()
     await work.serves("us-2", work.version)
@@ -235,7 +239,7 @@ async def test_an_agent_that_is_killed_in_any_phase_ends_with_the_old_or_the_new
     try:
         await there.event(lambda e: e.data.kind == "node.joined" and e.data.node == name)
         view = await work.ended(await work.start(version=work.version - 1, selector={"node": name}))
-        assert view["state"] == "completed", view
+        assert view.state == "completed", view
     finally:
         agent.terminate()
         await agent.wait()
@@ -248,7 +252,7 @@ async def test_an_agent_that_is_killed_in_any_phase_ends_with_the_old_or_the_new
     agent = await _agent("fedtide.edge_agent", "--config", str(config))
     try:
         view = await work.ended(rollout)
-        assert view["state"] == "completed", view
+        assert view.state == "completed", view
         await work.serves(name, work.version)
         current = json.loads((tmp_path / "node" / "models" / "current" / "scale.json").read_text())
         kept = {folder.name for folder in (tmp_path / "node" / "models" / "releases").iterdir()}

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtide.console.embedded.home import Home
+from fedtide.console import endpoints
+from fedtide.console.client import Client
+from fedtide.console.home import Home
+from fedtide.fabric.messages.views import RUN_ENDED, EventView, ModelView, NodeView, RolloutView, RunView
 from tests.hub import Hub
 
 
@@ -32,13 +35,46 @@ class Installation:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def finish(self, run: str) -> dict[str, Any]:
-        """Wait for a run to end; its view."""
-        self.run("run", "watch", run)
-        view: dict[str, Any] = self.json("run", "show", run)
-        return view
+    @property
+    def client(self) -> Client:
+        return Client.at(*self.state["apis"], by="test")
 
-    def train(self, app: Path, *options: str) -> dict[str, Any]:
+    def show(self, run: str) -> RunView:
+        return self.client.send(endpoints.run(run))
+
+    def runs(self) -> list[RunView]:
+        return list(self.client.every(endpoints.runs()))
+
+    def rollout(self, key: str) -> RolloutView:
+        return self.client.send(endpoints.rollout(key))
+
+    def rollouts(self) -> list[RolloutView]:
+        return list(self.client.every(endpoints.rollouts()))
+
+    def model(self, name: str) -> ModelView:
+        return self.client.send(endpoints.model(name))
+
+    def node(self, name: str) -> NodeView:
+        return self.client.send(endpoints.node(name))
+
+    def nodes(self) -> list[NodeView]:
+        return list(self.client.every(endpoints.nodes()))
+
+    def events(self, about: str = "", kind: str = "", limit: int = 1000) -> list[EventView]:
+        return self.client.send(endpoints.events(about=about, kind=kind, limit=limit)).items
+
+    def until_run(self, run: str, holds: Callable[[RunView], bool]) -> RunView:
+        """The first view of a run for which `holds`, as the API tells it: no polling."""
+        for view in self.client.stream(endpoints.watch_run(run), timeout_s=90):
+            if holds(view):
+                return view
+        raise AssertionError(f"{run} never came so far: {self.show(run)}")
+
+    def finish(self, run: str) -> RunView:
+        """Wait for a run to end; its view."""
+        return self.until_run(run, lambda view: view.state in RUN_ENDED)
+
+    def train(self, app: Path, *options: str) -> RunView:
         return self.finish(self.json("run", "start", "--app", str(app), *options)["run"])
 
     def out(self, run: str) -> Path:

@@ -10,13 +10,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fedtide.aggregation.release.onnx_parts import cut
+from fedtide.console import endpoints
 from fedtide.coordinator.identity.report_rules import IMPORT
 from fedtide.fabric.events.envelope import Event, ModelProduced, ReleasePublished
 from fedtide.fabric.ids import new_id
-from fedtide.fabric.messages.tasks import AppRef
 from fedtide.fabric.nats.subjects import HUB_REGION, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import put_blob
 from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
+from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, Tensor, encode
 from tests.conftest import APPS
@@ -54,7 +55,7 @@ def release(
 
 def trained_release(there: Installation, factor: float) -> int:
     """Report a model as the product of a run, as an aggregator would; returns its version once it is published."""
-    run = there.train(APPS / "mean", "--rounds", "1")["run"]
+    run = there.train(APPS / "mean", "--rounds", "1").run
     before = len(_versions(there, "scale"))
     asyncio.run(produce(there.hub, run, factor))
     until(lambda: len(_versions(there, "scale")) > before, "the release")
@@ -118,5 +119,5 @@ async def publish(
 
 
 def _versions(there: Installation, model: str) -> list[int]:
-    models = {m["model"]: m for m in there.json("model", "ls")}
-    return [r["version"] for r in models[model]["releases"]] if model in models else []
+    models = {m.model: m for m in there.client.every(endpoints.models())}
+    return [r.version for r in models[model].releases] if model in models else []

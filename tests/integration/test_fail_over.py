@@ -52,18 +52,17 @@ def test_a_run_survives_the_death_of_its_leader_and_the_old_one_does_no_harm(
 ) -> None:
     until(lambda: sorted(_roles(pair)) == ["leader", "standby"], "one leader and one standby")
     leader = _leader(pair)
-    terms = len(pair.json("events", "query", "--kind", "coordinator.elected"))
+    terms = len(pair.events(kind="coordinator.elected"))
     start = ("run", "start", "--app", str(APPS / "mean"), "--rounds", "3", "--set", "delay=1.5")
     run = pair.json(*start)["run"]
-    until(lambda: bool(pair.json("run", "show", run)["rounds"][1:]), "the first round")
+    until(lambda: bool(pair.show(run).rounds[1:]), "the first round")
     pid = pair.child(leader)
     os.kill(pid, how)
     try:
-        elected = ("events", "query", "--kind", "coordinator.elected")
-        until(lambda: len(pair.json(*elected)) > terms, "a new leader")
+        until(lambda: len(pair.events(kind="coordinator.elected")) > terms, "a new leader")
     finally:
         if how == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
     view = pair.finish(run)
-    assert (view["state"], view["attempt"]) == ("completed", 1), view
-    assert [r["metrics"]["train_calls"] for r in view["rounds"] if r["round"]] == [1.0, 2.0, 3.0]
+    assert (view.state, view.attempt) == ("completed", 1), view
+    assert [r.metrics["train_calls"] for r in view.rounds if r.round] == [1.0, 2.0, 3.0]

@@ -13,10 +13,10 @@ from tests.integration.installation import Installation
 
 def _result(there: Installation, case: str) -> Any:
     view = there.train(APPS / "zoo", "--set", f"case={case}")
-    assert view["state"] == "completed", view["reason"]
-    refused = [t["refused"] for r in view["rounds"] for t in r["phases"].values() if t["refused"]]
+    assert view.state == "completed", view.reason
+    refused = [t.refused for r in view.rounds for t in r.phases.values() if t.refused]
     assert refused == []
-    return json.loads((there.out(view["run"]) / "result.json").read_text())
+    return json.loads((there.out(view.run) / "result.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def _result(there: Installation, case: str) -> Any:
 )
 def test_a_stock_strategy_accepts_every_update_in_every_round(installation: Installation, strategy: str) -> None:
     result = _result(installation, strategy)
-    assert result["rounds"] == 3
+    assert result.rounds == 3
     expected = {"FedAvg": 3.0, "FedMedian": 3.0, "Krum": 3.0, "Partial": 3.0}
     if strategy in expected:
         assert result["w"] == [expected[strategy]] * 8

@@ -13,11 +13,11 @@ import pytest
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Node
 from fedtide.aggregation.link.grid_link import GridLink
-from fedtide.fabric.events.runs import RunSpec
-from fedtide.fabric.messages.tasks import AppRef, Cancel, Reply, Task, WireMessage
+from fedtide.fabric.messages.tasks import Cancel, Reply, Task, WireMessage
 from fedtide.fabric.nats import jetstream
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import UP, Subjects, reply_consumer
+from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
 from tests.conftest import Topology
 

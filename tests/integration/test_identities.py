@@ -212,7 +212,7 @@ async def test_a_revoked_node_is_thrown_out_wherever_it_is(installation: Install
     await asyncio.to_thread(until, lambda: _is_refused(url, file), "the key to be withdrawn at the leaf")
     gone = installation.run("fleet", "revoke", "nobody")
     assert gone.returncode == 4, gone.stderr
-    online: Any = lambda: all(n["state"] == "online" for n in installation.json("fleet", "ls"))  # noqa: E731
+    online: Any = lambda: all(n.state == "online" for n in installation.nodes())  # noqa: E731
     await asyncio.to_thread(until, online, "the nodes of us to be back")
 
 

@@ -47,7 +47,7 @@ class Node:
         self.labelled: list[str] = []
 
     async def start(self) -> None:
-        await self.server.start(SampleApi(self.store, self.capturer, self.labelled.append).routes())
+        await self.server.start(SampleApi("n", self.store, self.capturer, self.labelled.append).routes())
 
     async def client(self, do: Callable[[Any], Any]) -> Any:
         def call() -> Any:

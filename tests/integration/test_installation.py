@@ -45,8 +45,8 @@ def test_a_mistake_gets_one_line_that_helps_and_an_exit_code(
 
 
 def test_listings_come_as_table_json_and_yaml_without_colour(installation: Installation) -> None:
-    nodes = installation.json("fleet", "ls")
-    assert [n["name"] for n in nodes] == ["eu-1", "eu-2", "us-1", "us-2"]
+    nodes = installation.nodes()
+    assert [n.name for n in nodes] == ["eu-1", "eu-2", "us-1", "us-2"]
     assert yaml.safe_load(installation.run("fleet", "ls", "-o", "yaml").stdout)[0]["name"] == "eu-1"
     table = installation.run("fleet", "ls").stdout
     assert "us-2" in table
@@ -98,9 +98,9 @@ def test_two_installations_stand_side_by_side_and_a_killed_one_leaves_nothing(
     installation: Installation, tmp_path: Path
 ) -> None:
     other = bring_up(tmp_path, "eu", 1)
-    assert [n["name"] for n in other.json("fleet", "ls")] == ["eu-1"]
+    assert [n.name for n in other.nodes()] == ["eu-1"]
     run = other.json("run", "start", "--app", str(APPS / "faulty"), "--set", "mode=hang", "--nodes", "node=eu-1")["run"]
-    until(lambda: other.json("run", "show", run)["state"] == "running", "the aggregator")
+    until(lambda: other.show(run).state == "running", "the aggregator")
     os.kill(other.state["pid"], signal.SIGKILL)
     until(lambda: not _processes(tmp_path), "the end of every process")
     assert installation.json("status")["nodes"]["online"] == 4
@@ -120,19 +120,19 @@ def test_a_node_that_vanishes_in_a_round_is_counted_as_lost_and_the_run_goes_on(
     """The agent's process is stopped, not killed: nothing restarts it, and only its silence tells."""
     (agent,) = children(small.state["pid"], "agent-eu-1")
     run = small.json("run", "start", "--app", str(APPS / "faulty"), "--set", "mode=hang")["run"]
-    until(lambda: bool(small.json("run", "show", run)["rounds"]), "the round")
+    until(lambda: bool(small.show(run).rounds), "the round")
     os.kill(agent, signal.SIGSTOP)
     try:
         view = small.finish(run)
-        assert view["state"] == "completed"
-        refused = view["rounds"][0]["phases"]["train"]["refused"]["eu-1"]
-        assert refused["category"] == "node_lost"
-        assert "no heartbeat" in refused["reason"]
-        assert small.json("fleet", "show", "eu-1")["state"] == "offline"
+        assert view.state == "completed"
+        refused = view.rounds[0].phases["train"].refused["eu-1"]
+        assert refused.category == "node_lost"
+        assert "no heartbeat" in refused.reason
+        assert small.node("eu-1").state == "offline"
     finally:
         os.kill(agent, signal.SIGCONT)
-    until(lambda: small.json("fleet", "show", "eu-1")["state"] == "online", "the node's return")
-    assert small.train(APPS / "faulty")["participants"] == ["eu-1", "eu-2"]
+    until(lambda: small.node("eu-1").state == "online", "the node's return")
+    assert small.train(APPS / "faulty").participants == ["eu-1", "eu-2"]
 
 
 def test_coordinator_and_hub_come_back_with_everything_they_knew(small: Installation) -> None:
@@ -142,31 +142,31 @@ def test_coordinator_and_hub_come_back_with_everything_they_knew(small: Installa
         os.kill(pid, signal.SIGKILL)
         until(lambda gone=pid, word=word: children(small.state["pid"], word) not in ([], [gone]), f"a new {word}")
     until(lambda: small.run("run", "ls").returncode == 0, "the API")
-    assert small.json("run", "show", first["run"])["state"] == "completed"
-    assert small.train(APPS / "mean", "--rounds", "2")["state"] == "completed"
+    assert small.show(first.run).state == "completed"
+    assert small.train(APPS / "mean", "--rounds", "2").state == "completed"
 
 
 def test_a_coordinator_that_dies_in_a_run_finds_it_again_and_the_run_completes(small: Installation) -> None:
     settings = ("--set", "delay=1", "--set", "everyone=true", "--rounds", "3")
     run = small.json("run", "start", "--app", str(APPS / "mean"), *settings)["run"]
-    until(lambda: len(small.json("run", "show", run)["rounds"]) >= 2, "the first round")
+    until(lambda: len(small.show(run).rounds) >= 2, "the first round")
     (pid,) = children(small.state["pid"], "coordinator.json")
     os.kill(pid, signal.SIGKILL)
     until(lambda: small.run("run", "ls").returncode == 0, "the API")
     view = small.finish(run)
-    assert view["state"] == "completed", view["reason"]
-    assert view["attempt"] == 1
-    assert [r["metrics"]["train_calls"] for r in view["rounds"][1:]] == [1.0, 2.0, 3.0]
+    assert view.state == "completed", view.reason
+    assert view.attempt == 1
+    assert [r.metrics["train_calls"] for r in view.rounds[1:]] == [1.0, 2.0, 3.0]
 
 
 def test_a_node_that_cannot_write_is_counted_and_the_fleet_goes_on(small: Installation) -> None:
     apps = small.home / "nodes" / "eu-1" / "apps"
     apps.write_text("a file where the agent wants a folder")
     view = small.train(APPS / "faulty")
-    assert view["state"] == "completed"
-    assert "the node's disk" in view["rounds"][0]["phases"]["train"]["refused"]["eu-1"]["reason"]
+    assert view.state == "completed"
+    assert "the node's disk" in view.rounds[0].phases["train"].refused["eu-1"].reason
     apps.unlink()
-    assert small.train(APPS / "faulty")["participants"] == ["eu-1", "eu-2"]
+    assert small.train(APPS / "faulty").participants == ["eu-1", "eu-2"]
 
 
 def test_an_agent_whose_process_keeps_dying_does_not_end_the_others(small: Installation) -> None:
@@ -175,10 +175,10 @@ def test_an_agent_whose_process_keeps_dying_does_not_end_the_others(small: Insta
     config.write_text("broken")
     (pid,) = children(small.state["pid"], "agent-eu-1")
     os.kill(pid, signal.SIGKILL)
-    until(lambda: small.json("fleet", "show", "eu-1")["state"] == "offline", "its absence")
-    assert small.json("fleet", "show", "eu-2")["state"] == "online"
+    until(lambda: small.node("eu-1").state == "offline", "its absence")
+    assert small.node("eu-2").state == "online"
     config.write_text(good)
-    until(lambda: small.json("fleet", "show", "eu-1")["state"] == "online", "its return")
+    until(lambda: small.node("eu-1").state == "online", "its return")
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_an_app_that_leaves_by_itself_ends_its_run(installation: Installation, t
     server = (APPS / "mean" / "mean_server.py").read_text()
     (tmp_path / "mean_server.py").write_text(server.replace("    size = int(", f"    {call}\n    size = int("))
     view = installation.train(tmp_path)
-    assert view["state"] == "failed"
-    assert view["reason"]
+    assert view.state == "failed"
+    assert view.reason
 
 
 def test_an_idle_agent_loads_neither_flwr_nor_torch(installation: Installation) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
 
 import kopf
+import pytest
+import yaml
 
+from fedtide.console import endpoints
 from fedtide.console.client import Client
 from fedtide.console.operator import resources
 from fedtide.console.operator.handlers import handlers, settings
 from fedtide.console.operator.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
 from fedtide.fabric.flower.apps import bundle, describe
+from fedtide.fabric.messages.views import RUN_ENDED
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import APPS
 from tests.integration.installation import Installation
@@ -27,11 +30,6 @@ KINDS = {RUNS: "FederatedRun", ROLLOUTS: "ModelRollout", TRIGGERS: "TriggerRule"
 async def operating(server: ApiServer, client: Client) -> AsyncIterator[None]:
     server.custom = [(GROUP, VERSION, plural, kind) for plural, kind in KINDS.items()]
     registry = handlers(client)
-
-    @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.ConnectionInfo:
-        return kopf.ConnectionInfo(server=server.url, token="t")
-
     stop = asyncio.Event()
     running = asyncio.create_task(
         kopf.operator(
@@ -50,6 +48,22 @@ async def operating(server: ApiServer, client: Client) -> AsyncIterator[None]:
         server.cut()
         async with asyncio.timeout(20):
             await running
+
+
+def kubeconfig(server: ApiServer, folder: Path) -> Path:
+    """What the operator finds outside a cluster."""
+    file = folder / "kubeconfig"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "clusters": [{"name": "c", "cluster": {"server": server.url}}],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+            }
+        )
+    )
+    return file
 
 
 def resource(plural: str, name: str, spec: Object) -> Object:
@@ -73,12 +87,15 @@ def _status(server: ApiServer, plural: str, name: str) -> Object:
     return status
 
 
-async def test_resources_start_show_and_end_what_they_stand_for(installation: Installation) -> None:
-    client = Client(*installation.state["apis"])
+async def test_resources_start_show_and_end_what_they_stand_for(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = installation.client
     packed = bundle(APPS / "mean")
-    ref = await asyncio.to_thread(client.call, "PUT", "/v1/bundles", packed)
-    app = {"name": describe(APPS / "mean").name, "bundle": _reference(ref)}
+    ref = await asyncio.to_thread(client.send, endpoints.put_bundle(packed))
+    app = {"name": describe(APPS / "mean").name, "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
     with ApiServer() as server:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(server, tmp_path)))
         async with operating(server, client):
             server.put(RUNS, resource(RUNS, "good", {"app": app}))
             server.put(RUNS, resource(RUNS, "bad", {"app": app, "selector": {"region": "mars"}}))
@@ -91,7 +108,7 @@ async def test_resources_start_show_and_end_what_they_stand_for(installation: In
             await _until(lambda: _status(server, RUNS, "bad").get("phase") == "Refused", "the refusal")
             assert "no region 'mars'" in _status(server, RUNS, "bad")["message"]
             await _until(lambda: _status(server, TRIGGERS, "a-rule").get("phase") == "Applied", "the rule")
-            assert (await asyncio.to_thread(client.get, "/v1/triggers/a-rule"))["rule"]["cooldown_s"] == 5
+            assert (await asyncio.to_thread(client.send, endpoints.trigger("a-rule"))).rule.cooldown_s == 5
 
             hanging = {"app": app, "selector": {"region": "eu"}, "runConfig": {}}
             server.put(RUNS, resource(RUNS, "endless", hanging))
@@ -100,14 +117,8 @@ async def test_resources_start_show_and_end_what_they_stand_for(installation: In
             for plural, name in ((RUNS, "endless"), (RUNS, "good"), (TRIGGERS, "a-rule")):
                 server.answer("DELETE", f"/apis/{GROUP}/{VERSION}/namespaces/fl/{plural}/{name}", {}, None)
             await _until(lambda: server.names(RUNS) == ["bad"] and not server.names(TRIGGERS), "the finalizers")
-            view = await asyncio.to_thread(client.get, f"/v1/runs/{run}")
-            assert resources.run_has_ended(view)
-            assert "a-rule" not in [t["trigger"] for t in await asyncio.to_thread(client.get, "/v1/triggers")]
-
-
-def _reference(answer: bytes) -> Object:
-    ref = json.loads(answer)
-    return {"digest": ref["digest"], "sizeBytes": ref["size_bytes"]}
+            assert installation.show(run).state in RUN_ENDED
+            assert "a-rule" not in [t.trigger for t in client.every(endpoints.triggers())]
 
 
 def test_a_spec_becomes_a_request_and_keys_of_the_user_stay_as_they_are() -> None:

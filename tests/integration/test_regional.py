@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
+from fedtide.fabric.messages.views import RunView
 from tests.conftest import APPS
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until
@@ -28,17 +28,17 @@ def regional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]
 def flat(regional: Installation) -> bytes:
     """The model that an aggregator makes alone."""
     view = regional.train(APPS / "sums")
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     return _model(regional, view)
 
 
-def _model(there: Installation, view: dict[str, Any]) -> bytes:
-    return (there.out(view["run"]) / "final.npz").read_bytes()
+def _model(there: Installation, view: RunView) -> bytes:
+    return (there.out(view.run) / "final.npz").read_bytes()
 
 
 def _received(there: Installation, run: str) -> int:
-    rounds = there.json("run", "show", run)["rounds"]
-    return sum(len(t["received"]) for r in rounds for t in r["phases"].values())
+    rounds = there.show(run).rounds
+    return sum(len(t.received) for r in rounds for t in r.phases.values())
 
 
 def _forwarded(there: Installation, region: str, run: str) -> int:
@@ -48,17 +48,17 @@ def _forwarded(there: Installation, region: str, run: str) -> int:
 
 def test_regions_forward_one_sum_each_and_the_model_is_the_same(regional: Installation, flat: bytes) -> None:
     view = regional.train(APPS / "sums", "--policy", "regional=true")
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     assert _model(regional, view) == flat
-    assert [_forwarded(regional, region, view["run"]) for region in ("eu", "us")] == [2, 2]
+    assert [_forwarded(regional, region, view.run) for region in ("eu", "us")] == [2, 2]
 
 
 def test_an_update_that_cannot_be_summed_is_refused_in_its_region(regional: Installation) -> None:
     poisoned = ("--set", "poisoned=2")
     alone = regional.train(APPS / "sums", *poisoned)
     view = regional.train(APPS / "sums", "--policy", "regional=true", *poisoned)
-    refused = [t["refused"] for r in view["rounds"] for t in r["phases"].values() if t["refused"]]
-    assert [[r["category"] for r in each.values()] for each in refused] == [["not_finite"], ["not_finite"]]
+    refused = [t.refused for r in view.rounds for t in r.phases.values() if t.refused]
+    assert [[r.category for r in each.values()] for each in refused] == [["not_finite"], ["not_finite"]]
     assert _model(regional, view) == _model(regional, alone)
 
 
@@ -76,7 +76,7 @@ def test_a_region_whose_aggregator_dies_or_freezes_is_summed_all_the_same(
     finally:
         if how == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     assert _model(regional, view) == flat
 
 
@@ -97,7 +97,7 @@ def test_an_aggregator_that_is_killed_has_a_successor_that_makes_the_same_model(
     until(lambda: _received(regional, run) >= 3, "most of the first round")
     os.kill(regional.aggregator(run), signal.SIGKILL)
     view = regional.finish(run)
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     if "up=" in policy:
         return  # the rounding is seeded by the names of tasks, and those by that of the run
     assert _model(regional, view) == _model(regional, whole)
@@ -106,7 +106,7 @@ def test_an_aggregator_that_is_killed_has_a_successor_that_makes_the_same_model(
 @pytest.mark.slow
 def test_shards_make_the_same_model_and_refuse_the_same(regional: Installation, flat: bytes) -> None:
     view = regional.train(APPS / "sums", "--policy", "shards=3")
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     assert _model(regional, view) == flat
     poisoned = regional.train(APPS / "sums", "--policy", "shards=3", "--set", "poisoned=2")
     alone = regional.train(APPS / "sums", "--set", "poisoned=2")
@@ -121,5 +121,5 @@ def test_a_shard_that_is_killed_is_started_again_and_knows_what_it_held(regional
     (pid,) = children(regional.aggregator(run), "shard-1.json")
     os.kill(pid, signal.SIGKILL)
     view = regional.finish(run)
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     assert _model(regional, view) == flat

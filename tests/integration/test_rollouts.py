@@ -19,6 +19,7 @@ import onnx
 import pytest
 
 from fedtide.console.embedded.plan import free_ports
+from fedtide.fabric.messages.views import PlannedRollout, RolloutView
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Tensor, encode
@@ -35,15 +36,14 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Any:
     installation.run("down")
 
 
-def _rolled(there: Installation, *options: str) -> dict[str, Any]:
+def _rolled(there: Installation, *options: str) -> RolloutView:
     key = there.json("rollout", "start", "scale", *options)["rollout"]
     there.run("rollout", "watch", key)
-    view: dict[str, Any] = there.json("rollout", "get", key)
-    return view
+    return there.rollout(key)
 
 
 def _ask(there: Installation, node: str, path: str, body: object = None) -> tuple[int, Any]:
-    url = there.json("fleet", "show", node)["inference_url"] + path
+    url = there.node(node).inference_url + path
     data = None if body is None else json.dumps(body).encode() if not isinstance(body, bytes) else body
     try:
         with urllib.request.urlopen(url, data, timeout=10) as response:
@@ -67,8 +67,8 @@ def _answer(there: Installation, node: str) -> Any:
 def test_a_good_release_is_confirmed_in_region_order_and_answers(there: Installation) -> None:
     version = release(there, 2.0)
     view = _rolled(there, "--regions", "us,eu")
-    assert view["state"] == "completed"
-    assert [(r["region"], r["confirmed"], r["failed"]) for r in view["regions"]] == [("us", 1, 0), ("eu", 1, 0)]
+    assert view.state == "completed"
+    assert [(r.region, r.confirmed, r.failed) for r in view.regions] == [("us", 1, 0), ("eu", 1, 0)]
     for node in ("eu-1", "us-1"):
         assert _answer(there, node) == (str(version), [2, 4, 6])
 
@@ -113,9 +113,9 @@ def test_a_release_that_does_not_do_what_it_promises_stops_at_the_canary(there: 
     before = {node: _answer(there, node) for node in ("eu-1", "us-1")}
     release(there, 3.0, promised=3.5)
     view = _rolled(there)
-    assert view["state"] == "rolledback"
-    assert "smoke inference" in view["reason"]
-    assert view["regions"][1]["phases"] == {}
+    assert view.state == "rolledback"
+    assert "smoke inference" in view.reason
+    assert view.regions[1].phases == {}
     assert {node: _answer(there, node) for node in before} == before
 
 
@@ -123,14 +123,14 @@ def test_a_file_that_is_no_onnx_graph_is_refused_and_the_old_release_serves_on(t
     before = _answer(there, "eu-1")
     release(there, 1.0, onnx_bytes=b"this is no graph")
     view = _rolled(there)
-    assert view["state"] == "rolledback"
-    assert "cannot load the graph" in view["reason"]
+    assert view.state == "rolledback"
+    assert "cannot load the graph" in view.reason
     assert _answer(there, "eu-1") == before
 
 
 def test_a_release_can_be_pulled_and_asked_through_the_cli(there: Installation, tmp_path: Path) -> None:
     version = trained_release(there, 5.0)
-    assert _rolled(there)["state"] == "completed"
+    assert _rolled(there).state == "completed"
     target = tmp_path / "m.onnx"
     assert there.run("model", "pull", "scale", "--file", str(target)).returncode == 0
     assert target.read_bytes() == graph(5.0)
@@ -138,9 +138,9 @@ def test_a_release_can_be_pulled_and_asked_through_the_cli(there: Installation, 
     request.write_text(json.dumps(_request([1, 1, 1])))
     done = there.run("infer", "us-1", str(request), "--model", "scale")
     assert json.loads(done.stdout)["outputs"][0]["data"] == [5, 5, 5]
-    shown = there.json("model", "show", "scale")["releases"][-1]
-    assert shown["version"] == version
-    assert shown["lineage"]["participants"] == 2
+    shown = there.model("scale").releases[-1]
+    assert shown.version == version
+    assert shown.lineage.participants == 2
 
 
 def _swapped_names(factor: float) -> bytes:
@@ -155,14 +155,14 @@ def test_a_release_with_other_inputs_is_refused_unless_the_plan_says_so(there: I
     hub, version = there.hub, before[0]
     sample = [Tensor.of("in.z", np.ones((1, 3), np.float32)), Tensor.of("out.y", np.full((1, 3), 7, np.float32))]
     asyncio.run(publish(hub, int(version) + 1, _swapped_names(7.0), encode(sample)))
-    until(lambda: there.json("model", "show", "scale")["latest"] == int(version) + 1, "the release")
+    until(lambda: there.model("scale").latest == int(version) + 1, "the release")
     view = _rolled(there)
-    assert view["state"] == "rolledback"
-    assert "its inputs are z float32" in view["reason"]
-    assert "new_interface" in view["reason"]
+    assert view.state == "rolledback"
+    assert "its inputs are z float32" in view.reason
+    assert "new_interface" in view.reason
     assert _answer(there, "eu-1") == before
-    assert _rolled(there, "--set", "new_interface=true")["state"] == "completed"
-    back = there.json("rollout", "ls")[-1]["rollout"]
+    assert _rolled(there, "--set", "new_interface=true").state == "completed"
+    back = there.rollouts()[-1].rollout
     assert there.run("rollout", "rollback", back).returncode == 0
     there.run("rollout", "watch", back)
     assert _answer(there, "eu-1") == before
@@ -183,7 +183,7 @@ def test_a_release_whose_bytes_are_damaged_reaches_no_region_and_can_be_repaired
     asyncio.run(put(b"x" * len(content)))
     key = there.json("rollout", "start", "scale")["rollout"]
     assert there.run("rollout", "wait", key, "--for", "paused", "--timeout", "30").returncode == 0
-    assert "does not match its digest" in there.json("rollout", "get", key)["reason"]
+    assert "does not match its digest" in there.rollout(key).reason
     assert _answer(there, "eu-1") == before
     asyncio.run(put(content))
     assert there.run("rollout", "resume", key).returncode == 0
@@ -195,17 +195,17 @@ def test_a_person_can_plan_pause_approve_and_wait(there: Installation, tmp_path:
     version = release(there, 9.0)
     file = tmp_path / "plan.yaml"
     file.write_text("model: scale\nregions: [eu, us]\napprove: [us]\ncanary: 1\nbake: {seconds: 0.2}\n")
-    planned = there.json("rollout", "plan", str(file))
-    assert planned["version"] == version
-    assert [(r["region"], r["nodes"], r["canaries"]) for r in planned["regions"]] == [
+    planned = PlannedRollout.model_validate(there.json("rollout", "plan", str(file)))
+    assert planned.version == version
+    assert [(r.region, r.nodes, r.canaries) for r in planned.regions] == [
         ("eu", ["eu-1"], ["eu-1"]),
         ("us", ["us-1"], ["us-1"]),
     ]
-    assert all(0 < r["wan_bytes"] < 3000 for r in planned["regions"])
-    assert planned["at_least_seconds"] == 0.4
+    assert all(0 < r.wan_bytes < 3000 for r in planned.regions)
+    assert planned.at_least_seconds == 0.4
     key = there.json("rollout", "start", str(file))["rollout"]
     assert there.run("rollout", "wait", key, "--for", "region=eu", "--timeout", "30").returncode == 0
-    assert "approval" in there.json("rollout", "get", key)["reason"]
+    assert "approval" in there.rollout(key).reason
     assert there.json("rollout", "pause", key, "--reason", "lunch")["state"] == "paused"
     assert there.run("rollout", "wait", key, "--for", "completed", "--timeout", "0.5").returncode == 75
     assert there.run("rollout", "resume", key).returncode == 0
@@ -220,10 +220,10 @@ def test_a_person_can_plan_pause_approve_and_wait(there: Installation, tmp_path:
 
 def test_an_agent_that_was_killed_serves_its_release_again_when_it_is_back(there: Installation) -> None:
     before = _answer(there, "eu-1")
-    url = there.json("fleet", "show", "eu-1")["inference_url"]
+    url = there.node("eu-1").inference_url
     (pid,) = children(there.state["pid"], "agent-eu-1")
     os.kill(pid, signal.SIGKILL)
-    until(lambda: there.json("fleet", "show", "eu-1")["inference_url"] != url, "the agent's return")
+    until(lambda: there.node("eu-1").inference_url != url, "the agent's return")
     assert _answer(there, "eu-1") == before
 
 

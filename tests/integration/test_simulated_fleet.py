@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from fedtide.console import endpoints
+from fedtide.fabric.messages.views import RolloutView
+from fedtide.fabric.plans.rollout_request import RolloutRequest
+from fedtide.fabric.validation import checked
 from tests.integration.installation import until
 from tests.integration.releases import graph, publish, smoke
 from tests.simulated_fleet import Fleet, Quality, simulated_fleet
@@ -27,21 +31,22 @@ PLAN: dict[str, Any] = {
 }
 
 
-async def roll_out(fleet: Fleet, version: int, quality: Quality, seed: int, **plan: Any) -> dict[str, Any]:
+async def roll_out(fleet: Fleet, version: int, quality: Quality, seed: int, **plan: Any) -> RolloutView:
     """The view of a finished roll-out of a fresh version of this quality."""
     fleet.seed, fleet.quality[version] = seed, quality
     await publish(fleet.hub, version, graph(float(version)), smoke(float(version)))
     client = fleet.client
 
     def there() -> bool:
-        return any(m["latest"] == version for m in client.get("/v1/models"))
+        return any(m.latest == version for m in client.every(endpoints.models()))
 
     await asyncio.to_thread(until, there, "the release")
-    view = await asyncio.to_thread(client.post, "/v1/rollouts", {"model": "scale", **plan})
+    asked = checked(RolloutRequest, {"model": "scale", **plan})
+    view = await asyncio.to_thread(client.send, endpoints.start_rollout(asked))
 
-    def follow() -> dict[str, Any]:
-        *_, last = client.stream(f"/v1/rollouts/{view['rollout']}/watch", timeout_s=200)
-        return dict(last)
+    def follow() -> RolloutView:
+        *_, last = client.stream(endpoints.watch_rollout(view.rollout), timeout_s=200)
+        return last
 
     return await asyncio.to_thread(follow)
 
@@ -55,7 +60,7 @@ async def small(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
 
 async def test_a_good_model_reaches_every_node(small: Fleet) -> None:
     view = await roll_out(small, 2, GOOD, 1, **PLAN)
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     assert len(small.confirmed[2]) == 60
 
 
@@ -64,8 +69,8 @@ async def test_a_bad_model_is_stopped_at_its_canaries_and_taken_back(
     small: Fleet, version: int, quality: Quality
 ) -> None:
     view = await roll_out(small, version, quality, version, **PLAN)
-    assert view["state"] == "rolledback", view["reason"]
-    assert "paired" in view["reason"]
+    assert view.state == "rolledback", view.reason
+    assert "paired" in view.reason
     assert len(small.confirmed[version]) <= 6
 
 
@@ -85,9 +90,9 @@ async def test_rates_over_twenty_seeds_of_a_thousand_nodes(
                 view = await roll_out(fleet, version, quality, seed, **PLAN)
                 confirmed = len(fleet.confirmed[version])
                 most[kind] = max(most[kind], confirmed)
-                stopped[kind] += view["state"] == "rolledback"
+                stopped[kind] += view.state == "rolledback"
                 with capsys.disabled():
-                    print(f"seed {seed}, {kind}: {view['state']}, {confirmed} nodes confirmed, {view['reason'][:90]}")
+                    print(f"seed {seed}, {kind}: {view.state}, {confirmed} nodes confirmed, {view.reason[:90]}")
     with capsys.disabled():
         print(f"stopped of 20: {stopped}; most nodes that confirmed: {most}")
     assert stopped == {"good": 0, "fails on a twentieth": 20, "fails on one class": 20}

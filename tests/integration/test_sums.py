@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedtide.fabric.messages.views import RunView
 from tests.conftest import APPS
 from tests.integration.installation import Installation
 
@@ -54,14 +55,14 @@ def _middle(updates: list[Model], nodes: list[int]) -> Model:
 def _learn(there: Installation, strategy: str, options: dict[str, Any], **more: Any) -> tuple[dict[str, Any], Model]:
     config = {"strategy": strategy, "options": json.dumps(options), **more}
     view = there.train(APPS / "sums", *[a for k, v in config.items() for a in ("--set", f"{k}={v}")])
-    assert view["state"] == "completed", view["reason"]
-    with np.load(there.out(view["run"]) / "final.npz") as saved:
+    assert view.state == "completed", view.reason
+    with np.load(there.out(view.run) / "final.npz") as saved:
         return view, dict(saved)
 
 
-def _refused(view: dict[str, Any]) -> list[list[str]]:
-    phases = [r["phases"]["train"] for r in view["rounds"] if "train" in r["phases"]]
-    return [[refusal["category"] for refusal in phase["refused"].values()] for phase in phases]
+def _refused(view: RunView) -> list[list[str]]:
+    phases = [r.phases["train"] for r in view.rounds if "train" in r.phases]
+    return [[refusal.category for refusal in phase.refused.values()] for phase in phases]
 
 
 @pytest.mark.parametrize(
@@ -103,15 +104,15 @@ def test_an_update_that_moves_too_far_is_refused_where_asked(
     poisoned = ("--set", "poisoned=1", "--set", "lie=far", "--set", f"strategy={strategy}")
     more = ("--policy", "max_update_norm=900") if not options else ()
     view = installation.train(APPS / "sums", *poisoned, "--set", f"options={json.dumps(options)}", *more)
-    with np.load(installation.out(view["run"]) / "final.npz") as saved:
+    with np.load(installation.out(view.run) / "final.npz") as saved:
         model = dict(saved)
     rule = _median if strategy == "CoordinateMedian" else _mean
     np.testing.assert_allclose(model["w"], _by_hand(rule, [0, 2, 3])["w"], rtol=1e-5, atol=2e-6)
     assert _refused(view) == [["too_far"], ["too_far"]]
 
 
-def _bytes(view: dict[str, Any]) -> tuple[int, int]:
-    return sum(r["bytes_up"] for r in view["rounds"]), sum(r["bytes_down"] for r in view["rounds"])
+def _bytes(view: RunView) -> tuple[int, int]:
+    return sum(r.bytes_up for r in view.rounds), sum(r.bytes_down for r in view.rounds)
 
 
 @pytest.mark.parametrize(
@@ -124,12 +125,12 @@ def test_a_codec_by_configuration_saves_bytes_both_ways(
     plain = NODES * ROUNDS * SIZE * 4
     config = ("--set", "strategy=FedAvg", "--set", "options={}", "--policy", codecs)
     view = installation.train(APPS / "sums", *config)
-    assert view["state"] == "completed", view["reason"]
+    assert view.state == "completed", view.reason
     assert _refused(view) == [[], []]
     sent, received = _bytes(view)
     assert plain / sent > up
     assert plain / received > down  # the first round's model is what later ones are coded against
-    with np.load(installation.out(view["run"]) / "final.npz") as model:
+    with np.load(installation.out(view.run) / "final.npz") as model:
         expected = _by_hand(_mean, list(range(NODES)))
         error = np.linalg.norm(model["w"] - expected["w"]) / np.linalg.norm(expected["w"])
         assert 0 < error < loss

@@ -70,27 +70,27 @@ def test_a_node_whose_trainer_is_killed_goes_on_where_it_was(without_torch: Inst
     until(lambda: children(agent, ONNX) not in ([], [trainer]), "another trainer")
     hold.unlink()
     view = without_torch.finish(run)
-    assert view["participants"] == ["eu-1", "eu-2", "eu-3"]
+    assert view.participants == ["eu-1", "eu-2", "eu-3"]
     assert "task.goes_on" in (without_torch.home / "logs" / "agent-eu-2.log").read_text()
     for name, array in final(without_torch, run).items():
-        assert np.array_equal(array, final(without_torch, whole["run"])[name]), name
+        assert np.array_equal(array, final(without_torch, whole.run)[name]), name
     assert list((without_torch.home / "nodes" / "eu-2" / "progress").iterdir()) == []
 
 
 def test_nodes_without_torch_and_with_it_end_at_the_same_model(without_torch: Installation) -> None:
     alone = without_torch.train(CLUSTERS, "--train", "onnx")
-    assert alone["state"] == "completed", alone
+    assert alone.state == "completed", alone
     assert trainers(without_torch) == [ONNX] * 3
-    assert alone["rounds"][-1]["metrics"]["eval_accuracy"] > 0.5
+    assert alone.rounds[-1].metrics["eval_accuracy"] > 0.5
     use(without_torch, "eu-1", "flower")
     mixed = without_torch.train(CLUSTERS, "--train", "onnx")
     assert trainers(without_torch) == ["fedtide.edge_agent.training.flower", ONNX, ONNX]
-    assert mixed["participants"] == ["eu-1", "eu-2", "eu-3"]
-    of_mixed, of_alone = (final(without_torch, view["run"]) for view in (mixed, alone))
+    assert mixed.participants == ["eu-1", "eu-2", "eu-3"]
+    of_mixed, of_alone = (final(without_torch, view.run) for view in (mixed, alone))
     for name, array in of_mixed.items():
         assert np.allclose(array, of_alone[name], rtol=0, atol=1e-6), name
     for key in ("train_train_loss", "eval_loss", "eval_accuracy"):
-        values = [view["rounds"][-1]["metrics"][key] for view in (mixed, alone)]
+        values = [view.rounds[-1].metrics[key] for view in (mixed, alone)]
         assert values[0] == pytest.approx(values[1], rel=1e-4), key
 
 
@@ -111,8 +111,8 @@ def test_the_examples_are_as_accurate_in_every_fleet(tmp_path: Path, example: st
             for node in nodes:
                 use(there, node, "flower")
             view = there.train(EXAMPLES / example, "--train", "onnx", "--rounds", "6")
-            assert view["participants"] == ["eu-1", "eu-2", "eu-3", "eu-4"]
-            reached[fleet] = view["rounds"][-1]["metrics"]["accuracy"]
+            assert view.participants == ["eu-1", "eu-2", "eu-3", "eu-4"]
+            reached[fleet] = view.rounds[-1].metrics["accuracy"]
     finally:
         there.run("down")
     print(example, reached)

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fedtide.console.embedded.home import Home
 from fedtide.console.embedded.nats_config import identity_of
+from fedtide.console.home import Home
 from fedtide.fabric.events.envelope import DriftReported, Event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
@@ -58,18 +58,18 @@ def test_a_webhook_event_starts_a_run_once_in_both_modes_of_cloudevents(
     assert answer["rules"]["hook"] == "condition"
     (started,) = [line["started"] for line in installation.json("trigger", "history", "hook") if line["started"]]
     view = installation.finish(started)
-    assert view["state"] == "completed"
-    assert view["by"] == "trigger hook"
-    assert len([r for r in installation.json("run", "ls") if r["by"] == "trigger hook"]) == 1
+    assert view.state == "completed"
+    assert view.by == "trigger hook"
+    assert len([r for r in installation.runs() if r.by == "trigger hook"]) == 1
     installation.run("trigger", "rm", "hook")
 
 
 def test_a_test_says_what_would_happen_and_does_nothing(installation: Installation, tmp_path: Path) -> None:
     _apply(installation, tmp_path, "dry")
     said = installation.json("trigger", "test", "dry", "--type", "com.example.drift", "--set", "psi=0.9")
-    assert said["outcome"] == "fired"
+    assert said.outcome == "fired"
     assert said["would_start"].startswith("run-")
-    assert installation.json("trigger", "test", "dry", "--type", "other")["outcome"] == "not listening"
+    assert installation.json("trigger", "test", "dry", "--type", "other").outcome == "not listening"
     assert installation.json("trigger", "history", "dry") == []
     installation.run("trigger", "rm", "dry")
 
@@ -82,7 +82,7 @@ def test_a_firing_that_cannot_start_says_why_in_the_history(installation: Instal
 
     def failed() -> bool:
         lines = installation.json("trigger", "history", "nothing")
-        return [line["outcome"] for line in lines] == ["fired", "failed"] and "no-such-model" in lines[1]["reason"]
+        return [line.outcome for line in lines] == ["fired", "failed"] and "no-such-model" in lines[1].reason
 
     until(failed, "the reason")
     installation.run("trigger", "rm", "nothing")
@@ -117,7 +117,7 @@ def test_a_schedule_fires_at_its_minute(installation: Installation, tmp_path: Pa
     assert installation.run("trigger", "apply", str(file)).returncode == 0
     until(lambda: len(installation.json("trigger", "history", "clock")) >= 2, "the minute", timeout_s=75)
     first = installation.json("trigger", "history", "clock")[0]
-    assert first["outcome"] == "fired"
+    assert first.outcome == "fired"
     assert first["signal"].endswith(":00+00:00")
     installation.run("trigger", "rm", "clock")
 
@@ -141,8 +141,8 @@ def test_a_drift_report_of_a_region_starts_a_run(installation: Installation, tmp
     asyncio.run(report(0.3))
     history = ("trigger", "history", "drifted")
     until(lambda: len(installation.json(*history)) == 2, "both judgements")
-    assert [line["outcome"] for line in installation.json(*history)] == ["condition", "fired"]
-    assert installation.finish(installation.json(*history)[1]["started"])["state"] == "completed"
+    assert [line.outcome for line in installation.json(*history)] == ["condition", "fired"]
+    assert installation.finish(installation.json(*history)[1]["started"]).state == "completed"
     why = installation.json("why", installation.json(*history)[1]["started"])
     assert any("because of dev.fedtide.drift.reported" in line for line in why["present"])
     installation.run("trigger", "rm", "drifted")
@@ -164,7 +164,7 @@ def test_a_burst_of_events_starts_one_run(installation: Installation, tmp_path: 
                 group.create_task(post(number))
 
     asyncio.run(burst())
-    started = [r for r in installation.json("run", "ls") if r["by"] == "trigger burst"]
+    started = [r for r in installation.runs() if r.by == "trigger burst"]
     assert len(started) == 1
-    installation.finish(started[0]["run"])
+    installation.finish(started[0].run)
     installation.run("trigger", "rm", "burst")

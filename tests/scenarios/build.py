@@ -7,15 +7,7 @@ from typing import Any
 
 from fedtide.coordinator.commands import CacheRelease, SetAlarm
 from fedtide.coordinator.state import World
-from fedtide.fabric.events.envelope import (
-    AlarmRang,
-    Capabilities,
-    Event,
-    EventData,
-    ModelProduced,
-    NodeJoined,
-    ReleasePublished,
-)
+from fedtide.fabric.events.envelope import AlarmRang, Event, EventData, ModelProduced, NodeJoined, ReleasePublished
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RolloutStarted
 from fedtide.fabric.events.runs import (
     RoundAbandoned,
@@ -23,13 +15,13 @@ from fedtide.fabric.events.runs import (
     RoundCollected,
     RoundOpened,
     RunRequested,
-    RunSpec,
     UpdateReceived,
     UpdateRefused,
 )
-from fedtide.fabric.messages.tasks import AppRef
+from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
 from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, WavePlan
+from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -62,7 +54,7 @@ class Story:
 
     def ring(self, rollout: str = "ro-1") -> tuple[Any, ...]:
         """The alarm that the roll-out waits for, at its time."""
-        (wanted,) = [c for c in self.owed() if isinstance(c, SetAlarm) and c.id == rollout]
+        (wanted,) = [c for c in self.pending_commands() if isinstance(c, SetAlarm) and c.id == rollout]
         seconds = (wanted.due - self.events[-1].time).total_seconds()
         return self.tell(AlarmRang(owner="rollout", id=rollout, key=wanted.key), after_s=max(0.0, seconds))
 
@@ -76,8 +68,8 @@ class Story:
             world.apply(event)
         return world
 
-    def owed(self) -> list[Any]:
-        return [command for commands in self.world.owed() for command in commands]
+    def pending_commands(self) -> list[Any]:
+        return [command for commands in self.world.pending_commands() for command in commands]
 
 
 def requested(run: str = "run-1", **spec: Any) -> RunRequested:

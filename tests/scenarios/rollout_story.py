@@ -7,6 +7,7 @@ from typing import Any
 from fedtide.coordinator.commands import SetDesired
 from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.coordinator.rollouts import views as rollout_views
+from fedtide.fabric.messages.views import RolloutView
 from tests.scenarios.build import Story, phase, rollout, wave
 
 TWO_WAVES = (wave("eu", "e1", "e2 e3"), wave("us", "", "u1 u2"))
@@ -26,7 +27,7 @@ def nodes_of(story: Story) -> dict[str, waves.NodeState]:
     return dict(rollouts.nodes_of(state_of(story)))
 
 
-def view_of(story: Story) -> dict[str, Any]:
+def view_of(story: Story) -> RolloutView:
     return rollout_views.rollout(state_of(story))
 
 

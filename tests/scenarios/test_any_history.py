@@ -162,7 +162,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(run=RUNS, pick=st.integers(0, 3))
     def ring(self, run: str, pick: int) -> None:
-        owed = [c for c in self.story.owed() if getattr(c, "owner", "") and c.id in (run, "ro-1")]
+        owed = [c for c in self.story.pending_commands() if getattr(c, "owner", "") and c.id in (run, "ro-1")]
         if owed:
             chosen = owed[pick % len(owed)]
             rang = AlarmRang(owner="rollout", id=chosen.id, key=chosen.key)
@@ -236,7 +236,7 @@ class AnyHistory(RuleBasedStateMachine):
         read_back = world_codec.decode(world_codec.encode(Snapshot(0, 0, world, []))).world
         for other in (self.story.replayed(), read_back):
             assert _tables(other) == _tables(world)
-            assert list(other.owed()) == list(world.owed())
+            assert list(other.pending_commands()) == list(world.pending_commands())
 
     @invariant()
     def a_node_is_counted_once(self) -> None:
@@ -249,7 +249,7 @@ class AnyHistory(RuleBasedStateMachine):
     def what_has_ended_wants_nothing_but_to_be_cleaned_up(self) -> None:
         for run in self.story.world.runs.values():
             if isinstance(run, runs.Ended):
-                assert len(runs.owed(run)) <= 1
+                assert len(runs.pending_commands(run)) <= 1
                 assert all(isinstance(r, rounds.Closed | rounds.Abandoned) for r in run.rounds.values())
 
 

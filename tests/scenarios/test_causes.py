@@ -81,5 +81,5 @@ def test_the_end_of_a_run_is_its_first_line() -> None:
 
 
 def test_what_does_not_exist_is_not_explained() -> None:
-    with pytest.raises(NotFound, match="no run or node 'x'"):
+    with pytest.raises(NotFound, match="no run, roll-out, node, model or rule 'x'"):
         causes.present(Story().world, "x", None)

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from fedtide.coordinator.adapters.distribution import kept_blobs
 from fedtide.coordinator.commands import PublishRelease
-from fedtide.coordinator.rollouts.planning import RolloutRequest, least_seconds, plan
+from fedtide.coordinator.rollouts.planning import least_seconds, plan
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
+from fedtide.fabric.plans.rollout_request import RolloutRequest
 from tests.scenarios.build import Story, joined, produced, published, ref, requested, rollout, wave
 
 
@@ -27,10 +28,10 @@ def test_what_a_run_produced_becomes_one_release_however_often_it_is_reported() 
     story = Story()
     assert story.tell(requested(), produced()) == (PublishRelease(produced(), 1),)
     assert story.tell(produced()) == ()
-    assert story.owed()[-1] == PublishRelease(produced(), 1)
+    assert story.pending_commands()[-1] == PublishRelease(produced(), 1)
     story.tell(published(), published(), produced())
     assert [r.manifest.version for r in story.world.model("m").releases] == [1]
-    assert not [c for c in story.owed() if isinstance(c, PublishRelease)]
+    assert not [c for c in story.pending_commands() if isinstance(c, PublishRelease)]
 
 
 def test_two_runs_that_end_together_get_different_versions_whatever_is_published_first() -> None:

@@ -96,7 +96,7 @@ def test_an_inconclusive_gate_does_not_promote_however_long_it_takes() -> None:
     confirm(story, "e1")
     story.tell(measured("e1", ties=5))
     assert "e2" not in nodes_of(story)
-    assert "needs about" in view_of(story)["reason"]
+    assert "needs about" in view_of(story).reason
     story.ring()
     assert isinstance(state_of(story), rollouts.Paused)
     assert "still undecided" in state_of(story).reason
@@ -131,7 +131,7 @@ def test_a_gate_that_cannot_be_evaluated_is_an_error_and_never_a_pass() -> None:
 def test_a_gate_that_is_not_enforced_is_shown_and_has_no_effect() -> None:
     story = started(gates=[PairedGate(enforce=False), MetricGate(pass_if="nonsense > 0", enforce=False)])
     assert offers(confirm(story, "e1")) == ["e2", "e3"]
-    assert [g["outcome"] for g in view_of(story)["regions"][0]["gates"]] == ["inconclusive", "error"]
+    assert [g.outcome for g in view_of(story).regions[0].gates] == ["inconclusive", "error"]
 
 
 def test_the_worst_slice_decides() -> None:
@@ -142,7 +142,7 @@ def test_the_worst_slice_decides() -> None:
     )
     confirm(story, "x86", "arm")
     story.tell(measured("x86", ties=100_000, wins=900))
-    assert "hardware=arm" in view_of(story)["reason"]
+    assert "hardware=arm" in view_of(story).reason
     story.tell(measured("arm", ties=300, losses=60))
     assert isinstance(state_of(story), rollouts.RolledBack)
     assert "hardware=arm" in state_of(story).reason
@@ -193,7 +193,7 @@ def test_an_approval_is_waited_for_and_given_region_by_region() -> None:
     guarded = wave("us", "", "u1").model_copy(update={"approval": True, "group": 1})
     story = started(wave("eu", "", "e1"), guarded)
     assert offers(confirm(story, "e1")) == []
-    assert "approval" in view_of(story)["reason"]
+    assert "approval" in view_of(story).reason
     with pytest.raises(InvalidTransition):
         story.tell(RolloutPromoteRequested(rollout="ro-1", region="eu"))
     assert offers(story.tell(RolloutPromoteRequested(rollout="ro-1", region="us"))) == ["u1"]
@@ -225,7 +225,7 @@ def test_a_newer_roll_out_of_the_model_supersedes_the_older_one() -> None:
     story.tell(rollout(wave("eu", "", "e1"), key="ro-2", counter=3))
     assert isinstance(state_of(story), rollouts.Superseded)
     assert story.world.model("m").counter == 4
-    assert all(c.rollout == "ro-2" for c in story.owed() if isinstance(c, SetDesired))
+    assert all(c.rollout == "ro-2" for c in story.pending_commands() if isinstance(c, SetDesired))
 
 
 def test_a_superseded_roll_out_serves_no_catch_up_cohort_and_is_not_rolled_back() -> None:

@@ -30,7 +30,7 @@ def test_a_metric_gate_waits_for_its_data_and_is_judged_after_the_bake() -> None
     story = started(gates=[gate], bake=Bake(seconds=60, inferences=10))
     confirm(story, "e1")
     assert isinstance(state_of(story), rollouts.Rolling)
-    assert "no node has reported error_rate yet" in view_of(story)["reason"]
+    assert "no node has reported error_rate yet" in view_of(story).reason
     story.tell(measured("e1", inferences=20))
     assert offers(story.ring()) == ["e2", "e3"]
 
@@ -51,7 +51,7 @@ def test_no_alarm_is_set_for_what_only_a_person_can_decide() -> None:
     story = started(approve_after_canary=True, gate_deadline_s=5)
     confirm(story, "e1")
     story.ring()
-    assert not [c for c in story.owed() if isinstance(c, SetAlarm)]
+    assert not [c for c in story.pending_commands() if isinstance(c, SetAlarm)]
     assert offers(story.tell(RolloutPromoteRequested(rollout="ro-1"))) == ["e2", "e3"]
 
 
@@ -94,7 +94,7 @@ def test_a_node_that_comes_back_to_an_old_offer_during_the_bake_is_watched_as_a_
     story.ring()
     assert isinstance(state_of(story), rollouts.Completed)
     assert nodes_of(story)["b"].stage == "catch_up"
-    assert [c for c in story.owed() if isinstance(c, SetAlarm)]
+    assert [c for c in story.pending_commands() if isinstance(c, SetAlarm)]
 
 
 def test_late_nodes_are_counted_with_everybody_and_pass_the_same_gates() -> None:
@@ -119,13 +119,13 @@ def test_what_was_taken_back_with_its_wave_is_not_waited_for_again() -> None:
     story.tell(phase("a", "failed"), phase("a", "confirmed", counter=2))
     story.tell(joined("later"))
     story.tell(RolloutAbortRequested(rollout="ro-1"))
-    assert not [c for c in story.owed() if isinstance(c, SetDesired)]
+    assert not [c for c in story.pending_commands() if isinstance(c, SetDesired)]
 
 
 def test_a_node_that_cannot_go_back_is_named() -> None:
     story = started(wave("eu", "", "a b"))
     story.tell(RolloutAbortRequested(rollout="ro-1"), phase("a", "failed", "no room", counter=2))
-    assert "2 nodes are not back yet; a cannot go back: no room" in view_of(story)["reason"]
+    assert "2 nodes are not back yet; a cannot go back: no room" in view_of(story).reason
 
 
 def test_canaries_of_a_superseded_roll_out_are_watched_no_more() -> None:
@@ -164,5 +164,5 @@ def test_what_was_stopped_by_errors_of_late_nodes_can_be_resumed() -> None:
     confirm(story, "a")
     story.ring()
     story.tell(NodeOnline(node="b"), phase("b", "failed", "no room"))
-    assert "no room" in view_of(story)["reason"]
+    assert "no room" in view_of(story).reason
     assert offers(story.tell(RolloutRetryRequested(rollout="ro-1", counter=3))) == ["b"]

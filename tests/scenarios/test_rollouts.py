@@ -52,9 +52,9 @@ def test_no_node_is_offered_the_release_before_its_region_has_every_chunk() -> N
     story = Story()
     commands = story.tell(rollout(*TWO_WAVES), caches=False)
     assert [type(c) for c in commands] == [CacheRelease, SetAlarm]
-    assert [type(c) for c in story.owed()] == [CacheRelease, SetAlarm]
+    assert [type(c) for c in story.pending_commands()] == [CacheRelease, SetAlarm]
     assert offers(story.tell(cached("eu", wan_bytes=77))) == ["e1"]
-    assert view_of(story)["regions"][0]["wan_bytes"] == 77
+    assert view_of(story).regions[0].wan_bytes == 77
 
 
 def test_a_region_whose_leaf_gets_nothing_pauses_the_roll_out() -> None:
@@ -88,7 +88,7 @@ def test_waves_of_one_group_go_side_by_side() -> None:
 def test_nothing_short_of_confirmed_counts_as_success(name: NodePhase) -> None:
     story = started()
     story.tell(phase("e1", name))
-    assert view_of(story)["regions"][0]["confirmed"] == 0
+    assert view_of(story).regions[0].confirmed == 0
     assert "e2" not in nodes_of(story)
 
 
@@ -111,7 +111,7 @@ def test_a_roll_back_without_a_previous_release_stops_serving() -> None:
 
 def test_a_roll_back_is_owed_until_each_node_confirmed_it() -> None:
     def backs(story: Story) -> list[str]:
-        return [c.node for c in story.owed() if isinstance(c, SetDesired)]
+        return [c.node for c in story.pending_commands() if isinstance(c, SetDesired)]
 
     story = started(wave("eu", "", "e1 e2"))
     story.tell(phase("e1", "failed"))
@@ -150,7 +150,7 @@ def test_rollback_wave_takes_back_one_wave_and_keeps_the_others() -> None:
     commands = story.tell(phase("u1", "failed"))
     assert [(c.node, c.counter) for c in commands] == [("u1", 2), ("u2", 2)]
     assert isinstance(state_of(story), rollouts.Paused)
-    backs = [c.node for c in story.owed() if isinstance(c, SetDesired) and c.counter == 2]
+    backs = [c.node for c in story.pending_commands() if isinstance(c, SetDesired) and c.counter == 2]
     assert backs == ["u1", "u2"]
     assert offers(story.tell(RolloutResumeRequested(rollout="ro-1"))) == ["a1"]
 
@@ -168,7 +168,7 @@ def test_runs_whose_base_was_withdrawn_are_cancelled() -> None:
     story.tell(requested("run-3", base=ref("e"), purpose="evaluate"))
     commands = story.tell(phase("e1", "failed"))
     assert [c.run for c in commands if isinstance(c, CancelRun)] == ["run-1"]
-    assert [c.run for c in story.owed() if isinstance(c, CancelRun)] == ["run-1"]
+    assert [c.run for c in story.pending_commands() if isinstance(c, CancelRun)] == ["run-1"]
 
 
 # Absent and stuck nodes
@@ -236,9 +236,9 @@ def test_a_node_that_joins_after_a_roll_back_gets_what_the_others_went_back_to()
     story.tell(phase("a", "failed"))
     (command,) = [c for c in story.tell(joined("late")) if isinstance(c, SetDesired)]
     assert (command.node, command.release, command.counter) == ("late", ref("f"), 2)
-    assert command in story.owed()
+    assert command in story.pending_commands()
     story.tell(phase("late", "confirmed", counter=2))
-    assert command not in story.owed()
+    assert command not in story.pending_commands()
     story.tell(rollout(wave("eu", "", "a"), key="ro-2", counter=3))
     assert not [c for c in story.tell(joined("later")) if isinstance(c, SetDesired) and c.rollout == "ro-1"]
 
@@ -272,7 +272,7 @@ def test_reports_under_another_counter_do_not_count() -> None:
 def test_a_restart_offers_again_exactly_the_nodes_that_are_not_done() -> None:
     story = started()
     confirm(story, "e1", "e2")
-    assert offers(story.owed()) == ["e3"]
+    assert offers(story.pending_commands()) == ["e3"]
 
 
 def test_nodes_of_a_wave_that_is_over_find_the_release_without_a_deadline() -> None:
@@ -280,7 +280,7 @@ def test_nodes_of_a_wave_that_is_over_find_the_release_without_a_deadline() -> N
     (settled,) = [c for c in confirm(story, "a") if isinstance(c, SetDesired)]
     assert settled.expires_at is None
     assert (settled.terms.holdout, settled.terms.shadow) == (0, 0)
-    assert settled in story.owed()
+    assert settled in story.pending_commands()
 
 
 def test_a_roll_out_that_was_never_started_is_refused() -> None:
@@ -290,7 +290,7 @@ def test_a_roll_out_that_was_never_started_is_refused() -> None:
 
 def test_the_alarm_of_a_stage_that_is_over_changes_nothing() -> None:
     story = started()
-    (old,) = [c for c in story.owed() if isinstance(c, SetAlarm)]
+    (old,) = [c for c in story.pending_commands() if isinstance(c, SetAlarm)]
     story.ring()
     before = state_of(story)
     assert story.world.wants_alarm("rollout", "ro-1", old.key) is False
@@ -318,10 +318,10 @@ def test_redelivery_changes_nothing_and_a_replay_gives_the_same_world(reports: l
     story = started(max_error=0.3)
     for node, name in reports:
         story.tell(phase(node, name))
-        once, owed = nodes_of(story), story.owed()
+        once, owed = nodes_of(story), story.pending_commands()
         story.world.apply(story.event(phase(node, name)))
         assert nodes_of(story) == once
-        assert story.owed() == owed
+        assert story.pending_commands() == owed
     assert story.replayed().rollouts == story.world.rollouts
 
 

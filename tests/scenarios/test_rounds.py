@@ -1,4 +1,4 @@
-"""A round's life: alarms that are owed, quorums, trials, and what is counted where."""
+"""A round's life: alarms that are set, quorums, trials, and what is counted where."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _round(story: Story, number: int = 1) -> rounds.Round:
 
 
 def _alarms(story: Story) -> list[SetAlarm]:
-    return [c for c in story.owed() if isinstance(c, SetAlarm)]
+    return [c for c in story.pending_commands() if isinstance(c, SetAlarm)]
 
 
 def test_a_round_goes_through_its_states() -> None:
@@ -53,12 +53,12 @@ def test_an_open_round_owes_its_deadline_and_when_it_rings_the_word_that_time_is
     assert _alarms(story) == [alarm]
     word = TellTimeIsUp("run-1", 1, 1, "train", "deadline")
     assert story.tell(run_alarm(alarm.key)) == (word,)
-    assert word in story.owed()
+    assert word in story.pending_commands()
     assert _alarms(story) == []
     story.tell(AggregatorExited(run="run-1", attempt=1, code=-9))
-    assert word in story.owed()
+    assert word in story.pending_commands()
     story.tell(collected(1, "deadline", attempt=2))
-    assert word not in story.owed()
+    assert word not in story.pending_commands()
 
 
 def test_an_alarm_that_is_not_waited_for_changes_nothing() -> None:

@@ -20,6 +20,7 @@ from fedtide.fabric.events.runs import (
     RunPauseRequested,
     RunResumeRequested,
 )
+from fedtide.fabric.messages.views import RefusalView
 from fedtide.fabric.plans.round_policy import RoundPolicy
 from tests.scenarios.build import Story, closed, opened, produced, published, received, refused, requested
 
@@ -36,7 +37,7 @@ def test_a_run_goes_from_request_to_completion_with_its_books_in_order() -> None
     story.tell(requested(), AggregatorStarted(run="run-1", attempt=1), opened(1, "a", "b", "c"))
     story.tell(received(1, "a"), refused(1, "b"), received(1, "c"), closed(1, accuracy=0.9))
     assert story.tell(RunCompleted(run="run-1", attempt=1)) == (CleanUp("run-1"),)
-    assert story.owed() == [CleanUp("run-1")]
+    assert story.pending_commands() == [CleanUp("run-1")]
     story.tell(RunCleanedUp(run="run-1"))
     run = story.world.run("run-1")
     assert isinstance(run, runs.Ended)
@@ -44,8 +45,8 @@ def test_a_run_goes_from_request_to_completion_with_its_books_in_order() -> None
     assert runs.participants(run) == {"a", "c"}
     assert runs.accepted_updates(run) == 2
     view = views.run(run, publishing=False, version=None, matching=3, doing=lambda _: "queued")
-    assert view["rounds"][0]["phases"]["train"]["refused"]["b"] == {"category": "app_error", "reason": "because"}
-    assert story.owed() == []
+    assert view.rounds[0].phases["train"].refused["b"] == RefusalView(category="app_error", reason="because")
+    assert story.pending_commands() == []
 
 
 def test_an_update_counts_once_however_often_it_is_delivered() -> None:
@@ -126,14 +127,14 @@ def test_an_app_that_fails_is_not_tried_again() -> None:
     story = Story()
     story.tell(requested())
     assert story.tell(RunFailed(run="run-1", attempt=1, reason="ValueError")) == (StopAggregator("run-1"),)
-    assert story.owed() == [StopAggregator("run-1")]
+    assert story.pending_commands() == [StopAggregator("run-1")]
 
 
 def test_a_cancelled_run_stops_its_aggregator_also_after_a_restart_and_abandons_its_round() -> None:
     story = Story()
     story.tell(requested(), opened(1, "a"))
     assert story.tell(RunCancelRequested(run="run-1")) == (StopAggregator("run-1"),)
-    assert story.owed() == [StopAggregator("run-1")]
+    assert story.pending_commands() == [StopAggregator("run-1")]
     assert isinstance(story.world.run("run-1").rounds[1], rounds.Abandoned)
     assert story.tell(RunCompleted(run="run-1", attempt=1)) == ()
     assert story.world.run("run-1").outcome == "cancelled"
@@ -143,7 +144,7 @@ def test_a_restart_asks_again_for_exactly_the_open_runs() -> None:
     story = Story()
     story.tell(requested("run-1"), requested("run-2"), RunCompleted(run="run-1", attempt=1))
     story.tell(RunCleanedUp(run="run-1"))
-    assert [c.run for c in story.owed()] == ["run-2"]
+    assert [c.run for c in story.pending_commands()] == ["run-2"]
 
 
 def test_a_replay_gives_the_same_world() -> None:
@@ -167,7 +168,7 @@ def test_a_run_is_not_completed_for_those_who_watch_before_its_release_is_publis
     story.tell(requested(), produced(), RunCompleted(run="run-1", attempt=1))
     assert story.world.is_publishing("run-1")
     shown = views.run(story.world.run("run-1"), publishing=True, version=None, matching=0, doing=lambda _: "queued")
-    assert shown["state"] == "publishing"
+    assert shown.state == "publishing"
     story.tell(published())
     assert not story.world.is_publishing("run-1")
     release = story.world.release_of("run-1")
@@ -179,7 +180,7 @@ def test_a_paused_run_keeps_its_round_and_goes_on_as_the_next_attempt_with_all_i
     story = Story()
     story.tell(requested(policy=RoundPolicy(deadline_s=60)), opened(1, "a", "b"), received(1, "a"))
     assert story.tell(RunPauseRequested(run="run-1")) == (SuspendAggregator("run-1"),)
-    assert story.owed() == [SuspendAggregator("run-1")]
+    assert story.pending_commands() == [SuspendAggregator("run-1")]
     story.tell(AggregatorExited(run="run-1", attempt=1, code=143), received(1, "b"))
     assert isinstance(story.world.run("run-1"), runs.Paused)
     launch, alarm = story.tell(RunResumeRequested(run="run-1"), after_s=1000)

@@ -9,8 +9,8 @@ import pytest
 from fedtide.coordinator.fleet.fleet import Node
 from fedtide.coordinator.runs import selection
 from fedtide.fabric.events.envelope import NodeOffline
-from fedtide.fabric.events.runs import RunSpec
 from fedtide.fabric.plans.round_policy import Selection
+from fedtide.fabric.plans.run_spec import RunSpec
 from tests.scenarios.build import APP, Story, joined, opened, requested
 
 

@@ -49,10 +49,10 @@ def test_a_restart_asks_again_for_what_was_fired_and_did_not_start_and_for_nothi
     story = Story()
     story.tell(_rule())
     (key,) = _fired(story.tell(_signal()))
-    assert [c.id for c in story.owed() if isinstance(c, Fire)] == [key]
-    assert [c.id for t in story.replayed().owed() for c in t if isinstance(c, Fire)] == [key]
+    assert [c.id for c in story.pending_commands() if isinstance(c, Fire)] == [key]
+    assert [c.id for t in story.replayed().pending_commands() for c in t if isinstance(c, Fire)] == [key]
     story.tell(requested(key))
-    assert [c for c in story.owed() if isinstance(c, Fire)] == []
+    assert [c for c in story.pending_commands() if isinstance(c, Fire)] == []
 
 
 def test_a_storm_of_events_starts_one_run() -> None:
@@ -130,7 +130,7 @@ def test_a_firing_that_cannot_start_is_noted_and_frees_the_rule() -> None:
     story.tell(FiringFailed(rule="r", id=key, reason="there is no model"))
     assert _outcomes(story) == ["fired", "failed"]
     assert story.world.trigger("r").active is None
-    assert [c for c in story.owed() if isinstance(c, Fire)] == []
+    assert [c for c in story.pending_commands() if isinstance(c, Fire)] == []
     assert len(_fired(story.tell(_signal("2")))) == 1
 
 
@@ -163,11 +163,11 @@ def test_a_storm_under_replace_leaves_one_and_ends_every_other_also_after_a_rest
     story = Story()
     story.tell(_rule(policy="replace"))
     keys = [_fired(story.tell(_signal(str(n))))[0] for n in range(3)]
-    assert [c.id for c in story.owed() if isinstance(c, Fire)] == keys[2:]
-    assert [c.id for c in story.owed() if isinstance(c, StopFired)] == keys[:2]
+    assert [c.id for c in story.pending_commands() if isinstance(c, Fire)] == keys[2:]
+    assert [c.id for c in story.pending_commands() if isinstance(c, StopFired)] == keys[:2]
     assert not story.world.is_asked_for("r", keys[0])
     story.tell(requested(keys[0]), RunCompleted(run=keys[0], attempt=1))
-    assert [c.id for c in story.owed() if isinstance(c, StopFired)] == keys[1:2]
+    assert [c.id for c in story.pending_commands() if isinstance(c, StopFired)] == keys[1:2]
 
 
 def test_a_roll_out_that_was_superseded_frees_its_rule() -> None:

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedtide.edge_agent.tasks.trainer import THREAD_VARIABLES, Job
-from fedtide.fabric.messages.tasks import AppRef, Arrays, ConfigValues, Task, Values, WireMessage
+from fedtide.edge_agent.tasks.trainer import THREAD_VARIABLES
+from fedtide.edge_agent.training.job import Job
+from fedtide.fabric.messages.tasks import Arrays, Task, Values, WireMessage
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import Tensor, encode
 

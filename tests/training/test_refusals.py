@@ -24,9 +24,8 @@ from fedtide.edge_agent.training.onnx.errors import GraphMismatch, WrongData, Wr
 from fedtide.edge_agent.training.onnx.graph import TrainingGraph
 from fedtide.edge_agent.training.onnx.task import check_config, course_of, model_values
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
-from fedtide.fabric.flower.apps import TRAINING
 from fedtide.fabric.tensors import training_bundle
-from fedtide.fabric.tensors.training_bundle import TRAIN, TrainingBundle, WrongDigest
+from fedtide.fabric.tensors.training_bundle import TRAIN, TRAINING, TrainingBundle, WrongDigest
 from tests.training import models, reference
 
 

@@ -12,11 +12,11 @@ from fedtide.aggregation.training_export.exporter import export
 from fedtide.edge_agent.training.control_variates import CHANGE, CONTROL
 from fedtide.edge_agent.training.onnx.checkpoint import Checkpoint
 from fedtide.edge_agent.training.onnx.graph import replaced_specs
-from fedtide.fabric.flower.apps import TRAINING
-from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireMessage
+from fedtide.fabric.messages.tasks import Arrays, Values, WireMessage
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors import codecs, training_bundle
 from fedtide.fabric.tensors.frame import Tensor, decode, encode
-from fedtide.fabric.tensors.training_bundle import TrainingBundle
+from fedtide.fabric.tensors.training_bundle import TRAINING, TrainingBundle
 from tests.integration.installation import until
 from tests.training import jobs, models, reference
 from tests.training.jobs import TrainerProcess

@@ -12,12 +12,13 @@ from fedtide.edge_agent.tasks import trainer as trainer_module
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.outbox import Outbox
-from fedtide.edge_agent.tasks.trainer import Job, Trainer
+from fedtide.edge_agent.tasks.trainer import Trainer
+from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
-from fedtide.fabric.messages.tasks import AppRef, Reply, Task, WireMessage
-from fedtide.fabric.plans.release import Normalize, Reshape, Scale
+from fedtide.fabric.messages.tasks import Reply, Task, WireMessage
+from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.tensors.preprocessing import apply
+from fedtide.fabric.tensors.preprocessing import Normalize, Reshape, Scale, apply
 
 NEEDED = {"FEDTIDE_NODE": "n1", "FEDTIDE_REGION": "eu", "FEDTIDE_NATS_URL": "nats://x"}
 

@@ -19,9 +19,9 @@ from fedtide.aggregation.folding.storage import StoredUpdate
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.fabric.errors import DigestMismatch, TransientError
-from fedtide.fabric.events.runs import RunSpec
-from fedtide.fabric.messages.tasks import AppRef, Arrays, Reply, Values, WireMessage
+from fedtide.fabric.messages.tasks import Arrays, Reply, Values, WireMessage
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import Tensor, encode
 

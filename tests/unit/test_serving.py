@@ -16,7 +16,8 @@ from fedtide.edge_agent.serving.batching import Overloaded
 from fedtide.edge_agent.serving.serving import Served, Serving
 from fedtide.edge_agent.serving.sessions import InferenceFailed, InterfaceChanged, Model, ModelUnusable
 from fedtide.fabric.errors import ConfigError, NotFound, RemoteError
-from fedtide.fabric.plans.release import Export, Preprocessing, Scale
+from fedtide.fabric.plans.release import Export
+from fedtide.fabric.tensors.preprocessing import Preprocessing, Scale
 from tests.integration.releases import graph
 from tests.served import config, model
 

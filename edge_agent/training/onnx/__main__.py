@@ -7,20 +7,20 @@ import sys
 import time
 from pathlib import Path
 
-from fedtide.edge_agent.tasks.outbox import STATE
-from fedtide.edge_agent.tasks.trainer import Job
+from fedtide.edge_agent.training.job import STATE, Job
 from fedtide.edge_agent.training.job_loop import serve, write_frame, write_message
 from fedtide.edge_agent.training.onnx.batches import Batches, open_source
 from fedtide.edge_agent.training.onnx.task import Means, content, perform
+from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
 from fedtide.fabric.flower.app_objects import AppLoadError
-from fedtide.fabric.flower.apps import TRAINING, describe
+from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.tasks import Task, WireError
-from fedtide.fabric.process.disk import is_full
+from fedtide.fabric.process.files import is_full
 from fedtide.fabric.tensors import training_bundle
 from fedtide.fabric.tensors.codecs import is_coded
 from fedtide.fabric.tensors.frame import Tensor, decode, encode
-from fedtide.fabric.tensors.training_bundle import TrainingBundle
+from fedtide.fabric.tensors.training_bundle import TRAINING, TrainingBundle
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
-    task = Task.model_validate_json(job.task_file.read_bytes())
+    task = from_json(Task, job.task_file.read_bytes(), "task")
     try:
         bundle = bundles.get(job.app_dir) or bundles.setdefault(job.app_dir, _read(job.app_dir))
         model = describe(job.app_dir).model

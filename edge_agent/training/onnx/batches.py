@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedtide.edge_agent.samples.source import LABEL, SAMPLES, CapturedSamples, DataSource
 from fedtide.edge_agent.training.onnx.errors import WrongData
 from fedtide.fabric.flower.app_objects import load_object
-from fedtide.fabric.messages.tasks import ConfigValues
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.frame import numpy_dtype
 from fedtide.fabric.tensors.preprocessing import apply
 from fedtide.fabric.tensors.training_bundle import IGNORED, Manifest, Spec

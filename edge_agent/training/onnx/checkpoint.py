@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedtide.edge_agent.tasks.trainer import PART
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.process.files import map_file, write_atomically
 from fedtide.fabric.tensors.frame import Tensor, decode, encode
 from fedtide.fabric.tensors.training_bundle import Spec
 
@@ -33,14 +31,9 @@ class Checkpoint:
 
     def write(self, file: Path) -> None:
         """Whole or not at all."""
-        part = file.with_suffix(PART)
         place = Tensor.of(_PLACE, np.array([self.steps, self.samples], np.int64))
         losses = Tensor.of(_LOSSES, np.array(self.losses, np.float64))
-        with part.open("wb") as out:
-            out.writelines(encode([place, losses, *(Tensor.of(k, v) for k, v in self.values.items())]))
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
+        write_atomically(file, encode([place, losses, *(Tensor.of(k, v) for k, v in self.values.items())]))
 
     @classmethod
     def read(cls, file: Path, samples: int, expected: Mapping[str, Spec]) -> Checkpoint | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fedtide.edge_agent.training.control_variates import CONTROL
 from fedtide.edge_agent.training.onnx.errors import WrongTask
-from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Values, WireMessage
-from fedtide.fabric.nats.transfer import map_file
+from fedtide.fabric.messages.tasks import Arrays, Values, WireMessage
+from fedtide.fabric.process.files import map_file
+from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors import codecs
 from fedtide.fabric.tensors.frame import Tensor, decode
 

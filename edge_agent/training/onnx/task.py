@@ -18,7 +18,8 @@ from fedtide.edge_agent.training.onnx.errors import WrongModel, WrongTask
 from fedtide.edge_agent.training.onnx.learning import Course, learn, measure
 from fedtide.edge_agent.training.update_coding import RESIDUAL, code
 from fedtide.fabric.ids import flower_int
-from fedtide.fabric.messages.tasks import Arrays, ConfigValues, Scalar, Task, Values
+from fedtide.fabric.messages.tasks import Arrays, Task, Values
+from fedtide.fabric.strict import ConfigValues, Scalar
 from fedtide.fabric.tensors.codecs import Codec
 from fedtide.fabric.tensors.frame import Tensor
 from fedtide.fabric.tensors.training_bundle import Manifest, TrainingBundle

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from fedtide.fabric.errors import FedtideError
-from fedtide.fabric.flower.apps import TRAINING, bundle
-from fedtide.fabric.messages.tasks import ConfigValues
+from fedtide.fabric.flower.apps import bundle
+from fedtide.fabric.strict import ConfigValues
+from fedtide.fabric.tensors.training_bundle import TRAINING
 
 
 class TrainWith(StrEnum):

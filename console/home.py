@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from pydantic import ValidationError
 
 from fedtide.fabric.errors import NotFound
-from fedtide.fabric.messages.tasks import Strict
+from fedtide.fabric.strict import Strict
 
 ENVIRONMENT = "FEDTIDE_HOME"
 
@@ -74,9 +74,9 @@ class Home:
         """
         try:
             state = UpState.model_validate_json(self.up_file.read_bytes())
-            command = Path(f"/proc/{state.pid}/cmdline").read_bytes()
-        except (OSError, ValidationError, json.JSONDecodeError):
-            command = b""
-        if b"fedtide.console.embedded" not in command:
+            command = psutil.Process(state.pid).cmdline()
+        except (OSError, ValidationError, psutil.Error):
+            command = []
+        if "fedtide.console.embedded" not in command:
             raise NotFound(f"no fedtide is up in {self.root}", "Start one with `fedtide up`, or set FEDTIDE_HOME")
         return state

@@ -14,9 +14,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
+from fedtide.coordinator.fleet.fleet import Node
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.events.envelope import (
@@ -31,12 +31,9 @@ from fedtide.fabric.events.envelope import (
 )
 from fedtide.fabric.plans.trigger_rule import FieldValue, Signal
 
-if TYPE_CHECKING:
-    from fedtide.coordinator.state import World
 
-
-def of(event: Event, world: World) -> Iterator[Signal]:
-    """The signals of an event that was just applied to `world`."""
+def of(event: Event, nodes: Mapping[str, Node]) -> Iterator[Signal]:
+    """The signals of an event that was just applied; `nodes` are those of the fleet now."""
     match event.data:
         case SignalReceived(signal=signal):
             yield signal
@@ -48,7 +45,7 @@ def of(event: Event, world: World) -> Iterator[Signal]:
             how: dict[str, FieldValue] = {"method": event.data.method, "samples": event.data.samples}
             yield _signal(event, "drift.reported", score=score, **where, **how)
         case NodeJoined(node=name) | NodeOnline(node=name) | NodeOffline(node=name):
-            yield from _fleet_changed(event, name, world)
+            yield from _fleet_changed(event, name, nodes)
         case _:
             return
 
@@ -65,13 +62,13 @@ def of_end(event: Event, state: runs.Run | rollouts.Rollout) -> Iterator[Signal]
             return
 
 
-def _fleet_changed(event: Event, name: str, world: World) -> Iterator[Signal]:
-    node = world.nodes[name]
-    online = [n for n in world.nodes.values() if n.online]
+def _fleet_changed(event: Event, name: str, nodes: Mapping[str, Node]) -> Iterator[Signal]:
+    node = nodes[name]
+    online = [n for n in nodes.values() if n.online]
     here = sum(n.region == node.region for n in online)
     yield _signal(event, "fleet.changed", node=name, region=node.region, online=len(online), region_online=here)
     if isinstance(event.data, NodeJoined) and node.capabilities.samples is not None:
-        told = [(n.region, n.capabilities.samples or 0) for n in world.nodes.values()]
+        told = [(n.region, n.capabilities.samples or 0) for n in nodes.values()]
         yield _signal(
             event,
             "data.reported",

@@ -1,0 +1,115 @@
+"""How options and files are read: one grammar for all of them. Pure but for reading files.
+
+A value is what YAML 1.2's core schema makes of it: `1e-3` and `3` are numbers, `true` is a boolean, `'3'` is a text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from fedtide.console.yaml12 import CoreLoader
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.strict import ConfigValues, Scalar
+from fedtide.fabric.validation import checked
+
+M = TypeVar("M", bound=BaseModel)
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+LONGEST_VALUE = 100_000
+
+
+def value(option: str, key: str, text: str) -> Any:
+    """One value: a scalar, or a list or mapping in YAML's flow style.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    if len(text) > LONGEST_VALUE:
+        raise ConfigError(f"{option} {key}", f"has more than {LONGEST_VALUE} characters")
+    try:
+        return yaml.load(text, Loader=CoreLoader)  # noqa: S506  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        what = exc.problem if isinstance(exc, yaml.MarkedYAMLError) and exc.problem else str(exc)
+        raise ConfigError(f"{option} {key}", f"cannot be read: {what}", "Put a text into quotes") from exc
+
+
+def scalar(option: str, key: str, text: str) -> Scalar:
+    """One number, boolean or text.
+
+    Raises:
+        ConfigError: a list, a mapping or nothing.
+    """
+    found = value(option, key, text)
+    if not isinstance(found, bool | int | float | str):
+        remedy = f"Write {key}='...' for a text" if text else f"Write {key}=''  for an empty text"
+        raise ConfigError(f"{option} {key}", "must be a number, true, false or a text", remedy)
+    return found
+
+
+def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    """`key=value` texts; raises ConfigError for one that is none, and for a key that stands there twice."""
+    found = [pair(option, text) for text in texts]
+    twice = next((key for i, (key, _) in enumerate(found) if any(key == k for k, _ in found[:i])), None)
+    if twice is not None:
+        raise ConfigError(f"{option} {twice}", "stands there twice")
+    return found
+
+
+def pair(option: str, text: str) -> tuple[str, str]:
+    """`key=value`."""
+    key, equals, rest = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(option, f"{text!r} is not key=value")
+    return key.strip(), rest.strip()
+
+
+def settings(texts: Iterable[str], declared: ConfigValues) -> ConfigValues:
+    """`--set` of a run config: where the app declares a text, the value is a text, whatever it looks like."""
+    found: ConfigValues = {}
+    for key, text in pairs("--set", texts):
+        read = scalar("--set", key, text)
+        found[key] = text if isinstance(declared.get(key), str) and not isinstance(read, str) else read
+    return found
+
+
+def fields(option: str, text: str, kind: type[M]) -> M:
+    """`a=1,b=x+y` as a `kind`: a list takes `+`.
+
+    Raises:
+        ConfigError: a field that does not exist, or a value that it does not take.
+    """
+    given = {}
+    for key, part in pairs(option, (p for p in text.split(",") if p.strip())):
+        known = kind.model_fields.get(key)
+        is_list = known is not None and known.annotation == list[str]
+        given[key] = part.split("+") if is_list else scalar(option, key, part)
+    return checked(kind, given, option)
+
+
+def labels(option: str, text: str) -> dict[str, str]:
+    """`a=b,c=d` as a selector."""
+    return dict(pairs(option, (p for p in text.split(",") if p.strip())))
+
+
+def seconds(option: str, text: str) -> float:
+    """A duration such as 90s, 30m, 1h or 7d, in seconds."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text)
+    if found is None:
+        raise ConfigError(option, f"{text!r} is no duration", "For example 90s, 30m, 1h, 7d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def read_text(file: Path) -> str:
+    """A file as text; raises ConfigError if it cannot be read or is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(str(file), f"is not UTF-8, at byte {exc.start}", "Save it as UTF-8") from exc
+    except OSError as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from exc

@@ -1,0 +1,224 @@
+"""The API's calls as data: method, path, body, and how the answer is read. Pure.
+
+The sync and the async client send the same calls. Names are quoted into paths here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode
+
+from pydantic import BaseModel, TypeAdapter
+
+from fedtide.fabric.messages import requests
+from fedtide.fabric.messages import views as v
+from fedtide.fabric.plans.rollout_request import RolloutRequest
+from fedtide.fabric.plans.run_spec import RunRequest
+from fedtide.fabric.plans.trigger_rule import TriggerRule
+from fedtide.fabric.tensors.blobs import BlobRef
+
+T = TypeVar("T")
+Query = Mapping[str, str | int | float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. `answer` None: the answer's bytes as they are."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    answer: TypeAdapter[T]
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    starts_something: bool = False
+    """Sent again it must not start a second thing: it carries an idempotency key."""
+
+
+_BYTES: TypeAdapter[bytes] = TypeAdapter(bytes)
+
+
+def is_raw(call: Call[T]) -> bool:
+    """Whether the answer is bytes, and no JSON."""
+    return call.answer is _BYTES
+
+
+def path(*parts: str, query: Query | None = None) -> str:
+    """A path below `/v1`; whatever a part holds, it stays one part. What is None or empty is left out of the query."""
+    found = "/v1/" + "/".join(quote(part, safe="") or "%20" for part in parts)
+    given = {key: value for key, value in (query or {}).items() if value not in (None, "")}
+    return f"{found}?{urlencode(given)}" if given else found
+
+
+def _get(answer: type[T], *parts: str, query: Query | None = None) -> Call[T]:
+    return Call("GET", path(*parts, query=query), TypeAdapter(answer))
+
+
+def _post(answer: type[T], body: BaseModel, *parts: str, query: Query | None = None, starts: bool = False) -> Call[T]:
+    data = body.model_dump_json(exclude_defaults=True).encode()
+    return Call("POST", path(*parts, query=query), TypeAdapter(answer), data, starts_something=starts)
+
+
+def next_page(listing: Call[v.Page[T]], after: str) -> Call[v.Page[T]]:
+    """The page behind one that ended with `after`."""
+    address, _, query = listing.path.partition("?")
+    given = [(key, value) for key, value in parse_qsl(query) if key != "after"]
+    return replace(listing, path=f"{address}?{urlencode([*given, ('after', after)])}")
+
+
+def status() -> Call[v.StatusView]:
+    return _get(v.StatusView, "status")
+
+
+def put_bundle(data: bytes) -> Call[BlobRef]:
+    return Call("PUT", path("bundles"), TypeAdapter(BlobRef), data)
+
+
+def nodes(**query: str | int | None) -> Call[v.Page[v.NodeView]]:
+    return _get(v.Page[v.NodeView], "nodes", query=query)
+
+
+def node(name: str) -> Call[v.NodeView]:
+    return _get(v.NodeView, "nodes", name)
+
+
+def infer(node: str, model: str, request: bytes, timeout_s: float, version: str = "") -> Call[bytes]:
+    """One request of the Open Inference Protocol v2 to a node's model; the answer is the protocol's."""
+    query: Query = {"timeout_s": timeout_s, "version": version}
+    return Call("POST", path("nodes", node, "models", model, "infer", query=query), _BYTES, request)
+
+
+def samples(node: str) -> Call[v.SamplesView]:
+    return _get(v.SamplesView, "nodes", node, "samples")
+
+
+def label_samples(node: str, model: str, asked: requests.LabelsRequest) -> Call[v.LabelsMatched]:
+    return _post(v.LabelsMatched, asked, "nodes", node, "samples", model, "labels")
+
+
+def forget_samples(node: str, model: str, asked: requests.ForgetRequest) -> Call[v.SamplesForgotten]:
+    return _post(v.SamplesForgotten, asked, "nodes", node, "samples", model, "forget")
+
+
+def runs(**query: str | int | None) -> Call[v.Page[v.RunView]]:
+    return _get(v.Page[v.RunView], "runs", query=query)
+
+
+def run(name: str) -> Call[v.RunView]:
+    return _get(v.RunView, "runs", name)
+
+
+def start_run(asked: RunRequest) -> Call[v.RunView]:
+    return _post(v.RunView, asked, "runs", starts=True)
+
+
+def act_on_run(name: str, action: requests.RunActionName, reason: str = "") -> Call[v.RunView]:
+    return _post(v.RunView, _action(reason), "runs", name, action)
+
+
+def watch_run(name: str) -> Call[v.RunView]:
+    return _get(v.RunView, "runs", name, "watch")
+
+
+def models(**query: str | int | None) -> Call[v.Page[v.ModelView]]:
+    return _get(v.Page[v.ModelView], "models", query=query)
+
+
+def model(name: str) -> Call[v.ModelView]:
+    return _get(v.ModelView, "models", name)
+
+
+def onnx(name: str, version: str) -> Call[bytes]:
+    return Call("GET", path("models", name, "versions", version, "onnx"), _BYTES)
+
+
+def rollouts(**query: str | int | None) -> Call[v.Page[v.RolloutView]]:
+    return _get(v.Page[v.RolloutView], "rollouts", query=query)
+
+
+def rollout(name: str) -> Call[v.RolloutView]:
+    return _get(v.RolloutView, "rollouts", name)
+
+
+def plan_rollout(asked: RolloutRequest) -> Call[v.PlannedRollout]:
+    return _post(v.PlannedRollout, asked, "rollouts", "plan")
+
+
+def start_rollout(asked: RolloutRequest) -> Call[v.RolloutView]:
+    return _post(v.RolloutView, asked, "rollouts", starts=True)
+
+
+def act_on_rollout(
+    name: str, action: requests.RolloutActionName, reason: str = "", region: str = ""
+) -> Call[v.RolloutView]:
+    return _post(v.RolloutView, _action(reason, region), "rollouts", name, action)
+
+
+def watch_rollout(name: str, *, through_pauses: bool = False) -> Call[v.RolloutView]:
+    return _get(v.RolloutView, "rollouts", name, "watch", query={"through_pauses": "true" if through_pauses else None})
+
+
+def triggers(**query: str | int | None) -> Call[v.Page[v.TriggerView]]:
+    return _get(v.Page[v.TriggerView], "triggers", query=query)
+
+
+def trigger(name: str) -> Call[v.TriggerView]:
+    return _get(v.TriggerView, "triggers", name)
+
+
+def apply_trigger(rule: TriggerRule) -> Call[v.TriggerView]:
+    data = rule.model_dump_json(exclude_defaults=True).encode()
+    return Call("PUT", path("triggers", rule.name), TypeAdapter(v.TriggerView), data)
+
+
+def remove_trigger(name: str) -> Call[v.TriggerView]:
+    return Call("DELETE", path("triggers", name), TypeAdapter(v.TriggerView))
+
+
+def test_trigger(name: str, event: bytes) -> Call[v.TriggerTest]:
+    return Call("POST", path("triggers", name, "test"), TypeAdapter(v.TriggerTest), event, _CLOUDEVENT)
+
+
+def send_event(event: bytes) -> Call[v.SignalReceipt]:
+    """`event`: a CloudEvent as structured JSON."""
+    return Call("POST", path("events"), TypeAdapter(v.SignalReceipt), event, _CLOUDEVENT)
+
+
+def events(**query: str | int | None) -> Call[v.Page[v.EventView]]:
+    return _get(v.Page[v.EventView], "events", query=query)
+
+
+def watch_events(kind: str = "", about: str = "") -> Call[v.EventView]:
+    return _get(v.EventView, "events", "watch", query={"kind": kind, "about": about})
+
+
+def why(name: str, limit: int, number: int | None) -> Call[v.WhyView]:
+    return _get(v.WhyView, "why", name, query={"limit": limit, "round": number})
+
+
+def join_tokens(**query: str | int | None) -> Call[v.Page[v.JoinTokenView]]:
+    return _get(v.Page[v.JoinTokenView], "join-tokens", query=query)
+
+
+def create_join_token(asked: requests.TokenRequest) -> Call[v.NewJoinToken]:
+    return _post(v.NewJoinToken, asked, "join-tokens")
+
+
+def revoke_join_token(name: str) -> Call[v.JoinTokenView]:
+    return Call("DELETE", path("join-tokens", name), TypeAdapter(v.JoinTokenView))
+
+
+def revoke_node(name: str, reason: str) -> Call[v.Revoked]:
+    return _post(v.Revoked, requests.RevokeRequest(reason=reason), "nodes", name, "revoke")
+
+
+def region_credentials(region: str, hosts: list[str]) -> Call[v.RegionCredentials]:
+    return _post(v.RegionCredentials, requests.RegionRequest(hosts=hosts), "regions", region, "credentials")
+
+
+def _action(reason: str, region: str = "") -> requests.ActionRequest:
+    return requests.ActionRequest(**({"reason": reason} if reason else {}), region=region)
+
+
+_CLOUDEVENT = {"Content-Type": "application/cloudevents+json"}

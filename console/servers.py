@@ -1,0 +1,66 @@
+"""Which servers a client may call, and what it shows to them. Credentials are bound to the API's own servers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fedtide.console.home import Home
+from fedtide.fabric.errors import ConfigError
+
+SERVER = "FEDTIDE_SERVER"
+CA = "FEDTIDE_CA"
+"""File of the authority whose certificate an https server has; without it those that the machine trusts."""
+TOKEN = "FEDTIDE_TOKEN"  # noqa: S105  # the name of a variable
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The coordinators of one installation: any of `urls` knows which one leads."""
+
+    urls: tuple[str, ...]
+    token: str = ""
+    ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            _check(url)
+        if not self.urls:
+            raise ConfigError(SERVER, "names no server", "For example http://127.0.0.1:8080")
+        if not self.token.isascii() or not self.token.isprintable():
+            raise ConfigError(TOKEN, "holds a line break or another character that no header can", "Copy it anew")
+
+    @classmethod
+    def find(cls, environment: Mapping[str, str] | None = None) -> Servers:
+        """`$FEDTIDE_SERVER` (one or more, by commas), or the installation that is up in the present home.
+
+        Raises:
+            ConfigError: a variable that cannot be used.
+            NotFound: none is up.
+        """
+        env = os.environ if environment is None else environment
+        named = [url.strip().rstrip("/") for url in env.get(SERVER, "").split(",") if url.strip()]
+        ca = env.get(CA)
+        urls = named or Home.find().state().apis
+        return cls(tuple(urls), env.get(TOKEN, "").strip(), Path(ca) if ca else None)
+
+    def may_follow(self, came_from: str, location: str) -> bool:
+        """Whether a coordinator's word, who leads, is followed: never from https to plain http."""
+        there = urlsplit(location)
+        return there.scheme in ("http", "https") and not (
+            urlsplit(came_from).scheme == "https" and there.scheme == "http"
+        )
+
+
+def _check(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        url.encode("ascii")
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(SERVER, f"{url!r} is no http or https address", "For example http://127.0.0.1:8080")

@@ -1,0 +1,170 @@
+"""What every route needs: typed bodies, typed answers, pages, streams, and errors as problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from aiohttp import http_exceptions, web
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import from_json
+
+from fedtide.coordinator.log.engine import Engine, views_of
+from fedtide.fabric.errors import (
+    ConfigError,
+    Conflict,
+    FedtideError,
+    InvalidTransition,
+    NotFound,
+    TooLarge,
+    TransientError,
+)
+from fedtide.fabric.flower.apps import MAX_BUNDLE_BYTES
+from fedtide.fabric.ids import new_id
+from fedtide.fabric.messages.views import Page, Problem
+from fedtide.fabric.strict import Strict
+from fedtide.fabric.validation import checked, config_error
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=BaseModel)
+V = TypeVar("V", bound=BaseModel)
+
+BY = "Fedtide-By"
+"""Header: who or what asks, for the log."""
+_STATUS: dict[type[FedtideError], int] = {NotFound: 404, ConfigError: 400, TooLarge: 413, Conflict: 409}
+_INTERNAL = 500
+
+
+class Listing(Strict):
+    """The query of a listing; each listing adds its own filters."""
+
+    limit: int = Field(default=100, ge=1, le=10_000, description="Items of one page")
+    after: str = Field(default="", max_length=200, description="`next` of the page before")
+
+
+L = TypeVar("L", bound=Listing)
+
+
+def application(routes: Iterable[Iterable[web.RouteDef]], checks: Sequence[Any] = ()) -> web.Application:
+    """An application of these routes; `checks` are middlewares that come first."""
+    app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=[_errors_as_problems, *checks])
+    for each in routes:
+        app.add_routes(each)
+    return app
+
+
+def answer(view: BaseModel, status: int = 200) -> web.Response:
+    return web.Response(body=view.model_dump_json().encode(), status=status, content_type="application/json")
+
+
+def page_of(query: Listing, keys: Sequence[str], show: Callable[[str], V]) -> web.Response:
+    """One page of what `keys` name, in their order."""
+    start = keys.index(query.after) + 1 if query.after in keys else 0
+    if query.after and start == 0:
+        raise ConfigError("after", f"{query.after!r} is not in this listing (any more)", "Begin without `after`")
+    shown = keys[start : start + query.limit]
+    more = start + len(shown) < len(keys)
+    page: Page[Any] = Page(items=[show(k) for k in shown], total=len(keys), next=shown[-1] if more else "")
+    return answer(page)
+
+
+def query_of(request: web.Request, kind: type[M]) -> M:
+    """The query as a model; raises ConfigError naming what is wrong."""
+    return checked(kind, dict(request.query))
+
+
+def name_in(request: web.Request, what: str) -> str:
+    return str(request.match_info[what])
+
+
+def key_of(request: web.Request, what: str) -> str:
+    """The id of what a request starts: the same for a request that is sent again under one `Idempotency-Key`."""
+    asked = request.headers.get("Idempotency-Key")
+    return new_id(what) if not asked else f"{what}-{hashlib.sha256(text(asked).encode()).hexdigest()[:8]}"
+
+
+def asker(request: web.Request) -> str:
+    """Who or what asks."""
+    return text(request.headers.get(BY, "api"))[:200]
+
+
+def text(value: str) -> str:
+    """A header as text; aiohttp keeps bytes that are no UTF-8 as lone surrogates."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+async def read_body(request: web.Request, kind: type[M]) -> M:
+    """The request's JSON body as a model; raises ConfigError naming the field that is wrong."""
+    try:
+        return kind.model_validate_json(await request.read())
+    except ValidationError as exc:
+        raise config_error(exc, kind) from exc
+
+
+def parse_json(path: str, body: bytes) -> Any:
+    """JSON from outside: lone surrogates, and nesting without end, are no JSON.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return from_json(body)
+    except ValueError as exc:
+        raise ConfigError(path, f"is not JSON: {exc}") from exc
+
+
+async def stream(
+    engine: Engine, request: web.Request, view: Callable[[], BaseModel], last: Callable[[], bool]
+) -> web.StreamResponse:
+    """`view()` now and at every change, a line each, until `last()` holds. An empty line is the end."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async for snapshot in views_of(engine, view, last=last):
+        await response.write(snapshot.model_dump_json().encode() + b"\n")
+    await response.write(b"\n")
+    await response.write_eof()
+    return response
+
+
+def problem(status: int, what: str, remedy: str = "", exit_code: int = 1) -> web.Response:
+    body = Problem(title=_TITLES.get(status, "Refused"), status=status, detail=what, remedy=remedy, exit_code=exit_code)
+    return web.Response(body=body.model_dump_json().encode(), status=status, content_type="application/problem+json")
+
+
+_TITLES = {
+    400: "What was asked is wrong",
+    401: "Not allowed",
+    404: "There is no such thing",
+    409: "Not in this state",
+    413: "Too large",
+    500: "An error of this coordinator",
+    503: "Not now",
+}
+
+
+@web.middleware
+async def _errors_as_problems(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+        return response
+    except FedtideError as exc:
+        return problem(_status_of(exc), exc.what, exc.remedy, exc.exit_code)
+    except web.HTTPException as exc:
+        return problem(exc.status, exc.text or exc.reason)
+    except (http_exceptions.HttpProcessingError, UnicodeError) as exc:
+        return problem(400, f"the request cannot be read: {exc}")
+    except Exception as exc:  # a request must get an answer, and one request must not end the process
+        log.exception("api.failed", extra={"path": request.path})
+        return problem(_INTERNAL, f"{type(exc).__name__}: {exc}", "See the coordinator's log", 70)
+
+
+def _status_of(error: FedtideError) -> int:
+    for kind, status in _STATUS.items():
+        if isinstance(error, kind):
+            return status
+    if isinstance(error, TransientError):
+        return 503
+    return 409 if isinstance(error, InvalidTransition) else 400

@@ -1,0 +1,73 @@
+"""The API of models, of app bundles, and of what an installation holds."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from fedtide.coordinator.adapters.distribution import Distribution
+from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.models import views
+from fedtide.coordinator.runs import runs
+from fedtide.fabric.errors import NotFound
+from fedtide.fabric.messages.views import ModelView, NodeCounts, RunCounts, StatusView
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import DOWN, Subjects
+from fedtide.fabric.nats.transfer import put_blob
+
+
+class ModelApi:
+    """Handlers over the engine's registry."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._engine = engine
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/status", self._status),
+            web.put("/v1/bundles", self._put_bundle),
+            web.get("/v1/models", self._all),
+            web.get("/v1/models/{model}", self._one),
+            web.get("/v1/models/{model}/versions/{version}/onnx", self._onnx),
+        ]
+
+    async def _status(self, _: web.Request) -> web.Response:
+        engine, world = self._engine, self._engine.world
+        online = sum(n.online for n in world.nodes.values())
+        return answer(
+            StatusView(
+                events=engine.applied,
+                refused_events=engine.refused,
+                nodes=NodeCounts(online=online, known=len(world.nodes)),
+                regions=sorted({n.region for n in world.nodes.values()}),
+                runs=RunCounts(
+                    active=sum(isinstance(r, runs.Running) for r in world.runs.values()), all=len(world.runs)
+                ),
+                models=len(world.models),
+                rollouts=len(world.rollouts),
+                waits_for=engine.waits_for,
+            )
+        )
+
+    async def _put_bundle(self, request: web.Request) -> web.Response:
+        parts: list[bytes | memoryview] = [await request.read()]
+        return answer(await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None))
+
+    def _view(self, name: str) -> ModelView:
+        return views.model(self._engine.world.model(name))
+
+    async def _all(self, request: web.Request) -> web.Response:
+        return page_of(query_of(request, Listing), sorted(self._engine.world.models), self._view)
+
+    async def _one(self, request: web.Request) -> web.Response:
+        return answer(self._view(name_in(request, "model")))
+
+    async def _onnx(self, request: web.Request) -> web.Response:
+        model, wanted = self._engine.world.model(name_in(request, "model")), name_in(request, "version")
+        for release in model.releases:
+            if wanted == str(release.manifest.version) or (wanted == "latest" and release is model.latest):
+                data = await Distribution(self._broker, self._subjects).onnx(release.manifest)
+                return web.Response(body=data, content_type="application/octet-stream")
+        raise NotFound(f"model {model.name!r} has no release {wanted!r}", "See `fedtide model ls`")

@@ -1,0 +1,108 @@
+"""The API of runs: start, look at, and a person's actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
+
+from aiohttp import web
+
+from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.starting import Starter
+from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in, page_of, query_of, read_body, stream
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.runs import runs, selection, views
+from fedtide.fabric.errors import Conflict, InvalidTransition
+from fedtide.fabric.events.runs import RunCancelRequested, RunPauseRequested, RunResumeRequested
+from fedtide.fabric.messages.requests import ActionRequest, RunActionName
+from fedtide.fabric.messages.views import RunState, RunView
+from fedtide.fabric.plans.run_spec import RunRequest
+
+Asked = RunCancelRequested | RunPauseRequested | RunResumeRequested
+_ACTIONS: Mapping[RunActionName, Callable[[str, ActionRequest], Asked]] = {
+    "cancel": lambda key, asked: RunCancelRequested(run=key, reason=asked.reason),
+    "pause": lambda key, asked: RunPauseRequested(run=key, reason=asked.reason),
+    "resume": lambda key, _: RunResumeRequested(run=key),
+}
+
+
+class RunListing(Listing):
+    state: RunState | Literal[""] = ""
+    model: str = ""
+    app: str = ""
+
+
+class RunApi:
+    """Handlers over the engine's runs."""
+
+    def __init__(self, engine: Engine, presence: Presence, starter: Starter) -> None:
+        self._engine = engine
+        self._presence = presence
+        self._starter = starter
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/runs", self._all),
+            web.post("/v1/runs", self._start),
+            web.get("/v1/runs/{run}", self._one),
+            web.get("/v1/runs/{run}/watch", self._watch),
+            *(web.post(f"/v1/runs/{{run}}/{action}", partial(self._act, action)) for action in _ACTIONS),
+        ]
+
+    def _view(self, key: str) -> RunView:
+        world = self._engine.world
+        state, release = world.run(key), world.release_of(key)
+        return views.run(
+            state,
+            publishing=world.is_publishing(key),
+            version=release.manifest.version if release is not None else None,
+            matching=sum(selection.why_not(n, state.facts.spec) is None for n in world.nodes.values()),
+            doing=lambda node: views.doing(key, world.nodes.get(node), self._presence.heartbeats.get(node)),
+        )
+
+    def _state(self, key: str) -> RunState:
+        world = self._engine.world
+        return views.run_state(world.run(key), publishing=world.is_publishing(key))
+
+    async def _all(self, request: web.Request) -> web.Response:
+        query = query_of(request, RunListing)
+        matching = [
+            key
+            for key, run in self._engine.world.runs.items()
+            if query.model in ("", run.facts.spec.model)
+            and query.app in ("", run.facts.spec.app.name)
+            and query.state in ("", self._state(key))
+        ]
+        return page_of(query, matching, self._view)
+
+    async def _start(self, request: web.Request) -> web.Response:
+        key, asked = key_of(request, "run"), await read_body(request, RunRequest)
+        if key not in self._engine.world.runs:
+            await self._starter.run(key, asked, asker(request))
+        return answer(self._view(key), status=201)
+
+    async def _one(self, request: web.Request) -> web.Response:
+        return answer(self._view(name_in(request, "run")))
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        key, world = name_in(request, "run"), self._engine.world
+        world.run(key)
+
+        def over() -> bool:
+            return isinstance(world.runs[key], runs.Ended) and not world.is_publishing(key)
+
+        return await stream(self._engine, request, lambda: self._view(key), over)
+
+    async def _act(self, action: RunActionName, request: web.Request) -> web.Response:
+        key = name_in(request, "run")
+        asked = await read_body(request, ActionRequest)
+        state = self._engine.world.run(key)
+        if (reason := runs.why_not_allowed(state, action)) is not None:
+            raise Conflict(f"run {key} {reason}", f"See `fedtide run show {key}`")
+        if not runs.is_done(state, action):
+            try:
+                await self._engine.submit(_ACTIONS[action](key, asked))
+            except InvalidTransition as exc:
+                raise Conflict(exc.what, exc.remedy) from exc
+        return answer(self._view(key))

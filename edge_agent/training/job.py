@@ -1,0 +1,27 @@
+"""What the agent asks of a trainer process: one task as files. Pure data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from fedtide.fabric.strict import ConfigValues, Strict
+
+STATE = "state"
+"""The run's state after a task, among the files of its answer."""
+
+
+class Job(Strict):
+    """One task as files: what the agent asks of the trainer process."""
+
+    task_file: Path
+    blobs: dict[str, Path]
+    app_dir: Path
+    state_file: Path
+    progress_file: Path = Field(description="Where a task that takes long says how far it is")
+    out_dir: Path
+    node_id: int
+    node_config: ConfigValues = Field(description="Flower's node config")
+    checkpoint_s: float
+    threads: int = Field(description="Of numeric libraries; 0: as many as there are cores")

@@ -1,0 +1,41 @@
+"""What a node says of itself: what it can do, when it joins; how it is, every few seconds. Pure data."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fedtide.fabric.messages.protocol import ProtocolRange
+from fedtide.fabric.strict import ConfigValues, Message
+
+
+class Capabilities(Message):
+    """What a node can do; it says so at every start and when it changes."""
+
+    labels: dict[str, str] = {}
+    cpus: int = Field(ge=1)
+    memory_bytes: int = Field(ge=0)
+    disk_free_bytes: int = Field(ge=0)
+    python: str
+    extras: list[str] = Field(default=[], description="Training runtimes present: flwr, torch, ...")
+    codecs: list[str] = Field(default=[], description="Codecs that the node reads and writes (fabric.tensors.codecs)")
+    samples: int | None = Field(default=None, ge=0, description="Training samples the node counts, if configured")
+    node_config: ConfigValues = {}
+    inference_url: str = Field(default="", description="Where programs beside the node reach it; the cloud does not")
+    agent_version: str = ""
+    timezone: str = Field(default="UTC", description="Of its maintenance window")
+    schedulable: bool = Field(default=True, description="False while the cluster has it cordoned or drains it")
+    hardware: str = Field(default="", description="Its hardware class: the machine type, if no label says more")
+    protocol: ProtocolRange = ProtocolRange()
+
+
+class Heartbeat(Message):
+    """How a node is now. Lossy: the next one replaces it."""
+
+    rss_bytes: int = Field(default=0, ge=0, description="Resident memory of the agent")
+    trainer_rss_bytes: int = Field(default=0, ge=0)
+    busy: str | None = Field(default=None, description="The task that it works on")
+    stage: str = Field(default="", description="What it does for that task: downloading, training, paused: ...")
+    serving: dict[str, str] = Field(default={}, description="By model: the digest of the release that it serves")
+    inferences: int = Field(default=0, ge=0, description="Answered since the agent started")
+    heartbeat_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="When the next one comes")
+    bye: bool = Field(default=False, description="The agent stops")

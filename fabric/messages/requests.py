@@ -1,0 +1,70 @@
+"""What the API is asked, beside runs, roll-outs and rules (`fabric.plans`). Pure data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from fedtide.fabric.strict import Strict
+
+LONGEST_TTL_S = 30 * 86_400
+
+RolloutActionName = Literal["abort", "rollback", "pause", "resume", "promote", "next", "retry"]
+"""What a person may do with a roll-out."""
+RunActionName = Literal["cancel", "pause", "resume"]
+"""What a person may do with a run."""
+
+
+class ActionRequest(Strict):
+    """`reason` is shown to whoever looks."""
+
+    reason: str = Field(default="asked by a person", max_length=1000)
+    region: str = Field(default="", description="Of a promotion; empty: every region that waits")
+
+
+class TokenRequest(Strict):
+    """`region` empty: any."""
+
+    region: str = ""
+    uses: int = Field(default=1, ge=1, le=100_000)
+    ttl_s: float = Field(default=3600.0, gt=0, le=LONGEST_TTL_S)
+    replaces: bool = False
+
+
+class RevokeRequest(Strict):
+    reason: str = Field(default="", max_length=1000)
+
+
+class RegionRequest(Strict):
+    """Names under which nodes reach the region's leaf."""
+
+    hosts: list[Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,252})$")]] = []
+
+
+Label = (
+    Annotated[int, Field(strict=True, gt=-(2**63), lt=2**63)]
+    | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    | Annotated[str, Field(strict=True)]
+)
+LabelValue = Label | Annotated[list[Label], Field(min_length=1)]
+
+
+class LabelsRequest(Strict):
+    """Labels of samples by request id."""
+
+    labels: dict[str, LabelValue]
+
+
+class ForgetRequest(Strict):
+    """Which samples of a model go: one, those before a time, or all."""
+
+    id: str | None = None
+    before: AwareDatetime | None = None
+
+
+class SamplesQuestion(Strict):
+    """What a node is asked about its samples; one of the two, or neither: the counts."""
+
+    label: LabelsRequest | None = None
+    forget: ForgetRequest | None = None

@@ -1,0 +1,360 @@
+"""What the API answers: the public contract, for CLI, operator, notebooks and tests. Pure data.
+
+A reader of another version ignores fields that it does not know; times are UTC, sizes bytes, durations seconds.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from fedtide.fabric.plans.release import Lineage
+from fedtide.fabric.plans.rollout_plan import Gate, Measured, NodePhase, OnFailure
+from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
+from fedtide.fabric.strict import ConfigValues, Strict
+
+T = TypeVar("T")
+
+
+class Problem(Strict):
+    """Why a request was refused (RFC 9457 problem details); `exit_code` is that of a command that meets it."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    remedy: str = Field(default="", description="What to do next")
+    exit_code: int = 1
+
+
+class Page(Strict, Generic[T]):
+    """Part of a listing. `after` of the next request is `next`; empty: this was the last page."""
+
+    items: list[T]
+    total: int = Field(ge=0, description="Items that match, on all pages")
+    next: str = ""
+
+
+class NodeCounts(Strict):
+    online: int
+    known: int
+
+
+class RunCounts(Strict):
+    active: int
+    all: int
+
+
+class StatusView(Strict):
+    """What an installation holds."""
+
+    events: int
+    refused_events: int
+    nodes: NodeCounts
+    regions: list[str]
+    runs: RunCounts
+    models: int
+    rollouts: int
+    waits_for: str = Field(default="", description="What the event log waits for: a broker that is full or away")
+
+
+NodeState = Literal["online", "offline"]
+
+
+class NodeView(Strict):
+    name: str
+    region: str
+    state: NodeState
+    reason: str
+    since: datetime
+    labels: dict[str, str]
+    cpus: int
+    memory_bytes: int
+    disk_free_bytes: int
+    extras: list[str]
+    samples: int | None
+    node_config: ConfigValues
+    inference_url: str
+    agent_version: str
+    rss_bytes: int | None = None
+    trainer_rss_bytes: int | None = None
+    busy: str | None = None
+    serving: dict[str, str] = {}
+    inferences: int | None = None
+
+
+class RefusalView(Strict):
+    category: str
+    reason: str
+
+
+class PhaseView(Strict):
+    """One phase (train, evaluate, ...) of a round."""
+
+    asked: int
+    states: dict[str, int] = Field(description="Nodes by what they do: answered, refused, training, ...")
+    received: list[str]
+    awaited: list[str]
+    stale: list[str]
+    quorum: int | None
+    cause: str | None
+    refused: dict[str, RefusalView]
+
+
+RoundState = Literal["open", "collecting", "aggregating", "closed", "abandoned"]
+
+
+class RoundView(Strict):
+    round: int
+    trial: int
+    state: RoundState
+    reason: str
+    abandoned: list[str] = Field(description="Why earlier trials were abandoned")
+    phases: dict[str, PhaseView]
+    metrics: dict[str, float | None] = Field(description="None: not a finite number")
+    seconds: float | None
+    bytes_up: int
+    bytes_down: int
+
+
+RunState = Literal["starting", "running", "paused", "publishing", "completed", "failed", "cancelled"]
+RUN_ENDED: frozenset[RunState] = frozenset({"completed", "failed", "cancelled"})
+
+
+class RunView(Strict):
+    """A run with its rounds."""
+
+    run: str
+    app: str
+    model: str | None
+    state: RunState
+    reason: str
+    version: int | None = Field(description="Of the release that it brought")
+    by: str
+    attempt: int
+    requested_at: datetime
+    selector: dict[str, str]
+    participants: list[str]
+    rounds: list[RoundView]
+    seconds: float | None = Field(default=None, description="From request to end")
+
+
+class ReleaseView(Strict):
+    version: int
+    digest: str
+    size_bytes: int
+    metrics: dict[str, float | None]
+    labels: list[str]
+    lineage: Lineage
+
+
+class ModelView(Strict):
+    model: str
+    releases: list[ReleaseView]
+    latest: int | None
+
+
+GateOutcome = Literal["pass", "fail", "inconclusive", "error"]
+
+
+class GateView(Strict):
+    gate: str
+    outcome: GateOutcome
+    reason: str
+    enforced: bool
+
+
+WaveState = Literal["waiting", "caching", "offering", "baking", "over", "takenback"]
+
+
+class WaveView(Strict):
+    """One region of a roll-out."""
+
+    region: str
+    group: int
+    state: WaveState
+    nodes: int
+    canaries: list[str]
+    phases: dict[NodePhase, int]
+    confirmed: int
+    failed: int
+    absent: int
+    reasons: dict[str, str]
+    gates: list[GateView]
+    measured: Measured
+    wan_bytes: int
+    seconds: float | None
+
+
+RolloutState = Literal["rolling", "paused", "completed", "rolledback", "superseded"]
+ROLLOUT_OPEN: frozenset[RolloutState] = frozenset({"rolling", "paused"})
+
+
+class RolloutView(Strict):
+    """A roll-out with its waves, in the order of its plan."""
+
+    rollout: str
+    model: str
+    version: int
+    release: str
+    state: RolloutState
+    reason: str
+    started_at: datetime
+    by: str
+    counter: int
+    wan_bytes: int
+    catch_up: int
+    regions: list[WaveView]
+
+
+class PlannedRegion(Strict):
+    region: str
+    group: int
+    approval: bool
+    canaries: list[str]
+    nodes: list[str]
+    offline: list[str]
+    wan_bytes: int
+
+
+class PlannedRollout(Strict):
+    """A dry run: what a roll-out would do."""
+
+    model: str
+    version: int
+    nodes: int
+    wan_bytes: int
+    bytes_per_node: int
+    at_least_seconds: float
+    regions: list[PlannedRegion]
+    gates: list[Gate]
+    on_failure: OnFailure
+
+
+FiringOutcome = Literal[
+    "fired", "queued", "condition", "error", "duplicate", "cooldown", "budget", "busy", "queue full", "failed"
+]
+
+
+class FiringView(Strict):
+    """What a rule made of one event."""
+
+    at: datetime
+    signal: str
+    type: str
+    outcome: FiringOutcome
+    reason: str = ""
+    started: str = ""
+
+
+class TriggerView(Strict):
+    trigger: str
+    on: str
+    where: str
+    does: str
+    policy: str
+    fired: int
+    budget: int | None
+    active: str | None
+    queued: int
+    rule: TriggerRule
+    history: list[FiringView] = Field(description="Newest last")
+
+
+class TriggerTest(Strict):
+    """What an event would do, without doing it."""
+
+    rule: str
+    signal: Signal
+    outcome: FiringOutcome | Literal["not listening"]
+    reason: str
+    would_start: str | None = None
+
+
+class SignalReceipt(Strict):
+    """An event from outside was taken; `rules` says what each rule that listens made of it."""
+
+    id: str
+    rules: dict[str, FiringOutcome]
+
+
+TokenState = Literal["open", "spent", "expired", "revoked"]
+
+
+class JoinTokenView(Strict):
+    token: str
+    region: str
+    state: TokenState
+    uses_left: int
+    expires: datetime
+    replaces: bool
+    by: str
+
+
+class NewJoinToken(Strict):
+    """Shown once."""
+
+    token: str
+
+
+class Revoked(Strict):
+    """Whose credentials were withdrawn."""
+
+    revoked: str
+
+
+class RegionCredentials(Strict):
+    """What the servers of a region need."""
+
+    files: dict[str, str]
+    accounts: dict[str, str]
+
+
+class HistoryEntry(Strict):
+    """One step on the way to the present state; `event` is its id in the log."""
+
+    at: datetime
+    event: str
+    what: str
+
+
+class WhyView(Strict):
+    """Why something is as it is: its present state, then the events that led to it."""
+
+    present: list[str]
+    because: list[HistoryEntry]
+
+
+class EventView(Strict):
+    """One event of the log. `data` is the event's own; its fields depend on `kind`."""
+
+    id: str
+    source: str
+    time: datetime
+    kind: str
+    what: str = Field(description="A sentence")
+    data: dict[str, Any]
+
+
+class SampleCounts(Strict):
+    """Samples of one model on a node."""
+
+    samples: int
+    labelled: int
+    bytes: int
+
+
+class SamplesView(Strict):
+    node: str
+    models: dict[str, SampleCounts]
+
+
+class LabelsMatched(Strict):
+    received: int
+    matched: int
+
+
+class SamplesForgotten(Strict):
+    deleted: int

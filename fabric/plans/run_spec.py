@@ -1,0 +1,54 @@
+"""What a run is: as it is asked for, and as it is decided. Pure data.
+
+One set of options, two forms. A `RunRequest` may leave out what the model's latest release decides; `resolved` makes
+the `RunSpec` that the log keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.strict import ConfigValues, Strict
+from fedtide.fabric.tensors.blobs import BlobRef
+
+
+class AppRef(Strict):
+    """A Flower app bundle (fabric.flower.apps)."""
+
+    name: str
+    bundle: BlobRef
+
+
+class RunOptions(Strict):
+    """What a request and a decided run have in common."""
+
+    model: str | None = Field(default=None, description="Registry name of the result, or None: no release is made")
+    rounds: int | None = Field(default=None, ge=1, description="None: as the app says")
+    run_config: ConfigValues = {}
+    selector: dict[str, str] = Field(default={}, description="Labels a node must have; `region` counts as one")
+    purpose: Literal["train", "evaluate"] = Field(default="train", description="evaluate: only asks how good `base` is")
+    selection: Selection = Selection()
+    policy: RoundPolicy = RoundPolicy()
+    stop: StopRule | None = None
+
+
+class RunSpec(RunOptions):
+    """A run as it was decided: an app at a digest, where it runs, and for how long."""
+
+    app: AppRef
+    base: BlobRef | None = Field(default=None, description="The release manifest to start from")
+
+
+class RunRequest(RunOptions):
+    """A run as it is asked for, by a person or by a trigger rule."""
+
+    app: AppRef | None = Field(default=None, description="None: the app of the model's latest release")
+    base: str | None = Field(default=None, description="Start from a release of the model: `latest`, or a version")
+
+    def resolved(self, app: AppRef, base: BlobRef | None, run_config: ConfigValues) -> RunSpec:
+        """The run that follows, with what the registry decides."""
+        options = {name: getattr(self, name) for name in RunOptions.model_fields}
+        return RunSpec(**{**options, "app": app, "base": base, "run_config": run_config})
