@@ -42,7 +42,7 @@ def main() -> int:
     if owner := os.environ.get(LIFELINE):
         threading.Thread(target=_end_with, args=(int(owner),), daemon=True).start()
     config = _wait() if sys.argv[1] == "--wait" else WorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
-    return run(config) if config is not None else 0
+    return run(config, os._exit) if config is not None else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from flwr.serverapp import ServerApp
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.grid.nats_grid import NatsGrid
 from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.link.cohorts import End
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.release.onnx_export import export
 from fedtide.aggregation.release.onnx_parts import cut
@@ -44,10 +45,14 @@ def _stop(*_: object) -> None:
     raise Stopped
 
 
-def run(config: WorkerConfig) -> int:
-    """Run the app; how it ended is reported, then the exit code is 0. Stopped from outside, it is not."""
+def run(config: WorkerConfig, end: End) -> int:
+    """Run the app; how it ended is reported, then the exit code is 0. Stopped from outside, it is not.
+
+    Args:
+        end: ends the process at once, when its attempt is not the run's any more.
+    """
     signal.signal(signal.SIGTERM, _stop)
-    link = GridLink(config)
+    link = GridLink(config, end)
     link.open()
     try:
         link.call(link.report(AggregatorStarted(run=config.run, attempt=config.attempt)))

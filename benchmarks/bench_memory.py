@@ -75,7 +75,7 @@ def _share(count: int) -> None:
         del one, parts
         _reset_peak()
         before = _peak_bytes()
-        total = RoundSum(Agreement(specs, (FixedPoint.agree(4.0, 2),) * TENSORS, 2), share=(0, count))
+        total = RoundSum(Agreement(specs, (FixedPoint.agree(4.0, 2),) * TENSORS, 2), shard=(0, count))
         for number in range(2):
             incoming = total.expect(str(number), Weight(1.0, 1.0), size)
             assert incoming.feed(os.pread(file.fileno(), chunk, 0)) is None

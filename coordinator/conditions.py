@@ -16,7 +16,6 @@ from fedtide.fabric.plans.trigger_rule import FieldValue
 
 FUNCTIONS = {"abs": abs, "min": min, "max": max, "len": len}
 MAX_LENGTH = 1000
-_FAILURES = (InvalidExpression, ArithmeticError, LookupError, AttributeError, RecursionError, TypeError, ValueError)
 _ALLOWED = (ast.Compare, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Constant, ast.Name, ast.Call, ast.List, ast.Tuple)
 
 

@@ -32,8 +32,8 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound, TransientError
-from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished
+from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decode_event
 from fedtide.fabric.events.rollouts import RolloutAbortRequested
 from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
 from fedtide.fabric.messages.tasks import Cancel
@@ -41,10 +41,9 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as, reply_consumer
 from fedtide.fabric.plans.release import Lineage, ReleaseManifest
 from fedtide.fabric.plans.round_policy import TimeIsUp
+from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
-
-RETRY_S = 0.5
 
 
 class Executor:
@@ -74,16 +73,11 @@ class Executor:
             self._group.create_task(self._until_done(command), name=type(command).__name__)
 
     async def _until_done(self, command: Command) -> None:
-        while True:
-            try:
-                await self._do(command)
-                return
-            except TransientError as exc:
-                log.warning("command.waits", extra={"command": type(command).__name__, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
-            except InvalidTransition as exc:
-                log.warning("command.outdated", extra={"command": type(command).__name__, "reason": str(exc)})
-                return
+        name = type(command).__name__
+        try:
+            await until_done(log, "command.waits", lambda: self._do(command), command=name)
+        except InvalidTransition as exc:
+            log.warning("command.outdated", extra={"command": name, "reason": str(exc)})
 
     async def _do(self, command: Command) -> None:
         assert self._engine is not None and self._alarms is not None
@@ -200,14 +194,8 @@ class Executor:
     ) -> None:
         """A process is gone: an event, unless its own last report says how the run ended."""
         assert self._engine is not None
-        while True:
-            try:
-                if await self._reported_its_end(run, attempt):
-                    return
-                break
-            except TransientError as exc:
-                log.warning("aggregator.exit_waits", extra={"run": run, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+        if await until_done(log, "aggregator.exit_waits", lambda: self._reported_its_end(run, attempt), run=run):
+            return
         data = AggregatorExited(run=run, attempt=attempt, code=code, reason=reason, preempted=preempted)
         try:
             await self._engine.submit(data, id=f"{run}.{attempt}.exited")
@@ -218,6 +206,6 @@ class Executor:
         # The report may be stored and not yet read by us: look where it would be.
         for kind in ("run-completed", "run-failed"):
             last = await self._broker.last(UP, self._subjects.report(HUB_REGION, run, kind))
-            if last is not None and f'"attempt":{attempt}' in last.data.decode():
+            if last is not None and getattr(decode_event(last.data).data, "attempt", None) == attempt:
                 return True
         return False

@@ -68,15 +68,15 @@ def _fleet_changed(event: Event, name: str, nodes: Mapping[str, Node]) -> Iterat
     here = sum(n.region == node.region for n in online)
     yield _signal(event, "fleet.changed", node=name, region=node.region, online=len(online), region_online=here)
     if isinstance(event.data, NodeJoined) and node.capabilities.samples is not None:
-        told = [(n.region, n.capabilities.samples or 0) for n in nodes.values()]
+        counted = [(n.region, n.capabilities.samples or 0) for n in nodes.values()]
         yield _signal(
             event,
             "data.reported",
             node=name,
             region=node.region,
             samples=node.capabilities.samples,
-            region_samples=sum(s for region, s in told if region == node.region),
-            fleet_samples=sum(s for _, s in told),
+            region_samples=sum(s for region, s in counted if region == node.region),
+            fleet_samples=sum(s for _, s in counted),
         )
 
 

@@ -38,10 +38,10 @@ from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.permissions import order_consumer
 from fedtide.fabric.nats.subjects import DOWN, OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
+from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.5
 NOT_LET_IN_S = 15.0
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
@@ -175,15 +175,10 @@ class Agent:
     async def _catch_up(self) -> None:
         """Read what was published while nobody listened: the newest message of each subject."""
         region, node = self._config.region, self._config.node
-        while True:
-            try:
-                missed = await self._broker.backlog_of(
-                    DOWN, order_consumer(node), self._subjects.down_node(region, node)
-                )
-                break
-            except TransientError as exc:
-                log.info("agent.waits_for_region", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+        orders = self._subjects.down_node(region, node)
+        missed = await until_done(
+            log, "agent.waits_for_region", lambda: self._broker.backlog_of(DOWN, order_consumer(node), orders)
+        )
         for message in missed:
             try:
                 await self._take(message)
@@ -241,10 +236,7 @@ class Agent:
         """Report durably: the region's stream has it before this returns."""
         event = Event.now(f"agent/{self._config.node}", data, id=key)
         subject = self._subjects.report(self._config.region, self._config.node, data.kind.replace(".", "-"))
-        while True:
-            try:
-                await self._broker.publish(subject, to_json(event), message_id=key)
-                return
-            except TransientError as exc:
-                log.info("agent.report_waits", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+        encoded = to_json(event)
+        await until_done(
+            log, "agent.report_waits", lambda: self._broker.publish(subject, encoded, message_id=key), kind=data.kind
+        )

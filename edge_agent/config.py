@@ -50,7 +50,7 @@ class DriftLimits(Strict):
     report_above: float = Field(default=0.1, ge=0, description="Population stability index that is worth an event")
 
 
-class Limits(Strict):
+class TrainingLimits(Strict):
     """When and how far training may use the machine; it is paused, not lost, while one is exceeded."""
 
     cpu_share: float = Field(default=1.0, gt=0, le=1, description="Of all cores")
@@ -105,7 +105,7 @@ class AgentConfig(Strict):
     timezone: str = Field(default="", description="Of maintenance windows; empty: that of the machine")
     capture: Capture = Capture()
     drift: Drift = Drift()
-    limits: Limits = Limits()
+    limits: TrainingLimits = TrainingLimits()
 
     @field_validator("node", "region", "tenant")
     @classmethod

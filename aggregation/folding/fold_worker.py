@@ -1,4 +1,4 @@
-"""Sums updates for an aggregator elsewhere: those of one region, or one share of a large model.
+"""Sums updates for an aggregator elsewhere: those of one region, or one shard of a large model.
 
 `python -m fedtide.aggregation.folding.fold_worker CONFIG`.
 Holds one sum a run, in memory only: what it had is folded anew
@@ -98,8 +98,8 @@ class FoldWorker:
         except Exception as exc:  # whoever asked must not wait for an answer that never comes
             log.exception("fold.crashed")
             answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
-        told = answer.model_copy(update={"instance": self._instance})
-        await self._broker.respond(message, to_json(told))
+        answer = answer.model_copy(update={"instance": self._instance})
+        await self._broker.respond(message, to_json(answer))
 
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         while True:
@@ -112,7 +112,7 @@ class FoldWorker:
         sum_ = self._sums.get(plan.run)
         if sum_ is None or sum_.key != plan.key:
             sum_ = self._sums[plan.run] = _Sum(
-                plan.key, RoundSum(agreement_of(plan), share=plan.share), asyncio.get_running_loop().call_later(0, int)
+                plan.key, RoundSum(agreement_of(plan), shard=plan.shard), asyncio.get_running_loop().call_later(0, int)
             )
         return sum_
 
@@ -188,7 +188,7 @@ class FoldWorker:
         taking.done()
 
     async def _wanted(self, run: str, entry: FoldEntry, to: Incoming | Withdrawal) -> AsyncIterator[bytes]:
-        """The chunks that hold something of this worker's share; `to` skips the others."""
+        """The chunks that hold something of this worker's shard; `to` skips the others."""
         source = Source(self._broker, STAY if entry.stays else UP)
         where = self._subjects.stay_blob if entry.stays else self._subjects.update_blob
         prefix = lambda digest: where(entry.region, entry.node, run, digest)  # noqa: E731
@@ -216,7 +216,7 @@ def agreement_of(plan: FoldPlan) -> Agreement:
     return Agreement(specs, points, plan.max_terms)
 
 
-def plan_of(agreement: Agreement, run: str, key: str, share: tuple[int, int] = (0, 1)) -> FoldPlan:
+def plan_of(agreement: Agreement, run: str, key: str, shard: tuple[int, int] = (0, 1)) -> FoldPlan:
     """The inverse."""
     return FoldPlan(
         key=key,
@@ -224,7 +224,7 @@ def plan_of(agreement: Agreement, run: str, key: str, share: tuple[int, int] = (
         specs=[(s.name, s.dtype, list(s.shape)) for s in agreement.specs],
         points=[(p.exponent, p.term_bits) if p is not None else None for p in agreement.points],
         max_terms=agreement.max_terms,
-        share=share,
+        shard=shard,
     )
 
 

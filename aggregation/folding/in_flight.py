@@ -14,7 +14,7 @@ from fedtide.fabric.nats.subjects import ReplyTo, parse_as
 from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.tensors.frame import Buffer
 
-Loss = Literal[
+RefusalCategory = Literal[
     "node_lost",
     "malformed",
     "timeout",
@@ -52,7 +52,7 @@ class Arrived:
     folded: bool = False
     size_bytes: int = 0
     lost: str = ""
-    category: Loss = "node_lost"
+    category: RefusalCategory = "node_lost"
 
 
 Inbox = queue.SimpleQueue[Arrived | TimeIsUp]

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.folding.in_flight import Loss, Node
+from fedtide.aggregation.folding.in_flight import Node, RefusalCategory
 from fedtide.aggregation.folding.regions import Regions
 from fedtide.aggregation.folding.shards import Shards
-from fedtide.aggregation.folding.storage import RETRY_S, Storage, StoredUpdate
+from fedtide.aggregation.folding.storage import Storage, StoredUpdate
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TransientError
@@ -24,6 +24,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.nats.transfer import FileSink
 from fedtide.fabric.process.files import map_file
+from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import Buffer
 
@@ -39,10 +40,10 @@ Expect = Callable[[Reply, int], Incoming | Refusal]
 """From a reply and the size of its frame: how to fold it, or why not. Raises MalformedMessage."""
 
 
-class Refused(FedtideError):
+class RefusedUpdate(FedtideError):
     """An update that must not count; the sum is as it was before it came."""
 
-    def __init__(self, category: Loss, reason: str) -> None:
+    def __init__(self, category: RefusalCategory, reason: str) -> None:
         super().__init__(reason)
         self.category = category
 
@@ -81,12 +82,12 @@ class Ingest:
             wanted: whether anyone still waits for it.
 
         Raises:
-            Refused: it does not fit the sum.
+            RefusedUpdate: it does not fit the sum.
             TransientError: the broker went away; call again to go on.
         """
         blob = _foldable(reply)
         if blob is None and self._expect is not None and self.shards.active and reply.message.content is not None:
-            raise Refused("malformed", "the shards sum updates of one plain blob, and this is none")
+            raise RefusedUpdate("malformed", "the shards sum updates of one plain blob, and this is none")
         if self._expect is None or blob is None:
             refs = reply.message.blobs()
             return {r.digest: await self._receive(StoredUpdate(r, node.region, node.name, reply.stays)) for r in refs}
@@ -97,7 +98,7 @@ class Ingest:
             if reply.task not in self._partial:
                 incoming = self._expect(reply, blob.size_bytes)
                 if isinstance(incoming, Refusal):
-                    raise Refused(incoming.category, incoming.reason)
+                    raise RefusedUpdate(incoming.category, incoming.reason)
                 if (reply.stays or self.shards.active) and await self._promised(reply.task, incoming, update, wanted):
                     return None
                 self._partial[reply.task] = (incoming, update)
@@ -144,7 +145,7 @@ class Ingest:
             return False
         if fault is not None:
             incoming.drop()
-            raise Refused(fault.category, fault.reason)
+            raise RefusedUpdate(fault.category, fault.reason)
         if self._closing or not wanted():
             # Whoever sums takes back what it is not asked for in the end.
             self.regions.promised.get(update.region, {}).pop(task, None)
@@ -166,17 +167,15 @@ class Ingest:
 
     async def _fold_promised(self, update: StoredUpdate, entry: FoldEntry, total: RoundSum) -> None:
         incoming = total.expect(entry.task, Weight(entry.term, 0.0), entry.blob.size_bytes)
-        until = asyncio.get_running_loop().time() + OUT_OF_REACH_S
-        while incoming.fed < entry.blob.size_bytes:
-            try:
-                async for chunk in self._storage.stream_update(update, incoming.fed):
-                    await asyncio.to_thread(incoming.feed, chunk)
-            except TransientError as exc:
-                if asyncio.get_running_loop().time() > until:
-                    raise FedtideError(
-                        f"{update.region} holds an update that counts, and is out of reach: {exc}"
-                    ) from exc
-                await asyncio.sleep(RETRY_S)
+
+        async def feed() -> None:
+            async for chunk in self._storage.stream_update(update, incoming.fed):
+                await asyncio.to_thread(incoming.feed, chunk)
+
+        try:
+            await until_done(log, "ingest.update_waits", feed, give_up_after_s=OUT_OF_REACH_S, task=entry.task)
+        except TransientError as exc:
+            raise FedtideError(f"{update.region} holds an update that counts, and is out of reach: {exc}") from exc
 
     async def _receive(self, update: StoredUpdate) -> Buffer:
         if update.blob.size_bytes < FILE_BYTES:
@@ -195,7 +194,7 @@ class Ingest:
             async for chunk in self._storage.stream_update(update, incoming.fed):
                 refusal = await asyncio.to_thread(incoming.feed, chunk)
                 if refusal is not None:
-                    raise Refused(refusal.category, refusal.reason)
+                    raise RefusedUpdate(refusal.category, refusal.reason)
                 if self._closing or not wanted():
                     raise _too_late()
             if self._closing or not wanted():  # the stream's end may have taken its time
@@ -211,21 +210,22 @@ class Ingest:
     async def _withdraw(self, task: str) -> None:
         incoming, update = self._partial[task]
         taking = self._withdrawals.setdefault(task, incoming.withdrawal())
-        while taking.fed < incoming.fed:
-            try:
-                async for chunk in self._storage.stream_update(update, taking.fed):
-                    await asyncio.to_thread(taking.feed, chunk)
-                    if taking.fed >= incoming.fed:
-                        break
-            except TransientError as exc:
-                log.warning("ingest.withdrawal_waits", extra={"task": task, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+
+        async def take() -> None:
+            if taking.fed >= incoming.fed:
+                return
+            async for chunk in self._storage.stream_update(update, taking.fed):
+                await asyncio.to_thread(taking.feed, chunk)
+                if taking.fed >= incoming.fed:
+                    break
+
+        await until_done(log, "ingest.withdrawal_waits", take, task=task)
         taking.done()
         del self._partial[task], self._withdrawals[task]
 
 
-def _too_late() -> Refused:
-    return Refused("timeout", "was still arriving when its phase ended")
+def _too_late() -> RefusedUpdate:
+    return RefusedUpdate("timeout", "was still arriving when its phase ended")
 
 
 def _foldable(reply: Reply) -> BlobRef | None:

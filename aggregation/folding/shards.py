@@ -1,4 +1,4 @@
-"""Sharded aggregation: k processes beside the aggregator, each of which sums one share of the model.
+"""Sharded aggregation: k processes beside the aggregator, each of which sums one shard of the model.
 
 Owns these processes. What one of them held is folded anew by its successor if it dies; the aggregator itself
 never holds more than the model and its mean.
@@ -24,13 +24,13 @@ from fedtide.fabric.messages.tasks import INLINE_BYTES
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import FOLDER, HUB_REGION, UP, Subjects
 from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.frame import decode
 
 log = logging.getLogger(__name__)
 
 _RESTARTS = 3
-_TRIES = 120
-_RETRY_S = 0.25
+_STARTS_WITHIN_S = 60.0
 
 
 class Shards:
@@ -45,25 +45,25 @@ class Shards:
         self._plans: list[FoldPlan] = []
         self._workers: dict[int, asyncio.subprocess.Process] = {}
         self.promised: dict[str, FoldEntry] = {}
-        """By task: updates that the shares must hold."""
+        """By task: updates that the shards must hold."""
 
     @property
     def active(self) -> bool:
-        """Whether the present round is summed in shares."""
+        """Whether the present round is summed in shards."""
         return bool(self._plans)
 
     async def begin(self, key: str, agreement: Agreement) -> None:
         """A round begins: nothing is promised. Workers that are not there are started, while nodes train."""
         # Models that travel inside messages are not worth it.
         large = sum(s.size_bytes for s in agreement.specs) > INLINE_BYTES
-        shares = [(number, self._count) for number in range(self._count)] if self._count > 1 and large else []
-        self._plans = [plan_of(agreement, self._config.run, key, share) for share in shares]
+        shards = [(number, self._count) for number in range(self._count)] if self._count > 1 and large else []
+        self._plans = [plan_of(agreement, self._config.run, key, shard) for shard in shards]
         self.promised = {}
-        for number in range(len(shares)):
+        for number in range(len(shards)):
             await self._ensure_started(number)
 
     async def fold(self, entry: FoldEntry) -> FoldFault | None:
-        """Have every share add its part of one update.
+        """Have every shard add its part of one update.
 
         Raises:
             TransientError: a worker does not answer, though it was started again.
@@ -75,7 +75,7 @@ class Shards:
         return faults[0] if faults else None
 
     async def finish(self, total: WeightedSum) -> None:
-        """Put the mean of exactly what was promised, share by share, into `total`.
+        """Put the mean of exactly what was promised, shard by shard, into `total`.
 
         Raises:
             TransientError: as above.
@@ -83,7 +83,7 @@ class Shards:
         entries = list(self.promised.values())
         for answer in await self._every(entries, "mean"):
             if answer.result is None or answer.terms != len(entries) or answer.faults:
-                raise TransientError(f"a share holds {answer.terms} of {len(entries)} updates")
+                raise TransientError(f"a shard holds {answer.terms} of {len(entries)} updates")
             prefix = lambda d: self._subjects.update_blob(HUB_REGION, FOLDER, self._config.run, d)  # noqa: E731
             frame = await self._storage.fetch(answer.result, stream=UP, prefix=prefix)
             total.adopt(decode(memoryview(frame)), Fraction(answer.weight), answer.terms)
@@ -116,14 +116,15 @@ class Shards:
         raise AssertionError("the last try returns or raises")
 
     async def _until_there(self, number: int) -> None:
-        for _ in range(_TRIES):
+        async def is_there() -> None:
             await self._ensure_started(number)
-            try:
-                await instance_of(self._broker, self._subject(number))
-                return
-            except TransientError:
-                await asyncio.sleep(_RETRY_S)  # a process that starts tells nobody
-        raise TransientError(f"shard {number} of {self._count} does not answer", "See shard.log of the run")
+            await instance_of(self._broker, self._subject(number))
+
+        try:  # a process that starts tells nobody
+            await until_done(log, "shard.starts", is_there, give_up_after_s=_STARTS_WITHIN_S, number=number)
+        except TransientError as exc:
+            what = f"shard {number} of {self._count} does not answer"
+            raise TransientError(what, "See shard.log of the run") from exc
 
     async def _ensure_started(self, number: int) -> None:
         worker = self._workers.get(number)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import DOWN, RELEASES, STAY, UP, Subjects
 from fedtide.fabric.nats.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
+from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import Buffer, frame_size
 
 log = logging.getLogger(__name__)
 
 ROUND_BLOB_TTL_S = 24 * 3600.0
-RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +100,7 @@ class Storage:
 
     async def write(self, subject: str, data: bytes) -> None:
         """Store one message, however long the broker is away."""
-        while True:
-            try:
-                await self._broker.publish(subject, data)
-                return
-            except TransientError:
-                await asyncio.sleep(RETRY_S)
+        await until_done(log, "storage.write_waits", lambda: self._broker.publish(subject, data), subject=subject)
 
     async def forget_updates(self, digests: Iterable[str] | None = None) -> None:
         """Delete the run's folded updates (None: all) from the hub and the regions (they expire anyway)."""

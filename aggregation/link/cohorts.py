@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.cohort import Cohort, CohortQuestion
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.5
+End = Callable[[int], NoReturn]
+"""Ends this process with an exit code at once, whatever Flower's thread is doing."""
 FRESH_S = 0.25
 LOOK_AGAIN_S = 10.0
 """News of nodes are not stored: one may be missed."""
@@ -27,9 +29,10 @@ SUPERSEDED_CODE = 76
 class Cohorts:
     """Asks the coordinator; `news` is set when a node came or went."""
 
-    def __init__(self, broker: Broker, config: WorkerConfig) -> None:
+    def __init__(self, broker: Broker, config: WorkerConfig, end: End) -> None:
         self._broker = broker
         self._config = config
+        self._end = end
         self._question = Subjects(config.tenant).rpc("cohort")
         self.news = asyncio.Event()
         self._last: tuple[float, frozenset[str]] = (0.0, frozenset())
@@ -41,17 +44,15 @@ class Cohorts:
         """
         run, attempt = self._config.run, self._config.attempt
         question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase)
-        while True:
-            try:
-                raw = await self._broker.ask(self._question, to_json(question), timeout_s=5)
-                break
-            except TransientError as exc:
-                log.warning("grid.waits_for_coordinator", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+        raw = await until_done(
+            log,
+            "grid.waits_for_coordinator",
+            lambda: self._broker.ask(self._question, to_json(question), timeout_s=5),
+        )
         answer = from_json(Cohort, raw, "cohort")
         if answer.superseded:
             log.critical("grid.superseded", extra={"run": run, "attempt": attempt})
-            os._exit(SUPERSEDED_CODE)
+            self._end(SUPERSEDED_CODE)
         self._last = asyncio.get_running_loop().time(), frozenset(answer.online)
         return answer
 

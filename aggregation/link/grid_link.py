@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Collection, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Loss, Node, Outstanding, check_size, is_theirs
-from fedtide.aggregation.folding.ingest import Ingest, Refused
+from fedtide.aggregation.folding.in_flight import (
+    Arrived,
+    Inbox,
+    Node,
+    Outstanding,
+    RefusalCategory,
+    check_size,
+    is_theirs,
+)
+from fedtide.aggregation.folding.ingest import Ingest, RefusedUpdate
 from fedtide.aggregation.folding.storage import Storage
-from fedtide.aggregation.link.cohorts import Cohorts
+from fedtide.aggregation.link.cohorts import Cohorts, End
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
@@ -37,27 +44,22 @@ from fedtide.fabric.nats.subjects import (
     reply_consumer,
 )
 from fedtide.fabric.plans.round_policy import TimeIsUp
+from fedtide.fabric.process.retry import until_done
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.5
 CANCEL_TTL_S = 24 * 3600.0
+LISTENER_FAILED_CODE = 70
 CATCH_UP_WITHIN_S = 60.0
-
-
-def _die_if_failed(task: asyncio.Task[None]) -> None:
-    # Without its listener an aggregator would wait for ever: better a new attempt.
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("grid.listener_failed", exc_info=task.exception())
-        os._exit(70)
 
 
 class GridLink:
     """Runs the broker loop in a thread; each outstanding task is answered once, into its own queue."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, end: End) -> None:
         self._config = config
+        self._end = end
         self._subjects = Subjects(config.tenant)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
@@ -85,13 +87,19 @@ class GridLink:
         self._broker = await Broker.connect(config.nats_url, f"aggregator-{config.run}", config.access)
         self.storage = Storage(self._broker, self._config)
         self.ingest = Ingest.of(self._broker, self.storage, self._config)
-        self.cohorts = Cohorts(self._broker, self._config)
+        self.cohorts = Cohorts(self._broker, self._config, self._end)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self._on_reconnect)
         listening = self._loop.create_task(self._listen(), name="replies")
-        listening.add_done_callback(_die_if_failed)
+        listening.add_done_callback(self._end_if_failed)
         self._tasks.add(listening)
+
+    def _end_if_failed(self, task: asyncio.Task[None]) -> None:
+        # Without its listener an aggregator would wait for ever: better a new attempt.
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("grid.listener_failed", exc_info=task.exception())
+            self._end(LISTENER_FAILED_CODE)
 
     def close(self) -> None:
         """Disconnect. What is outstanding stays so: a successor may take it up."""
@@ -128,14 +136,12 @@ class GridLink:
 
     async def _look_around(self) -> None:
         """What was said while the broker was away: that time is up, that nodes came or went."""
-        while True:
-            try:
-                await self._read_order()
-                await self.look_for_absent()
-                return
-            except TransientError as exc:
-                log.warning("grid.looks_again", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+
+        async def look() -> None:
+            await self._read_order()
+            await self.look_for_absent()
+
+        await until_done(log, "grid.looks_again", look)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -231,12 +237,7 @@ class GridLink:
             await self._publish_until_stored(subject, to_json(event), key)
 
     async def _publish_until_stored(self, subject: str, data: bytes, key: str) -> None:
-        while True:
-            try:
-                await self._broker.publish(subject, data, message_id=key)
-                return
-            except TransientError:
-                await asyncio.sleep(RETRY_S)
+        await until_done(log, "grid.report_waits", lambda: self._broker.publish(subject, data, message_id=key), key=key)
 
     async def stop_holding(self) -> None:
         """Nobody resumes rounds in this run: replies that belong to no task are late, and dropped at once."""
@@ -293,7 +294,7 @@ class GridLink:
             log.warning("grid.reply_comes_again", extra={"task": task, "reason": str(exc)})
             return
         except FedtideError as exc:
-            category: Loss = exc.category if isinstance(exc, Refused) else "malformed"
+            category: RefusalCategory = exc.category if isinstance(exc, RefusedUpdate) else "malformed"
             self._lost(task, exc.what, "too_large" if isinstance(exc, TooLarge) else category)
         if self._held is None:
             await delivery.ack()
@@ -345,7 +346,7 @@ class GridLink:
         if sent is not None and sent.node.name not in set((await self.cohorts.ask(0, 1, "")).online):
             self._lost(task, reason)
 
-    def _lost(self, task: str, reason: str, category: Loss = "node_lost") -> None:
+    def _lost(self, task: str, reason: str, category: RefusalCategory = "node_lost") -> None:
         self._graces.pop(task, None)
         if sent := self._outstanding.pop(task, None):
             sent.inbox.put(Arrived(task, None, lost=reason, category=category))

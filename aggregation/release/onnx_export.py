@@ -52,14 +52,14 @@ def export(app: AppDescription, app_dir: Path, arrays: ArrayRecord, context: Con
     path = work_dir / "model.onnx"
     hook = flower.load_component(app.export, app_dir)
     try:
-        told = hook(arrays, context, path)
+        returned = hook(arrays, context, path)
     except Exception as exc:  # an app's hook may raise anything
         raise ConfigError(where, f"raised {type(exc).__name__}: {exc}") from exc
-    if not isinstance(told, dict) or not path.is_file():
+    if not isinstance(returned, dict) or not path.is_file():
         raise ConfigError(where, "must write the ONNX file and return a dict", "See docs/apps.md")
-    inputs, outputs = _arrays(where, told, "inputs"), _arrays(where, told, "outputs")
+    inputs, outputs = _arrays(where, returned, "inputs"), _arrays(where, returned, "outputs")
     try:
-        described = Export.model_validate({k: v for k, v in told.items() if k not in ("inputs", "outputs")})
+        described = Export.model_validate({k: v for k, v in returned.items() if k not in ("inputs", "outputs")})
     except ValidationError as exc:
         first = exc.errors()[0]
         raise ConfigError(f"{where}: {'.'.join(map(str, first['loc']))}", first["msg"]) from exc
@@ -72,8 +72,8 @@ def export(app: AppDescription, app_dir: Path, arrays: ArrayRecord, context: Con
     return Exported(path.read_bytes(), smoke, described, diff)
 
 
-def _arrays(where: str, told: dict[str, Any], key: str) -> dict[str, Any]:
-    arrays = told.get(key)
+def _arrays(where: str, returned: dict[str, Any], key: str) -> dict[str, Any]:
+    arrays = returned.get(key)
     if not isinstance(arrays, dict) or not arrays:
         raise ConfigError(f"{where}: {key}", "must map each name to a sample array")
     return {str(k): np.asarray(v) for k, v in arrays.items()}

@@ -51,7 +51,7 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ScoredReply:
     """A reply with one record of metrics and one of arrays. `update` views the message unless it `was_coded`."""
 
     message: Message
@@ -60,7 +60,7 @@ class Reply:
     was_coded: bool
 
     @classmethod
-    def of(cls, message: Message, sent: ArrayRecord) -> Reply:
+    def of(cls, message: Message, sent: ArrayRecord) -> ScoredReply:
         """Raises MalformedMessage if its node coded the arrays, and they are not what they say."""
         (metrics,) = message.content.metric_records.values()
         (record,) = message.content.array_records.values()
@@ -83,7 +83,6 @@ class FedAvg(flowers.FedAvg):
         exact: sums are in fixed point; False: in float64, where values span more than fixed point can hold.
     """
 
-    streams_replies = True
     of_one_round: tuple[str, ...] = ("round",)
     exact = True
     sums = True
@@ -126,7 +125,7 @@ class FedAvg(flowers.FedAvg):
         state = self.collecting()
         if (refusal := incomplete(message)) is not None:
             return refusal
-        reply = Reply.of(message, state.base)
+        reply = ScoredReply.of(message, state.base)
         misfit = inspect(flower.tensors_of(state.base), reply.update)
         weight = misfit or self.weigh(state, reply.metrics, reply.update)
         if isinstance(weight, Refusal):
@@ -163,7 +162,7 @@ class FedAvg(flowers.FedAvg):
             raise AggregationError("configure_train must come first: updates are compared with what was sent")
         return self.round
 
-    def _valid(self, state: Round, replies: Iterable[Message]) -> Iterator[Reply]:
+    def _valid(self, state: Round, replies: Iterable[Message]) -> Iterator[ScoredReply]:
         """Replies whose arrays are still to be folded; those that were folded on their way are booked."""
         failures = 0
         for message in replies:
@@ -177,14 +176,14 @@ class FedAvg(flowers.FedAvg):
                 refused(message, refusal)
             else:
                 try:
-                    reply = Reply.of(message, state.base)
+                    reply = ScoredReply.of(message, state.base)
                 except MalformedMessage as exc:
                     refused(message, Refusal("malformed", str(exc)))
                     continue
                 yield reply
         log.info("aggregate_train: %s updates, %s failures", len(state.contents), failures)
 
-    def _fold(self, state: Round, batch: list[Reply]) -> list[Reply]:
+    def _fold(self, state: Round, batch: list[ScoredReply]) -> list[ScoredReply]:
         """Add what fits of a batch; returns what counts."""
         replies, weights = [], []
         for reply in batch:
@@ -262,7 +261,7 @@ def refused(message: Message, refusal: Refusal) -> None:
     log.warning("update.refused node=%s category=%s reason=%s", node, refusal.category, refusal.reason)
 
 
-def _batches(replies: Iterator[Reply]) -> Iterator[list[Reply]]:
+def _batches(replies: Iterator[ScoredReply]) -> Iterator[list[ScoredReply]]:
     """Up to _TOGETHER at once; one at a time where each takes memory of its own."""
     batch = []
     for reply in replies:

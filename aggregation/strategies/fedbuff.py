@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fedtide.aggregation.strategies.averaging import FedAvg, Reply, incomplete, refused
+from fedtide.aggregation.strategies.averaging import FedAvg, ScoredReply, incomplete, refused
 from fedtide.aggregation.sums.admission import Refusal, inspect
 from fedtide.aggregation.sums.staleness import rebase
 from fedtide.fabric.errors import MalformedMessage
@@ -84,7 +84,7 @@ class FedBuff(FedAvg):
         if message.has_error() or age > self.max_staleness or incomplete(message) is not None:
             return False
         try:
-            update = Reply.of(message, base).update
+            update = ScoredReply.of(message, base).update
         except MalformedMessage as exc:
             refused(message, Refusal("malformed", str(exc)))
             return False

@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from fedtide.aggregation.strategies.averaging import FedAvg, Reply, Round
+from fedtide.aggregation.strategies.averaging import FedAvg, Round, ScoredReply
 from fedtide.aggregation.strategies.bounded import FAR_OUT, distances
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
@@ -93,7 +93,7 @@ class PrivateFedAvg(FedAvg):
             return FAR_OUT
         return Weight(1.0 if distance <= self.clip else self.clip / distance, 1.0)
 
-    def _fold(self, state: Round, batch: list[Reply]) -> list[Reply]:
+    def _fold(self, state: Round, batch: list[ScoredReply]) -> list[ScoredReply]:
         for reply in batch:
             weight = state.admitted.get(reply.task) or self.weigh(state, reply.metrics, reply.update)
             if isinstance(weight, Weight):

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from fedtide.aggregation.strategies.averaging import FedAvg, Reply, Round, book, refused
+from fedtide.aggregation.strategies.averaging import FedAvg, Round, ScoredReply, book, refused
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.agreement import Agreement, read_only, ready
 from fedtide.aggregation.sums.krum_scores import closest, squared_distances
@@ -125,7 +125,7 @@ class StreamingTrimmedMean(FedAvg):
             self._extremes.append((np.full(shape, -np.inf), np.full(shape, np.inf)))
         return messages
 
-    def _fold(self, state: Round, batch: list[Reply]) -> list[Reply]:
+    def _fold(self, state: Round, batch: list[ScoredReply]) -> list[ScoredReply]:
         counted = super()._fold(state, batch)
         for reply in counted:
             by_name = {t.name: t for t in reply.update}

@@ -19,12 +19,10 @@ from fedtide.aggregation.sums.admission import Refusal, inspect
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.messages.scaffold import CHANGE, CONTROL
 from fedtide.fabric.tensors.frame import Tensor
 
 log = logging.getLogger(__name__)
-
-CONTROL, CHANGE = "scaffold-control", "scaffold-change"
-"""Array records: the server's control variate on its way down, the change of a node's on its way up."""
 
 
 class Scaffold(FedAvg):

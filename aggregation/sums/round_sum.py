@@ -40,8 +40,8 @@ class Weight:
 class RoundSum:
     """`sum_i term_i x_i`, with the totals of `term` and `share`: each exact, so no order shows."""
 
-    def __init__(self, agreement: Agreement, *, share: tuple[int, int] = (0, 1)) -> None:
-        self.total = WeightedSum(agreement, share=share)
+    def __init__(self, agreement: Agreement, *, shard: tuple[int, int] = (0, 1)) -> None:
+        self.total = WeightedSum(agreement, shard=shard)
         self.share = Fraction(0)
         self._taken: set[str] = set()
         self._lock = threading.Lock()
@@ -148,12 +148,12 @@ class _Folding:
         return found or (self.reach.refusal() if self.reach is not None and self.whole else None)
 
     def skip_to(self, byte: int) -> None:
-        """The frame goes on at `byte`: what is in between belongs to another's share."""
+        """The frame goes on at `byte`: what is in between belongs to another shard."""
         self._scanner.skip(byte - self.fed)
         self.fed = byte
 
     def wanted_chunks(self, chunk_bytes: int) -> list[int]:
-        """The numbers of the chunks that hold something of the sum's share."""
+        """The numbers of the chunks that hold something of the sum's shard."""
         wanted: set[int] = set()
         at = self._scanner.data_start
         for spec in self._scanner.specs or ():

@@ -73,11 +73,11 @@ class WeightedSum:
         *,
         device: Device | None = None,
         threads: int = THREADS,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """
         Args:
-            share: (k, n): this is number k of n sums that divide the model's blocks among them.
+            shard: (k, n): this is number k of n sums that divide the model's blocks among them.
         """
         self.agreement = agreement
         self.weight = Fraction(0)
@@ -88,7 +88,7 @@ class WeightedSum:
         self._lock = threading.Lock()
         self._blocks = [[_Block(min(BLOCK, n - low)) for low in range(0, n, BLOCK)] for n in sizes]
         everything = [(i, k) for i, blocks in enumerate(self._blocks) for k in range(len(blocks))]
-        number, of = share
+        number, of = shard
         self._mine = everything[len(everything) * number // of : len(everything) * (number + 1) // of]
         self._is_mine = set(self._mine)
 
@@ -210,7 +210,7 @@ class WeightedSum:
                 each.fine = lanes[place * BLOCK : place * BLOCK + each.elements]
 
     def runs(self, index: int) -> Iterator[tuple[int, int]]:
-        """Elements [low, high) of tensor `index` that are in this share."""
+        """Elements [low, high) of tensor `index` that are in this shard."""
         for owner, number in self._mine:
             if owner == index:
                 yield number * BLOCK, number * BLOCK + self._blocks[index][number].elements
@@ -258,7 +258,7 @@ class WeightedSum:
         return int(index), block, name
 
     def mean_blocks(self) -> Iterator[Tensor]:
-        """The weighted mean of this share, block by block, for the `adopt` of another sum; this one is empty after it.
+        """The weighted mean of this shard, block by block, for the `adopt` of another sum; this one is empty after it.
 
         Raises:
             ZeroDivisionError: the total weight is 0.
@@ -271,7 +271,7 @@ class WeightedSum:
             yield Tensor.of(f"{index}.{number}.mean", out)
 
     def adopt(self, tensors: Sequence[Tensor], weight: Fraction, terms: int) -> None:
-        """Take the means of a share, whose terms others have summed.
+        """Take the means of a shard, whose terms others have summed.
 
         Raises:
             MalformedMessage: they are no blocks of this sum.
@@ -282,7 +282,7 @@ class WeightedSum:
                 self._blocks[int(place[0])][int(place[1])] if len(place) == 2 and all(map(str.isdigit, place)) else None
             )
             if block is None or tensor.shape != (block.elements,):
-                raise MalformedMessage(f"mean of a share: {tensor.name!r} is no block of this sum")
+                raise MalformedMessage(f"mean of a shard: {tensor.name!r} is no block of this sum")
             block.mean = tensor.numpy()
         self.weight, self.terms = weight, terms
 

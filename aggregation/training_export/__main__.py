@@ -39,10 +39,10 @@ def _made(arguments: list[str]) -> dict[str, object]:
         def export() -> bytes:
             from fedtide.aggregation.training_export import exporter, plan
 
-            told, fixed = planned(load_object(reference, directory), reference, config)
-            if not isinstance(told, plan.TrainingPlan):
+            hooked, fixed = planned(load_object(reference, directory), reference, config)
+            if not isinstance(hooked, plan.TrainingPlan):
                 raise ConfigError(f"training hook {reference}", "must return a TrainingPlan")
-            return exporter.export(told, fixed)
+            return exporter.export(hooked, fixed)
 
         return {"file": str(cached(directory, config, export))}
     except FedtideError as exc:

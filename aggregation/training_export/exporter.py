@@ -19,7 +19,17 @@ from fedtide.aggregation.training_export.tracing import NotExportable, to_onnx
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors import frame as tensors
-from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, INITIAL, TRAIN, Manifest, Spec, frame, pack, spec_of
+from fedtide.fabric.tensors.training_bundle import (
+    EVALUATE,
+    INFER,
+    INITIAL,
+    TRAIN,
+    BundleManifest,
+    BundleTensor,
+    frame,
+    pack,
+    spec_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +64,7 @@ def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
     log.info("training_export.proving")
     smallest = _smallest_batch(plan)
     difference = prove(plan, graphs, noise, smallest)
-    manifest = Manifest(
+    manifest = BundleManifest(
         digests={},
         parameters=_specs(parts.trained),
         frozen=_specs(parts.frozen),
@@ -124,7 +134,7 @@ def _classes(plan: TrainingPlan, given: step.Arguments) -> int | None:
     return outputs[0].shape[1] if labels and len(outputs) == 1 and outputs[0].dim() == 2 else None
 
 
-def _noise(plan: TrainingPlan) -> list[Spec]:
+def _noise(plan: TrainingPlan) -> list[BundleTensor]:
     """What dropout draws, from looking at batches of two sizes."""
     once, twice = (_drawn(plan, times) for times in (1, 2))
     rows = len(plan.target)
@@ -135,7 +145,7 @@ def _noise(plan: TrainingPlan) -> list[Spec]:
         if small[1:] != large[1:] or (times and rest):
             raise NotExportable(f"dropout number {index} has the batch in another axis than the first")
         first = times if times else (small[0] if small else 0)
-        found.append(Spec(name=f"noise.{index}", dtype="F32", shape=(first, *small[1:]), per_sample=times))
+        found.append(BundleTensor(name=f"noise.{index}", dtype="F32", shape=(first, *small[1:]), per_sample=times))
     return found
 
 
@@ -147,10 +157,10 @@ def _drawn(plan: TrainingPlan, times: int) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _specs(group: Mapping[str, Tensor]) -> list[Spec]:
+def _specs(group: Mapping[str, Tensor]) -> list[BundleTensor]:
     return [spec_of(k, tensors.Tensor.of(k, t.numpy()).spec) for k, t in group.items()]
 
 
-def _of_batch(name: str, tensor: Tensor) -> Spec:
+def _of_batch(name: str, tensor: Tensor) -> BundleTensor:
     spec = tensors.Tensor.of(name, tensor[:1].numpy()).spec
     return spec_of(name, spec).model_copy(update={"per_sample": 1})

@@ -20,7 +20,7 @@ from fedtide.aggregation.training_export import step
 from fedtide.aggregation.training_export.noise import FedNoise
 from fedtide.aggregation.training_export.plan import TrainingPlan
 from fedtide.fabric.errors import ConfigError, FedtideError
-from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, TRAIN, Spec
+from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, TRAIN, BundleTensor
 
 STEPS = 20
 BOUND = 1e-5
@@ -36,7 +36,11 @@ class TrainingDiffers(FedtideError):
 
 
 def prove(
-    plan: TrainingPlan, graphs: Mapping[str, bytes], noise: Sequence[Spec], smallest: int = 1, steps: int = STEPS
+    plan: TrainingPlan,
+    graphs: Mapping[str, bytes],
+    noise: Sequence[BundleTensor],
+    smallest: int = 1,
+    steps: int = STEPS,
 ) -> float:
     """The largest relative difference of any parameter, buffer, loss, metric or output.
 
@@ -73,7 +77,7 @@ def prove(
 Batch = dict[str, Tensor]
 
 
-def _batches(plan: TrainingPlan, noise: Sequence[Spec], smallest: int) -> list[Batch]:
+def _batches(plan: TrainingPlan, noise: Sequence[BundleTensor], smallest: int) -> list[Batch]:
     """Whole, half and smallest ones in turn; each with its noise."""
     generator = torch.Generator().manual_seed(0)
     rows, found = len(plan.target), []

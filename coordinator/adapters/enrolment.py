@@ -18,14 +18,14 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, InvalidTransition, MalformedMessage, NotFound
 from fedtide.fabric.events.identity import (
-    Enrolment,
-    Issued,
+    CredentialsAnswer,
+    EnrolmentRequest,
     JoinTokenCreated,
     JoinTokenRevoked,
     NodeEnrolled,
     NodeRevoked,
     RegionIssued,
-    Renewal,
+    RenewalRequest,
 )
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats import jwt as nats_jwt
@@ -158,7 +158,7 @@ class Enroller:
     async def _on_enrolment(self, message: Received) -> tuple[bytes, dict[str, str]]:
         token = parse_as(EnrolmentAsked, message.subject).token
         try:
-            asked = from_json(Enrolment, message.data, "enrolment")
+            asked = from_json(EnrolmentRequest, message.data, "enrolment")
         except MalformedMessage as exc:
             return _refusal(exc.what, "")
         if not message.reply.startswith(f"_INBOX.join.{token}."):
@@ -173,7 +173,7 @@ class Enroller:
         if not message.reply.startswith(f"{permissions.node_inbox(region, node)}."):
             return _refusal("answers go to the inbox of the node only", "")
         try:
-            asked = from_json(Renewal, message.data, "renewal")
+            asked = from_json(RenewalRequest, message.data, "renewal")
         except MalformedMessage as exc:
             return _refusal(exc.what, "")
         return await self._issue(node, region, asked.key, "")
@@ -191,7 +191,7 @@ class Enroller:
             return _refusal(exc.what, exc.remedy)
         log.info("enrolment.granted", extra={"node": node, "region": region})
         allowed = permissions.node(self._subjects, region, node)
-        return _answer(Issued(jwt=self._authority.user_jwt(node, key, allowed, NODE_LIFETIME_S)))
+        return _answer(CredentialsAnswer(jwt=self._authority.user_jwt(node, key, allowed, NODE_LIFETIME_S)))
 
     def aggregator_credentials(self, run: str) -> Credentials:
         """For the aggregator of one run."""
@@ -200,8 +200,8 @@ class Enroller:
 
 
 def _refusal(error: str, remedy: str) -> tuple[bytes, dict[str, str]]:
-    return _answer(Issued(error=error, remedy=remedy))
+    return _answer(CredentialsAnswer(error=error, remedy=remedy))
 
 
-def _answer(issued: Issued) -> tuple[bytes, dict[str, str]]:
+def _answer(issued: CredentialsAnswer) -> tuple[bytes, dict[str, str]]:
     return to_json(issued), {}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import hub_streams, leaf_streams
 from fedtide.fabric.nats.subjects import UP, Subjects
+from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
-
-RETRY_S = 0.5
 
 
 class Topology:
@@ -59,13 +58,15 @@ class Topology:
 
 
 async def _until_ensured(broker: Broker, config: dict[str, object], domain: str | None) -> None:
-    while True:
-        try:
-            await broker.ensure_stream(config, domain=domain)
-            return
-        except TransientError as exc:
-            log.info("topology.waits", extra={"stream": config["name"], "domain": domain, "reason": str(exc)})
-            await asyncio.sleep(RETRY_S)
-        except FedtideError as exc:
-            log.error("topology.refused", extra={"stream": config["name"], "domain": domain, "reason": str(exc)})
-            raise
+    stream = config["name"]
+    try:
+        await until_done(
+            log,
+            "topology.waits",
+            lambda: broker.ensure_stream(config, domain=domain),
+            stream=stream,
+            domain=domain,
+        )
+    except FedtideError as exc:
+        log.error("topology.refused", extra={"stream": stream, "domain": domain, "reason": str(exc)})
+        raise

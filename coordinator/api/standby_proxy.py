@@ -13,7 +13,6 @@ from multidict import CIMultiDict
 from fedtide.fabric.nats.credentials import trusting
 
 _HOP_BY_HOP = ("host", "connection", "transfer-encoding", "content-length", "keep-alive", "upgrade")
-PIECE = 64 * 1024
 
 
 class StandbyProxy:

@@ -17,9 +17,10 @@ from fedtide.coordinator.launch import job_manifest
 from fedtide.coordinator.launch.job_manifest import AGGREGATORS, CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR
 from fedtide.coordinator.launch.local import GONE, CredentialsOf, Exited, worker_config
 from fedtide.coordinator.launch.object_watch import ObjectWatch
-from fedtide.fabric.cluster.api_calls import Exists, Refused, call
+from fedtide.fabric.cluster.api_calls import ApiRefused, Exists, call
 from fedtide.fabric.errors import CapabilityMissing, TransientError
 from fedtide.fabric.plans.run_spec import RunSpec
+from fedtide.fabric.process.retry import Backoff, until_done
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class KubernetesLauncher:
             await self._end(command.run, but=command.attempt)
             try:
                 await self._create(command)
-            except Refused as exc:
+            except ApiRefused as exc:
                 await self._exited(command.run, command.attempt, REFUSED, str(exc))
 
     async def _create(self, command: LaunchAggregator) -> None:
@@ -116,7 +117,7 @@ class KubernetesLauncher:
         job = job_manifest.job(self._kubernetes, command, self._config.tenant, size)
         try:
             await call(self._jobs.create_namespaced_job, self._namespace, job)
-        except Refused:
+        except ApiRefused:
             await self._delete_secret(name)
             raise
         except TransientError:
@@ -152,11 +153,12 @@ class KubernetesLauncher:
         for job in jobs.items:
             self._reported.add(job.metadata.name)
             await self._delete(job.metadata.name)
+        backoff = Backoff(cap_s=1.0)  # pods end in their own time; a second watch would be dearer
         while jobs.items:
             pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=selector)
             if not any(pod.status is None or pod.status.phase in ("Pending", "Running") for pod in pods.items):
                 return
-            await asyncio.sleep(RETRY_S)  # pods end in their own time; a second watch would be dearer
+            await backoff.wait()
 
     async def _delete(self, name: str) -> None:
         await call(
@@ -273,13 +275,7 @@ class KubernetesLauncher:
             timer.cancel()
 
     async def _delete_patiently(self, name: str) -> None:
-        while True:
-            try:
-                await self._delete(name)
-                return
-            except TransientError as exc:
-                log.info("aggregator.delete_waits", extra={"job": name, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+        await until_done(log, "aggregator.delete_waits", lambda: self._delete(name), job=name)
 
     async def _remove_secrets(self) -> None:
         """Secrets of attempts that nobody wants any more."""

@@ -33,13 +33,13 @@ from fedtide.fabric.events.envelope import Event, EventData, decode_event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import UP, Report, Subjects, parse_as
+from fedtide.fabric.process.retry import Backoff
 
 log = logging.getLogger(__name__)
 
 SOURCE = "coordinator"
 MAX_EVENT_BYTES = 1024 * 1024
 SNAPSHOT_EVERY = 10_000
-RETRY_S = 0.5
 VIEW_EVERY_S = 0.1
 _REMEMBERED_IDS = 100_000
 _DURABLE = "coordinator"
@@ -99,15 +99,17 @@ class Engine:
             woken.set()
 
         unsubscribe = await self._broker.subscribe(self._subjects.all_events, wake)
+        backoff = Backoff()
         while not leading.done():
             woken.clear()
             try:
                 await self.catch_up()
+                backoff.reset()
                 if not leading.done():
                     await woken.wait()
             except TransientError as exc:
                 log.info("engine.follows_later", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+                await backoff.wait()
         await unsubscribe()
 
     async def take_over(self, data: EventData) -> None:

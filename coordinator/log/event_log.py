@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 
@@ -12,10 +11,10 @@ from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import EVENTS, Subjects
+from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.5
 _PAGE = 500
 
 
@@ -66,19 +65,21 @@ class EventLog:
         kind, _, name = event.data.kind.partition(".")
         subject = self._subjects.event(kind, name)
         data = to_json(event)
-        while True:
+
+        async def store() -> None:
             try:
                 ack = await self._broker.publish(subject, data, message_id=event.id, expected_last=self._last)
-                self._last = max(self._last, ack.sequence)
-                self.waits_for = ""
-                return
             except TransientError as exc:
                 self.waits_for = str(exc)
-                log.warning("log.append_waits", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+                raise
             except StaleWriter:
                 if not await self._stored_already(event):
                     raise
+            else:
+                self._last = max(self._last, ack.sequence)
+
+        await until_done(log, "log.append_waits", store, event=event.id)
+        self.waits_for = ""
 
     async def _stored_already(self, event: Event) -> bool:
         # An append whose confirmation was lost meets its own event when it is tried again.

@@ -14,13 +14,13 @@ from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet.fleet import Node, matches
 from fedtide.coordinator.rollouts import gates, waves
-from fedtide.coordinator.rollouts.waves import ENDED, Baking, Facts, NodeState, Offering, Over, Wave, WaveProblem
+from fedtide.coordinator.rollouts.waves import ENDED, Baking, NodeState, Offering, Over, RolloutFacts, Wave, WaveProblem
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 
 Waves = tuple[Wave, ...]
 
 
-def returned(facts: Facts, all_waves: Waves, node: Node, at: datetime) -> Waves:
+def returned(facts: RolloutFacts, all_waves: Waves, node: Node, at: datetime) -> Waves:
     """A node is there (again): if it missed its wave, it waits for its turn from now on."""
     changed = list(all_waves)
     for index, wave in enumerate(all_waves):
@@ -33,14 +33,14 @@ def returned(facts: Facts, all_waves: Waves, node: Node, at: datetime) -> Waves:
     return _with_newcomer(facts, all_waves, node, NodeState("timed_out", "catch_up", facts.counter, at, back=True))
 
 
-def joined_afterwards(facts: Facts, all_waves: Waves, node: Node, at: datetime) -> Waves:
+def joined_afterwards(facts: RolloutFacts, all_waves: Waves, node: Node, at: datetime) -> Waves:
     """A node that joined after the release was taken back is told what the others went back to."""
     if any(node.name in waves.nodes_of(wave) for wave in all_waves):
         return all_waves
     return _with_newcomer(facts, all_waves, node, NodeState("superseded", "catch_up", facts.counter, at))
 
 
-def _with_newcomer(facts: Facts, all_waves: Waves, node: Node, state: NodeState) -> Waves:
+def _with_newcomer(facts: RolloutFacts, all_waves: Waves, node: Node, state: NodeState) -> Waves:
     planned = any(node.name in w.canaries or node.name in w.nodes for w in facts.plan.waves)
     if planned or not matches(node, facts.plan.selector):
         return all_waves
@@ -63,7 +63,7 @@ def lost(all_waves: Waves, node: str) -> Waves:
 
 
 def advance(
-    facts: Facts, all_waves: Waves, at: datetime, decisions: Decisions
+    facts: RolloutFacts, all_waves: Waves, at: datetime, decisions: Decisions
 ) -> tuple[Waves, Commands, WaveProblem | None]:
     """Offer the release to nodes that are back, as many at a time as the plan says; watch them as canaries are."""
     if not any(wave.cohort.late for _, wave in _over(all_waves)):
@@ -89,7 +89,7 @@ def advance(
     return tuple(changed), commands, None
 
 
-def _what_is_wrong(facts: Facts, all_waves: Sequence[Wave], decisions: Decisions) -> str:
+def _what_is_wrong(facts: RolloutFacts, all_waves: Sequence[Wave], decisions: Decisions) -> str:
     """Errors count against all that attempted the release; gates look at the late ones alone, and only fail."""
     plan, late = facts.plan, {name: state for _, name, state in _cohort(all_waves)}
     if any(waves.is_failed(state) for state in late.values()):
@@ -116,7 +116,7 @@ def _watched_until(plan: RolloutPlan, state: NodeState) -> datetime:
     return state.since + timedelta(seconds=plan.bake.seconds)
 
 
-def due(facts: Facts, all_waves: Waves, at: datetime) -> list[datetime]:
+def due(facts: RolloutFacts, all_waves: Waves, at: datetime) -> list[datetime]:
     plan, times = facts.plan, []
     for _, name, state in _cohort(all_waves):
         if state.phase not in ENDED:

@@ -18,11 +18,11 @@ from fedtide.coordinator.rollouts import catch_up, waves
 from fedtide.coordinator.rollouts.waves import (
     Baking,
     Caching,
-    Facts,
     NodeState,
     Offering,
     Over,
     Report,
+    RolloutFacts,
     TakenBack,
     Waiting,
     Wave,
@@ -65,7 +65,7 @@ RolloutEvent = RolloutStarted | Report | RegionCacheFailed | RolloutAction | Ala
 class Rolling:
     """`group`: waves up to this one may be under way. `alarms`: how many have rung. `dues`: of each wave."""
 
-    facts: Facts
+    facts: RolloutFacts
     waves: tuple[Wave, ...]
     group: int = 0
     alarms: int = 0
@@ -81,7 +81,7 @@ class Paused:
     reason: str
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> RolloutFacts:
         return self.at.facts
 
     @property
@@ -96,7 +96,7 @@ class Completed:
     `followed`: by a newer roll-out of the model, which serves them from now on.
     """
 
-    facts: Facts
+    facts: RolloutFacts
     waves: tuple[Wave, ...]
     ended_at: datetime
     stopped: str = ""
@@ -110,7 +110,7 @@ class Completed:
 class RolledBack:
     """Every node that was offered the release is told to serve the previous one, under a higher counter."""
 
-    facts: Facts
+    facts: RolloutFacts
     waves: tuple[Wave, ...]
     reason: str
     at: datetime
@@ -123,7 +123,7 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    facts: Facts
+    facts: RolloutFacts
     waves: tuple[Wave, ...]
     by: str
 
@@ -252,7 +252,7 @@ def _step(state: Rollout | None, event: RolloutEvent, at: datetime, decisions: D
     if isinstance(event, RolloutStarted):
         if state is not None:
             raise InvalidTransition(f"roll-out {event.rollout} was started twice")
-        facts = Facts(event.rollout, event.plan, event.counter, event.by, at)
+        facts = RolloutFacts(event.rollout, event.plan, event.counter, event.by, at)
         return _settle(Rolling(facts, tuple(Waiting() for _ in event.plan.waves)), at, decisions)
     if state is None:
         name = event.id if isinstance(event, AlarmRang) else event.rollout
@@ -384,8 +384,8 @@ def _open_waves(state: Rolling, at: datetime) -> tuple[Rolling, Commands]:
         group += 1
     state = replace(state, group=group)
     for index, wave in enumerate(state.waves):
-        told = plan.waves[index]
-        if isinstance(wave, Waiting) and told.group <= group and (wave.approved or not told.approval):
+        planned = plan.waves[index]
+        if isinstance(wave, Waiting) and planned.group <= group and (wave.approved or not planned.approval):
             opened, more = waves.open_wave(state.facts, index, at)
             commands += more
             state = _with_wave(state, index, opened)
@@ -454,10 +454,10 @@ def lost(state: Rollout, node: str, at: datetime, decisions: Decisions) -> Step:
 
 
 def _cannot_cache(state: Rollout, event: RegionCacheFailed) -> Step:
-    told = [w.region for w in state.facts.plan.waves]
-    if not isinstance(state, Rolling) or event.region not in told:
+    regions = [w.region for w in state.facts.plan.waves]
+    if not isinstance(state, Rolling) or event.region not in regions:
         return state, ()
-    if not isinstance(state.waves[told.index(event.region)], Caching):
+    if not isinstance(state.waves[regions.index(event.region)], Caching):
         return state, ()
     return Paused(state, f"{event.region}: its leaf cannot get the release: {event.reason}"), ()
 

@@ -33,7 +33,7 @@ Stage = Literal["canary", "rest", "catch_up"]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RolloutFacts:
     """`counter` is the highest that the release was offered under; the one above it is kept for taking it back."""
 
     rollout: str
@@ -162,11 +162,11 @@ class WaveProblem:
     failed: bool
 
 
-def open_wave(facts: Facts, index: int, at: datetime) -> tuple[Wave, Commands]:
+def open_wave(facts: RolloutFacts, index: int, at: datetime) -> tuple[Wave, Commands]:
     return Caching(at), (_cache(facts, index),)
 
 
-def cached(facts: Facts, index: int, wave: Caching, wan_bytes: int, at: datetime) -> Offering:
+def cached(facts: RolloutFacts, index: int, wave: Caching, wan_bytes: int, at: datetime) -> Offering:
     """The region has the release: its canaries may be offered it."""
     plan = facts.plan.waves[index]
     stage: Stage = "canary" if plan.canaries else "rest"
@@ -222,7 +222,7 @@ def note(wave: Wave, event: NodePhaseReported, at: datetime) -> Wave:
             return wave
         return with_nodes(wave, {event.node: replace(known, phase="timed_out", reason=event.reason, back=True)})
     late = isinstance(wave, Over) and known.phase == "timed_out"
-    told = replace(
+    after = replace(
         known,
         phase=event.phase,
         stage="catch_up" if late else known.stage,
@@ -231,7 +231,7 @@ def note(wave: Wave, event: NodePhaseReported, at: datetime) -> Wave:
         back=False,
         since=at if event.phase == "confirmed" else None,
     )
-    return with_nodes(wave, {event.node: told}, event.wan_bytes)
+    return with_nodes(wave, {event.node: after}, event.wan_bytes)
 
 
 def measure(wave: Wave, node: str, counter: int, measured: Measured) -> Wave:
@@ -241,7 +241,7 @@ def measure(wave: Wave, node: str, counter: int, measured: Measured) -> Wave:
     return with_nodes(wave, {node: replace(known, measured=measured)})
 
 
-def reported(facts: Facts, all_waves: tuple[Wave, ...], event: Report, at: datetime) -> tuple[Wave, ...]:
+def reported(facts: RolloutFacts, all_waves: tuple[Wave, ...], event: Report, at: datetime) -> tuple[Wave, ...]:
     """The waves after a report; the same object if it says nothing new."""
     changed = list(all_waves)
     for index, wave in enumerate(all_waves):
@@ -282,13 +282,13 @@ def is_absent(state: NodeState) -> bool:
     return state.phase == "timed_out" and not state.claimed
 
 
-def offer(facts: Facts, node: str, state: NodeState) -> SetDesired:
+def offer(facts: RolloutFacts, node: str, state: NodeState) -> SetDesired:
     plan = facts.plan
     until = state.offered_at + timedelta(seconds=plan.claim_deadline_s)
     return SetDesired(node, plan.model, state.counter, facts.rollout, plan.release, until, plan.terms)
 
 
-def settle(facts: Facts, node: str, state: NodeState) -> SetDesired:
+def settle(facts: RolloutFacts, node: str, state: NodeState) -> SetDesired:
     """What a node finds from now on: the release without a deadline, and nothing to measure."""
     plan = facts.plan
     return SetDesired(node, plan.model, state.counter, facts.rollout, plan.release, None, settled_terms(plan))
@@ -303,12 +303,12 @@ def settled_terms(plan: RolloutPlan) -> Terms:
     return plan.terms.model_copy(update={"measure": False, "holdout": 0, "shadow": 0.0})
 
 
-def _cache(facts: Facts, index: int) -> CacheRelease:
+def _cache(facts: RolloutFacts, index: int) -> CacheRelease:
     plan = facts.plan
     return CacheRelease(facts.rollout, plan.waves[index].region, facts.counter, plan.release, plan.region_bytes_per_s)
 
 
-def take_back(facts: Facts, nodes: Iterable[str]) -> tuple[SetDesired, ...]:
+def take_back(facts: RolloutFacts, nodes: Iterable[str]) -> tuple[SetDesired, ...]:
     """Each node serves what it served before, under a higher counter."""
     plan = facts.plan
     return tuple(
@@ -323,7 +323,7 @@ def release_before(plan: RolloutPlan, node: str) -> BlobRef | None:
     return plan.previous.get(node) if planned else plan.fallback
 
 
-def pending_commands(facts: Facts, index: int, wave: Wave) -> Commands:
+def pending_commands(facts: RolloutFacts, index: int, wave: Wave) -> Commands:
     """What the wave still wants done: issued on entry, and again after a restart."""
     match wave:
         case Caching():
@@ -362,7 +362,7 @@ def judge(plan: RolloutPlan, wave: Staged) -> list[Judgement]:
     return [gates.judge(gate, serving, plan.slices) for gate in plan.gates]
 
 
-def decide(decisions: Decisions, facts: Facts, index: int, wave: Staged) -> list[Judgement]:
+def decide(decisions: Decisions, facts: RolloutFacts, index: int, wave: Staged) -> list[Judgement]:
     """The verdict of every gate: as it was logged, else as it is judged now."""
     plan = facts.plan
     if not plan.gates:
@@ -372,7 +372,7 @@ def decide(decisions: Decisions, facts: Facts, index: int, wave: Staged) -> list
     return [Judgement(g.kind, o, r, g.enforce) for g, (o, r) in zip(plan.gates, verdicts, strict=False)]
 
 
-def advance(facts: Facts, index: int, wave: Wave, at: datetime, decisions: Decisions) -> Progress:
+def advance(facts: RolloutFacts, index: int, wave: Wave, at: datetime, decisions: Decisions) -> Progress:
     """What follows from the wave as it is at `at`."""
     plan, where = facts.plan, facts.plan.waves[index].region
     if isinstance(wave, Caching) and at >= wave.since + timedelta(seconds=plan.cache_deadline_s):
@@ -398,7 +398,7 @@ def what_failed(plan: RolloutPlan, index: int, wave: Staged, judged: list[Judgem
     return None if bad is None or wave.waived else WaveProblem(f"{here}: {bad.reason}", failed=True)
 
 
-def _offer(facts: Facts, here: str, wave: Offering, at: datetime) -> Progress:
+def _offer(facts: RolloutFacts, here: str, wave: Offering, at: datetime) -> Progress:
     plan = facts.plan
     wave = _with_allowance(plan, wave, at)
     free = plan.rate.in_flight - sum(s.phase not in ENDED for s in wave.cohort.nodes.values())
@@ -425,7 +425,7 @@ def _offer(facts: Facts, here: str, wave: Offering, at: datetime) -> Progress:
     return Baking(wave.stage, wave.cohort, at, wave.waived), (), None
 
 
-def _bake(facts: Facts, index: int, wave: Baking, judged: list[Judgement], at: datetime) -> Progress:
+def _bake(facts: RolloutFacts, index: int, wave: Baking, judged: list[Judgement], at: datetime) -> Progress:
     plan = facts.plan
     here = f"{plan.waves[index].region}, {wave.stage}"
     over = at >= bake_ends(plan, index, wave)
@@ -457,7 +457,7 @@ def _late(plan: RolloutPlan, index: int, wave: Baking, at: datetime, reason: str
     return WaveProblem(f"{here}: still undecided after {plan.gate_deadline_s:g} s: {reason}", failed=False)
 
 
-def _next_stage(facts: Facts, index: int, wave: Baking, at: datetime) -> Progress:
+def _next_stage(facts: RolloutFacts, index: int, wave: Baking, at: datetime) -> Progress:
     rest = facts.plan.waves[index].nodes
     if wave.stage == "canary" and rest:
         return Offering("rest", wave.cohort, tuple(rest), 1.0, at, wave.waived), (), None
@@ -526,7 +526,7 @@ def may_activate(plan: RolloutPlan, name: str, at: datetime) -> bool:
     return window is None or is_open(window, at, plan.timezones.get(name, "UTC"))
 
 
-def due(facts: Facts, index: int, wave: Wave, at: datetime) -> datetime | None:
+def due(facts: RolloutFacts, index: int, wave: Wave, at: datetime) -> datetime | None:
     """When something has to be looked at again though nothing is reported."""
     plan = facts.plan
     times: list[datetime] = []
@@ -577,17 +577,17 @@ def patient(all_waves: Waves, at: datetime) -> Waves:
     return tuple(anew(wave) for wave in all_waves)
 
 
-def promoted(facts: Facts, all_waves: Waves, group: int, region: str, *, paused: bool) -> Waves:
+def promoted(facts: RolloutFacts, all_waves: Waves, group: int, region: str, *, paused: bool) -> Waves:
     """Waves that wait for an approval, a bake, a gate or enough success go on; if paused, whatever stopped them.
 
     Raises:
         InvalidTransition: none of them waits.
     """
     changed: list[Wave] = []
-    for told, wave in zip(facts.plan.waves, all_waves, strict=True):
-        meant = region in ("", told.region)
+    for planned, wave in zip(facts.plan.waves, all_waves, strict=True):
+        meant = region in ("", planned.region)
         match wave:
-            case Waiting(approved=False) if meant and told.approval and told.group <= group:
+            case Waiting(approved=False) if meant and planned.approval and planned.group <= group:
                 changed.append(replace(wave, approved=True))
             case Baking(waived=False) if meant:
                 changed.append(replace(wave, waived=True))
@@ -603,7 +603,7 @@ def promoted(facts: Facts, all_waves: Waves, group: int, region: str, *, paused:
     return _legal(all_waves, changed)
 
 
-def retried(facts: Facts, all_waves: Waves, at: datetime) -> tuple[Waves, Commands]:
+def retried(facts: RolloutFacts, all_waves: Waves, at: datetime) -> tuple[Waves, Commands]:
     """Nodes that failed or never took it wait to be offered the release again, under `facts.counter`.
 
     Raises:

@@ -29,7 +29,7 @@ RoundEvent = RoundOpened | UpdateReceived | UpdateRefused | RoundCollected | Rou
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedAnswer:
     category: str
     reason: str
 
@@ -44,7 +44,7 @@ class Tally:
 
     asked: frozenset[str] = frozenset()
     received: frozenset[str] = frozenset()
-    refused: Mapping[str, Refused] = field(default_factory=dict)
+    refused: Mapping[str, RefusedAnswer] = field(default_factory=dict)
     stale: frozenset[str] = frozenset()
     bytes_down: int = 0
     bytes_up: int = 0
@@ -184,14 +184,14 @@ def _answered(state: Round, event: UpdateReceived | UpdateRefused, at: datetime)
         case UpdateRefused(category=category, reason=reason):
             if node in tally.received or not _says_more(tally.refused.get(node), category):
                 return state
-            tally = replace(tally, refused={**tally.refused, node: Refused(category, reason)})
+            tally = replace(tally, refused={**tally.refused, node: RefusedAnswer(category, reason)})
     phases = {**state.phases, event.phase: tally}
     if isinstance(state, Open) and state.phase == event.phase:
         return Collecting(state.number, state.trial, state.phase, phases, state.before)
     return replace(state, phases=phases)
 
 
-def _says_more(known: Refused | None, category: str) -> bool:
+def _says_more(known: RefusedAnswer | None, category: str) -> bool:
     """A node that was given up and answers after all is late; otherwise the first word stands."""
     return known is None or (category == "late" and known.category in ("timeout", "node_lost", "not_needed"))
 

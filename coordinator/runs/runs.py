@@ -63,7 +63,7 @@ RunEvent = (
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RunFacts:
     """What does not change over a run's life."""
 
     run: str
@@ -80,7 +80,7 @@ class Running:
     `crashes` counts the aggregators that died without any progress in between: an update, a closed round.
     """
 
-    facts: Facts
+    facts: RunFacts
     attempt: int
     started: bool = False
     rounds: Mapping[int, rounds.Round] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    facts: Facts
+    facts: RunFacts
     attempt: int
     rounds: Mapping[int, rounds.Round]
     reason: str
@@ -101,7 +101,7 @@ class Paused:
 class Ended:
     """`cleaned` once the broker holds nothing of it any more."""
 
-    facts: Facts
+    facts: RunFacts
     outcome: Literal["completed", "failed", "cancelled"]
     reason: str
     attempt: int
@@ -145,7 +145,7 @@ def _first(event: RunEvent, at: datetime) -> Step:
     if not isinstance(event, RunRequested):
         name = event.id if isinstance(event, AlarmRang) else event.run
         raise InvalidTransition(f"{event.kind} for a run {name} that was never requested")
-    run = Running(Facts(event.run, event.spec, event.by, at, event.cause), attempt=1)
+    run = Running(RunFacts(event.run, event.spec, event.by, at, event.cause), attempt=1)
     return run, pending_commands(run)
 
 
@@ -189,7 +189,7 @@ def _rang(state: Running | Paused, key: str) -> Step:
     return replace(state, rounds={**state.rounds, number: after}), _new_commands(state.facts, before, after)
 
 
-def _new_commands(facts: Facts, before: rounds.Round | None, after: rounds.Round) -> Commands:
+def _new_commands(facts: RunFacts, before: rounds.Round | None, after: rounds.Round) -> Commands:
     """What the round owes now and did not owe before."""
     policy = facts.spec.policy
     known = rounds.pending_commands(before, facts.run, policy) if before is not None else ()

@@ -20,12 +20,13 @@ from fedtide.edge_agent.config import DriftLimits
 from fedtide.edge_agent.drift.sketch import CONFIDENCE, PREDICTION, Sketch, pack, scores, total, unpack
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage
 from fedtide.fabric.events.envelope import DriftReported, Event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import COLLECTOR, STAY, SketchOf, Subjects, parse_as
+from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.strict import Strict
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 OTHERS_SHARE = 0.2
 """Of a window: how long after its first sketch the others' are waited for."""
 LONGEST_WINDOW_S = 7 * 86_400.0
-RETRY_S = 5.0
 
 Report = Callable[[DriftReported, str], Awaitable[None]]
 
@@ -122,12 +122,14 @@ async def serve(config: CollectorConfig) -> None:
 
 
 async def _keep(config: CollectorConfig, region: RegionConfig) -> None:
+    backoff = Backoff()
     while True:
         try:
             await _collect(config, region)
+            backoff.reset()
         except FedtideError as exc:
             log.error("collector.waits", extra={"region": region.region, "reason": str(exc)})
-        await asyncio.sleep(RETRY_S)
+        await backoff.wait()
 
 
 async def _collect(config: CollectorConfig, region: RegionConfig) -> None:
@@ -137,13 +139,8 @@ async def _collect(config: CollectorConfig, region: RegionConfig) -> None:
     async def report(data: DriftReported, key: str) -> None:
         event = Event.now(f"collector/{region.region}", data, id=key)
         subject = subjects.report(region.region, COLLECTOR, "drift-reported")
-        while True:
-            try:
-                await broker.publish(subject, to_json(event), message_id=key)
-                return
-            except TransientError as exc:
-                log.info("collector.report_waits", extra={"reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+        encoded = to_json(event)
+        await until_done(log, "collector.report_waits", lambda: broker.publish(subject, encoded, message_id=key))
 
     try:
         await Collector(broker, subjects, region.region, config.limits, report).listen()

@@ -15,19 +15,18 @@ from pydantic import BaseModel
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
-from fedtide.fabric.events.identity import Enrolment as Asked
-from fedtide.fabric.events.identity import Issued, Renewal
+from fedtide.fabric.events.identity import CredentialsAnswer, EnrolmentRequest, RenewalRequest
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials, write_secret
 from fedtide.fabric.nats.jwt import Key
 from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
 
 PREFIX = "ft1."
 ANSWER_WITHIN_S = 10.0
-RETRY_S = 2.0
 RENEW_AT = 1 / 3
 """Share of their lifetime that is left when credentials are renewed."""
 LOOK_EVERY_S = 3600.0
@@ -92,7 +91,7 @@ class Enrolment:
     async def _enrol(self, token: JoinToken) -> None:
         config = self.config
         key = self._kept_key()
-        asked = Asked(node=config.node, region=config.region, key=key.public)
+        asked = EnrolmentRequest(node=config.node, region=config.region, key=key.public)
         with tempfile.TemporaryDirectory() as folder:
             show = Path(folder) / "join.creds"
             token.credentials.save(show)
@@ -144,21 +143,19 @@ class Renewals:
         assert self._file is not None
         config, key = self._config, Key.new(nats_jwt.USER)
         subject = Subjects(config.tenant).renewal(config.region, config.node)
-        Credentials(await _ask(self._broker, subject, Renewal(key=key.public)), key).save(self._file)
+        Credentials(await _ask(self._broker, subject, RenewalRequest(key=key.public)), key).save(self._file)
         await self._broker.reconnect()
         log.info("agent.renewed", extra={"node": config.node})
 
 
 async def _ask(broker: Broker, subject: str, question: BaseModel) -> str:
     """The JWT that a question brings; asked until somebody answers."""
-    while True:
-        try:
-            raw = await broker.ask(subject, to_json(question), timeout_s=ANSWER_WITHIN_S)
-            answer = from_json(Issued, raw, "answer")
-        except (TransientError, MalformedMessage) as exc:
-            log.info("enrolment.waits", extra={"reason": str(exc)})
-            await asyncio.sleep(RETRY_S)
-            continue
-        if answer.error:
-            raise EnrolmentRefused(answer.error, answer.remedy)
-        return answer.jwt
+
+    async def once() -> CredentialsAnswer:
+        raw = await broker.ask(subject, to_json(question), timeout_s=ANSWER_WITHIN_S)
+        return from_json(CredentialsAnswer, raw, "answer")
+
+    answer = await until_done(log, "enrolment.waits", once, on=(TransientError, MalformedMessage))
+    if answer.error:
+        raise EnrolmentRefused(answer.error, answer.remedy)
+    return answer.jwt

@@ -21,11 +21,12 @@ from fedtide.edge_agent.releases.model_store import Current, ModelStore
 from fedtide.edge_agent.serving.footprint import shrink
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.serving.sessions import Model
-from fedtide.fabric.errors import FedtideError, TransientError
+from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.rollout_plan import Desired, NodePhase
 from fedtide.fabric.plans.windows import opens_at
+from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ Report = Callable[[Desired, NodePhase, str, int], Awaitable[None]]
 """Desired state, phase, reason, and bytes that were fetched past the region."""
 Compare = Callable[[Desired, Model, Model | None], None]
 """From here on a candidate is compared with its incumbent."""
-RETRY_S = 1.0
 
 
 class _Superseded(FedtideError):
@@ -201,13 +201,11 @@ class Activation:
         self._check_latest(desired)
 
     async def _fetch(self, desired: Desired, release: BlobRef, download: ReleaseDownload) -> Path:
-        while True:
-            try:
-                return await self._store.fetch(download, desired.model, release)
-            except TransientError as exc:
-                self._check_latest(desired)
-                log.warning("release.waits", extra={"release": release.digest, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+        async def fetch() -> Path:
+            self._check_latest(desired)
+            return await self._store.fetch(download, desired.model, release)
+
+        return await until_done(log, "release.waits", fetch, release=release.digest)
 
     def _fall_back(self, desired: Desired, current: Current | None) -> None:
         """Serve what was served before, and remember the counter that failed. Needs no network."""

@@ -27,7 +27,7 @@ class Overloaded(TransientError):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """`wait_s`: how long a request may wait for others to join it, though the model is free."""
 
     batch: int
@@ -46,7 +46,7 @@ class _Waiting:
 class Lane:
     """All requests to one loaded release."""
 
-    def __init__(self, model: Model, threads: Executor, limits: Limits) -> None:
+    def __init__(self, model: Model, threads: Executor, limits: BatchLimits) -> None:
         self.model = model
         self._threads = threads
         self._limits = limits

@@ -14,7 +14,7 @@ from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.serving.batching import Overloaded
 from fedtide.edge_agent.serving.protocol import HEADER_LENGTH, datatype, decode_request, encode_response
 from fedtide.edge_agent.serving.serving import Serving
-from fedtide.edge_agent.serving.sessions import InferenceFailed, Model, TensorSpec
+from fedtide.edge_agent.serving.sessions import GraphTensor, InferenceFailed, Model
 from fedtide.fabric.errors import ConfigError, NotFound, RemoteError
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -156,5 +156,5 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
         return web.json_response({"error": exc.text or exc.reason}, status=exc.status)
 
 
-def _describe(spec: TensorSpec) -> dict[str, Any]:
+def _describe(spec: GraphTensor) -> dict[str, Any]:
     return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": list(spec.shape)}

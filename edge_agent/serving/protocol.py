@@ -117,14 +117,14 @@ def decode_request(body: bytes | memoryview, json_length: int | None) -> InferRe
 
 def _decode_head(text: bytes) -> _Head:
     try:
-        told = json.loads(text)
-        tensors = tuple(_decode_tensor(tensor) for tensor in told["inputs"])
-        binary = bool((told.get("parameters") or {}).get("binary_data_output", False))
+        body = json.loads(text)
+        tensors = tuple(_decode_tensor(tensor) for tensor in body["inputs"])
+        binary = bool((body.get("parameters") or {}).get("binary_data_output", False))
         outputs = {
             str(o["name"]): bool((o.get("parameters") or {}).get("binary_data", binary))
-            for o in told.get("outputs") or []
+            for o in body.get("outputs") or []
         }
-        id_ = str(told.get("id") or "")
+        id_ = str(body.get("id") or "")
         id_.encode()  # JSON can spell what is no text
         return _Head(id_, tensors, outputs, binary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
@@ -211,8 +211,8 @@ def encode_response(
             parts.append(_to_bytes(array))
             binary.append((name, array.dtype, array.shape, len(parts[-1])))
         else:
-            told = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
-            described.append({**told, "data": array.reshape(-1).tolist()})
+            shown = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
+            described.append({**shown, "data": array.reshape(-1).tolist()})
     if described or request.id:
         text = json.dumps({**_about(answered_by, request.id), "outputs": described + _binary_outputs(binary)}).encode()
     else:

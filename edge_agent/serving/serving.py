@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.edge_agent.serving.batching import Lane, Limits
+from fedtide.edge_agent.serving.batching import BatchLimits, Lane
 from fedtide.edge_agent.serving.sessions import Arrays, InferenceFailed, Model
 from fedtide.fabric.errors import NotFound
 
@@ -39,7 +39,7 @@ class Serving:
     """The active release of each model, and older ones that are still kept for who names them."""
 
     def __init__(self, config: AgentConfig) -> None:
-        self._limits = Limits(config.batch_size, config.queue_size, config.batch_wait_ms / 1000)
+        self._limits = BatchLimits(config.batch_size, config.queue_size, config.batch_wait_ms / 1000)
         self._threads = ThreadPoolExecutor(config.inference_parallel, thread_name_prefix="inference")
         self._active: dict[str, Lane] = {}
         self._kept: dict[str, Lane] = {}

@@ -45,7 +45,7 @@ class InferenceFailed(RemoteError):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSpec:
+class GraphTensor:
     """An input or output of the graph; -1 stands for a dynamic size."""
 
     name: str
@@ -126,17 +126,17 @@ class Model:
         return {name: np.asarray(result) for name, result in zip(self._names, results, strict=True)}
 
     @property
-    def interface(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def interface(self) -> tuple[list[GraphTensor], list[GraphTensor]]:
         return self.inputs, self.outputs
 
     def check_interface(self, served: Model) -> None:
         """Raises InterfaceChanged unless whoever calls `served` can call this one, and read its answers."""
         for what, mine, theirs in (("input", self.inputs, served.inputs), ("output", self.outputs, served.outputs)):
             if mine != theirs:
-                told = "; ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in mine)
+                wanted = "; ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in mine)
                 known = "; ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in theirs)
                 raise InterfaceChanged(
-                    f"its {what}s are {told}; those of version {served.version}, which is served, are {known}",
+                    f"its {what}s are {wanted}; those of version {served.version}, which is served, are {known}",
                     "If clients are ready for it: fedtide rollout start --set new_interface=true",
                 )
 
@@ -201,10 +201,10 @@ def _options(config: AgentConfig) -> onnxruntime.SessionOptions:
     return options
 
 
-def _spec(value: Any) -> TensorSpec:
+def _spec(value: Any) -> GraphTensor:
     kind = str(value.type).removeprefix("tensor(").removesuffix(")")
     dtype = {"float": "float32", "double": "float64", "string": "object"}.get(kind, kind)
     try:
-        return TensorSpec(value.name, np.dtype(dtype), tuple(d if isinstance(d, int) else -1 for d in value.shape))
+        return GraphTensor(value.name, np.dtype(dtype), tuple(d if isinstance(d, int) else -1 for d in value.shape))
     except TypeError as exc:
         raise ModelUnusable(f"{value.name!r} has type {value.type}, which is not served") from exc

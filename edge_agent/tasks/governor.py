@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from fedtide.edge_agent.config import Limits
+from fedtide.edge_agent.config import TrainingLimits
 from fedtide.edge_agent.serving.serving import Served
 from fedtide.edge_agent.tasks import sensors
 from fedtide.fabric.errors import RemoteError
@@ -55,7 +55,7 @@ class Latency:
 class Governor:
     """`show` is told what training waits for, or that it goes on."""
 
-    def __init__(self, limits: Limits, timezone: str, latency: Latency, show: Callable[[str], None]) -> None:
+    def __init__(self, limits: TrainingLimits, timezone: str, latency: Latency, show: Callable[[str], None]) -> None:
         self._limits = limits
         self._timezone = timezone
         self._latency = latency

@@ -26,6 +26,7 @@ from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, put_blob, read_blob
 from fedtide.fabric.process.files import is_full, map_file
+from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -38,7 +39,6 @@ STATE_KEPT_S = 90 * 24 * 3600.0
 """How long the state that a run's ClientApp keeps on this node outlives its last use."""
 DOWNLOAD_KEPT_S = 24 * 3600.0
 """How long part of a model, or one that others were coded against, stays after its last use."""
-RETRY_S = 1.0
 
 
 class TaskLoop:
@@ -139,18 +139,16 @@ class TaskLoop:
 
     async def _commit(self, reply: Reply) -> None:
         """Until it is on the disk: an answer is not lost because the disk is full for now."""
-        while True:
-            try:
-                self._outbox.commit(reply)
-                return
-            except OSError as exc:
-                log.error("outbox.cannot_store", extra={"task": reply.task, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+
+        async def store() -> None:
+            self._outbox.commit(reply)
+
+        await until_done(log, "outbox.cannot_store", store, on=OSError, task=reply.task)
 
     async def _train(self, task: Task) -> Reply:
         began = time.monotonic()
         out_dir = self._outbox.folder(task.task)
-        opened = False
+        opened, backoff = False, Backoff()
         while True:
             try:
                 if not opened:
@@ -160,7 +158,7 @@ class TaskLoop:
                 break
             except TransientError as exc:
                 log.warning("task.waits", extra={"task": task.task, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
+                await backoff.wait()
             except CapabilityMissing as exc:
                 message = _error(task, _LOAD_FAILED, str(exc))
                 break
@@ -170,7 +168,7 @@ class TaskLoop:
             except OSError as exc:
                 if is_full(exc):
                     log.error("task.waits_for_disk", extra={"task": task.task, "reason": str(exc)})
-                    await asyncio.sleep(RETRY_S)
+                    await backoff.wait()
                     continue
                 message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
                 break
@@ -270,18 +268,12 @@ class TaskLoop:
 
     async def _until_sent(self, key: str) -> None:
         stored: set[str] = set()
-        while True:
-            try:
-                await self._send_once(key, stored)
-                self._outbox.sent(key)
-                return
-            except TransientError as exc:
-                log.warning("outbox.waits", extra={"task": key, "reason": str(exc)})
-                await asyncio.sleep(RETRY_S)
-            except FedtideError as exc:
-                log.error("outbox.dropped", extra={"task": key, "reason": str(exc)})
-                self._outbox.drop(key)
-                return
+        try:
+            await until_done(log, "outbox.waits", lambda: self._send_once(key, stored), task=key)
+            self._outbox.sent(key)
+        except FedtideError as exc:
+            log.error("outbox.dropped", extra={"task": key, "reason": str(exc)})
+            self._outbox.drop(key)
 
     async def _send_once(self, key: str, stored: set[str]) -> None:
         pending = self._outbox.read(key)

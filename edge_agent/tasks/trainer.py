@@ -79,9 +79,9 @@ class Trainer:
             code = await process.wait()
             self._process = self._serves = None
             raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
-        told = json.loads(answer)
-        if not told["done"]:
-            raise TransientError(f"the trainer could not write: {told['reason']}", "Free disk space; it is tried again")
+        done = json.loads(answer)
+        if not done["done"]:
+            raise TransientError(f"the trainer could not write: {done['reason']}", "Free disk space; it is tried again")
         loop = asyncio.get_running_loop()
         self._idle = loop.call_later(self._config.train_idle_s, self._kill)
 

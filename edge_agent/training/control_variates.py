@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 
-CONTROL, CHANGE = "scaffold-control", "scaffold-change"
-"""Array records: the server's control variate on its way down, the change of the node's on its way up."""
-
 Arrays = dict[str, Any]
 
 

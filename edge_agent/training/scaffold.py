@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 
-from fedtide.edge_agent.training.control_variates import CHANGE, CONTROL, correction, own_control, renewed
+from fedtide.edge_agent.training.control_variates import correction, own_control, renewed
+from fedtide.fabric.messages.scaffold import CHANGE, CONTROL
 
 CORRECTION = "scaffold-correction"
 _OWN = "fedtide.scaffold"

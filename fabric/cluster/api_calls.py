@@ -16,11 +16,11 @@ TIMEOUT_S = (5.0, 30.0)
 _ABSENT, _EXISTS, _BUSY = 404, 409, 429
 
 
-class Refused(TransientError):
+class ApiRefused(TransientError):
     """The API server says no. Whether it will again depends on what was asked."""
 
 
-class Exists(Refused):
+class Exists(ApiRefused):
     """There is one of that name."""
 
 
@@ -35,7 +35,7 @@ async def call(function: Any, *arguments: Any, absent_is_fine: bool = False, **m
             raise Exists(_message(exc)) from exc
         if exc.status == _BUSY or (exc.status or 500) >= 500:
             raise TransientError(f"the Kubernetes API says {exc.status}: {_message(exc)}") from exc
-        raise Refused(_remedy(exc)) from exc
+        raise ApiRefused(_remedy(exc)) from exc
     except (urllib3.exceptions.HTTPError, OSError) as exc:
         raise TransientError(f"the Kubernetes API does not answer: {exc}") from exc
 

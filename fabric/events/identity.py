@@ -59,7 +59,7 @@ class RegionIssued(TaggedMessage):
 IdentityEvent = JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked | RegionIssued
 
 
-class Enrolment(Message):
+class EnrolmentRequest(Message):
     """A new node's question. It keeps the seed that belongs to `key` to itself."""
 
     node: Name
@@ -67,13 +67,13 @@ class Enrolment(Message):
     key: str
 
 
-class Renewal(Message):
+class RenewalRequest(Message):
     """What a node asks before its credentials expire; who it is stands in the subject."""
 
     key: str
 
 
-class Issued(Message):
+class CredentialsAnswer(Message):
     """The answer: a JWT for the key that was named, or why there is none."""
 
     jwt: str = ""

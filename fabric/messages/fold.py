@@ -22,7 +22,7 @@ class FoldPlan(Strict):
     specs: list[tuple[str, str, list[int]]] = Field(description="Name, dtype and shape of each tensor")
     points: list[tuple[int, int] | None]
     max_terms: int = Field(ge=1)
-    share: tuple[int, int] = Field(default=(0, 1), description="(k, n): part k of n of the model's blocks")
+    shard: tuple[int, int] = Field(default=(0, 1), description="(k, n): part k of n of the model's blocks")
 
 
 class FoldEntry(Strict):

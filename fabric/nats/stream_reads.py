@@ -12,7 +12,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from fedtide.fabric.errors import BrokerUnavailable, TransientError
+from fedtide.fabric.errors import BrokerUnavailable
 from fedtide.fabric.nats.jetstream import (
     CONSUMER_NOT_FOUND,
     PULL_BATCH,
@@ -26,10 +26,10 @@ from fedtide.fabric.nats.jetstream import (
     pull_request,
 )
 from fedtide.fabric.nats.stream_calls import StreamCalls
+from fedtide.fabric.process.retry import Backoff, until_done
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 0.5
 _PAGE = 1000
 _PAGE_BYTES = 32 * 1024 * 1024
 
@@ -110,12 +110,14 @@ class StreamReads(StreamCalls):
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        taken_over = False
+        taken_over, backoff = False, Backoff()
         try:
             while True:
                 if not taken_over:
-                    taken_over = await self._take_over(stream, durable, pattern)
-                    continue
+                    await until_done(
+                        log, "broker.consumer_waits", lambda: self._take_over(stream, durable, pattern), stream=stream
+                    )
+                    taken_over = True
                 if may_ask is not None:
                     await may_ask()
                 try:
@@ -124,27 +126,22 @@ class StreamReads(StreamCalls):
                     )
                 except nats.errors.Error as exc:
                     log.warning("broker.poll_waits", extra={"stream": stream, "reason": str(exc)})
-                    await asyncio.sleep(_RETRY_S)
+                    await backoff.wait()
                     continue
+                backoff.reset()
                 async for message in _until_poll_ends(arrived):
                     yield Delivery(message.subject, message.data, message.ack, message.metadata.sequence.stream)
         finally:
             if not self._client.is_closed:
                 await subscription.unsubscribe()
 
-    async def _take_over(self, stream: str, durable: str, pattern: str) -> bool:
+    async def _take_over(self, stream: str, durable: str, pattern: str) -> None:
         """Make the consumer anew where it stood: a predecessor that is frozen, not dead, gets nothing any more."""
-        try:
-            start = await self._floor(stream, durable)
-            await self.delete_consumer(stream, durable)
-            body = consumer_request(stream, durable, pattern, start)
-            # The pattern stands in the subject: permissions can name it.
-            await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
-        except TransientError as exc:
-            log.warning("broker.consumer_wait", extra={"stream": stream, "reason": str(exc)})
-            await asyncio.sleep(_RETRY_S)
-            return False
-        return True
+        start = await self._floor(stream, durable)
+        await self.delete_consumer(stream, durable)
+        body = consumer_request(stream, durable, pattern, start)
+        # The pattern stands in the subject: permissions can name it.
+        await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
 
     async def _floor(self, stream: str, durable: str) -> int | None:
         """The first sequence that a consumer has not been told is done with; None if there is no consumer."""

@@ -18,7 +18,7 @@ from typing import Protocol
 from fedtide.fabric.errors import DigestMismatch, NotFound, TransientError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.rate_limit import Pace
-from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef, Manifest, chunked, decode_manifest, manifest_of
+from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobManifest, BlobRef, chunked, decode_manifest, manifest_of
 from fedtide.fabric.tensors.frame import Buffer
 
 WINDOW = 8
@@ -31,7 +31,7 @@ Prefix = Callable[[str], str]
 class Sink(Protocol):
     """Where checked chunks go."""
 
-    def missing(self, manifest: Manifest) -> list[int]: ...
+    def missing(self, manifest: BlobManifest) -> list[int]: ...
     def write(self, offset: int, data: bytes) -> None: ...
 
 
@@ -109,7 +109,7 @@ class Source:
             await self.pace.spend(len(found.data))
         return None if found is None else found.data
 
-    async def manifest(self, base: str, ref: BlobRef) -> Manifest:
+    async def manifest(self, base: str, ref: BlobRef) -> BlobManifest:
         """The chunk list of the blob below `base`.
 
         Raises:
@@ -174,7 +174,7 @@ async def stream_blob(
         await asyncio.gather(*ahead, return_exceptions=True)
 
 
-async def _chunk(source: Source, base: str, manifest: Manifest, index: int) -> bytes:
+async def _chunk(source: Source, base: str, manifest: BlobManifest, index: int) -> bytes:
     data = await source.read(f"{base}.{index}")
     if data is None:
         raise NotFound(f"chunk {index} of blob {manifest.ref.digest[:12]} is not in the broker")
@@ -188,7 +188,7 @@ class MemorySink:
     def __init__(self, ref: BlobRef) -> None:
         self.data = bytearray(ref.size_bytes)
 
-    def missing(self, manifest: Manifest) -> list[int]:
+    def missing(self, manifest: BlobManifest) -> list[int]:
         return list(range(len(manifest.chunks)))
 
     def write(self, offset: int, data: bytes) -> None:
@@ -202,7 +202,7 @@ class FileSink:
         self.path = path
         self._start = start
 
-    def missing(self, manifest: Manifest) -> list[int]:
+    def missing(self, manifest: BlobManifest) -> list[int]:
         try:
             if not self.path.exists():
                 self.path.touch()

@@ -31,7 +31,7 @@ class BlobRef(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class BlobManifest:
     """The chunk list of one blob. `chunks[i]` is the SHA-256 of bytes [i * chunk_bytes, ...)."""
 
     size_bytes: int
@@ -56,7 +56,7 @@ class Manifest:
             raise DigestMismatch(f"chunk {index} does not match its digest")
 
 
-def decode_manifest(ref: BlobRef, data: bytes) -> Manifest:
+def decode_manifest(ref: BlobRef, data: bytes) -> BlobManifest:
     """The manifest that `ref` names.
 
     Raises:
@@ -67,7 +67,7 @@ def decode_manifest(ref: BlobRef, data: bytes) -> Manifest:
         raise DigestMismatch(f"manifest of blob {ref.digest[:12]} does not match its digest")
     try:
         raw = json.loads(data)
-        manifest = Manifest(int(raw["size"]), int(raw["chunk"]), tuple(str(c) for c in raw["chunks"]))
+        manifest = BlobManifest(int(raw["size"]), int(raw["chunk"]), tuple(str(c) for c in raw["chunks"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise MalformedMessage(f"manifest of blob {ref.digest[:12]} does not parse") from exc
     expected = -(-manifest.size_bytes // manifest.chunk_bytes) if manifest.chunk_bytes > 0 else -1
@@ -96,6 +96,6 @@ def chunked(parts: Iterable[Buffer], chunk_bytes: int = CHUNK_BYTES) -> Iterator
         yield pending[0] if len(pending) == 1 else b"".join(pending)
 
 
-def manifest_of(chunks: Sequence[Buffer], chunk_bytes: int = CHUNK_BYTES) -> Manifest:
+def manifest_of(chunks: Sequence[Buffer], chunk_bytes: int = CHUNK_BYTES) -> BlobManifest:
     """The manifest of a blob that was cut by `chunked`."""
-    return Manifest(sum(len(c) for c in chunks), chunk_bytes, tuple(hashlib.sha256(c).hexdigest() for c in chunks))
+    return BlobManifest(sum(len(c) for c in chunks), chunk_bytes, tuple(hashlib.sha256(c).hexdigest() for c in chunks))

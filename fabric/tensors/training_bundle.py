@@ -1,7 +1,7 @@
 """A training bundle: one training step, evaluation and inference as ONNX graphs, and what a node must know of them.
 
-One zip file, without compression: `bundle.json` (a Manifest), three graphs, and a tensor frame of initial values. The
-names of a graph's inputs say what they are: `param.W`, `frozen.W`, `buffer.W`, `slot.momentum.W`, `anchor.W`,
+One zip file, without compression: `bundle.json` (a BundleManifest), three graphs, and a tensor frame of initial values.
+The names of a graph's inputs say what they are: `param.W`, `frozen.W`, `buffer.W`, `slot.momentum.W`, `anchor.W`,
 `correction.W`, `noise.0`, `input.image`, `target`, `rate`, `step`, `mu`; outputs that replace an input are `new.` and
 its name.
 """
@@ -35,7 +35,7 @@ class WrongDigest(MalformedMessage):
     """A part of a training bundle is not what its manifest says."""
 
 
-class Spec(Strict):
+class BundleTensor(Strict):
     """A tensor of a graph. `per_sample`: how often the batch size is contained in the first axis; 0: it is fixed."""
 
     name: str
@@ -56,18 +56,18 @@ class Settings(Strict):
     seed: str = "seed"
 
 
-class Manifest(Strict):
+class BundleManifest(Strict):
     """What a node must know before it loads a graph."""
 
     version: Literal[1] = 1
     digests: dict[str, str] = Field(description="sha256 of each part")
-    parameters: list[Spec] = Field(description="Trained")
-    frozen: list[Spec] = []
-    buffers: list[Spec] = []
+    parameters: list[BundleTensor] = Field(description="Trained")
+    frozen: list[BundleTensor] = []
+    buffers: list[BundleTensor] = []
     slots: list[str] = Field(default=[], description="The optimiser's, one tensor a parameter each; they start as 0")
-    inputs: list[Spec]
-    target: Spec
-    noise: list[Spec] = []
+    inputs: list[BundleTensor]
+    target: BundleTensor
+    noise: list[BundleTensor] = []
     outputs: list[str] = Field(description="Of the inference graph")
     metrics: list[str] = []
     classes: int | None = Field(default=None, description="Labels are below it, or IGNORED; None: no classes")
@@ -86,7 +86,7 @@ class Manifest(Strict):
 
 @dataclass(frozen=True, slots=True)
 class TrainingBundle:
-    manifest: Manifest
+    manifest: BundleManifest
     parts: Mapping[str, bytes]
 
     def initial(self) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ class TrainingBundle:
         return {t.name: t for t in decode(self.parts[INITIAL])}
 
 
-def pack(manifest: Manifest, parts: Mapping[str, bytes]) -> bytes:
+def pack(manifest: BundleManifest, parts: Mapping[str, bytes]) -> bytes:
     """The bundle's file; equal input, equal bytes. The manifest's digests are made here."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
     named = {_MANIFEST: manifest.model_copy(update={"digests": digests}).model_dump_json().encode(), **parts}
@@ -114,7 +114,7 @@ def read(data: bytes) -> TrainingBundle:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            manifest = Manifest.model_validate_json(archive.read(_MANIFEST))
+            manifest = BundleManifest.model_validate_json(archive.read(_MANIFEST))
             parts = {name: archive.read(name) for name in (TRAIN, EVALUATE, INFER, INITIAL)}
     except ValidationError as exc:
         raise MalformedMessage(f"{_MANIFEST} does not fit this fedtide: {exc.errors()[0]['msg']}", _AGAIN) from exc
@@ -133,8 +133,8 @@ def frame(tensors: list[Tensor]) -> bytes:
     return b"".join(encode(tensors))
 
 
-def spec_of(name: str, tensor: TensorSpec) -> Spec:
-    return Spec(name=name, dtype=tensor.dtype, shape=tensor.shape)
+def spec_of(name: str, tensor: TensorSpec) -> BundleTensor:
+    return BundleTensor(name=name, dtype=tensor.dtype, shape=tensor.shape)
 
 
 _AGAIN = "Export the app's training again: fedtide app export-training"

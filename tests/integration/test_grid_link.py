@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def _link(topology: Topology, folder: Path, attempt: int) -> GridLink:
     config = WorkerConfig(
         run="run-1", attempt=attempt, spec=RunSpec(app=APP), nats_url=topology.hub.url, work_dir=folder, regions=["eu"]
     )
-    link = GridLink(config)
+    link = GridLink(config, os._exit)
     link.open()
     return link
 

@@ -12,7 +12,7 @@ import torch
 from fedtide.edge_agent.samples.source import Columns
 from fedtide.edge_agent.serving.scoring import Array
 from fedtide.edge_agent.training.onnx.batches import Batches
-from fedtide.edge_agent.training.onnx.learning import Course, Learnt, learn, measure
+from fedtide.edge_agent.training.onnx.learning import TrainingParams, TrainingResult, learn, measure
 from fedtide.edge_agent.training.onnx.shuffle import TorchShuffle
 from fedtide.edge_agent.training.onnx.task import model_values
 from fedtide.fabric.tensors.training_bundle import TrainingBundle
@@ -57,10 +57,10 @@ def test_a_task_that_was_ended_goes_on_at_its_step(bundle: TrainingBundle, tmp_p
     plan = models.plan("mlp", rows=30)
     source, values = reference.columns(plan), model_values(bundle, reference.state(plan))
 
-    def train(batches: Batches, folder: Path) -> Learnt:
-        course = Course(epochs=3, batch_size=8, rate=0.05, seed=4)
+    def train(batches: Batches, folder: Path) -> TrainingResult:
+        params = TrainingParams(epochs=3, batch_size=8, rate=0.05, seed=4)
         given = {**values, "mu": np.array(0.0, np.float32)}
-        return learn(bundle, batches, given, course, 1, folder / "progress", checkpoint_s=0)
+        return learn(bundle, batches, given, params, 1, folder / "progress", checkpoint_s=0)
 
     whole = train(Batches(source, bundle.manifest), tmp_path)
     (tmp_path / "again").mkdir()
@@ -79,8 +79,10 @@ def test_progress_over_other_data_is_not_used(bundle: TrainingBundle, tmp_path: 
         plan = models.plan("mlp", rows=rows)
         values = {**model_values(bundle, reference.state(plan)), "mu": np.array(0.0, np.float32)}
         batches = Batches(reference.columns(plan), bundle.manifest)
-        learnt = learn(bundle, batches, values, Course(1, 10, 0.05, 1), 1, tmp_path / "progress", checkpoint_s=0)
-        assert learnt.steps == rows // 10
+        result = learn(
+            bundle, batches, values, TrainingParams(1, 10, 0.05, 1), 1, tmp_path / "progress", checkpoint_s=0
+        )
+        assert result.steps == rows // 10
 
 
 def test_a_model_is_measured_over_all_samples(bundle: TrainingBundle) -> None:
@@ -98,5 +100,5 @@ def test_a_rest_that_torch_would_refuse_is_left_out(bundle: TrainingBundle, tmp_
     plan = models.plan("mlp", rows=9)
     values = model_values(bundle, reference.state(plan))
     batches = Batches(reference.columns(plan), bundle.manifest)
-    assert learn(alone, batches, values, Course(1, 4, 0.05, 1), 1, tmp_path / "progress", 9).steps == 2
-    assert learn(bundle, batches, values, Course(1, 4, 0.05, 1), 1, tmp_path / "progress", 9).steps == 3
+    assert learn(alone, batches, values, TrainingParams(1, 4, 0.05, 1), 1, tmp_path / "progress", 9).steps == 2
+    assert learn(bundle, batches, values, TrainingParams(1, 4, 0.05, 1), 1, tmp_path / "progress", 9).steps == 3

@@ -22,7 +22,7 @@ from fedtide.edge_agent.tasks import trainer
 from fedtide.edge_agent.training.onnx.batches import Batches
 from fedtide.edge_agent.training.onnx.errors import GraphMismatch, WrongData, WrongModel, WrongTask
 from fedtide.edge_agent.training.onnx.graph import TrainingGraph
-from fedtide.edge_agent.training.onnx.task import check_config, course_of, model_values
+from fedtide.edge_agent.training.onnx.task import check_config, model_values, params_of
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
 from fedtide.fabric.tensors import training_bundle
 from fedtide.fabric.tensors.training_bundle import TRAIN, TRAINING, TrainingBundle, WrongDigest
@@ -91,7 +91,7 @@ def test_a_run_that_sets_what_is_in_the_graph(bundle: TrainingBundle) -> None:
     with pytest.raises(WrongTask, match=r"made with momentum=0\.9, the run says 0\.5.*--train onnx"):
         check_config(bundle.manifest, {"momentum": 0.5})
     with pytest.raises(WrongTask, match="has a number 'local-epochs'"):
-        course_of(bundle.manifest, {}, {})
+        params_of(bundle.manifest, {}, {})
 
 
 def test_a_graph_that_learns_something_else_is_not_published(bundle: TrainingBundle) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedtide.edge_agent.config import Limits
+from fedtide.edge_agent.config import TrainingLimits
 from fedtide.edge_agent.serving.serving import Served
 from fedtide.edge_agent.tasks import sensors
 from fedtide.edge_agent.tasks.governor import Governor, Latency, LimitExceeded
@@ -44,7 +44,7 @@ async def _until(holds: Any, what: str) -> None:
 
 
 def _governor(said: list[str], latency: Latency | None = None, **limits: Any) -> Governor:
-    return Governor(Limits(**limits), "UTC", latency or Latency(), said.append)
+    return Governor(TrainingLimits(**limits), "UTC", latency or Latency(), said.append)
 
 
 async def test_a_training_process_gets_its_share_of_the_cpu_and_no_more(busy: asyncio.subprocess.Process) -> None:

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fedtide.aggregation import strategies as ours
-from fedtide.aggregation.folding.ingest import Refused
+from fedtide.aggregation.folding.ingest import RefusedUpdate
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage
@@ -152,7 +152,7 @@ async def test_a_frame_without_the_models_tensors_is_refused(tmp_path: Path, ten
     shorter = arrays.model_copy(update={"blob": arrays.blob.model_copy(update={"size_bytes": len(frame)})})
     content = {**(reply.message.content or {}), "arrays": shorter}
     message = reply.message.model_copy(update={"content": content})
-    with pytest.raises(Refused, match=r"'w' is missing|'empty' was not"):
+    with pytest.raises(RefusedUpdate, match=r"'w' is missing|'empty' was not"):
         await setting.take(reply.model_copy(update={"message": message}))
     assert setting.sum.total.terms == 0
 

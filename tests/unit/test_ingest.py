@@ -12,7 +12,7 @@ import pytest
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Node
-from fedtide.aggregation.folding.ingest import Ingest, Refused
+from fedtide.aggregation.folding.ingest import Ingest, RefusedUpdate
 from fedtide.aggregation.folding.regions import Regions
 from fedtide.aggregation.folding.shards import Shards
 from fedtide.aggregation.folding.storage import StoredUpdate
@@ -126,7 +126,7 @@ async def test_what_must_not_count_is_taken_back_without_a_trace(setting: Settin
     if failure == "tampered":
         setting.stored.breaks[5] = DigestMismatch("chunk 5 does not match its digest")
     setting.wanted = failure != "unwanted"
-    with pytest.raises((Refused, DigestMismatch)):
+    with pytest.raises((RefusedUpdate, DigestMismatch)):
         await setting.take(setting.reply("bad", bad))
     setting.wanted = True
     await setting.take(setting.reply("good", _draw(1)))
@@ -142,7 +142,7 @@ async def test_a_phase_that_ends_takes_back_what_is_half_there(setting: Setting)
     settling = asyncio.create_task(setting.ingest.settle())
     await asyncio.sleep(0)  # lets `settle` say that the phase is over, before the reading goes on
     setting.stored.go_on.set()
-    with pytest.raises(Refused, match="still arriving"):
+    with pytest.raises(RefusedUpdate, match="still arriving"):
         await taking
     await settling
     assert setting.holds_only(_draw(1))
@@ -159,6 +159,6 @@ async def test_a_broken_reading_is_taken_back_when_its_phase_ends(setting: Setti
 
 
 async def test_an_update_of_another_form_is_refused_at_its_header(setting: Setting) -> None:
-    with pytest.raises(Refused, match="shape"):
+    with pytest.raises(RefusedUpdate, match="shape"):
         await setting.take(setting.reply("t", np.zeros(SIZE + 1, "f4")))
     assert setting.sum.total.terms == 0

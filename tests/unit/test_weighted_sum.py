@@ -182,7 +182,7 @@ def test_shares_of_the_model_together_are_the_whole() -> None:
     agreement = Agreement.of(updates[0], max_terms=4)
     whole = WeightedSum(agreement, device=Cpu())
     for number in range(3):
-        share = WeightedSum(agreement, device=Cpu(), share=(number, 3))
+        share = WeightedSum(agreement, device=Cpu(), shard=(number, 3))
         share.fold_all(updates, [1.0, 2.0, 3.0])
         part = share.partial()
         whole.merge(part if number == 0 else weighted_sum.Partial(part.tensors, Fraction(0), 0))

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedtide.edge_agent.training.job import STATE, Job
 from fedtide.edge_agent.training.job_loop import serve, write_frame, write_message
 from fedtide.edge_agent.training.onnx.batches import Batches, open_source
-from fedtide.edge_agent.training.onnx.task import Means, content, perform
+from fedtide.edge_agent.training.onnx.task import TaskContext, content, perform
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
 from fedtide.fabric.flower.app_objects import AppLoadError
@@ -39,7 +39,7 @@ def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
         bundle = bundles.get(job.app_dir) or bundles.setdefault(job.app_dir, _read(job.app_dir))
         model = describe(job.app_dir).model
         source = open_source(job.app_dir, bundle.manifest.data, model, job.node_config, task.run_config)
-        means = Means(
+        context = TaskContext(
             bundle=bundle,
             batches=Batches(source, bundle.manifest),
             blobs=job.blobs,
@@ -49,7 +49,7 @@ def _do(job: Job, bundles: dict[Path, TrainingBundle]) -> None:
             progress=job.progress_file,
             checkpoint_s=job.checkpoint_s,
         )
-        answer = perform(task, means)
+        answer = perform(task, context)
     except (FedtideError, MemoryError) as exc:
         log.exception("training.refused")
         code = _LOAD_FAILED if isinstance(exc, AppLoadError | MalformedMessage) else _APP_RAISED

@@ -15,7 +15,7 @@ from fedtide.fabric.flower.app_objects import load_object
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.frame import numpy_dtype
 from fedtide.fabric.tensors.preprocessing import apply
-from fedtide.fabric.tensors.training_bundle import IGNORED, Manifest, Spec
+from fedtide.fabric.tensors.training_bundle import IGNORED, BundleManifest, BundleTensor
 
 Array = npt.NDArray[Any]
 _KINDS = {"f": "a float", "i": "an integer", "u": "an integer", "b": "a boolean"}
@@ -24,7 +24,7 @@ _KINDS = {"f": "a float", "i": "an integer", "u": "an integer", "b": "a boolean"
 class Batches:
     """A data source as batches of a bundle's graph."""
 
-    def __init__(self, source: DataSource, manifest: Manifest) -> None:
+    def __init__(self, source: DataSource, manifest: BundleManifest) -> None:
         """Raises WrongData: it is empty, or gives other columns, types or shapes."""
         self._source = source
         self._manifest = manifest
@@ -61,7 +61,7 @@ class Batches:
                 f"the node's data source gives the label {wrong[0]} to a model of {classes} classes", _REMEDY
             )
 
-    def _column(self, columns: Mapping[str, Array], spec: Spec, name: str) -> Array:
+    def _column(self, columns: Mapping[str, Array], spec: BundleTensor, name: str) -> Array:
         if name not in columns:
             raise WrongData(f"the node's data source gives no column {name!r}, only {sorted(columns)}", _REMEDY)
         array = np.asarray(apply(self._steps[name], columns[name]) if name in self._steps else columns[name])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.process.files import map_file, write_atomically
 from fedtide.fabric.tensors.frame import Tensor, decode, encode
-from fedtide.fabric.tensors.training_bundle import Spec
+from fedtide.fabric.tensors.training_bundle import BundleTensor
 
 Array = npt.NDArray[Any]
 _PLACE = "\x01place"
@@ -36,7 +36,7 @@ class Checkpoint:
         write_atomically(file, encode([place, losses, *(Tensor.of(k, v) for k, v in self.values.items())]))
 
     @classmethod
-    def read(cls, file: Path, samples: int, expected: Mapping[str, Spec]) -> Checkpoint | None:
+    def read(cls, file: Path, samples: int, expected: Mapping[str, BundleTensor]) -> Checkpoint | None:
         """What `write` wrote; None if there is nothing, or it is of other data or another graph."""
         try:
             found = {t.name: t for t in decode(map_file(file))}

@@ -11,7 +11,7 @@ import onnxruntime
 
 from fedtide.edge_agent.training.onnx.errors import GraphMismatch
 from fedtide.fabric.tensors.frame import numpy_dtype
-from fedtide.fabric.tensors.training_bundle import EVALUATE, TRAIN, Manifest, Spec, TrainingBundle
+from fedtide.fabric.tensors.training_bundle import EVALUATE, TRAIN, BundleManifest, BundleTensor, TrainingBundle
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -94,27 +94,29 @@ class EvaluationGraph:
         return {name: float(value) for name, value in zip(self._names, found, strict=True)}
 
 
-def train_specs(manifest: Manifest) -> dict[str, Spec]:
+def train_specs(manifest: BundleManifest) -> dict[str, BundleTensor]:
     """All inputs of the training graph."""
-    scalar = {name: Spec(name=name, dtype=dtype, shape=()) for name, dtype in (("rate", "F32"), ("step", "I64"))}
-    each: dict[str, Spec] = {}
+    scalar = {
+        name: BundleTensor(name=name, dtype=dtype, shape=()) for name, dtype in (("rate", "F32"), ("step", "I64"))
+    }
+    each: dict[str, BundleTensor] = {}
     for parameter in manifest.parameters:
         kinds = [f"slot.{slot}" for slot in manifest.slots]
         kinds += ["anchor"] * manifest.proximal + ["correction"] * manifest.controls
         each |= {f"{kind}.{parameter.name}": parameter for kind in kinds}
     if manifest.proximal:
-        scalar["mu"] = Spec(name="mu", dtype="F32", shape=())
+        scalar["mu"] = BundleTensor(name="mu", dtype="F32", shape=())
     noise = {f"noise.{i}": spec for i, spec in enumerate(manifest.noise)}
     return {**evaluate_specs(manifest), **each, **noise, **scalar}
 
 
-def replaced_specs(manifest: Manifest) -> dict[str, Spec]:
+def replaced_specs(manifest: BundleManifest) -> dict[str, BundleTensor]:
     """The inputs that a step replaces."""
     kinds = ("param.", "slot.", "buffer.")
     return {name: spec for name, spec in train_specs(manifest).items() if name.startswith(kinds)}
 
 
-def evaluate_specs(manifest: Manifest) -> dict[str, Spec]:
+def evaluate_specs(manifest: BundleManifest) -> dict[str, BundleTensor]:
     """All inputs of the evaluation graph."""
     groups = (("param", manifest.parameters), ("frozen", manifest.frozen), ("buffer", manifest.buffers))
     model = {f"{kind}.{spec.name}": spec for kind, specs in groups for spec in specs}
@@ -134,7 +136,7 @@ def _session(bundle: TrainingBundle, graph: str, threads: int) -> onnxruntime.In
         raise GraphMismatch(f"ONNX Runtime cannot load {graph}: {exc}", _AGAIN) from exc
 
 
-def _check(session: onnxruntime.InferenceSession, graph: str, expected: Mapping[str, Spec]) -> None:
+def _check(session: onnxruntime.InferenceSession, graph: str, expected: Mapping[str, BundleTensor]) -> None:
     for found in session.get_inputs():
         spec = expected.get(found.name)
         if spec is None:
@@ -150,7 +152,7 @@ def _check(session: onnxruntime.InferenceSession, graph: str, expected: Mapping[
         raise GraphMismatch(f"{graph} does not take {min(missing)!r}, which its manifest names", _AGAIN)
 
 
-def _own(spec: Spec, value: Array | None) -> Array:
+def _own(spec: BundleTensor, value: Array | None) -> Array:
     """Memory of our own: a step writes into it."""
     if value is None:
         return np.zeros(spec.shape, numpy_dtype(spec.dtype))

@@ -16,7 +16,7 @@ from fedtide.edge_agent.training.onnx.batches import Batches, slices
 from fedtide.edge_agent.training.onnx.checkpoint import Checkpoint
 from fedtide.edge_agent.training.onnx.graph import EvaluationGraph, TrainingGraph, replaced_specs
 from fedtide.edge_agent.training.onnx.shuffle import TorchShuffle
-from fedtide.fabric.tensors.training_bundle import Manifest, TrainingBundle
+from fedtide.fabric.tensors.training_bundle import BundleManifest, TrainingBundle
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TrainingParams:
     """How long and how a task trains."""
 
     epochs: int
@@ -34,7 +34,7 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class TrainingResult:
     """`values` by the names of the graph's inputs; `loss` is the mean of the last epoch's steps."""
 
     values: dict[str, Array]
@@ -46,23 +46,23 @@ def learn(
     bundle: TrainingBundle,
     batches: Batches,
     values: Mapping[str, Array],
-    course: Course,
+    params: TrainingParams,
     threads: int,
     progress: Path,
     checkpoint_s: float,
-) -> Learnt:
+) -> TrainingResult:
     """Train from `values`, or from where `progress` says that this task was."""
-    given = {**values, "rate": np.array(course.rate, np.float32)}
+    given = {**values, "rate": np.array(params.rate, np.float32)}
     found = Checkpoint.read(progress, batches.samples, replaced_specs(bundle.manifest))
     graph = TrainingGraph(bundle, given | dict(found.values if found is not None else {}), threads)
     if found is not None:
         log.info("training.resumed", extra={"steps": found.steps})
         graph.steps = found.steps
     losses = list(found.losses) if found is not None else []
-    shuffle, saved, mean = TorchShuffle(course.seed), time.monotonic(), 0.0
+    shuffle, saved, mean = TorchShuffle(params.seed), time.monotonic(), 0.0
     done, ends = graph.steps, 0
-    for _ in range(course.epochs):
-        chosen = list(slices(shuffle.permutation(batches.samples), course.batch_size, bundle.manifest.smallest_batch))
+    for _ in range(params.epochs):
+        chosen = list(slices(shuffle.permutation(batches.samples), params.batch_size, bundle.manifest.smallest_batch))
         begins, ends = ends, ends + len(chosen)
         if ends < done:
             continue
@@ -72,16 +72,16 @@ def learn(
             batch = batches.take(indices)
             if batch is None:
                 continue
-            noise = _noise(bundle.manifest, course.seed, graph.steps, len(batch["target"]))
+            noise = _noise(bundle.manifest, params.seed, graph.steps, len(batch["target"]))
             losses.append(graph.step({**batch, **noise}))
             if time.monotonic() - saved >= checkpoint_s:
                 Checkpoint(graph.steps, batches.samples, tuple(losses), graph.values()).write(progress)
                 saved = time.monotonic()
         mean = sum(losses) / max(1, len(losses))
-    return Learnt(graph.values(), mean, graph.steps)
+    return TrainingResult(graph.values(), mean, graph.steps)
 
 
-def _noise(manifest: Manifest, seed: int, step: int, rows: int) -> dict[str, Array]:
+def _noise(manifest: BundleManifest, seed: int, step: int, rows: int) -> dict[str, Array]:
     """Uniform in [0, 1), by seed and step: a task that resumes drops out the same units."""
     if not manifest.noise:
         return {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedtide.edge_agent.training.control_variates import CONTROL
 from fedtide.edge_agent.training.onnx.errors import WrongTask
+from fedtide.fabric.messages.scaffold import CONTROL
 from fedtide.fabric.messages.tasks import Arrays, Values, WireMessage
 from fedtide.fabric.process.files import map_file
 from fedtide.fabric.strict import ConfigValues

@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtide.edge_agent.training import control_variates
-from fedtide.edge_agent.training.control_variates import CHANGE, CONTROL
 from fedtide.edge_agent.training.onnx import records
 from fedtide.edge_agent.training.onnx.batches import Batches
 from fedtide.edge_agent.training.onnx.errors import WrongModel, WrongTask
-from fedtide.edge_agent.training.onnx.learning import Course, learn, measure
+from fedtide.edge_agent.training.onnx.learning import TrainingParams, learn, measure
 from fedtide.edge_agent.training.update_coding import RESIDUAL, code
 from fedtide.fabric.ids import flower_int
+from fedtide.fabric.messages.scaffold import CHANGE, CONTROL
 from fedtide.fabric.messages.tasks import Arrays, Task, Values
 from fedtide.fabric.strict import ConfigValues, Scalar
 from fedtide.fabric.tensors.codecs import Codec
 from fedtide.fabric.tensors.frame import Tensor
-from fedtide.fabric.tensors.training_bundle import Manifest, TrainingBundle
+from fedtide.fabric.tensors.training_bundle import BundleManifest, TrainingBundle
 
 Array = npt.NDArray[Any]
 _OWN = "fedtide.scaffold"
@@ -31,7 +31,7 @@ _TOGETHER, _MOST_TOGETHER = 4, 256
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class TaskContext:
     """What a task is done with."""
 
     bundle: TrainingBundle
@@ -52,64 +52,66 @@ class Answer:
     state: dict[str, Tensor]
 
 
-def perform(task: Task, means: Means) -> Answer:
+def perform(task: Task, context: TaskContext) -> Answer:
     """Train or evaluate, as the message asks.
 
     Raises:
         WrongTask, WrongModel, WrongData, GraphMismatch: this task cannot be done with this bundle.
     """
-    manifest, message = means.bundle.manifest, task.message
+    manifest, message = context.bundle.manifest, task.message
     check_config(manifest, task.run_config)
     name = records.model_record(message)
     part = (message.content or {})[name]
     assert isinstance(part, Arrays)
-    came = records.tensors_of(part, means.blobs)
-    values = model_values(means.bundle, came)
+    came = records.tensors_of(part, context.blobs)
+    values = model_values(context.bundle, came)
     match message.message_type.split(".")[0]:
         case "train":
-            return _train(task, means, name, came, values)
+            return _train(task, context, name, came, values)
         case "evaluate":
-            found = measure(means.bundle, means.batches, values, _together(manifest, task), means.threads)
+            found = measure(context.bundle, context.batches, values, _together(manifest, task), context.threads)
             named = {manifest.evaluation_loss if k == "loss" else k: v for k, v in found.items()}
-            return Answer({}, {**named, "num-examples": means.batches.samples}, dict(means.state))
+            return Answer({}, {**named, "num-examples": context.batches.samples}, dict(context.state))
         case other:
             raise WrongTask(f"a training bundle answers train and evaluate messages, not {other!r}", _WITH_FLOWER)
 
 
-def _train(task: Task, means: Means, name: str, came: dict[str, Tensor], values: dict[str, Array]) -> Answer:
-    manifest, config = means.bundle.manifest, records.config_of(task.message)
-    course = course_of(manifest, task.run_config, config)
+def _train(task: Task, context: TaskContext, name: str, came: dict[str, Tensor], values: dict[str, Array]) -> Answer:
+    manifest, config = context.bundle.manifest, records.config_of(task.message)
+    params = params_of(manifest, task.run_config, config)
     given = dict(values)
     if manifest.proximal:
         given["mu"] = np.array(_number(config, "proximal-mu", 0.0), np.float32)
         given |= {f"anchor.{p.name}": values[f"param.{p.name}"] for p in manifest.parameters}
-    control = _control(task, means)
-    own = control_variates.own_control(control, _numpy(means.state, f"{_OWN}."))
+    control = _control(task, context)
+    own = control_variates.own_control(control, _numpy(context.state, f"{_OWN}."))
     moved = control_variates.correction(control, own)
     given |= {f"correction.{p.name}": moved[p.name] for p in manifest.parameters if p.name in moved}
-    learnt = learn(means.bundle, means.batches, given, course, means.threads, means.progress, means.checkpoint_s)
-    went = {k: _went(t, learnt.values) for k, t in came.items()}
-    metrics = {manifest.train_loss: learnt.loss, "num-examples": means.batches.samples}
+    result = learn(
+        context.bundle, context.batches, given, params, context.threads, context.progress, context.checkpoint_s
+    )
+    went = {k: _went(t, result.values) for k, t in came.items()}
+    metrics = {manifest.train_loss: result.loss, "num-examples": context.batches.samples}
     if manifest.report_steps:
-        metrics["num-steps"] = learnt.steps
-    answer = Answer({name: list(went.values())}, metrics, dict(means.state))
-    if control and learnt.steps * course.rate:
+        metrics["num-steps"] = result.steps
+    answer = Answer({name: list(went.values())}, metrics, dict(context.state))
+    if control and result.steps * params.rate:
         before, after = ({k: t.numpy() for k, t in tensors.items()} for tensors in (came, went))
-        new = control_variates.renewed(control, own, before, after, learnt.steps, course.rate)
+        new = control_variates.renewed(control, own, before, after, result.steps, params.rate)
         answer.records[CHANGE] = [Tensor.of(k, new[k] - own[k]) for k in control]
         answer.state.update({f"{_OWN}.{k}": Tensor.of(f"{_OWN}.{k}", v) for k, v in new.items()})
-    return _coded(task, means, name, came, answer) if task.codec and not control else answer
+    return _coded(task, context, name, came, answer) if task.codec and not control else answer
 
 
-def _coded(task: Task, means: Means, name: str, came: dict[str, Tensor], answer: Answer) -> Answer:
-    seed = flower_int(f"{means.node_id}.{task.message.message_id}")
-    residual = _numpy(means.state, f"{RESIDUAL}.")
+def _coded(task: Task, context: TaskContext, name: str, came: dict[str, Tensor], answer: Answer) -> Answer:
+    seed = flower_int(f"{context.node_id}.{task.message.message_id}")
+    residual = _numpy(context.state, f"{RESIDUAL}.")
     coded, left = code(Codec.parse(task.codec), answer.records[name], came, residual, seed)
     kept = {f"{RESIDUAL}.{t.name}": Tensor.of(f"{RESIDUAL}.{t.name}", t.numpy()) for t in left or []}
     return Answer({name: coded}, answer.metrics, {**answer.state, **kept})
 
 
-def check_config(manifest: Manifest, run_config: ConfigValues) -> None:
+def check_config(manifest: BundleManifest, run_config: ConfigValues) -> None:
     """Raises WrongTask: the run sets something else than what the graphs were made with."""
     for key, made in manifest.fixed.items():
         if key in run_config and run_config[key] != made:
@@ -119,7 +121,7 @@ def check_config(manifest: Manifest, run_config: ConfigValues) -> None:
             )
 
 
-def course_of(manifest: Manifest, run_config: ConfigValues, message: ConfigValues) -> Course:
+def params_of(manifest: BundleManifest, run_config: ConfigValues, message: ConfigValues) -> TrainingParams:
     """How to train. The message goes over the run config; the seed is that of the run config plus the round.
 
     Raises:
@@ -131,10 +133,12 @@ def course_of(manifest: Manifest, run_config: ConfigValues, message: ConfigValue
     rate = _number(given, keys.learning_rate)
     if epochs < 1 or batch < 1:
         raise WrongTask(f"{keys.epochs} is {epochs} and {keys.batch_size} is {batch}: they must be positive")
-    return Course(epochs, batch, rate, int(_number(given, keys.seed, 0)) + int(_number(given, "server-round", 0)))
+    return TrainingParams(
+        epochs, batch, rate, int(_number(given, keys.seed, 0)) + int(_number(given, "server-round", 0))
+    )
 
 
-def _together(manifest: Manifest, task: Task) -> int:
+def _together(manifest: BundleManifest, task: Task) -> int:
     batch = _number(task.run_config, manifest.settings.batch_size, _MOST_TOGETHER)
     return max(1, min(_MOST_TOGETHER, _TOGETHER * int(batch)))
 
@@ -171,13 +175,13 @@ def model_values(bundle: TrainingBundle, came: Mapping[str, Tensor]) -> dict[str
     return values
 
 
-def _control(task: Task, means: Means) -> dict[str, Array]:
+def _control(task: Task, context: TaskContext) -> dict[str, Array]:
     part = (task.message.content or {}).get(CONTROL)
     if not isinstance(part, Arrays):
         return {}
-    if not means.bundle.manifest.controls:
+    if not context.bundle.manifest.controls:
         raise WrongTask("the strategy sends control variates, for which the bundle was not made", "Set `controls=True`")
-    return {k: t.numpy() for k, t in records.tensors_of(part, means.blobs).items()}
+    return {k: t.numpy() for k, t in records.tensors_of(part, context.blobs).items()}
 
 
 def _went(tensor: Tensor, values: Mapping[str, Array]) -> Tensor:
