@@ -73,9 +73,17 @@ def settings(texts: Iterable[str], declared: ConfigValues) -> ConfigValues:
     """`--set` of a run config: where the app declares a text, the value is a text, whatever it looks like."""
     found: ConfigValues = {}
     for key, text in pairs("--set", texts):
-        read = scalar("--set", key, text)
-        found[key] = text if isinstance(declared.get(key), str) and not isinstance(read, str) else read
+        found[key] = _text(key, text) if isinstance(declared.get(key), str) else scalar("--set", key, text)
     return found
+
+
+def _text(key: str, text: str) -> str:
+    """Of a key that is declared as a text: without its quotes, if it has any, and else as it stands."""
+    try:
+        read = value("--set", key, text)
+    except ConfigError:
+        return text
+    return read if isinstance(read, str) else text
 
 
 def fields(option: str, text: str, kind: type[M]) -> M:

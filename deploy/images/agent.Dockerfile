@@ -21,7 +21,7 @@ RUN /opt/fedtide/bin/pip install --no-compile ".[${EXTRAS}]" \
  && /opt/fedtide/bin/pip uninstall --yes pip setuptools
 
 FROM python:${PYTHON}
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.title="fedtide agent" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"

@@ -17,7 +17,7 @@ RUN /opt/fedtide/bin/pip install ".[control,cluster]" \
  && /opt/fedtide/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.title="fedtide coordinator" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"

@@ -90,7 +90,7 @@ class SampleApi:
         return _json(await self.label(request.match_info["model"], asked))
 
     async def _on_counts(self, _: web.Request) -> web.Response:
-        return _json(await self.counts())
+        return web.json_response((await self.counts()).model_dump()["models"])
 
     async def _on_forget(self, request: web.Request) -> web.Response:
         query: dict[str, Any] = dict(request.query)

@@ -51,7 +51,7 @@ from fedtide.fabric.ids import new_id
 from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.plans.release import Export, Privacy, ReleaseManifest
 from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
-from fedtide.fabric.strict import Strict, TaggedMessage
+from fedtide.fabric.strict import Tagged, TaggedMessage
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.validation import first_problem
 
@@ -217,8 +217,10 @@ EventData = Annotated[
 ]
 
 
-class Event(Strict):
+class Event(Tagged):
     """One CloudEvent. `id` is unique for ever: the log stores an id once."""
+
+    TAG = "specversion"
 
     specversion: Literal["1.0"] = "1.0"
     id: str

@@ -92,7 +92,7 @@ def test_selectors_and_names_do_not_depend_on_the_version() -> None:
     """What cannot be changed by an upgrade must not change with one."""
     for body in example(CLOUD / "examples/eks.yaml"):
         for field in ("selector", "serviceName", "volumeClaimTemplates"):
-            assert "0.1.0" not in json.dumps(body.get("spec", {}).get(field, "")), body["metadata"]["name"]
+            assert "0.2.0" not in json.dumps(body.get("spec", {}).get(field, "")), body["metadata"]["name"]
 
 
 def test_the_coordinator_may_do_what_it_does_and_no_more() -> None:

@@ -52,7 +52,7 @@ def _middle(updates: list[Model], nodes: list[int]) -> Model:
     }
 
 
-def _learn(there: Installation, strategy: str, options: dict[str, Any], **more: Any) -> tuple[dict[str, Any], Model]:
+def _learn(there: Installation, strategy: str, options: dict[str, Any], **more: Any) -> tuple[RunView, Model]:
     config = {"strategy": strategy, "options": json.dumps(options), **more}
     view = there.train(APPS / "sums", *[a for k, v in config.items() for a in ("--set", f"{k}={v}")])
     assert view.state == "completed", view.reason

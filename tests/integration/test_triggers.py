@@ -67,9 +67,9 @@ def test_a_webhook_event_starts_a_run_once_in_both_modes_of_cloudevents(
 def test_a_test_says_what_would_happen_and_does_nothing(installation: Installation, tmp_path: Path) -> None:
     _apply(installation, tmp_path, "dry")
     said = installation.json("trigger", "test", "dry", "--type", "com.example.drift", "--set", "psi=0.9")
-    assert said.outcome == "fired"
+    assert said["outcome"] == "fired"
     assert said["would_start"].startswith("run-")
-    assert installation.json("trigger", "test", "dry", "--type", "other").outcome == "not listening"
+    assert installation.json("trigger", "test", "dry", "--type", "other")["outcome"] == "not listening"
     assert installation.json("trigger", "history", "dry") == []
     installation.run("trigger", "rm", "dry")
 
@@ -82,7 +82,7 @@ def test_a_firing_that_cannot_start_says_why_in_the_history(installation: Instal
 
     def failed() -> bool:
         lines = installation.json("trigger", "history", "nothing")
-        return [line.outcome for line in lines] == ["fired", "failed"] and "no-such-model" in lines[1].reason
+        return [line["outcome"] for line in lines] == ["fired", "failed"] and "no-such-model" in lines[1]["reason"]
 
     until(failed, "the reason")
     installation.run("trigger", "rm", "nothing")
@@ -117,7 +117,7 @@ def test_a_schedule_fires_at_its_minute(installation: Installation, tmp_path: Pa
     assert installation.run("trigger", "apply", str(file)).returncode == 0
     until(lambda: len(installation.json("trigger", "history", "clock")) >= 2, "the minute", timeout_s=75)
     first = installation.json("trigger", "history", "clock")[0]
-    assert first.outcome == "fired"
+    assert first["outcome"] == "fired"
     assert first["signal"].endswith(":00+00:00")
     installation.run("trigger", "rm", "clock")
 

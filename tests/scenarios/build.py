@@ -40,14 +40,17 @@ class Story:
     def __init__(self) -> None:
         self.world = World()
         self.events: list[Event] = []
+        self.decided: list[Event] = []
+        """The same as the log has them, with what was decided."""
 
     def tell(self, *data: EventData, after_s: float = 1.0, caches: bool = True) -> tuple[Any, ...]:
         """The commands of the last event. Regions fetch a release at once, unless `caches` is false."""
         commands: tuple[Any, ...] = ()
         for each in data:
             event = self.event(each, after_s)
-            commands = self.world.apply(event)
+            logged, commands = self.world.decide(event)
             self.events.append(event)
+            self.decided.append(logged)
             for asked in [c for c in commands if isinstance(c, CacheRelease) and caches]:
                 commands += self.tell(cached(asked.region, asked.rollout), after_s=0)
         return commands
@@ -107,8 +110,8 @@ def closed(number: int, attempt: int = 1, **metrics: float) -> RoundClosed:
 
 
 def joined(node: str, region: str = "eu", **capabilities: Any) -> NodeJoined:
-    told = Capabilities(cpus=1, memory_bytes=1, disk_free_bytes=1, python="3.11", **capabilities)
-    return NodeJoined(node=node, region=region, capabilities=told)
+    known = Capabilities(cpus=1, memory_bytes=1, disk_free_bytes=1, python="3.11", **capabilities)
+    return NodeJoined(node=node, region=region, capabilities=known)
 
 
 def produced(run: str = "run-1") -> ModelProduced:
