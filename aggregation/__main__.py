@@ -13,7 +13,7 @@ from fedtide.aggregation.worker import run
 from fedtide.fabric import logs
 
 LIFELINE = "FEDTIDE_LIFELINE_PID"
-"""Set by a supervisor that owns this process though it did not start it (embedded mode)."""
+"""Environment variable: PID of the owning supervisor; this process ends with it (embedded mode)."""
 
 
 def _end_with(pid: int) -> None:
@@ -26,7 +26,7 @@ def _end_with(pid: int) -> None:
 
 
 def _wait() -> WorkerConfig | None:
-    """As a spare: everything is loaded; the next line of standard input is the run. None if there will be none."""
+    """Spare mode: read the path of a run's config from standard input. None at the end of input."""
     file = sys.stdin.readline().strip()
     if not file:
         return None

@@ -1,4 +1,4 @@
-"""The aggregator process: runs one Flower ServerApp to its end and reports what came of it."""
+"""The aggregator process: runs one Flower ServerApp to its end and reports the result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STOPPED_CODE = 128 + signal.SIGTERM
 
 
 class Stopped(BaseException):
-    """SIGTERM arrived: the run was cancelled, or this machine is wanted for something else."""
+    """SIGTERM arrived: the run was cancelled, or the aggregator is preempted."""
 
 
 def _stop(*_: object) -> None:
@@ -46,10 +46,10 @@ def _stop(*_: object) -> None:
 
 
 def run(config: WorkerConfig, end: End) -> int:
-    """Run the app; how it ended is reported, then the exit code is 0. Stopped from outside, it is not.
+    """Run the app and report how it ended; the exit code is then 0, and another if stopped or cut off.
 
     Args:
-        end: ends the process at once, when its attempt is not the run's any more.
+        end: ends the process at once, when it is no longer the run's current attempt.
     """
     signal.signal(signal.SIGTERM, _stop)
     link = GridLink(config, end)

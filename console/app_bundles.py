@@ -1,4 +1,4 @@
-"""An app as it is given to the coordinator: its files, and its training bundle if nodes are to train without torch."""
+"""Packs an app for the coordinator: its files, and its training bundle if nodes are to train without torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Train = Annotated[TrainWith, typer.Option("--train", help="onnx: nodes without t
 
 
 class ExportFailed(FedtideError):
-    """The app's training has no bundle."""
+    """The app's training could not be exported to a bundle."""
 
 
 def packed(app: Path, run_config: ConfigValues, train: TrainWith) -> bytes:

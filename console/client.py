@@ -1,6 +1,6 @@
 """The API's client, sync and async, on httpx: finds the coordinator that leads, and waits while another takes over.
 
-What it sends, and how answers are read, stands in `endpoints`; who may be called in `servers`.
+Requests and the decoding of answers are in `endpoints`; the servers that may be called are in `servers`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 TIMEOUT_S = 60.0
 ANSWER_WITHIN_S = 5.0
-"""One of several coordinators may be frozen: then another is asked."""
+"""Seconds for an answer if there are several coordinators: one may be frozen, then another is asked."""
 FAIL_OVER_S = 15.0
-"""How long one of several coordinators may take to lead."""
+"""How long to wait for one of several coordinators to become the leader."""
 
 
 _LIMITS = httpx.Limits(max_keepalive_connections=0)
@@ -37,7 +37,7 @@ _LIMITS = httpx.Limits(max_keepalive_connections=0)
 
 
 class ApiError(FedtideError):
-    """The coordinator refused; it said why and how to exit."""
+    """The coordinator refused; its answer holds the reason and the exit code."""
 
     def __init__(self, what: str, remedy: str, exit_code: int, status: int) -> None:
         super().__init__(what, remedy)
@@ -59,7 +59,7 @@ class Client:
 
     @classmethod
     def find(cls, by: str = "cli") -> Client:
-        """For the servers of the environment, or the installation that is up in the present home."""
+        """A client for the servers in the environment, or for the installation that is up in the current home."""
         return cls(Servers.find(), by)
 
     @classmethod
@@ -71,11 +71,11 @@ class Client:
         """One call's answer.
 
         Args:
-            key: with the same key a second request starts nothing a second time.
+            key: idempotency key: a second request with the same key starts nothing.
 
         Raises:
             ApiError: the coordinator refused.
-            TransientError: nobody answers there.
+            TransientError: no coordinator answers.
         """
         headers = _headers(self._servers, call, self._by, key)
         response = self._ask(call, headers, _limits(self._servers, timeout_s), patient=len(self._servers.urls) > 1)
@@ -93,10 +93,10 @@ class Client:
             page = self.send(endpoints.next_page(listing, page.next))
 
     def stream(self, call: Call[T], timeout_s: float | None = None) -> Iterator[T]:
-        """The views of a watch, as they come, until it ends; cut off, it goes on with whoever leads.
+        """The views of a watch, until it ends; a broken stream is continued with the current leader.
 
         Args:
-            timeout_s: after so many seconds it ends too.
+            timeout_s: seconds after which the stream ends in any case.
         """
         headers = _headers(self._servers, call, self._by, "")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -218,7 +218,7 @@ class AsyncClient:
 
 
 class _Route:
-    """Whom to ask, one after the other: the servers that are named, and whoever they say leads. No I/O."""
+    """The order in which servers are asked: the configured ones, and the leader that they name. No I/O."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
@@ -234,7 +234,7 @@ class _Route:
         return None
 
     def is_answer(self, url: str, response: httpx.Response) -> bool:
-        """False if the server only says that another leads, or that nobody does at the moment."""
+        """False if the response only says that another server leads, or that there is no leader now."""
         if response.status_code == 307:
             parts = urlsplit(response.headers.get("Location", ""))
             leader = f"{parts.scheme}://{parts.netloc}"
@@ -245,7 +245,7 @@ class _Route:
 
 
 def _until_somebody_leads(*, patient: bool) -> Any:
-    """Attempts with growing pauses. A single server that does not answer is not waited for: it may be a typo."""
+    """Attempts with growing pauses. A single server that does not answer is not retried: its address may be wrong."""
     return stamina.retry_context(
         on=NoLeader,
         attempts=None if patient else 1,
@@ -319,7 +319,7 @@ def _refusal(response: httpx.Response) -> FedtideError:
 
 
 def _raise_if_hopeless(error: httpx.HTTPError, url: str) -> None:
-    """Raises ConfigError for what asking again does not mend."""
+    """Raises ConfigError for an error that a retry cannot fix."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

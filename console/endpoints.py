@@ -25,7 +25,7 @@ Query = Mapping[str, str | int | float | None]
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request. `answer` None: the answer's bytes as they are."""
+    """One request; `answer` decodes the response (see `is_raw` for bytes)."""
 
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
@@ -33,14 +33,14 @@ class Call(Generic[T]):
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     starts_something: bool = False
-    """Sent again it must not start a second thing: it carries an idempotency key."""
+    """Whether it starts something: then it carries an idempotency key, so that a retry starts nothing new."""
 
 
 _BYTES: TypeAdapter[bytes] = TypeAdapter(bytes)
 
 
 def is_raw(call: Call[T]) -> bool:
-    """Whether the answer is bytes, and no JSON."""
+    """Whether the answer is raw bytes, not JSON."""
     return call.answer is _BYTES
 
 

@@ -1,4 +1,4 @@
-"""The folder of one embedded installation, and what stands where in it."""
+"""The folder of one embedded installation, and its layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENVIRONMENT = "FEDTIDE_HOME"
 
 
 class UpState(Strict):
-    """What a running installation tells others; written once everything is up."""
+    """The published state of a running installation; written once everything is up."""
 
     pid: int
     apis: list[str]
@@ -48,7 +48,7 @@ class Home:
 
     @property
     def identity(self) -> Path:
-        """What only the coordinator may know."""
+        """Folder of secrets of the coordinator."""
         return self.root / "identity"
 
     @property
@@ -56,7 +56,7 @@ class Home:
         return self.root / "config" / "join-token"
 
     def store(self, server: str) -> Path:
-        """What a nats-server keeps."""
+        """Storage folder of a nats-server."""
         return self.root / "nats" / server
 
     def endpoint_file_of(self, coordinator: str) -> Path:

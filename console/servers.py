@@ -1,4 +1,4 @@
-"""Which servers a client may call, and what it shows to them. Credentials are bound to the API's own servers."""
+"""The servers that a client may call, and its credentials. Credentials are sent to the API's own servers only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedtide.fabric.errors import ConfigError
 
 SERVER = "FEDTIDE_SERVER"
 CA = "FEDTIDE_CA"
-"""File of the authority whose certificate an https server has; without it those that the machine trusts."""
+"""Environment variable: CA file for https servers; default: the CAs that the machine trusts."""
 TOKEN = "FEDTIDE_TOKEN"  # noqa: S105  # the name of a variable
 
 
@@ -48,7 +48,7 @@ class Servers:
         return cls(tuple(urls), env.get(TOKEN, "").strip(), Path(ca) if ca else None)
 
     def may_follow(self, came_from: str, location: str) -> bool:
-        """Whether a coordinator's word, who leads, is followed: never from https to plain http."""
+        """Whether a redirect to the leader may be followed: never from https to plain http."""
         there = urlsplit(location)
         return there.scheme in ("http", "https") and not (
             urlsplit(came_from).scheme == "https" and there.scheme == "http"

@@ -28,8 +28,8 @@ async def _until_signalled(config: AgentConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fedtide agent", description="Run the agent of one edge node.")
-    parser.add_argument("--config", type=Path, help="TOML or JSON file; FEDTIDE_* variables go over it")
-    parser.add_argument("--check", action="store_true", help="Only say whether the configuration is right")
+    parser.add_argument("--config", type=Path, help="TOML or JSON file; FEDTIDE_* variables override it")
+    parser.add_argument("--check", action="store_true", help="Only check the configuration")
     arguments = parser.parse_args(argv)
     logs.to_stderr()
     try:

@@ -1,4 +1,4 @@
-"""The agent of one node: puts the parts together and keeps them in step with the broker."""
+"""The agent of one node: assembles its parts and keeps them connected to the broker."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Agent:
         self._cluster = ClusterView()
 
     async def run(self) -> None:
-        """Serve at once what the disk holds; take part once the broker is there.
+        """Serve models from disk at once; join the fleet once the broker is reachable.
 
         Raises:
             ConfigError: the inference port is taken.
@@ -91,7 +91,7 @@ class Agent:
             samples.close()
 
     async def _keep_connected(self, store: ModelStore) -> None:
-        """Everything that needs the broker, for ever. A node that is not let in goes on serving, and asks again."""
+        """Run all that needs the broker, for ever. A node that is refused keeps serving, and retries."""
         refused = False
         while True:
             try:
@@ -156,8 +156,8 @@ class Agent:
                     await self._tasks.changed.wait()
 
     async def _follow_cluster(self) -> None:
-        """Say so when the node is cordoned, drained, or labelled anew. One small request now and then is a poll, but
-        a watch would hold a connection to the API server for every node of a fleet."""
+        """Report when the node is cordoned, drained or relabelled. Polls, since a watch would hold a connection to
+        the API server for every node of a fleet."""
         while self._cluster.is_there:
             await asyncio.sleep(ASK_EVERY_S)
             if await self._cluster.look():
@@ -173,7 +173,7 @@ class Agent:
         await self._publish(joined, f"{self._config.node}.joined.{self._boot}.{self._joined}")
 
     async def _catch_up(self) -> None:
-        """Read what was published while nobody listened: the newest message of each subject."""
+        """Read the messages missed while disconnected: the newest of each subject."""
         region, node = self._config.region, self._config.node
         orders = self._subjects.down_node(region, node)
         missed = await until_done(
@@ -186,7 +186,7 @@ class Agent:
                 log.warning("agent.order_refused", extra={"reason": str(exc)})
 
     async def _on_live(self, message: Received) -> None:
-        """A hint only: who may have a server answer to any subject could have sent it. The stream says what is so."""
+        """Take the message as a hint only, since its sender is not verified, and read the order from the stream."""
         stored = await self._broker.last(DOWN, message.subject)
         if stored is not None:
             await self._take(stored)

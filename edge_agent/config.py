@@ -22,61 +22,61 @@ from fedtide.fabric.validation import config_error
 
 ENV_PREFIX = "FEDTIDE_"
 NODE = "FEDTIDE_KUBERNETES_NODE"
-"""The cluster's name of the node, as a DaemonSet tells its pods."""
+"""Environment variable: the name of the Kubernetes node, set by the DaemonSet."""
 LONGEST_NAME = 63
 _STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits")
-"""Fields that are JSON in the environment."""
+"""Fields whose environment variables hold JSON."""
 
 
 class Capture(Strict):
     """Which requests become samples, and how long they stay on this node. Nothing of them leaves it."""
 
-    share: float = Field(default=0.0, ge=0, le=1, description="Of requests; 0: none")
-    max_bytes: int = Field(default=256 * 1024 * 1024, ge=1, description="Oldest samples go beyond this")
-    max_age_s: float = Field(default=30 * 86_400.0, gt=0, description="Samples older than this go")
+    share: float = Field(default=0.0, ge=0, le=1, description="Share of requests that is kept; 0: none")
+    max_bytes: int = Field(default=256 * 1024 * 1024, ge=1, description="Store limit; the oldest samples are deleted")
+    max_age_s: float = Field(default=30 * 86_400.0, gt=0, description="Samples older than this are deleted")
 
 
 class Drift(Strict):
     """Histograms of what the models see; only sums over several nodes leave the region."""
 
-    window_s: float = Field(default=600.0, gt=0, description="A histogram covers so much time")
+    window_s: float = Field(default=600.0, gt=0, description="Seconds that one histogram covers")
 
 
 class DriftLimits(Strict):
     """What a region's drift collector reports."""
 
-    min_nodes: int = Field(default=5, ge=2, description="Fewer nodes in a region are not summed")
-    min_samples: int = Field(default=500, ge=1, description="Fewer requests in a region are not judged")
-    report_above: float = Field(default=0.1, ge=0, description="Population stability index that is worth an event")
+    min_nodes: int = Field(default=5, ge=2, description="Minimum number of nodes in the sum of a region")
+    min_samples: int = Field(default=500, ge=1, description="Minimum number of requests for a drift score")
+    report_above: float = Field(default=0.1, ge=0, description="Minimum population stability index to report")
 
 
 class TrainingLimits(Strict):
-    """When and how far training may use the machine; it is paused, not lost, while one is exceeded."""
+    """Limits on training's use of the machine. While one is exceeded, training is paused, not lost."""
 
-    cpu_share: float = Field(default=1.0, gt=0, le=1, description="Of all cores")
-    memory_bytes: int | None = Field(default=None, ge=1, description="The trainer's data; more is refused by the OS")
+    cpu_share: float = Field(default=1.0, gt=0, le=1, description="Share of the CPU time of all cores")
+    memory_bytes: int | None = Field(default=None, ge=1, description="The trainer's private memory; enforced by OS")
     task_s: float | None = Field(default=None, gt=0, description="A task that trains longer is ended and reported")
-    window: Window | None = Field(default=None, description="Only then is trained")
-    max_celsius: float | None = Field(default=None, description="Hottest thermal zone")
-    min_battery: float | None = Field(default=None, ge=0, le=1, description="Charge, while it is not charging")
-    inference_slo_ms: float | None = Field(default=None, gt=0, description="Mean latency of requests")
-    allow_command: list[str] = Field(default=[], description="Training goes on while this ends with exit code 0")
-    check_s: float = Field(default=5.0, gt=0, description="Seconds between looks, while there is something to train")
+    window: Window | None = Field(default=None, description="Training runs only inside this window")
+    max_celsius: float | None = Field(default=None, description="Limit for the hottest thermal zone")
+    min_battery: float | None = Field(default=None, ge=0, le=1, description="Minimum charge, 0 to 1, on battery")
+    inference_slo_ms: float | None = Field(default=None, gt=0, description="Limit for the mean latency of requests")
+    allow_command: list[str] = Field(default=[], description="Training runs only while this exits with code 0")
+    check_s: float = Field(default=5.0, gt=0, description="Seconds between checks of the limits during training")
 
 
 class AgentConfig(Strict):
-    """What one agent needs to know. Every field but the first three has a default."""
+    """Configuration of one agent. Every field but the first three has a default."""
 
     node: str
     region: str
     nats_url: str
     tenant: str = "default"
-    ca_file: Path | None = Field(default=None, description="Whose certificates the broker may have; needed for tls://")
+    ca_file: Path | None = Field(default=None, description="CA of the broker's certificate; needed for tls://")
     credentials: Path | None = Field(
         default=None, description="This node's `.creds` file; written at enrolment. Default: identity.creds in data_dir"
     )
-    join_token: str = Field(default="", description="To enrol with, once", repr=False)
-    join_token_file: Path | None = Field(default=None, description="The same, in a file")
+    join_token: str = Field(default="", description="Token for the first enrolment", repr=False)
+    join_token_file: Path | None = Field(default=None, description="File that holds the join token")
     data_dir: Path = Field(default=Path("fedtide-node"), description="Model store, outbox and run state")
     labels: dict[str, str] = {}
     node_config: ConfigValues = Field(default={}, description="Flower's node config, e.g. partition-id")
@@ -84,25 +84,25 @@ class AgentConfig(Strict):
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=0, ge=0, le=65535, description="Inference server; 0: any free port")
     heartbeat_s: float = Field(default=5.0, gt=0)
-    train_nice: int = Field(default=10, ge=0, le=19, description="How much the trainer yields to everything else")
+    train_nice: int = Field(default=10, ge=0, le=19, description="Nice level of the trainer process")
     train_threads: int | None = Field(default=None, ge=1, description="Threads of the trainer's numeric libraries")
     train_runtime: Literal["auto", "flower", "onnx"] = Field(
         default="auto",
-        description="flower: the app's code; onnx: its training bundle; auto: flower where torch is",
+        description="flower: the app's code; onnx: its training bundle; auto: flower if torch is installed",
     )
     train_checkpoint_s: float = Field(
-        default=20.0, ge=0, description="So often a task from a training bundle saves where it is"
+        default=20.0, ge=0, description="Seconds between checkpoints of a task that trains from a bundle"
     )
-    train_idle_s: float = Field(default=120.0, gt=0, description="An unused trainer process ends after this")
-    inference_threads: int = Field(default=1, ge=1, description="Of one run of a model")
-    inference_parallel: int = Field(default=1, ge=1, description="Runs at once, over all models")
-    batch_size: int = Field(default=32, ge=1, description="Rows that are run together at most")
+    train_idle_s: float = Field(default=120.0, gt=0, description="Seconds after which an idle trainer process ends")
+    inference_threads: int = Field(default=1, ge=1, description="Threads of one model run")
+    inference_parallel: int = Field(default=1, ge=1, description="Concurrent model runs, over all models")
+    batch_size: int = Field(default=32, ge=1, description="Most rows in one batch")
     batch_wait_ms: float = Field(default=0.0, ge=0, description="How long a request may wait for others to join it")
-    queue_size: int = Field(default=256, ge=1, description="Requests of a model that wait; more are refused with 429")
+    queue_size: int = Field(default=256, ge=1, description="Most waiting requests of a model; more get a 429")
     providers: list[str] = Field(default=[], description="Execution providers; empty: CUDA, OpenVINO, CPU if installed")
     graph_optimization: Literal["off", "basic", "extended", "all"] = "all"
     session_options: dict[str, str] = Field(default={}, description="ONNX Runtime's session configuration entries")
-    timezone: str = Field(default="", description="Of maintenance windows; empty: that of the machine")
+    timezone: str = Field(default="", description="Time zone of windows; empty: that of the machine")
     capture: Capture = Capture()
     drift: Drift = Drift()
     limits: TrainingLimits = TrainingLimits()
@@ -178,7 +178,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def node_name(name: str) -> str:
-    """A Kubernetes node's name as one of ours: it may have dots and be longer than a subject's token."""
+    """A valid node name from a Kubernetes node's name, which may have dots and be longer."""
     token = re.sub(r"[^A-Za-z0-9_-]", "-", name)
     if len(token) <= LONGEST_NAME:
         return token

@@ -1,4 +1,4 @@
-"""Asking a fold worker: it may take its time, but not die unnoticed."""
+"""Client of a fold worker: requests may take long; a worker that dies meanwhile is detected."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _AT_ONCE = 16
 
 
 async def instance_of(broker: Broker, subject: str) -> str:
-    """Which process answers on a subject.
+    """The instance id of the worker that answers on a subject.
 
     Raises:
-        TransientError: none.
+        TransientError: no worker answers.
     """
     raw = await broker.ask(subject, to_json(FoldRequest()), timeout_s=_PING_S)
     return _understood(raw, subject).instance
 
 
 async def ask(broker: Broker, subject: str, request: FoldRequest, who: str) -> FoldAnswer:
-    """The answer of a worker that is looked at again and again while it works.
+    """Send a request and return the answer; the worker is pinged while it works.
 
     Raises:
-        TransientError: it is not there, froze, was started again in between, or says that it failed.
+        TransientError: the worker does not answer, restarted meanwhile, or reports a failure.
     """
     first = await instance_of(broker, subject)
     data = to_json(request)
@@ -47,7 +47,7 @@ async def ask(broker: Broker, subject: str, request: FoldRequest, who: str) -> F
 
 
 def in_steps(plan: FoldPlan, entries: Sequence[FoldEntry]) -> list[FoldRequest]:
-    """Requests that bring a worker up to these entries: one that was restarted folds all of them anew."""
+    """Requests that make a worker hold these entries; a restarted worker folds all of them again."""
     return [
         FoldRequest(plan=plan, entries=list(entries[first : first + _AT_ONCE]))
         for first in range(0, len(entries), _AT_ONCE)

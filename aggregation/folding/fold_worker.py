@@ -1,8 +1,8 @@
-"""Sums updates for an aggregator elsewhere: those of one region, or one shard of a large model.
+"""Fold worker: sums updates for a remote aggregator, those of one region or one shard of a large model.
 
 `python -m fedtide.aggregation.folding.fold_worker CONFIG`.
-Holds one sum a run, in memory only: what it had is folded anew
-when a run asks after a restart. It knows neither Flower nor strategies.
+Holds one sum per run, in memory only. After a restart the updates
+are folded again on the next request. Independent of Flower and of strategies.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 
 RESULT_TTL_S = 24 * 3600.0
 IDLE_S = 900.0
-"""How long a sum is kept that nobody asks for; should it be wanted after all, it is folded anew."""
+"""How long a sum is kept without requests; a later request rebuilds it."""
 
 
 class FoldWorkerConfig(Strict):
     """Read from a JSON file."""
 
-    name: str = Field(description="Asked as `fold.NAME`: the region it works for, or what an aggregator calls it")
-    region: str = Field(description="Whose leaf it is connected to; `hub`: to the hub")
+    name: str = Field(description="Answers on the subject `fold.NAME`: its region, or a name given by an aggregator")
+    region: str = Field(description="Region whose leaf server it connects to; `hub`: the hub")
     nats_url: str
     tenant: str = "default"
     credentials: Path | None = None
@@ -83,7 +83,7 @@ class FoldWorker:
         await self._broker.subscribe(self._subjects.rpc(f"fold.{self._name}"), self._on_request)
 
     async def _on_request(self, message: Received) -> None:
-        # A question whether anyone is here must not wait behind a long fold.
+        # A ping must not wait behind a long fold.
         task = asyncio.create_task(self._respond(message))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -95,7 +95,7 @@ class FoldWorker:
         except FedtideError as exc:
             log.warning("fold.failed", extra={"reason": str(exc)})
             answer = FoldAnswer(error=str(exc))
-        except Exception as exc:  # whoever asked must not wait for an answer that never comes
+        except Exception as exc:  # the requester must always get an answer
             log.exception("fold.crashed")
             answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
         answer = answer.model_copy(update={"instance": self._instance})
@@ -105,7 +105,7 @@ class FoldWorker:
         while True:
             sum_ = self._sum_for(plan)
             async with sum_.lock:
-                if self._sums.get(plan.run) is sum_:  # else it was dropped while this waited
+                if self._sums.get(plan.run) is sum_:  # else: dropped while waiting for the lock
                     return await self._work(sum_, plan, request)
 
     def _sum_for(self, plan: FoldPlan) -> _Sum:
@@ -121,7 +121,7 @@ class FoldWorker:
         try:
             return await self._bring_up(sum_, plan, request)
         except BaseException:
-            # What is in the sum is not known any more: it is made anew when it is asked for again.
+            # The content of the sum is unknown now: drop it. The next request rebuilds it.
             self._forget(sum_, plan.run)
             raise
         finally:
@@ -148,7 +148,7 @@ class FoldWorker:
             await self._withdraw(sum_, plan.run, entry, entry.blob.size_bytes)
         total = sum_.total.total
         weight, terms = str(total.weight), total.terms
-        # A mean takes the sum with it: it is the last word of a round. Of updates that weigh nothing there is none.
+        # Taking the mean ends the round and empties the sum. With a total weight of 0 there is no mean.
         blocks = (
             total.partial().tensors if request.finish == "sum" else list(total.mean_blocks() if total.weight else ())
         )
@@ -179,7 +179,7 @@ class FoldWorker:
 
     async def _withdraw(self, sum_: _Sum, run: str, entry: FoldEntry, upto: int) -> None:
         taking = sum_.total.withdrawal(Weight(entry.term, entry.term), entry.blob.size_bytes)
-        # What made no sense makes none now, at the same place: nothing behind it was added.
+        # A malformed frame fails at the same byte as before; nothing after that byte was added.
         with suppress(MalformedMessage):
             async for chunk in self._wanted(run, entry, taking):
                 await asyncio.to_thread(taking.feed, chunk)
@@ -188,7 +188,7 @@ class FoldWorker:
         taking.done()
 
     async def _wanted(self, run: str, entry: FoldEntry, to: Incoming | Withdrawal) -> AsyncIterator[bytes]:
-        """The chunks that hold something of this worker's shard; `to` skips the others."""
+        """The chunks that overlap this worker's shard; `to` skips the others."""
         source = Source(self._broker, STAY if entry.stays else UP)
         where = self._subjects.stay_blob if entry.stays else self._subjects.update_blob
         prefix = lambda digest: where(entry.region, entry.node, run, digest)  # noqa: E731
@@ -217,7 +217,7 @@ def agreement_of(plan: FoldPlan) -> Agreement:
 
 
 def plan_of(agreement: Agreement, run: str, key: str, shard: tuple[int, int] = (0, 1)) -> FoldPlan:
-    """The inverse."""
+    """The inverse of `agreement_of`."""
     return FoldPlan(
         key=key,
         run=run,

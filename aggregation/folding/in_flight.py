@@ -43,8 +43,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A reply with its tensors (or `folded`: they are in the round's sum), or the news that none will come (`lost`
-    says why, `category` counts it)."""
+    """A reply with its tensors, or the notice that no reply will come.
+
+    `folded`: the tensors are already in the round's sum. `lost`: why no reply will come, counted under `category`.
+    """
 
     task: str
     reply: Reply | None
@@ -60,23 +62,23 @@ Inbox = queue.SimpleQueue[Arrived | TimeIsUp]
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """A task that was sent: who has it, and who waits for the answer."""
+    """A sent task: the node that has it, and the inbox that its reply goes to."""
 
     node: Node
     inbox: Inbox
 
 
 def check_size(reply: Reply, limit: int | None) -> None:
-    """Raises TooLarge if an update is over its run's limit, before any of it is read."""
+    """Raises TooLarge if an update exceeds its run's limit, before any of it is read."""
     size = sum(ref.size_bytes for ref in reply.message.blobs())
     if limit is not None and size > limit:
         raise TooLarge(f"the update is {size} bytes, allowed are {limit}")
 
 
 def is_theirs(subject: str, task: str, asked: str | None) -> bool:
-    """Whether a reply under `subject` comes from the node whose task it answers (`asked`, if that is known).
+    """Whether a reply under `subject` comes from the node that was given the task (`asked`, if that is known).
 
-    The broker vouches for the node in the subject: nobody answers for another.
+    The broker authenticates the node in the subject, so no node can reply for another.
     """
     node = parse_as(ReplyTo, subject).node
     return task.endswith(f"-{node}") and asked in (None, node)

@@ -1,6 +1,6 @@
-"""How the tensors of a reply come from the broker: into a file, or piece by piece into the round's sum.
+"""Reads the tensors of a reply from the broker: into a file, or chunk by chunk into the round's sum.
 
-Owns updates that are only partly in the sum: each is finished, or taken back before the sum is used.
+Owns partially folded updates: each is completed, or withdrawn before the sum is used.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from fedtide.fabric.tensors.frame import Buffer
 log = logging.getLogger(__name__)
 
 FILE_BYTES = 1024 * 1024
-"""Larger frames are received into files: however many wait, memory does not grow."""
+"""Larger frames are received into files, so that waiting replies take no memory."""
 
 OUT_OF_REACH_S = 60.0
-"""How long a round waits for a region that holds updates it has counted."""
+"""How long a round waits for an unreachable region that holds updates already counted."""
 
 Expect = Callable[[Reply, int], Incoming | Refusal]
-"""From a reply and the size of its frame: how to fold it, or why not. Raises MalformedMessage."""
+"""(reply, frame size in bytes) -> the started fold, or the refusal. Raises MalformedMessage."""
 
 
 class RefusedUpdate(FedtideError):
-    """An update that must not count; the sum is as it was before it came."""
+    """An update is refused; the sum contains nothing of it."""
 
     def __init__(self, category: RefusalCategory, reason: str) -> None:
         super().__init__(reason)
@@ -69,21 +69,21 @@ class Ingest:
         return cls(storage, regions, Shards(broker, storage, config), config.work_dir / "incoming")
 
     def fold_into(self, expect: Expect | None) -> None:
-        """From here on updates are folded as they arrive, if they can be."""
+        """Fold updates on arrival from now on, using `expect`; None: receive them whole."""
         self._expect = expect
         self._closing = False
-        self._partial.clear()  # of a sum that nobody wants any more
+        self._partial.clear()  # these belong to an abandoned sum
         self._withdrawals.clear()
 
     async def read(self, reply: Reply, node: Node, wanted: Callable[[], bool]) -> dict[str, Buffer] | None:
         """The frames of a reply by digest; None if they were folded instead.
 
         Args:
-            wanted: whether anyone still waits for it.
+            wanted: whether the reply is still awaited.
 
         Raises:
-            RefusedUpdate: it does not fit the sum.
-            TransientError: the broker went away; call again to go on.
+            RefusedUpdate: the update does not fit the sum.
+            TransientError: the broker is unreachable; call again to resume.
         """
         blob = _foldable(reply)
         if blob is None and self._expect is not None and self.shards.active and reply.message.content is not None:
@@ -106,13 +106,13 @@ class Ingest:
         return None
 
     async def settle(self, total: RoundSum | None = None) -> None:
-        """The sum is about to be used: what is only partly in it is taken back, and nothing more is folded.
+        """Settle the sum before its use: withdraw partially folded updates, and fold nothing more.
 
         Args:
-            total: where the sums of regions go.
+            total: the sum that the sums of regions and shards are merged into.
 
         Raises:
-            FedtideError: what should be in the sum, or should not, is out of reach: it cannot be used.
+            FedtideError: an update to add or to withdraw is unreachable; the sum cannot be used.
         """
         self._closing = True
         async with self._one_at_a_time:
@@ -126,7 +126,7 @@ class Ingest:
             self._expect = None
 
     async def _promised(self, task: str, incoming: Incoming, update: StoredUpdate, wanted: Callable[[], bool]) -> bool:
-        """Whether its region, or the shards, will sum an update."""
+        """Ask the region or the shards to sum an update; False if the region cannot."""
         entry = FoldEntry(
             task=task,
             region=update.region,
@@ -147,7 +147,7 @@ class Ingest:
             incoming.drop()
             raise RefusedUpdate(fault.category, fault.reason)
         if self._closing or not wanted():
-            # Whoever sums takes back what it is not asked for in the end.
+            # The fold worker withdraws updates that the final request does not list.
             self.regions.promised.get(update.region, {}).pop(task, None)
             self.shards.promised.pop(task, None)
             incoming.drop()
@@ -156,7 +156,7 @@ class Ingest:
         return True
 
     async def _merge(self, region: str, total: RoundSum) -> None:
-        """A region's sum, or what it should hold folded here: the bytes are the same."""
+        """Merge a region's sum, or else fold its updates here; the result is the same to the byte."""
         try:
             total.total.merge(await self.regions.collect(region))
         except (TransientError, MalformedMessage) as exc:
@@ -197,7 +197,7 @@ class Ingest:
                     raise RefusedUpdate(refusal.category, refusal.reason)
                 if self._closing or not wanted():
                     raise _too_late()
-            if self._closing or not wanted():  # the stream's end may have taken its time
+            if self._closing or not wanted():  # the end of the stream may have been late
                 raise _too_late()
             incoming.accept()
         except TransientError:
@@ -229,6 +229,6 @@ def _too_late() -> RefusedUpdate:
 
 
 def _foldable(reply: Reply) -> BlobRef | None:
-    """The only arrays of a reply, if they are a blob and not coded."""
+    """The blob of a reply that has a single, uncoded array record stored as a blob; else None."""
     arrays = [r for r in (reply.message.content or {}).values() if isinstance(r, Arrays)]
     return arrays[0].blob if len(arrays) == 1 and not arrays[0].coded else None

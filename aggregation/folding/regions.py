@@ -1,6 +1,6 @@
-"""The aggregator's side of partial aggregation: which regions sum for it, and what they were promised to hold.
+"""The aggregator's side of regional aggregation: which regions sum, and which updates their sums must hold.
 
-Owns nothing of the sum: it gets partial sums, or the word that a region cannot be reached.
+Owns no sum: it returns partial sums, or raises if a region is unreachable.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Regions:
         self._run = run
         self._plan: FoldPlan | None = None
         self.promised: dict[str, dict[str, FoldEntry]] = {}
-        """By region, then task: updates that its sum must hold."""
+        """Updates that each region's sum must hold, by region, then task."""
 
     async def begin(self, key: str, agreement: Agreement, regions: Iterable[str]) -> frozenset[str]:
-        """A round begins: nothing is promised. Returns those of `regions` whose aggregator answers."""
+        """Begin a round, with no updates promised yet. Returns the `regions` whose fold worker answers."""
         self._plan = plan_of(agreement, self._run, key)
         self.promised = {}
         names = list(regions)
@@ -57,10 +57,10 @@ class Regions:
         return fault
 
     async def collect(self, region: str) -> Partial:
-        """The sum of exactly what was promised.
+        """The region's sum of exactly the promised updates.
 
         Raises:
-            TransientError: the region did not answer, or cannot give it.
+            TransientError: the region did not answer, or cannot deliver the sum.
         """
         entries = list(self.promised[region].values())
         assert self._plan is not None

@@ -1,7 +1,7 @@
 """Sharded aggregation: k processes beside the aggregator, each of which sums one shard of the model.
 
-Owns these processes. What one of them held is folded anew by its successor if it dies; the aggregator itself
-never holds more than the model and its mean.
+Owns these processes. If one dies, its successor folds its updates again. The aggregator itself never holds
+more than the model and its mean.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STARTS_WITHIN_S = 60.0
 
 
 class Shards:
-    """`count` workers of one run; none is started before the first round that wants them."""
+    """The shard workers of one run, started in the first round that needs them."""
 
     def __init__(self, broker: Broker, storage: Storage, config: WorkerConfig) -> None:
         self._broker = broker
@@ -45,7 +45,7 @@ class Shards:
         self._plans: list[FoldPlan] = []
         self._workers: dict[int, asyncio.subprocess.Process] = {}
         self.promised: dict[str, FoldEntry] = {}
-        """By task: updates that the shards must hold."""
+        """Updates that the sums of the shards must hold, by task."""
 
     @property
     def active(self) -> bool:
@@ -53,8 +53,8 @@ class Shards:
         return bool(self._plans)
 
     async def begin(self, key: str, agreement: Agreement) -> None:
-        """A round begins: nothing is promised. Workers that are not there are started, while nodes train."""
-        # Models that travel inside messages are not worth it.
+        """Begin a round, with no updates promised yet. Missing workers are started while nodes train."""
+        # Models small enough to travel inside messages are not sharded.
         large = sum(s.size_bytes for s in agreement.specs) > INLINE_BYTES
         shards = [(number, self._count) for number in range(self._count)] if self._count > 1 and large else []
         self._plans = [plan_of(agreement, self._config.run, key, shard) for shard in shards]
@@ -66,7 +66,7 @@ class Shards:
         """Have every shard add its part of one update.
 
         Raises:
-            TransientError: a worker does not answer, though it was started again.
+            TransientError: a worker does not answer, even after restarts.
         """
         answers = await self._every([entry], "")
         faults = [a.faults[entry.task] for a in answers if entry.task in a.faults]
@@ -75,7 +75,7 @@ class Shards:
         return faults[0] if faults else None
 
     async def finish(self, total: WeightedSum) -> None:
-        """Put the mean of exactly what was promised, shard by shard, into `total`.
+        """Put the mean of exactly the promised updates into `total`, shard by shard.
 
         Raises:
             TransientError: as above.
@@ -120,7 +120,7 @@ class Shards:
             await self._ensure_started(number)
             await instance_of(self._broker, self._subject(number))
 
-        try:  # a process that starts tells nobody
+        try:  # a starting process gives no signal when it is ready
             await until_done(log, "shard.starts", is_there, give_up_after_s=_STARTS_WITHIN_S, number=number)
         except TransientError as exc:
             what = f"shard {number} of {self._count} does not answer"
@@ -156,7 +156,7 @@ class Shards:
             )
 
     def _name(self, number: int) -> str:
-        # Workers of an attempt that is not gone yet must not answer for this one.
+        # Workers of an earlier attempt that still runs must not answer for this one.
         return f"{self._config.run}-a{self._config.attempt}-shard-{number}"
 
     def _subject(self, number: int) -> str:

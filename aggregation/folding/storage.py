@@ -1,4 +1,4 @@
-"""What a run keeps in the broker beside its messages: models of rounds, updates, checkpoints."""
+"""A run's data in the broker besides messages: round models, updates, checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUND_BLOB_TTL_S = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StoredUpdate:
-    """Where one update's tensors are: in the hub's collection, or still in their region."""
+    """Where one update's tensors are stored: in the hub, or only in their region (`stays`)."""
 
     blob: BlobRef
     region: str
@@ -44,7 +44,7 @@ class Storage:
         self._config = config
         self._subjects = Subjects(config.tenant)
         self.anchors: list[BlobRef] = []
-        """Models that others were coded against: wanted until the run's end is known."""
+        """Models that coded models refer to; kept until the run has ended."""
 
     def round_prefix(self, digest: str) -> str:
         return self._subjects.round_blob(self._config.run, digest)
@@ -64,14 +64,14 @@ class Storage:
         prefix: Prefix | None = None,
         ttl_s: float = ROUND_BLOB_TTL_S,
     ) -> BlobRef:
-        """Store a blob; one that is not kept goes after `ttl_s` seconds."""
+        """Store a blob; without `keep` it expires after `ttl_s` seconds."""
         return await put_blob(self._broker, prefix or self._subjects.blob, stream, parts, ttl_s=None if keep else ttl_s)
 
     async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
         return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
 
     async def store_release(self, parts: Iterable[Buffer]) -> BlobRef:
-        """Keep a blob that releases are made of."""
+        """Store a blob of a release; it does not expire."""
         return await self.store(parts, keep=True, stream=RELEASES, prefix=self._subjects.release_blob)
 
     async def fetch_release(self, ref: BlobRef) -> bytearray:
@@ -99,7 +99,7 @@ class Storage:
         return None if found is None else found.data
 
     async def write(self, subject: str, data: bytes) -> None:
-        """Store one message, however long the broker is away."""
+        """Store one message; retried until the broker is reachable."""
         await until_done(log, "storage.write_waits", lambda: self._broker.publish(subject, data), subject=subject)
 
     async def forget_updates(self, digests: Iterable[str] | None = None) -> None:
@@ -115,7 +115,7 @@ class Storage:
                     await self._purge(STAY, self._subjects.stay_blobs(run, digest), domain)
 
     async def forget_anchors(self) -> None:
-        """The run has ended."""
+        """Delete the anchor models, once the run has ended."""
         for ref in self.anchors:
             await self.forget_blob(ref)
 

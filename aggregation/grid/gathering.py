@@ -1,4 +1,4 @@
-"""Waiting for the answers of one phase: until all are in, enough are, or time is up."""
+"""Waits for the replies of one phase: until all have arrived, the quorum is reached, or time is up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedtide.fabric.plans.round_policy import Cause, TimeIsUp
 
 
 class Gathering:
-    """Yields what arrives. `waiting` holds the tasks without an answer, `cause` says why it ended."""
+    """Yields replies as they arrive. `waiting`: tasks without a reply; `cause`: why the waiting ended."""
 
     def __init__(
         self,
@@ -25,10 +25,10 @@ class Gathering:
     ) -> None:
         """
         Args:
-            quorum: counted answers that suffice; None: all.
-            grace: more answers are waited for after that, until the coordinator says that it is over.
-            full: what it is called when `quorum` is reached.
-            limit_s: seconds after which the app itself waits no longer.
+            quorum: number of counted replies that ends the waiting; None: all.
+            grace: after the quorum, wait for more replies until the coordinator ends the grace time.
+            full: the cause to report when `quorum` is reached.
+            limit_s: the app's own timeout, in seconds.
         """
         self._inbox = inbox
         self._quorum = quorum
@@ -40,11 +40,11 @@ class Gathering:
         self.cause: Cause = "all answered"
 
     def count(self) -> None:
-        """What was yielded last counts."""
+        """Count the last yielded reply towards the quorum."""
         self.counted += 1
 
     def rest(self) -> Iterator[Arrived]:
-        """What was folded already when the waiting ended."""
+        """Replies that were already folded when the waiting ended."""
         while not self._inbox.empty():
             item = self._inbox.get()
             if isinstance(item, Arrived) and item.folded and item.task in self.waiting:

@@ -36,7 +36,7 @@ _APP_ERROR = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 class NatsGrid(Grid):
-    """One run's Grid. A round driver, if there is one, says with `enter` which phase it is in."""
+    """The Grid of one run. A round driver, if there is one, announces each phase with `enter`."""
 
     def __init__(self, config: WorkerConfig, link: GridLink, accounts: Accounts, run_config: ConfigValues) -> None:
         self._config = config
@@ -55,10 +55,10 @@ class NatsGrid(Grid):
         self._told_restart = False
         self._phase: Phase | None = None
         self.counted: set[str] = set()
-        """Tasks whose answers this round has taken into account."""
+        """Tasks whose replies this round has processed."""
 
     def enter(self, phase: Phase) -> None:
-        """From here on messages belong to `phase`: their tasks get names that a successor would give them too."""
+        """Begin `phase`. Its task names are deterministic: the next attempt would give the same ones."""
         self._phase = phase
         self._outgoing.enter_phase()
         self._link.ingest.fold_into(phase.folding.expect if phase.folding is not None else None)
@@ -70,11 +70,11 @@ class NatsGrid(Grid):
         self._outgoing.code_against(anchor)
 
     def leave(self) -> None:
-        """The driver is done."""
+        """End the driven phases: later messages belong to none."""
         self._phase = None
 
     def finish(self) -> None:
-        """The last round is closed: nobody waits for what is outstanding."""
+        """Give up all outstanding tasks, after the last round was closed."""
         self._give_up(set(self.outstanding()), "the run is over", "not_needed")
 
     def set_run(self, run: flower.Run) -> None:
@@ -82,7 +82,7 @@ class NatsGrid(Grid):
 
     @property
     def carries(self) -> bool:
-        """Whether the run's policy counts answers in later rounds than they were asked for."""
+        """Whether the policy counts updates in later rounds than the one that asked for them."""
         return self._config.spec.policy.carries
 
     @property
@@ -122,9 +122,9 @@ class NatsGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send now; the returned sequence yields each reply when it arrives.
 
-        A node that raised, vanished or answered with something that `admission` refuses yields an
-        error reply. Nodes that are not waited for any more, by the run's policy or after `timeout`
-        seconds, are given up and counted as such.
+        A node that raised, went offline or sent an update that `admission` refuses yields an error
+        reply. Tasks without a reply when the policy or `timeout` (seconds) ends the phase are given
+        up and reported as such.
 
         Raises:
             TooFewUpdates: (from the sequence) a driven training phase ended with too few answers.
@@ -141,7 +141,7 @@ class NatsGrid(Grid):
         return Replies(self._replies(gathering, len(waiting)))
 
     def _quorum(self, asked: int) -> int | None:
-        """None outside of a driver's training phases: all are waited for."""
+        """The quorum of a driven training phase; None elsewhere: wait for all."""
         if self._phase is None or self._phase.name != "train":
             return None
         return quorum_of(self._config.spec.policy, self._config.spec.selection, asked)
@@ -162,7 +162,7 @@ class NatsGrid(Grid):
             self._collected(phase, gathering, asked)
 
     def _settled(self, gathering: Gathering, total: RoundSum) -> Iterator[Message]:
-        """The sum is about to be used: what is whole in it counts, what is not is taken back."""
+        """Settle the sum before its use: whole updates count, partially folded ones are withdrawn."""
         try:
             self._link.call(self._link.ingest.settle(total))
         except FedtideError as exc:
@@ -177,14 +177,14 @@ class NatsGrid(Grid):
         if asked:
             self._accounts.collected(phase.place, gathering.counted, gathering.cause)
         needed = self._config.spec.policy.min_updates
-        # An app may choose to ask nobody; that there is nobody is another matter.
+        # An app may choose to ask no node; having no node to choose from is an error.
         if phase.name == "train" and (asked or not self._choice) and gathering.counted < needed:
             raise TooFewUpdates.of(gathering.counted, asked, needed, gathering.cause)
 
     def carry_on(self, messages: Iterable[Message]) -> list[Counted]:
-        """Send to those nodes that have no task, and take the next answers, whichever round they were asked in.
+        """Send to idle nodes, and collect the next updates, whichever round asked for them.
 
-        What is not there when the phase ends stays outstanding and counts in a later one.
+        Tasks without a reply when the phase ends stay outstanding and count in a later round.
 
         Raises:
             TooFewUpdates: as above.
@@ -216,22 +216,22 @@ class NatsGrid(Grid):
         return counted
 
     def _book(self, kept: Counted) -> None:
-        """An answer to an abandoned trial counts in the present one."""
+        """Report a reply to an abandoned trial as received in the current one."""
         place, age = self._counts_at(kept.asked), self._age(kept.asked)
         self._accounts.received(place, kept.asked.node.name, size=kept.size_bytes, seconds=kept.seconds, staleness=age)
 
     def to_free_nodes(self, messages: Iterable[Message]) -> list[Message]:
-        """Those messages whose nodes have no training task of this run."""
+        """The messages whose nodes have no outstanding training task of this run."""
         working = {asked.node.node_id for asked in self.outstanding().values()}
         return [m for m in messages if m.metadata.dst_node_id not in working]
 
     def outstanding(self) -> dict[str, Asked]:
-        """Training tasks of a driver without an answer, by task."""
+        """Driven training tasks without a reply, by task."""
         with self._lock:
             return {t: a for t, a in self._asked.items() if a.place.driven and a.place.phase == "train"}
 
     def kept(self) -> dict[str, Asked]:
-        """Tasks whose answers an abandoned trial has received, and the next one counts."""
+        """Tasks whose replies arrived in an abandoned trial and count in the next one."""
         return {counted.task: counted.asked for counted in self._kept}
 
     def adopt(self, task: str, node: Node, round_: int, expires_at: float, base: ArrayRecord | None) -> None:
@@ -271,7 +271,7 @@ class NatsGrid(Grid):
         return self._link.call(self._link.ingest.regions.begin(key, agreement, regions))
 
     def _restarted(self) -> None:
-        """Without a driver a crashed run cannot go on where it was: its first push says that it begins again."""
+        """Report, once, that a crashed run starts over: without a driver it cannot resume."""
         self._link.call(self._link.stop_holding())
         if self._config.attempt > 1 and not self._told_restart:
             self._told_restart = True
@@ -297,7 +297,7 @@ class NatsGrid(Grid):
         return task, Asked(message, node, place, task.expires_at)
 
     def model_blob(self) -> list[BlobRef]:
-        """The blobs of the last push: a driver drops them when their round is over."""
+        """The blobs of the last push; a driver deletes them when their round is closed."""
         return self._outgoing.blobs()
 
     def _reply(self, arrived: Arrived) -> Message:
@@ -327,7 +327,7 @@ class NatsGrid(Grid):
         return message
 
     def _counts_at(self, asked: Asked) -> Place:
-        """A carried answer counts in the present round."""
+        """The place where a reply counts; a carried reply counts in the current round."""
         if self._phase is None or asked.place.phase != self._phase.name:
             return asked.place
         return self._phase.place

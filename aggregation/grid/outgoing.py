@@ -1,4 +1,4 @@
-"""Flower messages on their way out: as tasks with names, their arrays stored once."""
+"""Turns outgoing Flower messages into named tasks; a record for many nodes is stored once."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fedtide.fabric.tensors.codecs import Codec, encode, is_coded
 from fedtide.fabric.tensors.frame import Buffer, Tensor, frame_size
 
 EXPIRY_MARGIN_S = 60.0
-"""How long after its round's deadline a task is still worth an answer: the deadline is the coordinator's."""
+"""How long a task stays valid after its round's deadline, which the coordinator enforces."""
 
 
 ANCHOR_TTL_S = 30 * 24 * 3600.0
-"""How long a run may last whose models are coded against the first one."""
+"""How long the anchor is kept: the longest duration of a run that codes models against its first one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a run a message belongs; `driven` if a successor would send it under the same name."""
+    """The round and phase of a message; `driven`: the next attempt would send it under the same name."""
 
     round: int
     trial: int
@@ -42,7 +42,7 @@ class Place:
 
 
 def place_of(task: str, run: str) -> Place | None:
-    """Where a driven task of a run belongs, by its name; None if it is not one."""
+    """The place that is in the name of a driven task; None for any other task."""
     found = re.match(r"-r(\d+)-t(\d+)-([a-z_]+)-", task.removeprefix(run))
     if found is None:
         return None
@@ -50,7 +50,7 @@ def place_of(task: str, run: str) -> Place | None:
 
 
 def place_for(message: Message, driven: Place | None) -> Place:
-    """Where a message belongs: in the phase that is being driven, or where the app itself says."""
+    """The place of a message: the driven phase, or else the round that the app set as its group id."""
     kind, group = message.metadata.message_type, message.metadata.group_id
     if driven is not None:
         return replace(driven, phase=kind)
@@ -66,7 +66,7 @@ def _reads(node: Node, codec: str) -> bool:
 
 
 class Outgoing:
-    """Prepares the messages of one push after the other; `blobs` are those of the present one."""
+    """Prepares messages, push by push; `blobs` are those of the current push."""
 
     def __init__(self, config: WorkerConfig, link: GridLink, run_config: ConfigValues) -> None:
         self._config = config
@@ -79,7 +79,7 @@ class Outgoing:
         self._anchor: tuple[BlobRef, dict[str, Tensor]] | None = None
 
     def code_against(self, anchor: ArrayRecord) -> None:
-        """From here on models go down as coded differences to `anchor`, which the nodes keep."""
+        """Send models from now on as coded differences to `anchor`, which the nodes keep."""
         frame = flower.frame_of(anchor)
         if frame_size(frame) > INLINE_BYTES:
             storage = self._link.storage
@@ -88,11 +88,11 @@ class Outgoing:
             self._anchor = (ref, {t.name: t for t in flower.tensors_of(anchor)})
 
     def enter_phase(self) -> None:
-        """Names are counted anew."""
+        """Reset the counters that are part of task names."""
         self._per_node.clear()
 
     def begin_push(self, summing: Collection[str] = ()) -> None:
-        """Messages follow that are sent together; updates from the regions in `summing` stay there."""
+        """Begin a group of messages; updates from the regions in `summing` stay in their region."""
         self._uploads.clear()
         self._summing = summing
 
@@ -120,7 +120,7 @@ class Outgoing:
         return [a.blob for _, a in self._uploads.values() if a.blob is not None and a.blob != kept]
 
     def _worth_s(self, place: Place) -> float:
-        """Seconds for which a task is worth an answer."""
+        """Seconds for which a task stays valid."""
         policy = self._config.spec.policy
         if not place.driven:
             return policy.deadline_s
@@ -147,7 +147,7 @@ class Outgoing:
         tensors = flower.tensors_of(record)
         if all(t.name in base and _equal(t, base[t.name]) for t in tensors):
             return Arrays(blob=anchor, base=anchor)
-        # One model, one set of bytes, whichever phase it goes out in.
+        # The seed depends on the model alone: every phase sends the same bytes.
         seed = zlib.crc32(b"".join(zlib.crc32(t.data).to_bytes(4, "big") for t in tensors))
         coded = encode(tensors, base, Codec.parse(self._config.spec.policy.down), seed)
         return self._plain(frames.encode(coded)).model_copy(update={"coded": is_coded(coded), "base": anchor})

@@ -1,4 +1,4 @@
-"""The phases that a round driver drives, and what was asked and counted in them."""
+"""The phases of a driven round, with the messages sent and the replies counted in them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TooFewUpdates(FedtideError):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A message on its way: what its answer needs to be understood."""
+    """A sent message: the context that its reply is interpreted with."""
 
     message: Message
     node: Node
@@ -37,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """`expect` begins one update; `total` is the sum that they are in, once the phase's messages are made."""
+    """`expect` begins to fold one update; `total` gives the phase's sum, once its messages are configured."""
 
     expect: Expect
     total: Callable[[], RoundSum]
@@ -45,9 +45,11 @@ class Folding:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A driven phase: `pinned` are the nodes to choose from, if that was settled before a crash;
-    `before_send` is told the nodes that stood to choice, before the first message leaves; `folding`
-    says how updates are folded while they arrive, if they are."""
+    """A driven phase of a round.
+
+    `pinned`: the candidate nodes, if they were fixed before a crash. `before_send`: called with the candidate
+    nodes before the first message is sent. `folding`: how updates are folded on arrival, if they are.
+    """
 
     round: int
     trial: int

@@ -1,4 +1,4 @@
-"""Replies as they come, and again: a lazy sequence.
+"""A lazy sequence of replies that can be walked more than once.
 
 flwr's grids return lists, and code written for them counts, indexes and walks them twice. Here
 the first walk yields each reply when it arrives; what was seen is remembered for the next.
@@ -26,7 +26,7 @@ class Replies(Sequence[Message]):
             index += 1
 
     def once(self) -> Iterator[Message]:
-        """The replies for one walk, none of which is remembered."""
+        """The replies for a single walk; none is kept."""
         return self._source
 
     def __len__(self) -> int:

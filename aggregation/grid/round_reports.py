@@ -1,4 +1,4 @@
-"""The books of a run's rounds, as reports to the coordinator: who was asked, what counts, what does not."""
+"""Reports on a run's rounds to the coordinator: nodes asked, updates counted, replies refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedtide.fabric.plans.round_policy import Cause
 
 
 class Accounts:
-    """`bytes_moved` counts both ways, over the life of this process."""
+    """`bytes_moved`: bytes sent and received over the life of this process."""
 
     def __init__(self, config: WorkerConfig, link: GridLink) -> None:
         self._link = link
@@ -28,7 +28,7 @@ class Accounts:
         self.bytes_moved = 0
 
     def opened(self, place: Place, nodes: list[str], size: int, quorum: int | None) -> None:
-        """Tasks of a phase go out, `size` bytes in all; `nodes` are all whose answers may count."""
+        """Report that a phase sends its tasks (`size` bytes in all); replies of `nodes` may count in it."""
         self.bytes_moved += size
         event = RoundOpened(**self._at(place), nodes=nodes, bytes_down=size, quorum=quorum, resumable=place.driven)
         self._link.call(self._link.report(event))
@@ -53,7 +53,7 @@ class Accounts:
         self._link.call(self._link.report(event))
 
     def restarted(self) -> None:
-        """The app's rounds are its own: after a crash it began again."""
+        """Report that an app without a round driver started over after a crash."""
         self._link.call(self._link.report(RoundsRestarted(**self._run)))
 
     def _at(self, place: Place) -> dict[str, Any]:

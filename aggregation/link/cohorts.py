@@ -1,4 +1,4 @@
-"""Whom a run's coordinator wants to be asked, and who is there."""
+"""Asks the coordinator for cohorts: the nodes selected for a phase, and the nodes online."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fedtide.fabric.process.retry import until_done
 log = logging.getLogger(__name__)
 
 End = Callable[[int], NoReturn]
-"""Ends this process with an exit code at once, whatever Flower's thread is doing."""
+"""Ends this process at once with an exit code, without waiting for Flower's thread."""
 FRESH_S = 0.25
 LOOK_AGAIN_S = 10.0
-"""News of nodes are not stored: one may be missed."""
+"""Presence messages are not stored and may be missed: ask again after this many seconds."""
 SUPERSEDED_CODE = 76
-"""Exit code of an aggregator whose run has another one, or nobody who wants it."""
+"""Exit code of an aggregator that is not its run's current attempt, or whose run is over."""
 
 
 class Cohorts:
-    """Asks the coordinator; `news` is set when a node came or went."""
+    """Asks the coordinator; `news` is set when a node comes online or goes offline."""
 
     def __init__(self, broker: Broker, config: WorkerConfig, end: End) -> None:
         self._broker = broker
@@ -38,9 +38,9 @@ class Cohorts:
         self._last: tuple[float, frozenset[str]] = (0.0, frozenset())
 
     async def ask(self, round_: int, trial: int, phase: str) -> Cohort:
-        """Whom the coordinator wants to be asked in a phase, and who is there.
+        """The cohort of a phase: the nodes to ask, and the nodes online.
 
-        Ends this process if its attempt is not the run's present one: two would take each other's answers.
+        Ends this process if it is not the run's current attempt: two would take each other's replies.
         """
         run, attempt = self._config.run, self._config.attempt
         question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase)
@@ -57,14 +57,14 @@ class Cohorts:
         return answer
 
     async def online(self) -> frozenset[str]:
-        """The nodes that are there; an answer of the same moment serves twice."""
+        """The online nodes; an answer younger than FRESH_S is used again."""
         asked_at, online = self._last
         if asyncio.get_running_loop().time() - asked_at < FRESH_S:
             return online
         return frozenset((await self.ask(0, 1, "")).online)
 
     async def at_least(self, needed: int, round_: int, trial: int, phase: str) -> Cohort:
-        """The cohort as soon as it has `needed` nodes; as it is when the round's time is over."""
+        """The cohort once it has `needed` nodes, or as it is at the round's deadline."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.spec.policy.deadline_s
         while True:

@@ -1,6 +1,6 @@
 """The asynchronous half of the Grid: a loop in its own thread that moves messages and blobs.
 
-Owns the broker connection and what is outstanding; knows nothing of flwr. The Grid calls it
+Owns the broker connection and the outstanding tasks; independent of flwr. The Grid calls it
 from the ServerApp's threads through `call`.
 """
 
@@ -55,7 +55,7 @@ CATCH_UP_WITHIN_S = 60.0
 
 
 class GridLink:
-    """Runs the broker loop in a thread; each outstanding task is answered once, into its own queue."""
+    """Runs the broker loop in a thread; each outstanding task puts one reply into its inbox."""
 
     def __init__(self, config: WorkerConfig, end: End) -> None:
         self._config = config
@@ -102,7 +102,7 @@ class GridLink:
             self._end(LISTENER_FAILED_CODE)
 
     def close(self) -> None:
-        """Disconnect. What is outstanding stays so: a successor may take it up."""
+        """Disconnect. Outstanding tasks stay outstanding: the next attempt may adopt them."""
         self.call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -115,7 +115,7 @@ class GridLink:
         await self._broker.close()
 
     async def stop_listening(self) -> None:
-        """No reply is wanted any more: from here on the run's consumer may go."""
+        """Stop consuming replies; from now on the run's consumer may be deleted."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -125,7 +125,7 @@ class GridLink:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def start_clock(self, round_: int, trial: int, phase: str, inbox: Inbox) -> None:
-        """The coordinator's word that this phase's time is up goes into `inbox`, also if it came before."""
+        """Put the coordinator's TimeIsUp for this phase into `inbox`, also if it was sent before."""
         if self._config.attempt > 1 and self._held is not None:
             await self._caught_up()
         self._clock = ((round_, trial, phase), inbox)
@@ -135,7 +135,7 @@ class GridLink:
         self._spawn(self._look_around())
 
     async def _look_around(self) -> None:
-        """What was said while the broker was away: that time is up, that nodes came or went."""
+        """Catch up after a disconnection: read the last TimeIsUp and the presence of nodes."""
 
         async def look() -> None:
             await self._read_order()
@@ -149,7 +149,7 @@ class GridLink:
         task.add_done_callback(self._tasks.discard)
 
     async def _caught_up(self) -> None:
-        """What was delivered before this process was there counts, however late its coordinator's word is heard."""
+        """Wait for the replies that arrived before this attempt began: they count despite a TimeIsUp."""
         durable = reply_consumer(self._config.run)
         deadline = self._loop.time() + CATCH_UP_WITHIN_S
         while self._loop.time() < deadline:
@@ -177,13 +177,13 @@ class GridLink:
             self._clock = None
 
     async def send(self, task: Task, node: Node, inbox: Inbox) -> None:
-        """Hand a task to a node (stored: a node that is away finds it when it comes back)."""
+        """Send a task to a node. It is stored: an offline node finds it when it returns."""
         self._outstanding[task.task] = Outstanding(node, inbox)
         left = max(0.0, task.expires_at - time.time())
         self._loop.call_later(left, self._lost, task.task, "no answer before the task expired", "timeout")
         early = self._held.pop(task.task, None) if self._held is not None else None
         if early is not None:
-            # Answered before this process was there: the node is not asked again.
+            # The reply arrived before this attempt began: the node is not asked again.
             await self._take(early)
             return
         subject = self._subjects.task(node.region, node.name, task.task)
@@ -213,7 +213,7 @@ class GridLink:
         return last is not None and b'"kind":"cancel"' in last.data
 
     async def give_up(self, tasks: Iterable[str]) -> None:
-        """Nobody waits for these tasks any more: tell their nodes."""
+        """Stop waiting for these tasks, and cancel them on their nodes."""
         for task in tasks:
             sent = self._outstanding.pop(task, None)
             if sent is not None:
@@ -240,17 +240,17 @@ class GridLink:
         await until_done(log, "grid.report_waits", lambda: self._broker.publish(subject, data, message_id=key), key=key)
 
     async def stop_holding(self) -> None:
-        """Nobody resumes rounds in this run: replies that belong to no task are late, and dropped at once."""
+        """Stop keeping replies for resumption: those of unknown tasks are acknowledged and dropped."""
         held, self._held = self._held, None
         for delivery in (held or {}).values():
             await delivery.ack()
 
     async def close_round(self, counted: Collection[str], *, carries: bool) -> list[bytes]:
-        """The round's checkpoint is safe: its replies need not be delivered again. Returns those that were late.
+        """Acknowledge the round's replies, once its checkpoint is stored. Returns the late ones.
 
         Args:
-            counted: tasks whose answers the round has taken into account.
-            carries: answers that were taken and not counted yet count in a later round.
+            counted: tasks whose replies the round has processed.
+            carries: keep replies that were received but not counted, for a later round.
         """
         held = dict(self._held or {})
         over = [t for t in self._taken if t in counted] if carries else list(self._taken)
@@ -278,15 +278,15 @@ class GridLink:
             elif self._held is None or task in self._closed:
                 await delivery.ack()
             elif known is not None and known.sequence != delivery.sequence:
-                await delivery.ack()  # a copy: its node did not hear that the first one was stored
+                await delivery.ack()  # a duplicate: its node missed the acknowledgement of the first one
             elif task in self._taken:
-                # It comes again because its round is long; an early word would lose it for a successor.
+                # Redelivered because the round is long; acknowledged now, it would be lost to the next attempt.
                 self._taken[task] = delivery
             else:
                 self._held[task] = delivery
 
     async def _take(self, delivery: Delivery) -> None:
-        """Hand a reply to whoever waits for it. While rounds can be resumed, it is acknowledged with its round."""
+        """Put a reply into its task's inbox. While rounds can be resumed, it is acknowledged with its round."""
         task = parse_as(ReplyTo, delivery.subject).task
         try:
             await self._receive(delivery)
@@ -321,7 +321,7 @@ class GridLink:
                 self._wait_no_longer(task, f"node {name} went offline ({message.data.decode()})")
 
     async def look_for_absent(self) -> None:
-        """Nodes that were away before their task was sent: no news will come of them."""
+        """Start the grace time of nodes that are offline already: no presence message will follow."""
         online = await self.cohorts.online()
         for task, sent in list(self._outstanding.items()):
             if sent.node.name in online:
@@ -340,7 +340,7 @@ class GridLink:
             self._graces[task] = self._loop.call_later(grace_s, lambda: self._spawn(self._grace_over(task, reason)))
 
     async def _grace_over(self, task: str, reason: str) -> None:
-        """News of nodes are not stored: before a node is given up the coordinator is asked."""
+        """Give a task up if the coordinator confirms that its node is offline: presence may be missed."""
         sent = self._outstanding.get(task)
         self._graces.pop(task, None)
         if sent is not None and sent.node.name not in set((await self.cohorts.ask(0, 1, "")).online):
@@ -350,5 +350,5 @@ class GridLink:
         self._graces.pop(task, None)
         if sent := self._outstanding.pop(task, None):
             sent.inbox.put(Arrived(task, None, lost=reason, category=category))
-            # A node that returns should not go on with what nobody waits for.
+            # A node that returns should not work on a task that was given up.
             self._spawn(self._cancel_order(task, sent.node))

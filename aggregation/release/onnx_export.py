@@ -25,7 +25,7 @@ from fedtide.fabric.tensors.frame import Tensor
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest absolute difference between ONNX Runtime and the app's framework that is published."""
+"""Largest absolute difference between ONNX Runtime and the app's framework that is accepted."""
 
 
 class ExportDiffers(FedtideError):

@@ -1,8 +1,8 @@
 """An ONNX file as pieces, cut at its large tensors.
 
-Joined, the pieces are the file, byte for byte. Each is stored under its digest, so of a release
-whose graph is that of the one before only the tensors that changed travel. Nodes need no ONNX
-library for that: they put the pieces they have and the pieces they fetch behind one another.
+The concatenated pieces are the file, byte for byte. Each is stored under its digest, so a release
+with an unchanged graph transfers only the tensors that changed. Nodes need no ONNX library: they
+concatenate the pieces that they have and the pieces that they fetch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 MIN_TENSOR_BYTES = 16 * 1024
-"""Smaller tensors stay with what stands around them: every piece costs messages."""
+"""Smaller tensors are not cut out, since every piece costs messages."""
 
 
 def cut(file: bytes) -> list[memoryview]:
@@ -31,5 +31,5 @@ def _large_tensors(file: bytes) -> list[bytes]:
     try:
         graph = onnx.ModelProto.FromString(file).graph
     except DecodeError:
-        return []  # whoever loads it will say what is wrong with it
+        return []  # loading it will report the error
     return [t.raw_data for t in graph.initializer if len(t.raw_data) >= MIN_TENSOR_BYTES]

@@ -1,8 +1,8 @@
-"""Checkpoints of a run in JetStream: what a killed aggregator's successor goes on from.
+"""Checkpoints of a run in JetStream, from which the next attempt of a killed aggregator resumes.
 
-After each round the *head*: arrays, histories, the strategy's state. Before each phase's messages
-leave, its *plan*: which nodes stood to choice and the random state, so that the successor makes
-the same choice and recognises the updates that were delivered meanwhile.
+The *head* is stored after each round: arrays, histories, the strategy's state. The *plan* is stored
+before a phase's messages are sent: the candidate nodes and the random state. With it the next attempt
+makes the same choice and recognises the updates that were delivered meanwhile.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _HISTORIES = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate
 
 
 class Plan(Strict):
-    """A phase that is about to be sent, or was."""
+    """The candidates and the random state of one phase's node sampling."""
 
     round: int
     trial: int = 1
     phase: str
-    nodes: list[tuple[str, str]] = Field(description="(name, region) of every node that stood to choice, in order")
+    nodes: list[tuple[str, str]] = Field(description="(name, region) of every candidate node, in order")
     random: str
-    codecs: dict[str, list[str]] = Field(default={}, description="What each node reads and writes")
+    codecs: dict[str, list[str]] = Field(default={}, description="Codecs that each node supports")
 
 
 class TaskOut(Strict):
-    """A training task that a later round may count."""
+    """An outstanding training task, whose update a later round may count."""
 
     task: str
     name: str
@@ -60,7 +60,7 @@ class TaskOut(Strict):
 
 
 class Mark(Strict):
-    """A round was abandoned: this is its next trial, and `outstanding` are the answers that it may still count."""
+    """The next trial of an abandoned round; `outstanding`: tasks whose updates it may still count."""
 
     round: int
     trial: int
@@ -68,7 +68,7 @@ class Mark(Strict):
 
 
 class Head(Strict):
-    """The run after `round`. `bases` are the models that the tasks in `outstanding` were given, by round."""
+    """The state of a run after `round`. `bases`: the models that `outstanding` tasks train from, by round."""
 
     round: int
     arrays: Arrays
@@ -80,7 +80,7 @@ class Head(Strict):
     outstanding: list[TaskOut] = []
     bases: dict[int, Arrays] = {}
     bytes_moved: int = 0
-    anchor: Arrays | None = Field(default=None, description="What models on their way down are coded against")
+    anchor: Arrays | None = Field(default=None, description="Model that coded models are differences to")
 
 
 class Checkpoints:
@@ -95,17 +95,17 @@ class Checkpoints:
         return self._read("head", Head)
 
     def plan(self, round_: int, trial: int, phase: str) -> Plan | None:
-        """The plan of exactly this phase, if it was made before."""
+        """The stored plan of exactly this phase, if there is one."""
         found = self._read(f"plan-{phase}", Plan)
         return found if found is not None and (found.round, found.trial) == (round_, trial) else None
 
     def mark(self, round_: int) -> Mark | None:
-        """Where an abandoned round goes on, if this one was."""
+        """The mark of this round, if it was abandoned before."""
         found = self._read("mark", Mark)
         return found if found is not None and found.round == round_ else None
 
     def save_mark(self, progress: Progress) -> None:
-        """Make the present trial durable, before the answers of the one before may go."""
+        """Store the current trial, before the previous trial's replies may be acknowledged."""
         mark = Mark(round=progress.round, trial=progress.trial, outstanding=_out(progress))
         self._write("mark", mark)
 
@@ -113,7 +113,7 @@ class Checkpoints:
         self._write(f"plan-{plan.phase}", plan)
 
     def save_head(self, progress: Progress, bytes_moved: int) -> Head:
-        """Make the present round durable. The arrays are what the next round sends: they are stored once."""
+        """Store the current round. Its arrays are those that the next round sends: they are stored once."""
         state = strategy_state.capture(progress.strategy)
         head = Head(
             round=progress.round,
@@ -132,7 +132,7 @@ class Checkpoints:
         return head
 
     def restore(self, head: Head, progress: Progress) -> None:
-        """Put a head back into a fresh progress."""
+        """Restore a head into a new `Progress`."""
         for name in _HISTORIES:
             records = {number: MetricRecord(dict(values)) for number, values in head.histories[name].items()}
             getattr(progress.result, name).update(records)

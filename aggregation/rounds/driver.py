@@ -40,11 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class NothingLearned(FedtideError):
-    """Rounds were run, and none of them brought an update that counts."""
+    """The rounds of a run accepted no update, or brought no evaluation."""
 
 
 class RoundGivenUp(FedtideError):
-    """A round was abandoned as often as its run allows."""
+    """A round was abandoned and has no retries left."""
 
 
 class RoundDriver:
@@ -66,7 +66,7 @@ class RoundDriver:
         return self._progress.arrays if self._progress is not None else None
 
     def privacy(self, before: Privacy | None) -> Privacy | None:
-        """What the model has cost its nodes, if that is bounded; `before`: what the release it started from had."""
+        """The model's privacy ledger, if its epsilon is bounded; `before`: the ledger of the base release."""
         progress = self._progress
         if progress is None:
             return None
@@ -81,7 +81,7 @@ class RoundDriver:
         return self._config.spec.purpose == "train"
 
     def check(self) -> None:
-        """Raises NothingLearned if rounds were driven and nothing came of them."""
+        """Raises NothingLearned if the rounds accepted no update, or brought no evaluation."""
         progress = self._progress
         if not self._trains and not self.metrics:
             raise NothingLearned("no node evaluated the release", "`fedtide run show` lists why each did not")
@@ -91,7 +91,7 @@ class RoundDriver:
             )
 
     def install(self) -> None:
-        """Make the `strategy.start(...)` of this process ours."""
+        """Replace `Strategy.start` in this process by this driver."""
         driver, original = self, Strategy.start
 
         def start(
@@ -131,10 +131,10 @@ class RoundDriver:
         else:
             if self._config.spec.policy.down:
                 progress.anchor = progress.arrays
-                # Before the head, which names the same bytes and would let them go after a day.
+                # Before the head, which stores the same blob with a TTL of one day only.
                 progress.grid.code_against(progress.anchor)
             self._evaluate_here(progress, 0.0)
-            # Also before the first round: an app may draw other initial arrays when it is started again.
+            # Also before the first round: a restarted app may draw different initial arrays.
             self._save(progress)
         while progress.round < progress.last_round and not self._is_enough(progress):
             progress.round += 1
@@ -199,9 +199,9 @@ class RoundDriver:
         return sent
 
     def _abandon(self, progress: Progress, why: TooFewUpdates) -> None:
-        """What the trial changed is undone, and the next trial asks other nodes.
+        """Undo what the trial changed; the next trial asks other nodes.
 
-        Where answers are carried the next trial counts those that are there; else they are dropped.
+        If the policy carries updates, the next trial counts those that arrived; else they are dropped.
         """
         number, trial, policy = progress.round, progress.trial, self._config.spec.policy
         self._accounts.abandoned(number, trial, why.what)
@@ -227,7 +227,7 @@ class RoundDriver:
             self._accounts.closed(progress.round, self.metrics, seconds)
 
     def _close(self, progress: Progress, sent: list[BlobRef]) -> None:
-        """Checkpoint first; only then may the round's updates and model be forgotten."""
+        """Store the checkpoint first, and only then delete the round's updates and model."""
         head = self._save(progress)
         carries = self._config.spec.policy.carries
         for raw in self._link.call(self._link.close_round(progress.grid.counted, carries=carries)):
@@ -238,7 +238,7 @@ class RoundDriver:
                 self._link.call(self._link.storage.forget_blob(blob))
 
     def _report_late(self, raw: bytes) -> None:
-        """An answer to a task that was given up, or to a round that is over: counted, never averaged."""
+        """Report a reply to a task that was given up, or to a closed round: counted as late, never averaged."""
         try:
             reply = from_json(Reply, raw, "reply")
         except MalformedMessage as exc:

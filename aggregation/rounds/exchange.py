@@ -1,4 +1,4 @@
-"""One phase of a round: choose, plan, send, and take what comes back, by the run's policy."""
+"""One phase of a round: sample nodes, store the plan, send, and collect replies, by the run's policy."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _NOT_AVERAGING = (FedXgbBagging, FedXgbCyclic)
 
 
 class Exchange:
-    """Sends one phase's messages; the same ones to the same nodes as before a crash, if there was one."""
+    """Runs one phase. After a crash it sends the same messages to the same nodes as before."""
 
     def __init__(self, checkpoints: Checkpoints, policy: RoundPolicy) -> None:
         self._checkpoints = checkpoints
         self._policy = policy
 
     def train(self, progress: Progress) -> tuple[Iterable[Message], list[BlobRef]]:
-        """The updates of a round, and the blobs that hold what was sent.
+        """The updates of a round, and the blobs of the model that was sent.
 
         Raises:
             TooFewUpdates: (also from the iterable) the round has to be tried again.
-            ConfigError: a policy that needs averaging, and a strategy that does not average.
+            ConfigError: the policy needs a strategy that averages, and this one does not.
         """
         if not self._policy.carries:
             return self._phase(progress, "train", progress.strategy.configure_train)
@@ -67,13 +67,13 @@ class Exchange:
         return sorted((c.message for c in counted), key=_by_node), []
 
     def evaluate(self, progress: Progress) -> Iterable[Message]:
-        """What the nodes say about the present model."""
+        """The nodes' evaluations of the current model."""
         return self._phase(progress, "evaluate", progress.strategy.configure_evaluate)[0]
 
     def _phase(
         self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
     ) -> tuple[Iterable[Message], list[BlobRef]]:
-        # A node that still trains for a later round would hold an evaluation up.
+        # Nodes that still train for a later round are skipped: they would delay an evaluation.
         messages = progress.grid.to_free_nodes(self._messages(progress, phase, configure))
         replies = progress.grid.send_and_receive(messages, timeout=progress.timeout)
         streams = isinstance(progress.strategy, FedAvg) and _averages(progress.strategy)
@@ -128,7 +128,7 @@ class Exchange:
         base = flower.tensors_of(progress.arrays)
 
         def expect(reply: Reply, frame_bytes: int) -> Incoming | Refusal:
-            # All of it must decode before any of it is in the sum.
+            # The whole message must decode before any of the update is folded.
             metrics = list(flower.from_wire(reply.message, None).content.metric_records.values())
             if len(metrics) != 1:
                 return Refusal("malformed", f"the reply holds {len(metrics)} metric records, expected one")
@@ -145,7 +145,7 @@ def _by_node(message: Message) -> int:
 
 
 def _averages(strategy: Strategy) -> bool:
-    """Whether code that we know sends the global arrays and averages what comes back: flwr's or ours."""
+    """Whether known code (flwr's or ours) sends the global arrays and averages the replies."""
     inner: Any = getattr(strategy, "strategy", strategy)  # the DP wrappers hold the strategy they wrap
     if not isinstance(inner, flowers.FedAvg) or isinstance(inner, _NOT_AVERAGING):
         return False

@@ -1,4 +1,4 @@
-"""What a model's training has spent of its nodes' privacy: epsilon from the `dp-accounting` library.
+"""The privacy ledger of a model: the epsilon spent in training, from the `dp-accounting` library.
 
 The unit of privacy is a node: all that one node's data did to the model. Entries are composed over rounds,
 runs and the releases that a run started from (Renyi accountant: Mironov 2017,
@@ -19,10 +19,10 @@ from fedtide.fabric.plans.release import Privacy, PrivacySpent
 
 
 def ledger(before: Privacy | None, run: str, strategy: Strategy) -> Privacy | None:
-    """What a model has cost after this run, or None if nothing bounds it.
+    """The ledger of a model after this run, or None if its epsilon is unbounded.
 
-    A run without noise makes whatever was spent before unbounded: the ledger ends there. Flower's own DP wrappers
-    count as that: they scale their noise by the nodes they expected, whoever answered, and weigh by examples.
+    A run without noise makes epsilon unbounded and ends the ledger. Flower's own DP wrappers count as such a run:
+    they scale the noise by the expected number of nodes, not by the replies, and weight updates by examples.
     """
     spent = _spent(run, strategy)
     if not spent:
@@ -44,7 +44,7 @@ def _spent(run: str, strategy: Strategy) -> list[PrivacySpent]:
 
 
 def check(strategy: Strategy) -> None:
-    """Before anything is trained: can its ledger be kept?
+    """Check, before training, that the strategy's ledger can be kept.
 
     Raises:
         CapabilityMissing: `dp-accounting` is not installed here.

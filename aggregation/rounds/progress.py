@@ -1,4 +1,4 @@
-"""Where a `strategy.start` under way stands."""
+"""The state of a running `strategy.start`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 @dataclass
 class Progress:
-    """`round` is the one in progress or, between rounds, the last. `bases` holds the models that tasks which are
-    still out were given, by the round that gave them; `anchor` is what models are coded against, if they are."""
+    """`round`: the round in progress or, between rounds, the last one. `bases`: the models that outstanding tasks
+    train from, by round. `anchor`: the model that coded models are differences to, if any."""
 
     strategy: Strategy
     grid: NatsGrid

@@ -1,4 +1,4 @@
-"""What a strategy remembers between rounds, as data: captured after a round, put back after a crash.
+"""A strategy's state between rounds, as data: captured after a round, restored after a crash.
 
 Walks the attributes of a strategy (and of a strategy that it wraps): numbers, texts, containers,
 numpy arrays and array records are kept, e.g. the moments of FedAdam (Reddi et al. 2021,
@@ -23,7 +23,7 @@ from fedtide.fabric.tensors.frame import Tensor
 
 
 class _Unkept(Exception):
-    """A value that is no data."""
+    """A value that cannot be stored as data."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class StrategyState:
     tree: dict[str, Any] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    """Attributes that are neither data nor callable: they start anew after a crash."""
+    """Attributes that are neither data nor callable: they are reset after a crash."""
 
 
 def capture(strategy: Strategy) -> StrategyState:

@@ -1,4 +1,4 @@
-"""FedAvg that streams: updates are folded as they come and dropped, and no order shows in the mean.
+"""Streaming FedAvg: updates are folded as they arrive and dropped; the mean does not depend on their order.
 
 McMahan et al. 2017, https://arxiv.org/abs/1602.05629. A drop-in for `flwr.serverapp.strategy.FedAvg`
 under any Grid; the others of this package build on it. Under our Grid updates are folded while
@@ -32,22 +32,22 @@ from fedtide.fabric.tensors.frame import Tensor
 log = logging.getLogger(__name__)
 
 MAX_UPDATES = 2048
-"""Updates of a round that are summed at full resolution; a round that asks more nodes agrees on more."""
+"""Updates that the fixed point of a round allows for; a round that asks more nodes allows for more."""
 
 _TOGETHER = 4
-"""Updates that are folded in one pass, if they are there."""
+"""Number of updates folded in one pass, if that many have arrived."""
 
 
 @dataclass(slots=True)
 class Round:
-    """What a strategy holds while it collects: the model that went out, and the sum."""
+    """The state of one round: the model that was sent, and the sum."""
 
     base: ArrayRecord
     sum: RoundSum
     contents: list[tuple[int, RecordDict]] = field(default_factory=list)
     """(node, the reply's content without arrays) of every update that counts."""
     admitted: dict[str, Weight] = field(default_factory=dict)
-    """By task: what `admit` found of replies that are not folded yet."""
+    """Weights that `admit` found for replies that are not folded yet, by task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class ScoredReply:
 
     @classmethod
     def of(cls, message: Message, sent: ArrayRecord) -> ScoredReply:
-        """Raises MalformedMessage if its node coded the arrays, and they are not what they say."""
+        """Raises MalformedMessage if the arrays are coded and do not decode."""
         (metrics,) = message.content.metric_records.values()
         (record,) = message.content.array_records.values()
         tensors = flower.tensors_of(record)
@@ -86,7 +86,7 @@ class FedAvg(flowers.FedAvg):
     of_one_round: tuple[str, ...] = ("round",)
     exact = True
     sums = True
-    """Whether updates must fit the sum of their round."""
+    """Whether `admit` requires that updates fit the round's sum."""
     evenly = False
     """Whether all updates weigh the same."""
     round: Round | None = None
@@ -96,7 +96,7 @@ class FedAvg(flowers.FedAvg):
     ) -> Iterable[Message]:
         """Choose nodes and make their messages, as Flower's FedAvg does."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        # Made before the first reply: updates are folded from the thread that receives them.
+        # Created before the first reply: the receiving thread folds updates into it.
         model = flower.tensors_of(arrays)
         self.round = Round(arrays, RoundSum(Agreement.of(model, max(MAX_UPDATES, len(messages)), exact=self.exact)))
         return messages
@@ -111,7 +111,7 @@ class FedAvg(flowers.FedAvg):
         return self._close(state)
 
     folds_pieces = True
-    """Whether `expect` may be used: an update is summed without a look at the whole of it."""
+    """Whether updates can be folded piece by piece (`expect`), without seeing them whole."""
 
     def expect(self, key: str, metrics: MetricRecord, frame_bytes: int) -> Incoming | Refusal:
         """Begin to fold an update that is still arriving, as the answer to the task `key`."""
@@ -121,7 +121,7 @@ class FedAvg(flowers.FedAvg):
         return self.collecting().sum.expect(key, weight, frame_bytes)
 
     def admit(self, message: Message) -> Refusal | None:
-        """Why a reply must not count, or None: our Grid asks before it reports the reply as received."""
+        """Why a reply is refused, or None. Our Grid calls this before it reports the reply as received."""
         state = self.collecting()
         if (refusal := incomplete(message)) is not None:
             return refusal
@@ -136,7 +136,7 @@ class FedAvg(flowers.FedAvg):
         return None
 
     def weight_of(self, metrics: MetricRecord) -> Weight | Refusal:
-        """How an update counts, by what its node reports."""
+        """The weight of an update, from the metrics that its node reports."""
         value = metrics.get(self.weighted_by_key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return Refusal("bad_weight", f"the metrics hold no number {self.weighted_by_key!r}")
@@ -149,7 +149,7 @@ class FedAvg(flowers.FedAvg):
         return Weight(1.0, 1.0) if self.evenly else Weight(weight, weight)
 
     def fits(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
-        """The weight of an update that was looked at, and fits the model; else why not."""
+        """The weight of an update, after checking that it fits the model; else the refusal."""
         return inspect(flower.tensors_of(state.base), update) or self.weight_of(metrics)
 
     def step(self, state: Round, total: RoundSum) -> float:
@@ -163,7 +163,7 @@ class FedAvg(flowers.FedAvg):
         return self.round
 
     def _valid(self, state: Round, replies: Iterable[Message]) -> Iterator[ScoredReply]:
-        """Replies whose arrays are still to be folded; those that were folded on their way are booked."""
+        """Replies whose arrays are still to be folded; those folded on arrival are only recorded."""
         failures = 0
         for message in replies:
             if message.has_error():
@@ -184,7 +184,7 @@ class FedAvg(flowers.FedAvg):
         log.info("aggregate_train: %s updates, %s failures", len(state.contents), failures)
 
     def _fold(self, state: Round, batch: list[ScoredReply]) -> list[ScoredReply]:
-        """Add what fits of a batch; returns what counts."""
+        """Add a batch of replies to the sum; returns those that were accepted."""
         replies, weights = [], []
         for reply in batch:
             weight = state.admitted.pop(reply.task, None) or self.weigh(state, reply.metrics, reply.update)
@@ -202,7 +202,7 @@ class FedAvg(flowers.FedAvg):
         return [reply for reply, refusal in zip(replies, refusals, strict=True) if refusal is None]
 
     def weigh(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
-        """The same with the update in view, for rules that look at it."""
+        """As `weight_of`, for strategies whose weight depends on the update itself."""
         return self.weight_of(metrics)
 
     def _close(self, state: Round) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -217,7 +217,7 @@ class FedAvg(flowers.FedAvg):
     def metrics_of(self, state: Round) -> MetricRecord:
         """The metrics of the updates that count, aggregated in the order of their nodes.
 
-        None if they weigh nothing, or if one node's metrics do not fit the others': they are no reason to end a run.
+        Empty if the total weight is 0, or if the nodes' metrics do not fit together: that must not end a run.
         """
         contents = [content for _, content in sorted(state.contents, key=lambda c: c[0])]
         try:
@@ -250,19 +250,19 @@ def incomplete(message: Message) -> Refusal | None:
 
 
 def book(state: Round, message: Message) -> None:
-    """Note that a reply counts; its arrays are not kept."""
+    """Record that a reply counts; its arrays are not kept."""
     light = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
     state.contents.append((message.metadata.src_node_id, light))
 
 
 def refused(message: Message, refusal: Refusal) -> None:
-    """Say why a reply does not count."""
+    """Log why a reply is refused."""
     node = message.metadata.src_node_id
     log.warning("update.refused node=%s category=%s reason=%s", node, refusal.category, refusal.reason)
 
 
 def _batches(replies: Iterator[ScoredReply]) -> Iterator[list[ScoredReply]]:
-    """Up to _TOGETHER at once; one at a time where each takes memory of its own."""
+    """Batches of up to _TOGETHER replies; a coded update ends a batch, since it takes memory of its own."""
     batch = []
     for reply in replies:
         batch.append(reply)

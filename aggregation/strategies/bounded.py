@@ -1,4 +1,4 @@
-"""Rules that look at how far an update lies from the model that went out, and count it accordingly.
+"""Strategies that weight an update by its distance from the model that was sent.
 
 All are one weighted mean: an update x_i that moves the model by d_i = x_i - x counts with a factor f_i, and the
 next model is x + sum_i w_i f_i d_i / sum_i w_i. So they stream, in the memory of the sum and one update.
@@ -94,7 +94,7 @@ class CentredClipping(_Bounded):
 
 
 class FLTrust(FedAvg):
-    """Updates count by how much they point where the server's own update points.
+    """Updates are weighted by how far their direction agrees with the server's own update.
 
     Cao et al. 2021, https://arxiv.org/abs/2012.13995: trust = max(0, cos(d_i, d_0)), and each update is
     brought to the length of the server's.

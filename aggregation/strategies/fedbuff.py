@@ -1,4 +1,4 @@
-"""FedBuff: rounds close when enough updates are in, and nobody waits for the slow.
+"""FedBuff: a round closes when enough updates have arrived, without waiting for slow nodes.
 
 Nguyen et al. 2022, https://arxiv.org/abs/2106.06639. An update that was trained from the model of s rounds ago
 counts with (1 + s) ** -exponent. Under our Grid the run's policy does this, durably, for any strategy
@@ -80,7 +80,7 @@ class FedBuff(FedAvg):
         return result
 
     def _rebased(self, message: Message, age: int, base: ArrayRecord, present: ArrayRecord) -> bool:
-        """Whether a reply may count; if so it is brought to the present model."""
+        """Whether a reply may count; if so, its arrays are rebased to the current model."""
         if message.has_error() or age > self.max_staleness or incomplete(message) is not None:
             return False
         try:
@@ -106,7 +106,7 @@ class FedBuff(FedAvg):
         out: dict[str, tuple[int, int]],
         timeout: float,
     ) -> list[Message]:
-        """Give free nodes work, and take answers until there are `buffer`; `out` is who works since which round."""
+        """Send to idle nodes, and collect `buffer` updates; `out`: (round, node) of every open task."""
         present = bases[round_]
         content = {m.metadata.dst_node_id: m for m in self.configure_train(round_, present, config, grid)}
         ready: list[Message] = []

@@ -1,4 +1,4 @@
-"""FedNova: nodes that took more steps do not pull harder.
+"""FedNova: normalises updates by their number of local steps.
 
 Wang et al. 2020, https://arxiv.org/abs/2007.07481, eq. 9 for SGD without momentum (a_i = number of steps):
 x + tau_eff * sum_i p_i (x_i - x) / tau_i, where tau_eff = sum_i p_i tau_i and p_i is the share of examples.

@@ -27,11 +27,11 @@ from fedtide.fabric.tensors.frame import Tensor
 
 
 class PrivateFedAvg(FedAvg):
-    """All updates weigh the same; tensors of integers stay as they are, for no noise would hide them.
+    """All updates have the same weight. Integer tensors stay unchanged, since noise cannot hide them.
 
     Attributes:
         clip: the L2 norm that updates are scaled back to, over all float tensors; moves if clipping is adaptive.
-        rounds_by_cohort: how many rounds averaged how many updates.
+        rounds_by_cohort: number of rounds, by number of updates averaged.
     """
 
     folds_pieces = False
@@ -71,9 +71,9 @@ class PrivateFedAvg(FedAvg):
         self.clip_learning_rate = clip_learning_rate
         self.count_noise = count_noise
         self.rounds_by_cohort: dict[int, int] = {}
-        # Part of the strategy's state: a round that is done again after a crash draws the same noise, since two
-        # noises on one sum would tell more than the ledger says; and another one if other nodes count, since
-        # one noise on two sums would tell their difference.
+        # Part of the strategy's state. A round repeated after a crash draws the same noise: two noises on one sum
+        # would reveal more than the ledger says. If other nodes count, it draws different noise: one noise on
+        # two sums would reveal their difference.
         self.next_seed = secrets.randbits(128)
         self._not_clipped = 0
 

@@ -1,7 +1,7 @@
-"""Rules that withstand some nodes that send anything: medians, trimmed means, Krum.
+"""Byzantine-robust strategies: medians, trimmed means, Krum.
 
-Those that compare updates with each other need all of them: they stay where they came to rest (under our
-Grid large ones are files, of which only the part at hand is read), and are walked shard by shard.
+Strategies that compare updates with each other need all of them. Updates stay where they were received (under
+our Grid large ones are mapped files) and are read shard by shard.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class _Comparing(FedAvg):
-    """`combine` gets all updates that fit, by node, and says what the next model is and who shaped it."""
+    """`combine` gets all accepted updates, by node, and returns the next model and the replies used."""
 
     folds_pieces = False
     sums = False
@@ -60,7 +60,7 @@ class _Comparing(FedAvg):
     def combine(
         self, base: list[Tensor], updates: list[list[Tensor]], messages: list[Message]
     ) -> tuple[Iterable[Tensor], list[Message]]:
-        """The tensors of the next model, in the order of `base`, and the replies that shaped it."""
+        """The tensors of the next model, in the order of `base`, and the replies that were used."""
 
 
 class CoordinateMedian(_Comparing):
@@ -95,7 +95,7 @@ class TrimmedMean(_Comparing):
 class StreamingTrimmedMean(FedAvg):
     """The trimmed mean for a known number of hostile nodes: streams, in the memory of 4 f + 2 models.
 
-    The values that are cut off are taken back out of the exact sum, so the order of updates does not show.
+    The values cut off are subtracted from the exact sum, so the order of updates does not matter.
     All updates weigh the same.
     """
 
@@ -107,7 +107,7 @@ class StreamingTrimmedMean(FedAvg):
     def __init__(self, *args: Any, num_malicious_nodes: int = 1, **kwargs: Any) -> None:
         """
         Args:
-            num_malicious_nodes: f; so many values are cut off at each end, at least 1.
+            num_malicious_nodes: f, at least 1; the number of values cut off at each end.
         """
         super().__init__(*args, **kwargs)
         if num_malicious_nodes < 1:
@@ -121,7 +121,7 @@ class StreamingTrimmedMean(FedAvg):
         self._extremes = []
         for tensor in flower.tensors_of(arrays):
             shape = (self.num_malicious_nodes, tensor.spec.elements)
-            # Nodes may answer in float64, whatever the model is: what is taken back must be what was added.
+            # float64 whatever the model's dtype: nodes may send it, and exactly the added values are subtracted.
             self._extremes.append((np.full(shape, -np.inf), np.full(shape, np.inf)))
         return messages
 
@@ -219,7 +219,7 @@ class MultiKrum(_Comparing):
         Args:
             num_malicious_nodes: f.
             num_nodes_to_select: m; updates that are averaged, by their weights.
-            neighbours: how many of the nearest updates score one; None: n - f - 2.
+            neighbours: number of nearest updates in the score of an update; None: n - f - 2.
         """
         super().__init__(*args, **kwargs)
         if num_malicious_nodes < 0 or num_nodes_to_select < 1 or (neighbours is not None and neighbours < 1):

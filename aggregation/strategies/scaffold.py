@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates correct what makes each node's steps drift from where all should go.
+"""SCAFFOLD: control variates correct the drift of each node's local steps (client drift).
 
 Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378, algorithm 1 with option II. The node's half is
 `fedtide.edge_agent.training.scaffold.ScaffoldMod`.
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Scaffold(FedAvg):
-    """Nodes need `ScaffoldMod`, and a state that outlives a task.
+    """Nodes need `ScaffoldMod`, and state that is kept between tasks.
 
     Attributes:
         control: c of the paper, by tensor; None before the first round.
@@ -71,7 +71,7 @@ class Scaffold(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         found = super().aggregate_train(server_round, self._without_changes(replies))
-        # Weighed as the updates are: else c would be the mean of another objective than the model is moved along.
+        # Weighted like the updates: otherwise c would belong to another objective than the model.
         weights = {
             node: self.weight_of(next(iter(c.metric_records.values()))) for node, c in self.collecting().contents
         }
@@ -80,7 +80,7 @@ class Scaffold(FedAvg):
         return found
 
     def _without_changes(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Replies as FedAvg takes them; what is not from `ScaffoldMod` is refused."""
+        """Replies in the form that FedAvg takes; replies without the record of `ScaffoldMod` are refused."""
         for message in replies:
             aside = message.metadata.src_node_id in self._changes
             refusal = None if message.has_error() or aside else self._set_aside(message)

@@ -1,4 +1,4 @@
-"""Admission of updates: what is refused before it touches a sum, and why.
+"""Admission of updates: which updates are refused before they touch a sum, and why.
 
 An update must have the names and shapes of the model it was trained from, and only finite
 numbers. Precision is no ground for refusal: flwr's strategies widen the global model (the moments
@@ -37,7 +37,7 @@ def inspect(sent: Sequence[Tensor], returned: Sequence[Tensor]) -> Refusal | Non
 
 
 def compare(sent: Sequence[TensorSpec], returned: Sequence[TensorSpec]) -> Refusal | None:
-    """Why tensors of these names and shapes are no update to those, or None."""
+    """Why the names and shapes of `returned` do not match those of `sent`, or None."""
     expected = {t.name: t.shape for t in sent}
     got = {t.name: t.shape for t in returned}
     if expected.keys() != got.keys():
@@ -51,7 +51,7 @@ def compare(sent: Sequence[TensorSpec], returned: Sequence[TensorSpec]) -> Refus
 
 
 def beyond(distance: float, limit: float) -> Refusal | None:
-    """Why an update may not move the model by `distance`, or None."""
+    """The refusal if an update moves the model by more than `limit`; else None."""
     if distance <= limit:
         return None
     return Refusal("too_far", f"moves the model by {distance:.4g}, allowed are {limit:.4g}")

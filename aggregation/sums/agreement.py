@@ -1,4 +1,4 @@
-"""What is agreed on before updates are summed, and how their elements become numbers that kernels take. Pure."""
+"""The parameters that are fixed before a sum, and the conversion of elements to kernel inputs. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _USUAL_COUNT = 2.0**20
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What all who sum parts of one round have agreed on before it.
+    """The parameters shared by all processes that sum parts of one round, fixed before it.
 
     `points[i]` belongs to `specs[i]`; it is None where sums are taken in float64, in any order.
     """
@@ -46,7 +46,7 @@ class Agreement:
 
 
 def _expected(tensor: Tensor) -> float:
-    """How large its values may be: counters start at 0 and go far."""
+    """The magnitude expected of its updates; integer counters start at 0 and grow large."""
     found = magnitude(tensor)
     return found if tensor.dtype in ("F16", "F32", "F64", "BF16") else max(found, _USUAL_COUNT)
 
@@ -58,7 +58,7 @@ def magnitude(tensor: Tensor) -> float:
 
 
 def ready(dtype: str, data: Buffer) -> Values:
-    """Elements as kernels take them; float16, bfloat16 and small integers are widened, which is exact."""
+    """Elements as inputs of kernels; float16, bfloat16 and small integers are widened, which is exact."""
     values = numbers(dtype, data)
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
@@ -66,7 +66,7 @@ def ready(dtype: str, data: Buffer) -> Values:
 
 
 def read_only(values: Values) -> Values:
-    """The same elements, not to be written to: kernels are compiled for such."""
+    """The same elements, marked read-only: kernels are compiled for read-only arrays."""
     values.flags.writeable = False
     return values
 

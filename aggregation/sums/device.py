@@ -1,4 +1,4 @@
-"""Where sums are computed: the one place that chooses, a GPU if there is one and else the CPU.
+"""Chooses, in one place, where sums are computed: on a GPU if there is one, else on the CPU.
 
 Both give the same integers: a term is x * factor in float64, rounded to nearest with ties to even
 (IEEE 754), and integers add in any order.
@@ -37,12 +37,12 @@ class Device(Protocol):
         """Zeros: int64, or float64 if not `exact`."""
 
     def fold(self, lane: Any, inputs: list[Values], factors: list[float], half: int, sign: int) -> bool:
-        """Add `sign` times the rounded terms of all inputs; False: `mend` each input now, with the same arguments."""
+        """Add `sign` times the rounded terms of all inputs; on False, call `mend` for each input."""
 
     def mend(self, lane: Any, coarse: Any, values: Values, factor: float, half: int, sign: int, unit: float) -> int:
-        """Add those terms that do not fit to `coarse` instead, in multiples of `unit`.
+        """Move the terms that do not fit the lane to `coarse`, in multiples of `unit`.
 
-        Returns 1 if there are values that are not finite, else 2 if some fit no lane, else 0; those are in none.
+        Returns 1 if some values are not finite, else 2 if some fit no lane, else 0. Such values are in no lane.
         """
 
     def fold_float(self, lane: Any, values: Values, factor: float) -> None:
@@ -83,7 +83,7 @@ class Cpu:
 
 
 class Torch:
-    """The same on a torch device: one upload a piece, and the lanes stay there."""
+    """Sums on a torch device: each piece is uploaded once, and lanes stay on the device."""
 
     def __init__(self, name: str) -> None:
         import torch

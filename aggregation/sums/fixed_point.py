@@ -36,7 +36,7 @@ LEAST_MAGNITUDE = 2.0**-60
 
 @dataclass(frozen=True, slots=True)
 class FixedPoint:
-    """One tensor's integers in one round; all who sum parts of it must use the same."""
+    """The fixed-point format of one tensor in one round; all processes that sum parts of it must use it."""
 
     exponent: int
     """A fine unit is 2**-exponent."""
@@ -45,7 +45,7 @@ class FixedPoint:
 
     @classmethod
     def agree(cls, largest: float, max_terms: int) -> FixedPoint:
-        """The integers for updates to a tensor whose largest magnitude is `largest` (0: taken for 1).
+        """The format for updates to a tensor whose largest magnitude is `largest` (0 counts as 1).
 
         Raises:
             ValueError: `largest` is not finite, or `max_terms` is not from 1 to 2**24.
@@ -58,7 +58,7 @@ class FixedPoint:
 
     @property
     def scale(self) -> float:
-        """Fine units in one."""
+        """Number of fine units in 1.0."""
         return math.ldexp(1.0, self.exponent)
 
     def holds(self, term: float) -> bool:

@@ -47,7 +47,7 @@ def _keys(key: Any) -> Any:
 
 @compiled(_keys(nb.int32), _keys(nb.int64))
 def _flip(to: Any, bits: Any, sign: Any, below: Any) -> None:
-    """Bits of floats as integers of the same order, and back: those below the sign inverted where it is set."""
+    """Map float bits to integers of the same order, and back: if the sign is set, invert the other bits."""
     for i in range(to.size):
         to[i] = bits[i] ^ ((bits[i] >> sign) & below)
 
@@ -58,7 +58,7 @@ def _network(key: Any) -> Any:
 
 @compiled(_network(nb.int32), _network(nb.int64))
 def _sort_columns(tile: Any, pairs: Any, width: Any) -> None:
-    """Integers, since the minimum and maximum of floats compile to masked stores, which are four times slower."""
+    """Sort as integers: the minimum and maximum of floats compile to masked stores, four times slower."""
     for pair in range(pairs.shape[0]):
         upper, lower = tile[pairs[pair, 0]][:width], tile[pairs[pair, 1]][:width]
         for i in range(width):

@@ -1,6 +1,6 @@
-"""One round's sum as its updates arrive: whole, or in pieces while they are still on their way.
+"""One round's sum, fed with whole updates or with pieces of updates that are still arriving.
 
-Owns which updates are in the sum, and takes back those that turn out not to belong there.
+Records which updates are in the sum, and withdraws those that are refused later.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What one update contributes: `term` times its tensors to the sum, `share` to what is divided by."""
+    """The weights of one update: `term` multiplies its tensors in the sum, `share` is added to the divisor."""
 
     term: float
     share: float
 
 
 class RoundSum:
-    """`sum_i term_i x_i`, with the totals of `term` and `share`: each exact, so no order shows."""
+    """`sum_i term_i x_i`, with the totals of `term` and `share`: all exact, so the order does not matter."""
 
     def __init__(self, agreement: Agreement, *, shard: tuple[int, int] = (0, 1)) -> None:
         self.total = WeightedSum(agreement, shard=shard)
@@ -54,7 +54,7 @@ class RoundSum:
         return key in self._taken
 
     def add(self, updates: Sequence[Sequence[Tensor]], weights: Sequence[Weight]) -> list[Refusal | None]:
-        """Add whole updates (all tensors, in any order) that fit; the others are refused, each for itself.
+        """Add whole updates (all tensors, in any order) that fit; each of the others is refused.
 
         Raises:
             TooManyTerms: more than was agreed; nothing was added.
@@ -81,14 +81,14 @@ class RoundSum:
         return None
 
     def take(self, weight: Weight, key: str = "") -> None:
-        """Note that an update is in the sum; `key` if it was folded while it arrived."""
+        """Record that an update is in the sum; `key`: its task, if it was folded on arrival."""
         with self._lock:
             self.share += Fraction(weight.share)
             if key:
                 self._taken.add(key)
 
     def expect(self, key: str, weight: Weight, frame_bytes: int) -> Incoming:
-        """An update that comes in pieces.
+        """Begin an update that arrives in pieces.
 
         Raises:
             TooManyTerms: more than was agreed.
@@ -97,12 +97,12 @@ class RoundSum:
         return Incoming(self, key, weight, frame_bytes)
 
     def withdrawal(self, weight: Weight, frame_bytes: int) -> Withdrawal:
-        """Takes back an update, from the bytes that were folded."""
+        """Begin to withdraw an update, by feeding its folded bytes again."""
         return Withdrawal(self.total, weight, frame_bytes)
 
 
 class _Folding:
-    """Cuts a frame into pieces, and adds or takes back each; parts may be skipped."""
+    """Cuts a frame into pieces, and adds or subtracts each; parts may be skipped."""
 
     def __init__(self, total: WeightedSum, term: float, frame_bytes: int, *, back: bool) -> None:
         self.total = total
@@ -112,7 +112,7 @@ class _Folding:
         self._scanner = FrameScanner(frame_bytes)
         self._places: list[int] | None = None
         self.reach: Reach | None = None
-        """Set it before anything is fed, to refuse what goes too far."""
+        """Set before the first `feed` to refuse updates beyond a norm bound."""
 
     @property
     def specs(self) -> list[TensorSpec] | None:
@@ -148,12 +148,12 @@ class _Folding:
         return found or (self.reach.refusal() if self.reach is not None and self.whole else None)
 
     def skip_to(self, byte: int) -> None:
-        """The frame goes on at `byte`: what is in between belongs to another shard."""
+        """Continue at `byte`: the bytes in between belong to another shard."""
         self._scanner.skip(byte - self.fed)
         self.fed = byte
 
     def wanted_chunks(self, chunk_bytes: int) -> list[int]:
-        """The numbers of the chunks that hold something of the sum's shard."""
+        """The numbers of the chunks that overlap the sum's shard."""
         wanted: set[int] = set()
         at = self._scanner.data_start
         for spec in self._scanner.specs or ():
@@ -166,7 +166,7 @@ class _Folding:
         return sorted(wanted)
 
     def _misfit(self) -> Refusal | None:
-        """Why the tensors that the header names are no update, once it is there."""
+        """Why the tensors in the header do not fit the model; None if they do, or before the header is fed."""
         got, expected = self._scanner.specs, self.total.agreement.specs
         if got is None or self._places is not None:
             return None
@@ -178,7 +178,7 @@ class _Folding:
 
 
 class Reach:
-    """How far an update that comes in pieces moves the model, and how far it may."""
+    """The L2 distance by which an update in pieces moves the model, and its limit."""
 
     def __init__(self, base: Sequence[Tensor], limit: float) -> None:
         self._base = [ready(t.dtype, t.data) for t in base]
@@ -186,14 +186,14 @@ class Reach:
         self._squares: list[float] = []
 
     def see(self, index: int, start: int, values: Values) -> None:
-        """A piece of tensor `index`, from element `start`."""
+        """Take in a piece of tensor `index`, from element `start`."""
         base = self._base[index][start : start + values.size]
         if base.dtype != values.dtype:
             base, values = (read_only(v.astype(np.float64)) for v in (base, values))
         self._squares.append(product_of_gaps(values, base, values, base))
 
     def refusal(self) -> Refusal | None:
-        """Once all was seen."""
+        """The refusal if the limit is exceeded, once all pieces were seen."""
         return beyond(math.sqrt(fsum(self._squares)), self._limit)
 
 
@@ -207,10 +207,9 @@ def fsum(terms: Sequence[float]) -> float:
 
 
 class Incoming(_Folding):
-    """An update on its way into a sum: `feed` it all of its frame, then `accept`; or take it back (`withdrawal`).
+    """An update that is added to a sum: `feed` its whole frame, then `accept`; or undo it (`withdrawal`).
 
-    An exception in between leaves it where it was: feed it on from `fed` bytes. After a refusal it must be
-    withdrawn.
+    After an exception, continue to feed from byte `fed`. After a refusal it must be withdrawn.
     """
 
     def __init__(self, sum_: RoundSum, key: str, weight: Weight, frame_bytes: int) -> None:
@@ -221,44 +220,44 @@ class Incoming(_Folding):
         self.weight = weight
 
     def accept(self) -> None:
-        """All of it is in the sum.
+        """Complete the update, once its whole frame was fed.
 
         Raises:
-            MalformedMessage: it is not.
+            MalformedMessage: the frame is not complete.
         """
         if not self.whole:
             raise MalformedMessage("tensor frame: ends before its last tensor")
         self._sum.take(self.weight, self._key)
 
     def promise(self) -> None:
-        """Another sums it, and that sum will be merged."""
+        """Record that another process sums the update; its sum is merged later."""
         assert not self.fed
         self._sum.total.discount(self.weight.term)
         self._sum.take(self.weight, self._key)
 
     def drop(self) -> None:
-        """It will not come."""
+        """Cancel the update, before any of it was fed."""
         assert not self.fed
         self._sum.total.discount(self.weight.term)
 
     def withdrawal(self) -> Withdrawal:
-        """Takes back what was fed."""
+        """A withdrawal of the bytes fed so far."""
         return self._sum.withdrawal(self.weight, self._frame_bytes)
 
 
 class Withdrawal(_Folding):
-    """`feed` it all that was fed, in the same cuts; then it is `done`."""
+    """Undoes an update: `feed` the same bytes again, cut at the same places, then call `done`."""
 
     def __init__(self, total: WeightedSum, weight: Weight, frame_bytes: int) -> None:
         super().__init__(total, weight.term, frame_bytes, back=True)
 
     def feed(self, data: Buffer) -> None:
-        """Take these bytes back. Where they made no sense they make none now: nothing of that was added."""
+        """Subtract these bytes. Malformed bytes fail here as they did before: they were never added."""
         with suppress(MalformedMessage):
             super().feed(data)
 
     def done(self) -> None:
-        """Nothing of it is in the sum."""
+        """Complete the withdrawal."""
         self.total.discount(self.term)
 
 

@@ -1,10 +1,10 @@
 """The weighted sum of a round's updates: order-free, piece by piece, in the memory of two models.
 
 Owns the lanes of every tensor, cut into blocks: a piece of an update is folded wherever it lies,
-from any thread, and a block is dropped as soon as its mean was taken. Nothing here knows of
-messages or strategies.
+from any thread, and a block is dropped as soon as its mean was taken. Independent of messages
+and strategies.
 
-What is folded can be taken back exactly, if it is folded again with the opposite sign.
+A folded update can be removed exactly, by folding it again with the opposite sign.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FAULTS: dict[int, Fault | None] = {0: None, 1: "not_finite", 2: "out_of_range"}
 
 
 class TooManyTerms(FedtideError):
-    """A sum is asked to hold more updates than was agreed; nothing was added."""
+    """More updates than agreed for the sum; nothing was added."""
 
 
 def _too_many(agreement: Agreement) -> TooManyTerms:
@@ -60,7 +60,7 @@ class _Block:
     fine: Any = None
     coarse: Any = None
     mean: Any = None
-    """Instead of lanes, where another has summed this block."""
+    """The mean, in place of lanes, if another process summed this block."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -105,7 +105,7 @@ class WeightedSum:
             self.weight += Fraction(weight)
 
     def discount(self, weight: float) -> None:
-        """The opposite, for an update that is taken back."""
+        """Undo `count`, for an update that is withdrawn."""
         with self._lock:
             self.terms -= 1
             self.weight -= Fraction(weight)
@@ -115,8 +115,8 @@ class WeightedSum:
     ) -> list[Fault | None]:
         """Add the same run of elements of several updates to tensor `index`, from element `start`; or take it `back`.
 
-        Returns a fault for each input with values that cannot be summed: those are left out, also when it is
-        taken back.
+        Returns a fault for each input with values that cannot be summed. Such values are left out, also in a
+        withdrawal.
         """
         faults: list[Fault | None] = [None] * len(values)
         at = 0
@@ -199,7 +199,7 @@ class WeightedSum:
         return None
 
     def _make_lanes(self, index: int, block: _Block) -> None:
-        """Lanes for a slab of blocks at once: memory of this size comes in huge pages, and goes with its last block."""
+        """Allocate the lanes of a slab of blocks at once, to get huge pages; freed with the slab's last block."""
         with self._lock:
             if block.fine is not None:
                 return
@@ -226,7 +226,7 @@ class WeightedSum:
         return Partial(tensors, self.weight, self.terms)
 
     def merge(self, partial: Partial) -> None:
-        """Add what another has summed of the same agreement.
+        """Add the partial sum of another process, made under the same agreement.
 
         Raises:
             TooManyTerms: together they are more than was agreed; nothing was added.
@@ -271,7 +271,7 @@ class WeightedSum:
             yield Tensor.of(f"{index}.{number}.mean", out)
 
     def adopt(self, tensors: Sequence[Tensor], weight: Fraction, terms: int) -> None:
-        """Take the means of a shard, whose terms others have summed.
+        """Take over the means of a shard that another process summed.
 
         Raises:
             MalformedMessage: they are no blocks of this sum.

@@ -19,7 +19,7 @@ _MADE_WITH = ("torch", "onnxscript", "onnxruntime")
 
 
 class Watched(Mapping[str, Scalar]):
-    """A run config that knows what was read of it: that is in the graphs, and a task must not say otherwise."""
+    """A run config that records the keys read: their values are fixed in the graphs, a task must have the same."""
 
     def __init__(self, config: ConfigValues) -> None:
         self._config = config
@@ -58,7 +58,7 @@ def cached(directory: Path, config: ConfigValues, export: Callable[[], bytes]) -
 def planned(
     hook: Callable[[Mapping[str, Scalar]], Any], reference: str, config: ConfigValues
 ) -> tuple[Any, ConfigValues]:
-    """What the app's hook says, and the part of the run config that it depends on."""
+    """The training plan from the app's hook, and the run config values that it depends on."""
     watched = Watched(config)
     try:
         plan = hook(watched)

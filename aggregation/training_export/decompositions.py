@@ -1,6 +1,6 @@
 """Backward operators that have neither a core decomposition nor an ONNX translation, in terms of those that have.
 
-What none of them covers raises NotImplementedError with the operator's name, which `tracing` tells as NotExportable.
+Cases that are not covered raise NotImplementedError with the operator's name; `tracing` raises NotExportable.
 """
 
 from __future__ import annotations

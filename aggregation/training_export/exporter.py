@@ -40,12 +40,12 @@ def export(plan: TrainingPlan, fixed: ConfigValues | None = None) -> bytes:
     """The bundle's file (fedtide.fabric.tensors.training_bundle), after a proof against torch.
 
     Args:
-        fixed: what of the run config went into the plan: a task with other values is refused.
+        fixed: run config values that the plan was built from; a task with other values is refused.
 
     Raises:
         ConfigError: the plan does not fit together.
         NotExportable: names the operator.
-        TrainingDiffers: ONNX Runtime does not do what torch does.
+        TrainingDiffers: the results of ONNX Runtime differ from torch's.
     """
     _check(plan)
     plan = _with_own_batch(plan)
@@ -107,7 +107,7 @@ def _check(plan: TrainingPlan) -> None:
 
 
 def _with_own_batch(plan: TrainingPlan) -> TrainingPlan:
-    """A batch whose size is no other dimension's: tracing takes equal sizes for the same one."""
+    """The plan with a batch size that no other dimension has, since tracing identifies equal sizes."""
     module = copy.deepcopy(plan.module).train()
     taken = {n for t in (*module.parameters(), *plan.inputs.values(), plan.target) for n in t.shape[1:] + t.shape[:1]}
     size = next(n for n in _BATCHES if n not in taken)
@@ -128,14 +128,14 @@ def _smallest_batch(plan: TrainingPlan) -> int:
 
 
 def _classes(plan: TrainingPlan, given: step.Arguments) -> int | None:
-    """How many classes integer labels are of: as many as the output has columns."""
+    """The number of classes of integer labels: the number of columns of the output."""
     outputs = list(step.infer(plan, given).values())
     labels = not plan.target.is_floating_point() and plan.target.dim() == 1
     return outputs[0].shape[1] if labels and len(outputs) == 1 and outputs[0].dim() == 2 else None
 
 
 def _noise(plan: TrainingPlan) -> list[BundleTensor]:
-    """What dropout draws, from looking at batches of two sizes."""
+    """The shapes of the noise that dropout draws, found by running batches of two sizes."""
     once, twice = (_drawn(plan, times) for times in (1, 2))
     rows = len(plan.target)
     found = []

@@ -20,7 +20,7 @@ class Optimiser(Protocol):
 
     @property
     def usual_rate(self) -> float:
-        """A learning rate at which it neither stands still nor jumps."""
+        """A typical learning rate for this optimiser."""
         ...
 
     def update(self, p: Tensor, grad: Tensor, slots: Mapping[str, Tensor], rate: Tensor, step: Tensor) -> list[Tensor]:
@@ -28,7 +28,7 @@ class Optimiser(Protocol):
         ...
 
     def eager(self, parameters: Sequence[Tensor], rate: float) -> torch.optim.Optimizer:
-        """The same of torch, to compare with."""
+        """The equivalent torch optimiser, for comparison."""
         ...
 
 
@@ -92,7 +92,7 @@ class Adam:
         count = step.to(torch.float64)
         unbias_first = 1.0 - torch.exp(count * torch.log(torch.tensor(one, dtype=torch.float64)))
         unbias_second = torch.sqrt(1.0 - torch.exp(count * torch.log(torch.tensor(two, dtype=torch.float64))))
-        # As torch, but for a factor above and below: the exporter would take `x + 1e-8` for x.
+        # As torch, with numerator and denominator scaled: the exporter would simplify `x + 1e-8` to x.
         size = (rate.to(torch.float64) * unbias_second / unbias_first).to(torch.float32)
         spread = torch.sqrt(second) + (self.eps * unbias_second).to(torch.float32)
         return [p - size * first / spread, first, second]

@@ -1,4 +1,4 @@
-"""What an app says of its training: the hook that `tool.fedtide.app.training` names returns a `TrainingPlan`."""
+"""An app's description of its training: the hook named by `tool.fedtide.app.training` returns a `TrainingPlan`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedtide.fabric.tensors.preprocessing import Preprocessing
 from fedtide.fabric.tensors.training_bundle import Settings
 
 Measure = Callable[[Any, Tensor], Tensor]
-"""Of the module's outputs and the labels: a scalar, the mean over the batch."""
+"""(module outputs, labels) -> a scalar, the mean over the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class TrainingPlan:
     controls: bool = False
     """SCAFFOLD's control variates, with plain SGD: https://arxiv.org/abs/1910.06378, option II."""
     train_loss: str = "train_loss"
-    """Metrics of an answer are called as the app's ClientApp calls them: Flower wants equal names of all nodes."""
+    """Metric names as in the app's ClientApp: Flower requires the same names from all nodes."""
     evaluation_loss: str = "loss"
     report_steps: bool = False
-    """`num-steps` among the metrics, which FedNova needs; always with `controls`."""
+    """Whether to report the metric `num-steps`, which FedNova needs; always on with `controls`."""
     settings: Settings = field(default_factory=Settings)
     data: str = ""
     """`module:function` of (node config, run config) that opens the node's data source, without torch and flwr.
     Empty: the samples that the node captured for the app's model."""
     preprocessing: Sequence[Preprocessing] = ()
-    """Of the source's columns; captured samples are requests, so it is that of the app's export hook."""
+    """Preprocessing of the source's columns; for captured samples, which are requests, that of the export hook."""

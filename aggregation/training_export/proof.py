@@ -1,7 +1,7 @@
-"""That a training graph does what torch does: some steps of both from the same start, side by side.
+"""Checks a training graph against torch: both take the same steps from the same start.
 
-Torch does them twice, in float32 and in float64: what rounding alone changes (Adam divides a gradient of almost nothing
-by its size) is no mistake of the graph.
+Torch takes them in float32 and in float64. The difference between these two is rounding (Adam divides a tiny
+gradient by its size), and not an error of the graph.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fedtide.fabric.tensors.training_bundle import EVALUATE, INFER, TRAIN, Bundl
 
 STEPS = 20
 BOUND = 1e-5
-"""Of a tensor's largest value: so far may ONNX Runtime be from torch after STEPS steps."""
+"""Allowed difference of ONNX Runtime from torch after STEPS steps, relative to a tensor's largest value."""
 ROUNDINGS = 4
-"""Or so many times as far as torch in float32 is from torch in float64, up to MOST."""
+"""Also allowed: this multiple of the difference of torch in float32 from float64, up to MOST."""
 MOST = 1e-2
 _SMALLEST = 1e-3
 
@@ -46,7 +46,7 @@ def prove(
 
     Raises:
         TrainingDiffers: it is above BOUND and not explained by rounding, or a graph does not run.
-        ConfigError: torch itself ends at infinity.
+        ConfigError: torch itself diverges.
     """
     batches = _batches(plan, noise, smallest)
     state = step.train_arguments(plan, step.Parts.of(plan), [], {})
@@ -78,7 +78,7 @@ Batch = dict[str, Tensor]
 
 
 def _batches(plan: TrainingPlan, noise: Sequence[BundleTensor], smallest: int) -> list[Batch]:
-    """Whole, half and smallest ones in turn; each with its noise."""
+    """Batches of whole, half and smallest size in turn, each with its noise."""
     generator = torch.Generator().manual_seed(0)
     rows, found = len(plan.target), []
     for number in range(STEPS):
@@ -137,7 +137,7 @@ def _torch_step(plan: TrainingPlan, optimiser: torch.optim.Optimizer, state: Bat
 
 
 class _Graph:
-    """A graph as a function of named tensors; it takes what it needs of them."""
+    """A graph as a function of named tensors; tensors that it does not use are ignored."""
 
     def __init__(self, graph: bytes) -> None:
         options = onnxruntime.SessionOptions()
@@ -155,7 +155,7 @@ class _Graph:
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
-    """Of the largest value; infinite if it is no number."""
+    """The largest difference, relative to the largest value; infinite for NaN."""
     a, b = found.detach().to(torch.float64), wanted.detach().to(torch.float64)
     if a.shape != b.shape:
         return float("inf")

@@ -22,7 +22,7 @@ Arguments = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A module's tensors by what becomes of them."""
+    """A module's tensors by role: trained, frozen or buffers."""
 
     trained: Named
     frozen: Named
@@ -65,7 +65,7 @@ def batch_arguments(plan: TrainingPlan) -> Arguments:
 
 
 def train(plan: TrainingPlan, given: Arguments) -> Arguments:
-    """One step; `new.` before the name of what it replaces, and `loss`."""
+    """One step: `loss`, and each replaced tensor under `new.` and its name."""
     trained = {k: p.detach().requires_grad_() for k, p in group(given, "param.").items()}
     buffers = {k: b.clone() for k, b in group(given, "buffer.").items()}
     with FedNoise(list(group(given, "noise.").values())), plain_kernels(), PooledByParts():
@@ -112,7 +112,7 @@ def infer(plan: TrainingPlan, given: Arguments) -> Arguments:
 
 
 def group(given: Mapping[str, Tensor], prefix: str) -> Named:
-    """What starts with `prefix`, without it."""
+    """The tensors whose names start with `prefix`, by names without it."""
     return {name.removeprefix(prefix): t for name, t in given.items() if name.startswith(prefix)}
 
 
@@ -122,7 +122,7 @@ def _inputs(given: Arguments) -> tuple[Tensor, ...]:
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """The fused kernels of attention and of recurrent networks have no decomposition."""
+    """Disable the fused kernels of attention and recurrent networks: they have no decomposition."""
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # torch types it as its descriptor

@@ -1,4 +1,4 @@
-"""A tensor seen through each place of a window that moves over it."""
+"""Slices of a tensor, one for each position in a moving window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Span = tuple[int, int, int]
 def taps(x: Tensor, axis: int, spans: Sequence[Sequence[Span]]) -> list[Tensor]:
     """`x` cut along `axis` and the axes after it, for each combination of spans; that of the last axis changes fastest.
 
-    What an outer axis leaves is shared by the inner ones: a cut is a copy in ONNX Runtime.
+    Cuts along an outer axis are shared by the inner ones, since each cut is a copy in ONNX Runtime.
     """
     if not spans:
         return [x]

@@ -31,7 +31,7 @@ def to_onnx(function: Callable[[Arguments], Arguments], sample: Arguments, per_s
     """Trace `function` at `sample` and translate it.
 
     Args:
-        per_sample: how often the batch size is contained in the first axis, of the arguments where it is.
+        per_sample: the first axis as a multiple of the batch size, for arguments that have a batch axis.
 
     Raises:
         NotExportable: names the operator.
@@ -69,7 +69,7 @@ def to_onnx(function: Callable[[Arguments], Arguments], sample: Arguments, per_s
         *proto.graph.value_info,
         *(n for f in proto.functions for n in f.node),
     ):
-        del part.metadata_props[:]  # where in torch each operator came from: most of the file
+        del part.metadata_props[:]  # the torch source of each operator: most of the file's size
     return bytes(proto.SerializeToString())
 
 
@@ -91,7 +91,7 @@ def _why(exc: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporters tell their steps on the root logger and on stdout."""
+    """Silence torch's exporters, which log to the root logger and to stdout."""
     with redirect_stdout(io.StringIO()):
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Puts the command line together; whatever goes wrong becomes one line that says what to do next."""
+"""Assembles the command line; every error becomes one line that says what to do next."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def main() -> int:
 
 
 def _flushed(code: int) -> int:
-    """What was printed is on its way before the process ends: a full disk shows here."""
+    """Flush the output before the process ends, so that a full disk is noticed; returns the exit code."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -128,7 +128,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _discard_output() -> None:
-    """Nobody reads it, or it cannot be written: Python must not try again at exit."""
+    """Discard output that has no reader or cannot be written, so that Python does not retry at exit."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -24,7 +24,7 @@ App = Annotated[Path, typer.Argument(help="Folder of the app")]
 def export_training(
     app: App,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Run config override key=value; repeat")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; else only checked and kept")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; else only checked and cached")] = None,
 ) -> None:
     """Make and prove the app's training bundle, which nodes without torch train from. Needs torch."""
     from fedtide.fabric.tensors import training_bundle as bundles

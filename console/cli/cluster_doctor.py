@@ -1,4 +1,4 @@
-"""Whether a cluster has what the charts need: a list of findings, each with what to do."""
+"""Checks whether a cluster has what the charts need: a list of findings, each with a remedy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ACCELERATORS = ("nvidia.com/", "amd.com/gpu", "gpu.intel.com/")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`absent`: only what is optional misses it."""
+    """`absent`: missing, but only optional features need it."""
 
     what: str
     outcome: Literal["ok", "missing", "absent"]
@@ -46,7 +46,7 @@ class Finding:
 
 
 def examine(api: client.ApiClient, namespace: str) -> Iterator[Finding]:
-    """Look at everything; only reads, and asks what one may do.
+    """Run all checks; only reads, and checks the user's permissions.
 
     Raises:
         TransientError: the API server does not answer.

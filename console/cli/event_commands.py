@@ -22,7 +22,7 @@ About = Annotated[str, typer.Option("--about", help="Only events about this run,
 def query(
     kind: Kind = "",
     about: About = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Number of newest events to show")] = 50,
     output: Output = Format.table,
 ) -> None:
     """Events, oldest first: a line each, or whole with `-o json`."""

@@ -109,6 +109,6 @@ def tokens(limit: Limit = 1000, output: Output = Format.table) -> None:
 
 @removes(token_app, also="revoke")
 def revoke_token(token: Annotated[str, typer.Argument(help="Its name, as `token ls` shows it")]) -> None:
-    """Nobody enrols with it any more; nodes that did keep their credentials."""
+    """Revoke a join token. Nodes that enrolled with it keep their credentials."""
     Client.find().send(endpoints.revoke_join_token(token))
     say(f"revoked {token}")

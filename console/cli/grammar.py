@@ -53,7 +53,7 @@ def scalar(option: str, key: str, text: str) -> Scalar:
 
 
 def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
-    """`key=value` texts; raises ConfigError for one that is none, and for a key that stands there twice."""
+    """`key=value` texts; raises ConfigError for a malformed pair or a duplicate key."""
     found = [pair(option, text) for text in texts]
     twice = next((key for i, (key, _) in enumerate(found) if any(key == k for k, _ in found[:i])), None)
     if twice is not None:

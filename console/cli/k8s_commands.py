@@ -1,4 +1,4 @@
-"""`fedtide k8s ...`: thin sugar over Helm, and a look at whether a cluster has what is needed."""
+"""`fedtide k8s ...`: a thin wrapper over Helm, and a check of what a cluster needs."""
 
 from __future__ import annotations
 

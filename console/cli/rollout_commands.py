@@ -164,7 +164,7 @@ def wait(
     state: Annotated[str, typer.Option("--for", help="A state (completed, paused, ...), or region=R")] = "completed",
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds")] = 3600.0,
 ) -> None:
-    """Wait until a roll-out, or its wave in a region, is so far. Exit code 1: it ended otherwise; 75: timeout."""
+    """Wait until a roll-out, or its wave in a region, is in a state. Exit code 1: it ended otherwise; 75: timeout."""
     kind, _, region = state.partition("=")
     if kind != "region" and state not in get_args(RolloutState):
         known = ", ".join(get_args(RolloutState))
@@ -186,13 +186,13 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; shown to whoever loo
 
 @rollouts_app.command("pause")
 def pause(rollout: str, reason: Reason = "", output: Output = Format.table) -> None:
-    """Offer nothing more, and decide nothing; errors still take the release back."""
+    """Pause a roll-out: no more offers and decisions. Errors still take the release back."""
     _act(rollout, "pause", output, reason)
 
 
 @rollouts_app.command("resume")
 def resume(rollout: str, output: Output = Format.table) -> None:
-    """Go on where it stopped; what paused it is judged again."""
+    """Resume a paused roll-out; the cause of its pause is evaluated again."""
     _act(rollout, "resume", output)
 
 
@@ -202,7 +202,7 @@ def promote(
     region: Annotated[str, typer.Option("--region", help="Default: all that wait")] = "",
     output: Output = Format.table,
 ) -> None:
-    """Take the decision that a wave waits for: approval, bake, gates."""
+    """Promote a wave that waits for its approval, bake time or gates."""
     _act(rollout, "promote", output, region=region)
 
 
@@ -220,7 +220,7 @@ def rollback(rollout: str, reason: Reason = "", output: Output = Format.table) -
 
 @rollouts_app.command("next")
 def next_group(rollout: str, output: Output = Format.table) -> None:
-    """Begin the next regions now, beside those that are under way."""
+    """Start the next group of regions now, in parallel with the current one."""
     _act(rollout, "next", output)
 
 

@@ -182,7 +182,7 @@ def pause(run: str, output: Output = Format.table) -> None:
 
 @runs_app.command("resume")
 def resume(run: str, output: Output = Format.table) -> None:
-    """Go on with a paused run, in the round where it was."""
+    """Resume a paused run, in its current round."""
     _act(run, "resume", output)
 
 

@@ -30,7 +30,7 @@ INTERRUPTED = 130
 
 
 class UpFailed(FedtideError):
-    """The supervisor ended by itself, with an exit code that is ours too."""
+    """The supervisor ended on its own; its exit code becomes that of this command."""
 
     def __init__(self, what: str, remedy: str, code: int) -> None:
         super().__init__(what, remedy)
@@ -78,7 +78,7 @@ def up(
 
 
 def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> UpState:
-    """Looks again and again, only while starting up: nothing tells us when foreign processes are ready."""
+    """Poll until everything is up: other processes give no signal when they are ready."""
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline:
         code = process.poll()
@@ -105,7 +105,7 @@ def _all_online(state: UpState) -> bool:
 
 
 def down() -> None:
-    """End the installation that is up in the present home."""
+    """End the installation that is up in the current home."""
     home = Home.find()
     state = home.state()
     os.kill(state.pid, signal.SIGTERM)

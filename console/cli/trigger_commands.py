@@ -18,7 +18,7 @@ from fedtide.console.output import Format, Limit, Output, say, show_list, show_o
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.plans.trigger_rule import TriggerRule
 
-triggers_app = typer.Typer(no_args_is_help=True, help="Rules that start something because something happened.")
+triggers_app = typer.Typer(no_args_is_help=True, help="Rules that start an action when an event matches.")
 
 Type = Annotated[str, typer.Option("--type", help="Event type, e.g. com.example.drift")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="A field of the event, key=value; repeat")]
@@ -70,7 +70,7 @@ def show(name: str, output: Output = Format.table) -> None:
 
 @triggers_app.command("history")
 def history(name: str, output: Output = Format.table) -> None:
-    """What a rule made of the events it saw, newest last."""
+    """The decisions of a rule on the events it saw, newest last."""
     lines = Client.find().send(endpoints.trigger(name)).history
     show_list(lines, [line.model_dump() for line in lines], output)
 
@@ -89,7 +89,7 @@ def fire(type_: Type, settings: Sets = None, event: EventId = None, output: Outp
 
 @removes(triggers_app, also="remove")
 def remove(name: str) -> None:
-    """Remove a rule. What it started goes on."""
+    """Remove a rule. Runs and roll-outs that it started continue."""
     Client.find().send(endpoints.remove_trigger(name))
     say(f"{name} removed")
 

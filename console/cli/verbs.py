@@ -22,7 +22,7 @@ def shows(noun: typer.Typer) -> Callable[[Command], Command]:
 
 
 def removes(noun: typer.Typer, also: str) -> Callable[[Command], Command]:
-    """`rm`, and the word that says what it is for this noun."""
+    """`rm`, and `also`: the noun's own verb for it."""
 
     def add(command: Command) -> Command:
         noun.command("rm")(command)

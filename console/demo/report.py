@@ -61,12 +61,12 @@ class DemoReport(Strict):
     rollout: list[RolloutRow]
     inference: InferenceRow
     trained_with: str = "flower"
-    sensors_accuracy: float | None = Field(default=None, description="Of the second example, without torch only")
+    sensors_accuracy: float | None = Field(default=None, description="Second example; only without torch")
     problems: list[str] = []
 
 
 def accuracy_of(view: RoundView) -> float:
-    """What a closed round measured; 0 if its metric is no number."""
+    """The accuracy of a closed round; 0 if it is not a number."""
     return view.metrics.get("accuracy") or 0.0
 
 

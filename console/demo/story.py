@@ -137,7 +137,7 @@ def _until_online(client: Client, count: int) -> None:
 
 
 def _pushed(client: Client, app: Path, train: TrainWith) -> AppRef:
-    """An app as the coordinator names it."""
+    """Upload an app; returns its reference."""
     return AppRef(name=describe(app).name, bundle=client.send(endpoints.put_bundle(packed(app, {}, train))))
 
 

@@ -13,14 +13,14 @@ MAX_PAYLOAD = "8MB"
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whom a server believes: `trust.conf`, which stands beside its configuration, defines these accounts."""
+    """The accounts that a server trusts, as defined by `trust.conf` beside its configuration."""
 
     account: str
     system_account: str
 
 
 def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None) -> str:
-    """A hub that listens on loopback for clients and leaves; without `trust` for anybody."""
+    """A hub that listens on loopback for clients and leaves; without `trust` no credentials are needed."""
     return f"""server_name: hub
 {_believes(trust, store)}listen: 127.0.0.1:{port}
 max_payload: {MAX_PAYLOAD}
@@ -47,7 +47,7 @@ def identity_of(store: Path) -> Path:
 def _believes(trust: Trust | None, store: Path) -> str:
     if trust is None:
         return ""
-    # A full resolver keeps what it is told, also over a restart: a key that was withdrawn stays so.
+    # A full resolver stores account updates across restarts: a revoked key stays revoked.
     folder = store.with_name(f"{store.name}-accounts")
     return f'''include "{TRUST}"
 resolver: {{ type: full, dir: "{folder}", allow_delete: false, interval: "10m" }}

@@ -79,7 +79,7 @@ class Supervisor:
                 await asyncio.to_thread(self._write_join_token)
 
     def _write_join_token(self) -> None:
-        """With it the agents enrol, as those of a cluster do. Whoever has credentials does not need it."""
+        """Write the join token that agents enrol with, as in a cluster. Agents with credentials do not need it."""
         asked = TokenRequest(uses=MAX_NODES, ttl_s=3600, replaces=True)
         client = Client.at(*self._layout.apis, by="fedtide up")
         write_secret(self._home.join_token_file, client.send(endpoints.create_join_token(asked)).token)
@@ -143,7 +143,7 @@ class Supervisor:
     async def _stop_all(self) -> None:
         await self._stop(lambda name: name.startswith("agent-"))
         await self._stop(lambda name: name.startswith("coordinator"))
-        # Only now: a coordinator that lives would start them again.
+        # Only now: a running coordinator would start them again.
         self._stop_aggregators()
         await self._stop(lambda name: name == "collector" or name.startswith("regional-"))
         await self._stop(lambda name: name == "hub" or name.startswith("leaf-"))
@@ -177,7 +177,7 @@ def locked(home: Home) -> Iterator[None]:
 
 
 async def _until(holds: Callable[[], bool], what: str) -> None:
-    """Only while starting up: nothing tells us that a foreign process is ready but looking."""
+    """Poll during start-up: other processes give no signal when they are ready."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + READY_WITHIN_S
     while not holds():

@@ -15,7 +15,7 @@ from fedtide.fabric import logs
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--namespace", required=True, help="Whose resources are acted upon")
+    parser.add_argument("--namespace", required=True, help="Namespace of the resources")
     asked = parser.parse_args()
     logs.to_stderr()
     run = kopf.operator(

@@ -1,7 +1,7 @@
-"""Custom resources to the coordinator's API, and its views back. With kopf.
+"""Maps custom resources to the coordinator's API, and its views to their status. With kopf.
 
-The coordinator's log stays the truth: a resource starts something under an id that its uid decides, so an
-operator that restarts starts nothing twice, and without resources everything works as well.
+The coordinator's log is the source of truth. The id of what a resource starts is derived from its uid, so a
+restarted operator starts nothing twice. The system also works without custom resources.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FINALIZER = f"{GROUP}/ends-first"
 RETRY_S = 5.0
 LOOK_EVERY_S = 3.0
-"""How often the view of something that goes on is written into its status."""
+"""Seconds between status updates of a resource that is in progress."""
 
 V = TypeVar("V")
 
@@ -128,12 +128,12 @@ def _rules(registry: kopf.OperatorRegistry, client: Client) -> None:
         if status.get("phase") == "Applied":
             try:
                 _call(lambda: client.send(endpoints.remove_trigger(name)))
-            except kopf.PermanentError as exc:  # it is gone: that is what was wanted
+            except kopf.PermanentError as exc:  # it is gone already
                 log.info("rule.not_removed", extra={"rule": name, "reason": str(exc)})
 
 
 def _apply(call: Callable[[], V], show: Callable[[V, int], Object], patch: kopf.Patch, meta: kopf.Meta) -> None:
-    """What the coordinator makes of a spec, or why it does not take it: that stands in the status then."""
+    """Submit a spec, and write the resulting view or the refusal into the status."""
     try:
         status = show(_call(call), _generation(meta))
     except kopf.PermanentError as exc:
@@ -142,7 +142,7 @@ def _apply(call: Callable[[], V], show: Callable[[V, int], Object], patch: kopf.
 
 
 def _call(call: Callable[[], V]) -> V:
-    """An API call, with its errors as kopf's: what may work later is tried again."""
+    """An API call, with its errors mapped to kopf's: transient ones are retried."""
     try:
         return call()
     except TransientError as exc:

@@ -19,7 +19,7 @@ RUNS, ROLLOUTS, TRIGGERS = "federatedruns", "modelrollouts", "triggerrules"
 Object = dict[str, Any]
 
 _VERBATIM = ("runConfig", "selector", "labels")
-"""Maps of the user's own keys: what stands in them is not ours to rename."""
+"""Maps whose keys are the user's own: they are not renamed."""
 _OVER = ("Completed", "Failed", "Cancelled", "Rolledback", "Superseded", "Refused")
 
 
@@ -109,7 +109,7 @@ def rule_status(view: TriggerView, generation: int) -> Object:
 
 
 def refused(error: str, generation: int) -> Object:
-    """The status of what the coordinator does not take."""
+    """The status of a resource that the coordinator refused."""
     return {
         "phase": "Refused",
         "message": error,

@@ -1,7 +1,7 @@
-"""Candidate against incumbent on one node, while a roll-out watches: only counts leave the node.
+"""Compares a candidate with its incumbent on one node during a roll-out; only counts leave the node.
 
-Paired: both answer the node's own recent labelled samples. Shadow: of a share of the requests both
-give an answer and are timed, one after the other in turn, off the request's path.
+Paired: both models answer the node's own recent labelled samples. Shadow: both answer a share of the
+requests and are timed, in alternating order, off the request path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedtide.fabric.plans.rollout_plan import SLOWER, Desired, Measured
 log = logging.getLogger(__name__)
 
 SHADOWS = 64
-"""Requests that wait for their shadow; more are not shadowed."""
+"""Number of requests that may wait for shadowing; further ones are not shadowed."""
 
 Report = Callable[[Desired, Measured], Awaitable[None]]
 
@@ -47,7 +47,7 @@ class Comparison:
         self._scored_until = 0.0
 
     def observe(self, served: Served) -> None:
-        """Take note of a request that the candidate answered or failed on."""
+        """Count a request that the candidate answered or failed on."""
         if served.model is not self.candidate:
             return
         good = served.outputs is not None and all(
@@ -69,7 +69,7 @@ class Comparison:
         return Measured.model_validate(self._counts)
 
     async def run(self) -> None:
-        """Score, shadow and report for as long as the roll-out watches at most; rests while nothing happens."""
+        """Score, shadow and report, at most for the roll-out's watch time; idle while nothing happens."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.desired.terms.watch_s), asyncio.TaskGroup() as group:
                 group.create_task(self._shadow(), name="shadow")
@@ -80,7 +80,7 @@ class Comparison:
         await self._report(self.desired, self.measured)
         while True:
             await self._changed.wait()
-            await asyncio.sleep(self.desired.terms.report_s)  # how often the coordinator wants to hear
+            await asyncio.sleep(self.desired.terms.report_s)  # the report interval set by the coordinator
             self._changed.clear()
             await self._score()
             await self._report(self.desired, self.measured)
@@ -106,7 +106,7 @@ class Comparison:
         self._counts["ties"] += int((mine == theirs).sum())
 
     async def _right(self, model: Model, sample: Sample) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
-        """By row, whether a model is right; a model that fails on a sample is wrong. None: the sample says nothing."""
+        """By row, whether a model is right; a model that fails on a sample is wrong. None: the label does not fit."""
         export = model.manifest.export
         rows = next(iter(sample.inputs.values())).shape[0] if sample.inputs else 0
         assert sample.label is not None

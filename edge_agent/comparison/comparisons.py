@@ -1,4 +1,4 @@
-"""Which candidates are being compared with which incumbents on this node, one a model."""
+"""The comparisons of candidates with incumbents on this node, at most one per model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Comparisons:
-    """An observer of the serving. A comparison holds the incumbent loaded, so it ends as soon as it may."""
+    """Observes the serving. A comparison keeps the incumbent loaded, so it ends as early as possible."""
 
     def __init__(self, serving: Serving, samples: SampleStore, report: Report) -> None:
         self._serving = serving
@@ -26,7 +26,7 @@ class Comparisons:
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
-        """Own the comparisons, for ever."""
+        """Run the comparisons, for ever."""
         async with asyncio.TaskGroup() as self._group:
             await asyncio.Event().wait()
 
@@ -42,14 +42,14 @@ class Comparisons:
         try:
             with suppress(asyncio.CancelledError):
                 await comparison.run()
-        except* Exception:  # whatever a model or a sample does to it is no reason to stop serving
+        except* Exception:  # no error of a comparison may stop the serving
             log.exception("comparison.ended")
         model = comparison.desired.model
         if model in self._running and self._running[model][0] is comparison:
             self.end(model)
 
     def end(self, model: str) -> None:
-        """The roll-out needs no more counts of this node."""
+        """End a model's comparison: the roll-out needs no more counts of this node."""
         running = self._running.pop(model, None)
         if running is not None:
             running[1].cancel()

@@ -1,6 +1,6 @@
 """`python -m fedtide.edge_agent.drift.collector CONFIG.json`: sums the sketches of a region's nodes, once a window.
 
-A process of its own, because nodes must not read each other's sketches. Of the sum only an index a
+A process of its own, because nodes must not read each other's sketches. Only one index per
 feature leaves the region, and only if enough nodes took part. The first good window of a release is
 its reference.
 """
@@ -32,7 +32,7 @@ from fedtide.fabric.strict import Strict
 log = logging.getLogger(__name__)
 
 OTHERS_SHARE = 0.2
-"""Of a window: how long after its first sketch the others' are waited for."""
+"""How long after a window's first sketch to wait for those of other nodes, as a share of the window."""
 LONGEST_WINDOW_S = 7 * 86_400.0
 
 Report = Callable[[DriftReported, str], Awaitable[None]]
@@ -54,7 +54,7 @@ class CollectorConfig(Strict):
 
 
 class Collector:
-    """Sums what arrives in one region; `report` gets what may leave it."""
+    """Sums the sketches of one region; `report` gets the results that may leave it."""
 
     def __init__(self, broker: Broker, subjects: Subjects, region: str, limits: DriftLimits, report: Report) -> None:
         self._broker = broker
@@ -95,7 +95,7 @@ class Collector:
         subject = self._subjects.drift_reference(self._region, name, release[:16])
         stored = await self._broker.last(STAY, subject)
         reference = unpack(stored.data)[1] if stored is not None else now
-        # Written anew each time: what stands in this stream ends after a week.
+        # Rewritten each time: messages of this stream expire after a week.
         await self._broker.publish(subject, pack(release, reference, window_s))
         if stored is not None:
             await self._tell(name, now, scores(now, reference), window)
@@ -115,7 +115,7 @@ class Collector:
 
 
 async def serve(config: CollectorConfig) -> None:
-    """Collect for every region of `config` until cancelled; a region that is away is waited for."""
+    """Collect for every region of `config` until cancelled; an unreachable region is retried."""
     async with asyncio.TaskGroup() as group:
         for region in config.regions:
             group.create_task(_keep(config, region), name=f"collect-{region.region}")

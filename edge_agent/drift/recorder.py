@@ -1,4 +1,4 @@
-"""Drift, on a node: sketches of what its models see, left in its region at the end of every window.
+"""Drift recording on a node: sketches of model inputs and outputs, published in its region every window.
 
 `fedtide.edge_agent.drift.collector` sums those of a region; sketches never leave it.
 """
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 GATHER = 256
 GATHER_BYTES = 1024 * 1024
 BEHIND = 8
-"""Requests, and bytes of inputs, that are counted together, and such lots that may wait for it."""
+"""A lot to count is GATHER requests or GATHER_BYTES of inputs; at most BEHIND lots may wait."""
 
 
 class DriftWatch:
-    """An observer of the serving, and a task that rests while nothing is asked of any model."""
+    """Observes the serving; its task is idle while there are no requests."""
 
     def __init__(self, config: AgentConfig, broker: Broker) -> None:
         self._config = config
@@ -42,7 +42,7 @@ class DriftWatch:
         self._behind = 0
         self._seen = asyncio.Event()
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="drift")
-        """Where sketches are touched: counting takes milliseconds, and no request waits for it."""
+        """The only thread that uses sketches: counting takes milliseconds, and no request waits for it."""
 
     def observe(self, served: Served) -> None:
         if served.outputs is None:
@@ -60,7 +60,7 @@ class DriftWatch:
     def _hand_over(self, name: str) -> None:
         self._pending_bytes = 0
         waiting = self._pending.pop(name)
-        if self._behind < BEHIND:  # a sample of the requests says as much
+        if self._behind < BEHIND:  # else drop the lot: a sample of the requests is enough
             self._behind += 1
             self._counting.submit(self._count, name, waiting)
 
@@ -76,7 +76,7 @@ class DriftWatch:
             known[1].add(inputs, outputs, model.manifest.export.scoring)
 
     async def run(self) -> None:
-        """Window after window, for ever; without requests there is no window."""
+        """Publish the sketches of each window, for ever; a window without requests is skipped."""
         width = self._config.drift.window_s
         async with asyncio.TaskGroup() as group:
             while True:
@@ -104,7 +104,7 @@ class DriftWatch:
 
 
 def _alike(waiting: list[Served]) -> Iterable[list[Served]]:
-    """Requests that can be joined along their first axis; others each for itself."""
+    """Groups of requests that can be joined along their first axis; the others one by one."""
     if waiting[0].model.batchable:
         groups: dict[tuple[object, ...], list[Served]] = {}
         for served in waiting:

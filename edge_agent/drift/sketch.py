@@ -1,4 +1,4 @@
-"""What a model saw, as histograms of fixed bins: features, predictions, confidence. Pure numpy, constant memory.
+"""Histograms with fixed bins of a model's features, predictions and confidence. Pure numpy, constant memory.
 
 The bins are the same everywhere, so sketches of nodes are summed by adding. Features are binned by
 their inverse hyperbolic sine: even steps around zero, logarithmic far out, no range to know before.
@@ -23,7 +23,7 @@ Histogram = npt.NDArray[np.int64]
 
 BINS = 64
 STEPS = 4
-"""Bins a unit of arsinh: a quarter of a standard deviation for a standardised feature."""
+"""Bins per unit of arsinh: one bin is a quarter of a standard deviation for a standardised feature."""
 MAX_FEATURES = 32
 CONFIDENCE_BINS = 20
 PREDICTION = "prediction"
@@ -94,7 +94,7 @@ def _confidence(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def total(sketches: Iterable[Sketch]) -> Sketch:
-    """The sum; histograms that not all have are left out, so that no node stands out by one."""
+    """The sum; histograms that some node lacks are left out, so that they identify no node."""
     known = list(sketches)
     names = set.intersection(*({(n, h.size) for n, h in s.histograms.items()} for s in known)) if known else set()
     summed = {n: np.sum([s.histograms[n] for s in known], axis=0) for n, _ in sorted(names)}
@@ -102,7 +102,7 @@ def total(sketches: Iterable[Sketch]) -> Sketch:
 
 
 def psi(now: Histogram, before: Histogram) -> float:
-    """Population stability index of two histograms, less what it is by chance when nothing changed.
+    """Population stability index of two histograms, minus its expected value when nothing changed.
 
     By chance it is about (k - 1) (1/n + 1/m) for k bins in use (Yurdakul, "Statistical properties of the
     population stability index", 2018).

@@ -21,7 +21,7 @@ _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
 
 
 def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Capabilities:
-    """Capabilities now. Extras are looked up, never imported; labels of the configuration go over the cluster's."""
+    """The current capabilities. Extras are detected, never imported; configured labels override the cluster's."""
     return Capabilities(
         labels={**cluster.labels, **config.labels},
         schedulable=cluster.schedulable,

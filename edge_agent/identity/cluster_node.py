@@ -1,6 +1,6 @@
-"""What the cluster says of this node: labels of its zone, machine and accelerator, and whether it is cordoned.
+"""This node in the cluster: labels of its zone, machine and accelerator, and whether it is cordoned.
 
-Asked of the Kubernetes API with the pod's own token; the agent needs no client library for one request.
+Read from the Kubernetes API with the pod's own token, without a client library.
 https://kubernetes.io/docs/reference/labels-annotations-taints/
 """
 
@@ -58,7 +58,7 @@ def describe(node: Mapping[str, Any]) -> ClusterNode:
 
 
 class ClusterView:
-    """Asks for one node; without `FEDTIDE_KUBERNETES_NODE` there is nothing to ask."""
+    """Reads one Node object; disabled without `FEDTIDE_KUBERNETES_NODE`."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> None:
         self._name = environ.get(NODE, "")
@@ -75,7 +75,7 @@ class ClusterView:
         return bool(self._name)
 
     async def look(self) -> bool:
-        """Ask once; whether anything changed. A server that does not answer changes nothing."""
+        """Ask once; returns whether anything changed. Without an answer nothing changes."""
         try:
             seen = describe(await asyncio.to_thread(self._ask))
         except (OSError, ValueError, KeyError) as exc:

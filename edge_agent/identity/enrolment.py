@@ -1,4 +1,4 @@
-"""How a node comes by its credentials: once with a join token, later with those it has."""
+"""How a node gets its credentials: first with a join token, later by renewing those it has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 PREFIX = "ft1."
 ANSWER_WITHIN_S = 10.0
 RENEW_AT = 1 / 3
-"""Share of their lifetime that is left when credentials are renewed."""
+"""Credentials are renewed when this share of their lifetime is left."""
 LOOK_EVERY_S = 3600.0
 
 
@@ -59,14 +59,14 @@ class Enrolment:
         self._file = config.credentials or config.data_dir / "identity.creds"
 
     async def access(self, *, refused: bool = False) -> Access:
-        """What to connect with; waits for the broker and the coordinator as long as it takes.
+        """The credentials to connect with; waits for the broker and the coordinator as long as needed.
 
         Args:
-            refused: the credentials that are here were: a token is tried. They stay until it has brought others.
+            refused: the stored credentials were refused: try the token. They are kept until it has brought new ones.
 
         Raises:
-            EnrolmentRefused: the token does not, or no longer, let this node in.
-            ConfigError: what is configured is no token.
+            EnrolmentRefused: the token does not admit this node, or no longer does.
+            ConfigError: the configured join token is malformed.
         """
         good = self._file.exists() and Credentials.load(self._file).lifetime_left > 0
         token = self._token() if refused or not good else None
@@ -110,7 +110,7 @@ class Enrolment:
         return self._file.with_suffix(".seed")
 
     def _kept_key(self) -> Key:
-        """The key that is asked for, kept on disk: an answer that is lost must not cost a second use of the token."""
+        """The key to enrol with, kept on disk: after a lost answer the retry must not use the token a second time."""
         try:
             return Key.of(self._key_file.read_text(encoding="utf-8").strip())
         except (OSError, ValueError, MalformedMessage):
@@ -120,7 +120,7 @@ class Enrolment:
 
 
 class Renewals:
-    """Fresh keys for a node, before its credentials end."""
+    """Renews a node's key and credentials before they expire."""
 
     def __init__(self, config: AgentConfig, broker: Broker, access: Access) -> None:
         self._config = config
@@ -128,7 +128,7 @@ class Renewals:
         self._file = access.credentials
 
     async def run(self) -> None:
-        """Look now and then, for ever."""
+        """Check the credentials periodically, for ever."""
         while True:
             if self._file is not None and Credentials.load(self._file).lifetime_left < RENEW_AT:
                 await self.renew()
@@ -149,7 +149,7 @@ class Renewals:
 
 
 async def _ask(broker: Broker, subject: str, question: BaseModel) -> str:
-    """The JWT that a question brings; asked until somebody answers."""
+    """Request a JWT; retried until the coordinator answers."""
 
     async def once() -> CredentialsAnswer:
         raw = await broker.ask(subject, to_json(question), timeout_s=ANSWER_WITHIN_S)

@@ -1,7 +1,7 @@
 """From a desired state to a served release, phase by phase, reported as it goes.
 
 `offered -> downloading -> verified -> staged -> smoke_tested -> active -> confirmed`. The old
-release serves until the new one has passed its smoke inference; `confirmed` is said only after
+release serves until the new one has passed its smoke inference; `confirmed` is reported only after
 an inference through the model that is being served.
 """
 
@@ -32,9 +32,9 @@ from fedtide.fabric.tensors.blobs import BlobRef
 log = logging.getLogger(__name__)
 
 Report = Callable[[Desired, NodePhase, str, int], Awaitable[None]]
-"""Desired state, phase, reason, and bytes that were fetched past the region."""
+"""Arguments: desired state, phase, reason, bytes fetched over the WAN."""
 Compare = Callable[[Desired, Model, Model | None], None]
-"""From here on a candidate is compared with its incumbent."""
+"""Arguments: desired state, candidate, incumbent. Starts their comparison."""
 
 
 class _Superseded(FedtideError):
@@ -42,7 +42,7 @@ class _Superseded(FedtideError):
 
 
 class Activation:
-    """Brings the node to its latest desired state; each model for itself, one step after the other."""
+    """Brings each model to its latest desired state; models are independent of each other."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Activation:
         self._models: asyncio.Queue[str] = asyncio.Queue()
 
     async def want(self, desired: Desired) -> None:
-        """Take note of a desired state; the highest counter of a model wins, and of it the newest word."""
+        """Accept a desired state. A model's highest counter wins; for equal counters, the newest message."""
         known = self._latest.get(desired.model)
         if known is not None and (desired.counter < known.counter or desired == known):
             return
@@ -89,7 +89,7 @@ class Activation:
             self._models.put_nowait(desired.model)
 
     def _has_seen(self, desired: Desired) -> bool:
-        """Whether it was taken up before it expired: a restart on the way is no reason to give it up."""
+        """Whether work on it began before it expired: a restart in between must not cancel it."""
         current = self._store.current_of(desired.model)
         begun = desired.release is not None and self._store.has_begun(desired.release)
         return begun or (current is not None and current.counter >= desired.counter)
@@ -120,14 +120,14 @@ class Activation:
             await self._activate(desired, current)
         except _Superseded:
             await self._report(desired, "superseded", "a newer desired state arrived", 0)
-        except Exception as exc:  # whatever a release does to ONNX Runtime or numpy, the node serves on
+        except Exception as exc:  # no error of a release may stop the serving
             if not isinstance(exc, FedtideError | OSError):
                 log.exception("release.failed")
             self._fall_back(desired, current)
             await self._report(desired, "failed", str(exc), 0)
 
     async def _again(self, desired: Desired, current: Current) -> None:
-        """After a restart: what came of this desired state before it."""
+        """Report, after a restart, the outcome of a desired state that was handled before it."""
         wanted = desired.release.digest if desired.release is not None else None
         if self._serving.serving().get(desired.model) != wanted:
             await self._report(desired, "failed", "failed before a restart", 0)
@@ -226,7 +226,7 @@ def load_release(config: AgentConfig, store: ModelStore, release: BlobRef) -> Mo
     """A release from disk, with its smoke inference passed.
 
     Raises:
-        ModelUnusable, MalformedMessage: it is not whole, or does not do what it promises.
+        ModelUnusable, MalformedMessage: it is incomplete, or fails its smoke inference.
     """
     folder = store.folder(release)
     model = Model(release, store.manifest(release), folder, config)
@@ -235,7 +235,7 @@ def load_release(config: AgentConfig, store: ModelStore, release: BlobRef) -> Mo
 
 
 def serve_from_disk(config: AgentConfig, store: ModelStore, serving: Serving) -> None:
-    """Serve what the disk says, before the network is there; fall back to the release before."""
+    """Serve the releases on disk, without the network; fall back to the previous release."""
     for current in store.current():
         for release in (current.release, current.previous):
             if release is None:

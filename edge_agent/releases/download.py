@@ -1,4 +1,4 @@
-"""Fetching a release: from the region's cache, from the hub if that lacks it, and what is here already from disk."""
+"""Fetches a release: from the region's cache, or else from the hub; blobs already on disk are copied."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Local = dict[str, tuple[Path, int]]
 
 
 class ReleaseDownload:
-    """One download; `wan_bytes` counts what did not come from the region."""
+    """One download; `wan_bytes`: bytes fetched from outside the region."""
 
     def __init__(self, broker: Broker, subjects: Subjects, region: str, bytes_per_s: int | None) -> None:
         pace = Pace(bytes_per_s)
@@ -43,11 +43,11 @@ class ReleaseDownload:
         return decode_release(raw), raw
 
     async def files(self, manifest: ReleaseManifest, folder: Path, local: Local) -> None:
-        """Bring the ONNX file and the smoke sample to `folder`; goes on where it was interrupted.
+        """Fetch the ONNX file and the smoke sample into `folder`; resumes an interrupted download.
 
         Raises:
             NotFound, DigestMismatch, BrokerUnavailable: as `fedtide.fabric.nats.transfer.get_blob`.
-            TransientError: no room on the disk.
+            TransientError: the disk is full.
         """
         await self._file(folder / "model.onnx", manifest.onnx_parts, local)
         await self._file(folder / "smoke.safetensors", [manifest.smoke], local)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Current(Strict):
-    """What one model serves. `counter` is the highest desired state seen, also when it failed."""
+    """The release that one model serves. `counter`: the highest desired-state counter seen, even if it failed."""
 
     model: str
     counter: int
@@ -50,7 +50,7 @@ class ModelStore:
         return [current for current in models if current is not None]
 
     def current_of(self, model: str) -> Current | None:
-        """None: nothing, or nothing that can be read; then the roll-outs say anew what to serve."""
+        """None: missing or unreadable; the node then waits for the desired state from the roll-outs."""
         path = self._current / f"{model}.json"
         try:
             return from_json(Current, path.read_bytes(), path.name) if path.exists() else None
@@ -83,11 +83,11 @@ class ModelStore:
             raise MalformedMessage(f"release {release.digest[:12]} is not whole on this node") from exc
 
     async def fetch(self, download: ReleaseDownload, model: str, release: BlobRef) -> Path:
-        """Bring a release's files to a staging folder, every chunk checked; resumes what is there.
+        """Fetch a release's files into a staging folder, checking every chunk; resumes a partial download.
 
         Raises:
             NotFound, DigestMismatch, BrokerUnavailable: as `fedtide.fabric.nats.transfer.get_blob`.
-            MalformedMessage: the manifest is not one, or is another model's.
+            MalformedMessage: the manifest is invalid, or is that of another model.
             TransientError: no room on the disk.
         """
         if self.has(release):
@@ -105,7 +105,7 @@ class ModelStore:
         return staging
 
     def _local(self) -> Local:
-        """Where the blobs are of which the releases on this disk consist."""
+        """The files on this disk that hold the blobs of releases."""
         found: Local = {}
         for folder in self._releases.iterdir():
             try:

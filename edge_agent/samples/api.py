@@ -1,4 +1,4 @@
-"""What is asked of a node's samples: labels in, counts out, deletion. Over HTTP on the node, and over the broker.
+"""The API of a node's samples: add labels, read counts, delete. Over HTTP on the node, and over the broker.
 
 POST   /v2/models/{model}/labels     {"labels": {"<request id>": 3, ...}}
 GET    /v2/samples

@@ -1,4 +1,4 @@
-"""Keeps a share of the requests as samples, off their path; and takes the labels that come later."""
+"""Keeps a share of the requests as samples, off the request path, and adds labels that arrive later."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fedtide.fabric.ids import new_id
 log = logging.getLogger(__name__)
 
 PENDING = 1000
-"""Samples that wait to be written; more are dropped: inference never waits for the disk."""
+"""Number of samples that may wait to be written; more are dropped: inference never waits for the disk."""
 GATHER_S = 0.2
 
 
 def _can_be_kept(served: Served) -> bool:
-    """Numbers are; texts are not, and neither are requests of no rows."""
+    """Whether a request can be a sample: all inputs are numeric and not empty."""
     return all(array.dtype.kind in "biuf" and array.size for array in served.inputs.values())
 
 
 class Capturer:
-    """An observer of the serving, and a task that writes."""
+    """Observes the serving; its task writes the samples."""
 
     def __init__(self, config: CaptureConfig, store: SampleStore) -> None:
         self._share = config.share
@@ -48,7 +48,7 @@ class Capturer:
         self._woken.set()
 
     async def run(self) -> None:
-        """Write what comes, for ever."""
+        """Write captured samples, for ever."""
         while True:
             await self._woken.wait()
             await asyncio.sleep(GATHER_S)  # a batch is one transaction; labels do not wait for it
@@ -66,6 +66,6 @@ class Capturer:
                 log.error("samples.not_written", extra={"count": len(batch), "reason": str(exc)})
 
     async def label(self, model: str, labels: Mapping[str, Labels]) -> int:
-        """Give captured samples their labels; returns how many of them are here."""
+        """Add labels to captured samples; returns how many of the samples were found."""
         await self.flush()
         return await asyncio.to_thread(self._store.label, model, labels, time.time())

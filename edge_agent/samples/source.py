@@ -1,6 +1,6 @@
 """Where training apps and scores get a node's samples from.
 
-A `DataSource` is what a user's own data looks like; `CapturedSamples` is the node's sample store.
+A `DataSource` is the interface for a user's own data; `CapturedSamples` is the node's sample store.
 An app finds the store's path in its node config, under `SAMPLES`:
 
     source = CapturedSamples.open(str(context.node_config["fedtide-samples"]), "digits")
@@ -23,7 +23,7 @@ LABEL = "label"
 
 
 class DataSource(Protocol):
-    """Labelled samples of this node. They stay in the order and number that `len` says while it is open."""
+    """Labelled samples of this node. Their order and number stay fixed while the source is open."""
 
     def __len__(self) -> int:
         """How many samples there are."""

@@ -1,6 +1,7 @@
-"""Requests that this node kept, with the labels that came later: a bounded store on its disk.
+"""A bounded store on disk of the requests that this node kept, with the labels that arrived later.
 
-Nothing of it leaves the node. SQLite holds it: losing power leaves whole samples, old ones.
+Its content never leaves the node. It is in SQLite: a power loss may cost the newest samples, and never
+leaves a partial one.
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ class SampleStore:
             file.replace(damaged)
             self._db = _open(file)
         self._bytes = self._count_bytes()
-        """What the samples take, or a little more: replaced ones are counted until it is counted anew."""
+        """Size of the samples in bytes, or a little more: replaced ones are included until the next recount."""
 
     def close(self) -> None:
         self._db.close()
 
     def add(self, samples: Iterable[Sample], now: float) -> None:
-        """Keep samples; one with an id that is there already takes its place. Then drop what is too much."""
+        """Add samples, replacing those with the same id; then delete what exceeds the limits."""
         rows = [(s.model, s.id, s.at, _pack(s.inputs)) for s in samples]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO samples (model, id, at, inputs) VALUES (?, ?, ?, ?)", rows)
@@ -78,7 +79,7 @@ class SampleStore:
                 self._trim()
 
     def _trim(self) -> None:
-        """Drop the oldest tenth until it fits: a few at a time would be done at every write."""
+        """Delete the oldest tenth until the rest fits: deleting less would be needed at every write."""
         self._bytes = self._count_bytes()
         while self._bytes > self._max_bytes:
             count = self._db.execute("SELECT COUNT(*) FROM samples").fetchone()[0]
@@ -102,7 +103,7 @@ class SampleStore:
             self._db.execute("COMMIT")
 
     def label(self, model: str, labels: Mapping[str, Labels], now: float) -> int:
-        """Give samples their labels; returns how many of them are here."""
+        """Add labels to samples; returns how many of the samples were found."""
         rows = [(json.dumps(label), now, model, key) for key, label in labels.items()]
         with self._transaction():
             done = self._db.executemany(
@@ -151,7 +152,7 @@ class SampleStore:
                 "DELETE FROM samples WHERE model = ? AND (? IS NULL OR id = ?) AND (? IS NULL OR at < ?)",
                 (model, id_, id_, before, before),
             ).rowcount
-            # What the log of the database still holds goes too.
+            # Also clears the write-ahead log, which may still hold the deleted rows.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return max(0, done)
 

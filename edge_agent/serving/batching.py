@@ -1,4 +1,4 @@
-"""Requests to one model, run in as few runs as possible: what waits while the model is busy goes together.
+"""Batches requests to one model: requests that wait while the model is busy are run together.
 
 A lane belongs to one loaded release, so a batch never mixes versions. Its queue is bounded.
 """
@@ -19,11 +19,11 @@ from fedtide.fabric.errors import TransientError
 
 INLINE_ROWS = 8
 INLINE_S = 0.001
-"""Runs shorter than this are not worth a thread: the way there and back takes a tenth of it."""
+"""Shorter runs stay on the event loop: the switch to a thread and back takes a tenth of this."""
 
 
 class Overloaded(TransientError):
-    """More requests wait than the node wants to keep waiting."""
+    """The queue of waiting requests is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +117,14 @@ class Lane:
             results = await loop.run_in_executor(self._threads, self.model.run, inputs)
         except InferenceFailed as exc:
             if len(batch) > 1:
-                for each in batch:  # one bad request must not be the others' end
+                for each in batch:  # one bad request must not fail the others
                     await self._answer([each])
             elif not batch[0].done.done():
                 batch[0].done.set_exception(exc)
             return
         rows = sum(each.rows for each in batch)
         if len(batch) > 1 and any(a.shape[:1] != (rows,) for a in results.values()):
-            # It says that rows in are rows out, and does not keep to it: whose is whose cannot be told.
+            # The outputs do not have one row per input row, so they cannot be assigned to the requests.
             self.model.batchable = False
             for each in batch:
                 await self._answer([each])

@@ -1,4 +1,4 @@
-"""Gives back the memory that starting took and serving does not need."""
+"""Releases memory that was used during start-up and is not needed for serving."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _MADV_DONTNEED = 4
-"""Of a file's pages that were never written: they are read again at their next use (madvise(2))."""
+"""Drop pages; unmodified pages of a file are read again at their next use (madvise(2))."""
 
 
 def shrink() -> None:

@@ -22,7 +22,7 @@ EXTENSIONS = ["binary_tensor_data"]
 
 
 class InferenceServer:
-    """Speaks for `serving`; `more` are routes of other parts of the agent."""
+    """The HTTP server of `serving`; `more` are routes of other parts of the agent."""
 
     def __init__(self, config: AgentConfig, serving: Serving) -> None:
         self._config = config
@@ -69,7 +69,7 @@ class InferenceServer:
         ]
 
     async def stop(self) -> None:
-        """Say that no more requests are wanted, answer those that are under way, and end."""
+        """Refuse new requests, answer those in progress, and stop."""
         self.ready = False
         if self._runner is not None:
             await self._runner.cleanup()
@@ -115,7 +115,7 @@ class InferenceServer:
 async def answer(
     serving: Serving, model: str, version: str | None, body: bytes, json_length: str | None
 ) -> tuple[bytes, int | None]:
-    """One inference request in the protocol's bytes, answered in them.
+    """Answer one inference request; request and response are in the protocol's bytes.
 
     Raises:
         NotFound, RemoteError, Overloaded, InferenceFailed: as `Serving.infer`.
@@ -132,7 +132,7 @@ async def _live(_: web.Request) -> web.Response:
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status that says the same."""
+    """The HTTP status for an error."""
     match error:
         case NotFound():
             return 404

@@ -1,7 +1,7 @@
-"""Inference over NATS request and reply: the protocol's bodies, on a subject a model.
+"""Inference over NATS request and reply: the protocol's bodies, one subject per model.
 
-The body's JSON length, if binary tensors follow, is the header of the same name as over HTTP; an
-error answers `{"error": ...}` with the header `Status`, the HTTP status that says the same.
+If binary tensors follow, the JSON length is in the same header as over HTTP. An error is answered by
+`{"error": ...}`, with the corresponding HTTP status in the header `Status`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 VERSION = "Model-Version"
-"""Header of a request that wants another version than the active one."""
+"""Header of a request: the version to use, if not the active one."""
 MAX_ANSWER_BYTES = 7 * 1024 * 1024
 
 
@@ -30,7 +30,7 @@ def _refusal(status: int, reason: str) -> tuple[bytes, dict[str, str]]:
 
 
 class NatsInference:
-    """Answers on `infer.<region>.<node>.<model>`; requests run beside each other."""
+    """Answers on `infer.<region>.<node>.<model>`; requests run concurrently."""
 
     def __init__(self, broker: Broker, serving: Serving) -> None:
         self._broker = broker
@@ -46,7 +46,7 @@ class NatsInference:
             body, json_length = await answer(self._serving, model, version, message.data, length)
         except (RemoteError, NotFound, TransientError) as exc:
             return _refusal(status_of(exc), str(exc))
-        except Exception as exc:  # whoever asked must not wait for an answer that never comes
+        except Exception as exc:  # the client must always get an answer
             log.exception("inference.failed")
             return _refusal(500, f"{type(exc).__name__}: {exc}")
         if len(body) > MAX_ANSWER_BYTES:

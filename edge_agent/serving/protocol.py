@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fedtide.fabric.errors import RemoteError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""Of a body with binary tensors: how long its JSON part is."""
+"""Header of a body with binary tensors: the length of its JSON part in bytes."""
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +45,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """`outputs`: the names that are wanted, each with whether as binary; empty: all. `binary`: if not said."""
+    """`outputs`: requested outputs, and whether each is binary; empty: all. `binary`: the default for outputs."""
 
     id: str
     inputs: dict[str, Array]
@@ -87,14 +87,14 @@ def decode_request(body: bytes | memoryview, json_length: int | None) -> InferRe
         json_length: the value of `HEADER_LENGTH`; None: all of it is JSON.
 
     Raises:
-        RemoteError: it is not one; says what is wrong with which input.
+        RemoteError: the body is invalid; names the input and the problem.
     """
     view = memoryview(body)
     if json_length is None:
         head, rest = _decode_head(bytes(view)), view[len(view) :]
     elif 0 <= json_length <= len(view):
         text = bytes(view[:json_length])
-        # A client says the same of every request but its bytes.
+        # A client's requests usually differ only in their binary data.
         head = _known_head(text) if json_length <= MAX_KNOWN_BYTES else _decode_head(text)
         rest = view[json_length:]
     else:
@@ -125,7 +125,7 @@ def _decode_head(text: bytes) -> _Head:
             for o in body.get("outputs") or []
         }
         id_ = str(body.get("id") or "")
-        id_.encode()  # JSON can spell what is no text
+        id_.encode()  # JSON can encode strings that are not valid Unicode
         return _Head(id_, tensors, outputs, binary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise RemoteError(f"malformed inference request: {type(exc).__name__}: {exc}") from exc

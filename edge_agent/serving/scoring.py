@@ -1,4 +1,4 @@
-"""Answers of a model against labels, and against each other. Pure numpy."""
+"""Compares a model's predictions with labels, and two models' predictions. Pure numpy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def predictions(scoring: Scoring, outputs: dict[str, Array]) -> Array:
 
 
 def same(scoring: Scoring, one: Array, other: Array) -> npt.NDArray[np.bool_]:
-    """Row by row, whether two predictions, or a prediction and a label, say the same.
+    """Row by row, whether two predictions, or a prediction and a label, agree.
 
     Raises:
         RemoteError: they have different numbers of rows.

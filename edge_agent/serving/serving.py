@@ -1,4 +1,4 @@
-"""What the node serves: releases by model and version, however they are asked.
+"""The releases that a node serves, by model and version, independent of the protocol.
 
 A swap is one assignment: requests that wait in the old release's lane finish there, later ones get
 the new one. Nothing is dropped and no batch mixes releases.
@@ -36,7 +36,7 @@ Observer = Callable[[Served], None]
 
 
 class Serving:
-    """The active release of each model, and older ones that are still kept for who names them."""
+    """The active release of each model, and older versions that requests may still name."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._limits = BatchLimits(config.batch_size, config.queue_size, config.batch_wait_ms / 1000)
@@ -53,7 +53,7 @@ class Serving:
         self._active[model.name] = Lane(model, self._threads, self._limits)
 
     def keep(self, model: Model | None, name: str) -> None:
-        """Answer requests that name this older version too, until another call."""
+        """Also answer requests that name this older version, until the next call."""
         self._kept.pop(name, None)
         if model is not None:
             self._kept[name] = Lane(model, self._threads, self._limits)
@@ -103,7 +103,7 @@ class Serving:
         for observer in self.observers:
             try:
                 observer(served)
-            except Exception:  # the request is answered, whatever becomes of the books
+            except Exception:  # an observer must not fail a request
                 log.exception("inference.observer_failed")
 
     def _lane(self, name: str, version: str | None) -> Lane:

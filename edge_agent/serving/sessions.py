@@ -37,11 +37,11 @@ class ModelUnusable(FedtideError):
 
 
 class InterfaceChanged(ModelUnusable):
-    """Its inputs or outputs are others than those of the release that is served."""
+    """The inputs or outputs differ from those of the release that is served."""
 
 
 class InferenceFailed(RemoteError):
-    """The model failed on an input that is what it takes."""
+    """The model failed on a valid input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Model:
         self.batchable = len(first) == 1 and isinstance(next(iter(first)), str)
         """Whether requests can be run as one: the first axis of every input and output is the same dynamic size."""
         self.seconds = 0.0
-        """What a run takes, as a moving average."""
+        """Moving average of the duration of a run, in seconds."""
 
     @property
     def name(self) -> str:
@@ -115,7 +115,7 @@ class Model:
         """Run the graph on inputs that `prepare` gave.
 
         Raises:
-            InferenceFailed: it does not come to an end.
+            InferenceFailed: ONNX Runtime raised an error.
         """
         began = time.perf_counter()
         try:
@@ -130,7 +130,7 @@ class Model:
         return self.inputs, self.outputs
 
     def check_interface(self, served: Model) -> None:
-        """Raises InterfaceChanged unless whoever calls `served` can call this one, and read its answers."""
+        """Raises InterfaceChanged unless clients of `served` can use this model unchanged."""
         for what, mine, theirs in (("input", self.inputs, served.inputs), ("output", self.outputs, served.outputs)):
             if mine != theirs:
                 wanted = "; ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in mine)
@@ -141,7 +141,7 @@ class Model:
                 )
 
     def smoke_test(self, folder: Path) -> None:
-        """The release's own sample must give the outputs that its manifest promises.
+        """Run the release's own sample: the outputs must be those of its manifest.
 
         Raises:
             ModelUnusable: other outputs, other names, NaN.

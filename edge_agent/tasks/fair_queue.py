@@ -1,4 +1,4 @@
-"""Tasks that wait on a node: one after the other, the runs in turn. Pure."""
+"""The queue of tasks on a node: round-robin over runs. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps training inside the node's limits: paused while one is exceeded, and never at inference's cost.
+"""Keeps training within the node's limits: it is paused while one is exceeded or inference is too slow.
 
 Memory is capped by the kernel, everything else here: a training process that must wait is stopped
 (SIGSTOP) with all it started, and goes on where it was. Looks only while there is something to train.
@@ -24,11 +24,11 @@ from fedtide.fabric.plans.windows import is_open
 log = logging.getLogger(__name__)
 
 SLICE_S = 0.1
-"""How finely CPU time is shared."""
+"""Period of the CPU share, in seconds."""
 CALM = 0.8
-"""Training goes on once latency is below this share of its objective: not at the very edge."""
+"""Training resumes once the latency is below this share of its objective (hysteresis)."""
 QUIET_S = 2.0
-"""Without requests for so long, none suffers."""
+"""After so many seconds without requests the latency counts as 0."""
 
 
 class LimitExceeded(RemoteError):
@@ -48,12 +48,12 @@ class Latency:
 
     @property
     def mean_ms(self) -> float:
-        """0 while nobody asks."""
+        """0 while there are no requests."""
         return self._mean_ms if time.monotonic() - self._last < QUIET_S else 0.0
 
 
 class Governor:
-    """`show` is told what training waits for, or that it goes on."""
+    """`show` is called with the reason of a pause, and when training resumes."""
 
     def __init__(self, limits: TrainingLimits, timezone: str, latency: Latency, show: Callable[[str], None]) -> None:
         self._limits = limits
@@ -66,11 +66,11 @@ class Governor:
         """Wait until training may begin."""
         while reason := await self._reason():
             self._say(reason)
-            await asyncio.sleep(self._limits.check_s)  # a thermometer does not call
+            await asyncio.sleep(self._limits.check_s)  # sensors must be polled
         self._waits = ""
 
     async def watch(self, group: int) -> None:
-        """Pause and continue a process group until cancelled; afterwards it runs.
+        """Pause and resume a process group until cancelled; then it is left running.
 
         Raises:
             LimitExceeded: it has trained for as long as a task may.
@@ -113,7 +113,7 @@ class Governor:
             self._show(f"paused: {reason}" if reason else "training")
 
     async def _reason(self) -> str:
-        """Why there should be no training now, or nothing."""
+        """Why training must pause now; empty if it may run."""
         limits = self._limits
         if limits.window is not None and not is_open(limits.window, datetime.now(UTC), self._timezone):
             return f"outside its window {limits.window.start:%H:%M} to {limits.window.end:%H:%M}"
@@ -133,7 +133,7 @@ class Governor:
 
 
 async def _succeeds(command: list[str]) -> bool:
-    """Whether a command ends well; one that cannot be started, or hangs, says no."""
+    """Whether a command exits with 0; False if it cannot be started or hangs."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL

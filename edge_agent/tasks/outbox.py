@@ -1,8 +1,8 @@
-"""The outbox: a finished answer is on disk before its task counts as done, and leaves when it can.
+"""The outbox: a finished reply is on disk before its task counts as done, and is sent when possible.
 
 One folder a task below `pending/`; an empty file below `done/` remembers what was sent, so a
-task that is delivered again after a restart is not trained twice. What the task made of its run's
-state (`Context.state`) is part of the answer: both are kept, or neither.
+task that is delivered again after a restart is not trained twice. The new state of the
+task's run (`Context.state`) is part of the reply: both are kept, or neither.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Outbox:
         return (self._done / task).exists() or (self._pending / task).exists()
 
     def folder(self, task: str) -> Path:
-        """Where the answer to `task` is put together."""
+        """The folder in which the reply to `task` is assembled."""
         return self._work / task
 
     def open(self, task: str) -> None:
@@ -58,9 +58,9 @@ class Outbox:
         self.folder(task).mkdir(parents=True)
 
     def commit(self, reply: Reply) -> None:
-        """Make the answer durable: from here on it is sent, whatever dies in between."""
+        """Make the reply durable: from now on it will be sent, despite any crash."""
         if (self._pending / reply.task).exists():
-            return  # an earlier try came that far
+            return  # an earlier call already did this
         folder = self.folder(reply.task)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "reply.json"
@@ -77,7 +77,7 @@ class Outbox:
             (entry / STATE).replace(self.state_of(run))
 
     def state_of(self, run: str) -> Path:
-        """Where a run's state stands between its tasks."""
+        """The file of a run's state between its tasks."""
         return self._states / f"{run}.state"
 
     def waiting(self) -> list[str]:
@@ -94,12 +94,12 @@ class Outbox:
         return Pending(reply, {ref.digest: folder / ref.digest for ref in reply.message.blobs()})
 
     def sent(self, task: str) -> None:
-        """The broker has it: keep only the memory that it was done."""
+        """The broker has stored the reply: keep only a marker that the task is done."""
         (self._done / task).touch()
         shutil.rmtree(self._pending / task, ignore_errors=True)
 
     def drop(self, task: str) -> None:
-        """Nobody wants this task any more."""
+        """Mark a task that is no longer wanted as done, and delete its reply."""
         (self._done / task).touch()
         shutil.rmtree(self._work / task, ignore_errors=True)
         shutil.rmtree(self._pending / task, ignore_errors=True)

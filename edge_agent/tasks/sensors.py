@@ -1,4 +1,4 @@
-"""What the machine says of itself: temperature, battery, CPU time. Linux; what is not there is None."""
+"""Sensors of the machine: temperature, battery, CPU time. Linux; None if there is no such sensor."""
 
 from __future__ import annotations
 

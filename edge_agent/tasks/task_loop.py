@@ -36,9 +36,9 @@ _LOAD_FAILED = 1
 _APP_CRASHED = 8
 UPDATE_TTL_S = 7 * 24 * 3600.0
 STATE_KEPT_S = 90 * 24 * 3600.0
-"""How long the state that a run's ClientApp keeps on this node outlives its last use."""
+"""How long the state of a run's ClientApp is kept on this node after its last use."""
 DOWNLOAD_KEPT_S = 24 * 3600.0
-"""How long part of a model, or one that others were coded against, stays after its last use."""
+"""How long partial downloads and anchor models are kept after their last use."""
 
 
 class TaskLoop:
@@ -61,7 +61,7 @@ class TaskLoop:
         self.busy: str | None = None
         self.stage = ""
         self.changed = asyncio.Event()
-        """Set when `busy` or `stage` is another."""
+        """Set when `busy` or `stage` changes."""
         for task in self._outbox.waiting():
             self._to_send.put_nowait(task)
         _forget_old(config.data_dir / "runs", "*.state", STATE_KEPT_S)
@@ -74,7 +74,7 @@ class TaskLoop:
         return self._trainer.pid
 
     async def order(self, order: Task | Cancel) -> None:
-        """Take a task once, however often it is delivered; a cancel ends it wherever it is."""
+        """Accept a task, once for any number of deliveries; or cancel one, at any stage."""
         if isinstance(order, Cancel):
             await self._cancel(order.task)
         elif order.task not in self._accepted and not self._outbox.knows(order.task):
@@ -85,14 +85,14 @@ class TaskLoop:
     async def _cancel(self, task: str) -> None:
         if task not in self._accepted:
             if not self._outbox.knows(task):
-                self._outbox.drop(task)  # an answer that waits to be sent goes all the same: late, not lost
+                self._outbox.drop(task)  # a reply that waits is still sent: late, not lost
             return
         self._cancelled.add(task)
         if self.busy == task and self._running is not None:
             self._running.cancel()
 
     async def run(self) -> None:
-        """Work off tasks for ever; on cancellation the trainer is stopped."""
+        """Process tasks for ever; on cancellation the trainer is stopped."""
         try:
             while True:
                 task = self._queue.take()
@@ -108,7 +108,7 @@ class TaskLoop:
         key = task.task
         try:
             if time.time() > task.expires_at:
-                return  # nobody wants it now; should its run be resumed, it is asked for anew
+                return  # expired; a resumed run sends a new task
             if key in self._cancelled:
                 self._outbox.drop(key)
                 return
@@ -138,7 +138,7 @@ class TaskLoop:
         self.changed.set()
 
     async def _commit(self, reply: Reply) -> None:
-        """Until it is on the disk: an answer is not lost because the disk is full for now."""
+        """Store the reply on disk, retrying while the disk is full."""
 
         async def store() -> None:
             self._outbox.commit(reply)
@@ -185,7 +185,7 @@ class TaskLoop:
         )
 
     async def _answered(self, task: Task, out_dir: Path) -> WireMessage:
-        """The answer, also of a trainer that is killed again and again, as long as each gets further than the last."""
+        """The reply of the trainer; a killed one is restarted as long as each gets further than the last."""
         while True:
             saved = self._how_far(task.task)
             try:
@@ -233,20 +233,20 @@ class TaskLoop:
             file.unlink(missing_ok=True)
 
     def _how_far(self, task: str) -> int:
-        """Changes whenever the task's trainer has saved where it is."""
+        """A number that changes whenever the task's trainer saves a checkpoint."""
         try:
             return self._progress(task).stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 
     def _node_config(self) -> ConfigValues:
-        """Flower's node config, and where the app finds the samples that this node captured."""
+        """Flower's node config, and the path of this node's sample store."""
         if not self._config.capture.share:
             return self._config.node_config
         return {SAMPLES: str(samples_file(self._config.data_dir).resolve()), **self._config.node_config}
 
     async def _download(self, run: str, ref: BlobRef) -> Path:
-        """A blob as a file; what an interrupted download brought, also before a restart, is not fetched again."""
+        """Download a blob to a file; resumes an interrupted download, also after a restart."""
         self._downloads.mkdir(parents=True, exist_ok=True)
         path = (self._downloads / ref.digest).resolve()
 

@@ -50,12 +50,12 @@ class Trainer:
         return self._process.pid if self._process is not None else None
 
     async def train(self, job: Job) -> None:
-        """Do one job; its answer is in `job.out_dir` (see trainer_process).
+        """Do one job; its reply is in `job.out_dir` (see fedtide.edge_agent.training).
 
         Raises:
             CapabilityMissing: this node can run neither the app nor its training bundle.
             TrainerCrashed: the process ended before it answered.
-            LimitExceeded: it would have broken the node's limits, and was ended.
+            LimitExceeded: the task exceeded the node's limits and was ended.
             TransientError: its disk is full.
         """
         serves = (trainer_module(self._config.train_runtime, job.app_dir), job.app_dir)
@@ -86,7 +86,7 @@ class Trainer:
         self._idle = loop.call_later(self._config.train_idle_s, self._kill)
 
     async def _governed(self, group: int, answers: asyncio.StreamReader) -> bytes:
-        """The process's answer, while the governor pauses it as the node's limits say."""
+        """The process's answer; meanwhile the governor pauses it according to the node's limits."""
         watching = asyncio.create_task(self._governor.watch(group), name="governor")
         reading = asyncio.create_task(answers.readline(), name="trainer-answer")
         try:
@@ -144,9 +144,9 @@ class Trainer:
 
 
 def trainer_module(runtime: str, app_dir: Path) -> str:
-    """The process that trains this app here.
+    """The module of the process that trains this app here.
 
-    Left to itself a node uses the app's own code if it has flwr and torch, else the app's training bundle.
+    With runtime `auto` it runs the app's own code if flwr and torch are installed, else the app's training bundle.
 
     Raises:
         CapabilityMissing: it has neither.

@@ -1,4 +1,4 @@
-"""Compression of updates as a Flower mod: what a ClientApp answers leaves the node coded.
+"""Compression of updates as a Flower mod: a ClientApp's arrays leave the node coded.
 
 The trainer puts it around every app whose task asks for a codec. With Flower's own engine an app takes it
 itself, `ClientApp(mods=[CompressionMod("int8")])`, and a strategy of ours on the server reads it.
@@ -17,9 +17,9 @@ from fedtide.fabric.tensors.codecs import Codec
 
 
 class CompressionMod:
-    """Codes the difference between the only array record that came and the only one that goes.
+    """Codes the difference between the only array record received and the only one returned.
 
-    With topk, what was left out is kept in the context's state and added to the next update.
+    With topk, the residual is kept in the context's state and added to the next update.
     """
 
     def __init__(self, codec: str) -> None:

@@ -11,7 +11,7 @@ Arrays = dict[str, Any]
 
 
 def own_control(control: Mapping[str, Any], kept: Mapping[str, Any]) -> Arrays:
-    """c_i: what the node kept, zero where it kept nothing."""
+    """c_i: the node's stored control variate, zero where none is stored."""
     return {k: kept.get(k, np.zeros_like(v)) for k, v in control.items()}
 
 
@@ -28,6 +28,6 @@ def renewed(
     steps: int,
     rate: float,
 ) -> Arrays:
-    """The new c_i, after `steps` steps of plain SGD at `rate` from the model that came to the one that went."""
+    """The new c_i, after `steps` steps of plain SGD at `rate` from the received model to the returned one."""
     new = {k: own[k] - control[k] + (came[k] - went[k]) / (steps * rate) for k in control}
     return {k: np.asarray(v, control[k].dtype) for k, v in new.items()}

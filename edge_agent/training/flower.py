@@ -44,7 +44,7 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
         mod = CompressionMod(task.codec) if task.codec else None
         reply = mod(message, context, app) if mod is not None else app(message, context)
-        # The state changes with the answer: it becomes the run's once the answer is safe (tasks.outbox).
+        # The new state is part of the reply: it becomes the run's state once the reply is stored (tasks.outbox).
         (job.out_dir / STATE).write_bytes(flower.dump_state(context.state))
         _write_reply(job.out_dir, reply)
         return
@@ -66,7 +66,7 @@ def _state(file: Path) -> RecordDict:
     except FileNotFoundError:
         return RecordDict()
     except MalformedMessage:
-        log.warning("app.state_of_another_runtime")  # the node trained from a bundle before: it starts anew
+        log.warning("app.state_of_another_runtime")  # written by the bundle trainer: start empty
         return RecordDict()
 
 

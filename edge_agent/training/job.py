@@ -19,9 +19,9 @@ class Job(Strict):
     blobs: dict[str, Path]
     app_dir: Path
     state_file: Path
-    progress_file: Path = Field(description="Where a task that takes long says how far it is")
+    progress_file: Path = Field(description="Checkpoint of a task that takes long")
     out_dir: Path
     node_id: int
     node_config: ConfigValues = Field(description="Flower's node config")
     checkpoint_s: float
-    threads: int = Field(description="Of numeric libraries; 0: as many as there are cores")
+    threads: int = Field(description="Threads of numeric libraries; 0: one per core")

@@ -1,4 +1,4 @@
-"""The frame of a trainer process: `Job` lines in on stdin, one JSON line out for each."""
+"""The main loop of a trainer process: reads `Job` lines from stdin, and writes one JSON line for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedtide.fabric.tensors.frame import Buffer, frame_size
 
 
 def serve(do: Callable[[Job], None]) -> int:
-    """Do jobs until stdin ends. `do` leaves the answer in the job's folder; a full disk is told, not raised."""
+    """Do jobs until stdin ends. `do` leaves the answer in the job's folder; a full disk is reported, not raised."""
     requests, answers = sys.stdin.buffer, _private_stdout()
     logs.to_stderr()
     for line in requests:

@@ -1,4 +1,4 @@
-"""Coding an update as the task wants it, with what a lossy codec left out kept for the next one. Pure."""
+"""Codes an update with the codec of its task; the residual of a lossy codec is kept for the next one. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RESIDUAL = "fedtide.residual"
 def code(
     codec: Codec, update: Sequence[Tensor], base: Mapping[str, Tensor], residual: Mapping[str, Any], seed: int
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """The coded update, and what it left out (None: this codec feeds nothing back).
+    """The coded update, and its residual (None: this codec has no error feedback).
 
     Args:
-        base: what the node was given; both sides have it.
-        residual: by name, what was left out of the last update.
+        base: the model that the node received; both sides have it.
+        residual: the residual of the last update, by tensor name.
     """
     if codec.kind != "topk":
         return encode(update, base, codec, seed), None

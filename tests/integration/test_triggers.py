@@ -141,7 +141,7 @@ def test_a_drift_report_of_a_region_starts_a_run(installation: Installation, tmp
     asyncio.run(report(0.3))
     history = ("trigger", "history", "drifted")
     until(lambda: len(installation.json(*history)) == 2, "both judgements")
-    assert [line.outcome for line in installation.json(*history)] == ["condition", "fired"]
+    assert [line["outcome"] for line in installation.json(*history)] == ["condition", "fired"]
     assert installation.finish(installation.json(*history)[1]["started"]).state == "completed"
     why = installation.json("why", installation.json(*history)[1]["started"])
     assert any("because of dev.fedtide.drift.reported" in line for line in why["present"])

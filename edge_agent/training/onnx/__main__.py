@@ -82,7 +82,7 @@ def _state(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         return {}
     except MalformedMessage:
-        log.warning("training.state_of_another_runtime")  # the node trained with flwr before: it starts anew
+        log.warning("training.state_of_another_runtime")  # written by the flwr trainer: start empty
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Batches from a node's data source, checked against what a bundle was made for."""
+"""Batches from a node's data source, checked against a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ _REMEDY = "Change the data source that the app's training plan names (docs/train
 
 
 def open_source(app_dir: Path, reference: str, model: str | None, node: ConfigValues, run: ConfigValues) -> DataSource:
-    """The source that the app names, or what the node captured for its model.
+    """The source that the app names, or the samples that the node captured for its model.
 
     Raises:
         WrongData: there is none, or opening it failed.
@@ -104,7 +104,7 @@ def open_source(app_dir: Path, reference: str, model: str | None, node: ConfigVa
 
 
 def slices(order: npt.NDArray[np.int64], size: int, smallest: int = 1) -> Iterator[list[int]]:
-    """Parts of `size`; a rest of fewer than `smallest` is left out."""
+    """Slices of length `size`; a remainder shorter than `smallest` is left out."""
     for begin in range(0, len(order), size):
         part = order[begin : begin + size].tolist()
         if len(part) >= smallest:

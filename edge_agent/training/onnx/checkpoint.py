@@ -1,4 +1,4 @@
-"""Where a task stands, on disk: a trainer that is killed goes on at its step."""
+"""The checkpoint of a task on disk, from which a killed trainer resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOSSES = "\x01losses"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """After `steps` steps over a source of `samples` samples; `losses` are those of the epoch that is under way."""
+    """The state after `steps` steps over `samples` samples; `losses` are those of the current epoch."""
 
     steps: int
     samples: int
@@ -30,14 +30,14 @@ class Checkpoint:
     values: Mapping[str, Array]
 
     def write(self, file: Path) -> None:
-        """Whole or not at all."""
+        """Write the checkpoint atomically."""
         place = Tensor.of(_PLACE, np.array([self.steps, self.samples], np.int64))
         losses = Tensor.of(_LOSSES, np.array(self.losses, np.float64))
         write_atomically(file, encode([place, losses, *(Tensor.of(k, v) for k, v in self.values.items())]))
 
     @classmethod
     def read(cls, file: Path, samples: int, expected: Mapping[str, BundleTensor]) -> Checkpoint | None:
-        """What `write` wrote; None if there is nothing, or it is of other data or another graph."""
+        """The stored checkpoint; None if there is none, or it belongs to other data or another graph."""
         try:
             found = {t.name: t for t in decode(map_file(file))}
             steps, over = (int(n) for n in found.pop(_PLACE).numpy())

@@ -1,4 +1,4 @@
-"""A bundle's graphs in ONNX Runtime. What a step replaces stays in the runtime's memory from one step to the next."""
+"""A bundle's graphs in ONNX Runtime. Tensors that a step replaces stay in the runtime's memory between steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AGAIN = "Export the app's training again: fedtide app export-training"
 
 
 class TrainingGraph:
-    """Takes steps. Two sets of tensors take turns: a step reads one and writes the other; nothing is copied."""
+    """Runs training steps. Two sets of tensors alternate: a step reads one and writes the other, without a copy."""
 
     def __init__(self, bundle: TrainingBundle, values: Mapping[str, Array], threads: int) -> None:
         """
@@ -64,7 +64,7 @@ class TrainingGraph:
         return float(self._loss)
 
     def values(self) -> Arrays:
-        """Views of what steps replace, as it is now."""
+        """Views of the current values of the tensors that steps replace."""
         return {name: self._sets[self._turn][name] for name in self._replaced}
 
     def _bound(self, read: Arrays, written: Arrays) -> Any:
@@ -153,7 +153,7 @@ def _check(session: onnxruntime.InferenceSession, graph: str, expected: Mapping[
 
 
 def _own(spec: BundleTensor, value: Array | None) -> Array:
-    """Memory of our own: a step writes into it."""
+    """A private copy, since steps write into it."""
     if value is None:
         return np.zeros(spec.shape, numpy_dtype(spec.dtype))
     return np.array(value, numpy_dtype(spec.dtype), order="C").reshape(spec.shape)

@@ -1,4 +1,4 @@
-"""Epochs of steps over a node's batches, and the measuring of a model on them."""
+"""Trains a model for some epochs on a node's batches, and evaluates a model on them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def learn(
     progress: Path,
     checkpoint_s: float,
 ) -> TrainingResult:
-    """Train from `values`, or from where `progress` says that this task was."""
+    """Train from `values`, or from the checkpoint of this task in `progress`."""
     given = {**values, "rate": np.array(params.rate, np.float32)}
     found = Checkpoint.read(progress, batches.samples, replaced_specs(bundle.manifest))
     graph = TrainingGraph(bundle, given | dict(found.values if found is not None else {}), threads)

@@ -22,7 +22,7 @@ class TorchShuffle:
         """`torch.randperm(size, generator=...)`; each call goes on where the last one ended.
 
         Raises:
-            ValueError: more samples than one shuffle of 32 bits is fair for.
+            ValueError: more samples than torch shuffles with 32 bits for each.
         """
         if size >= _LARGE:
             raise ValueError(f"{size} samples are more than the {_LARGE} that can be shuffled")

@@ -1,4 +1,4 @@
-"""One task from a bundle: a Flower message in, what a ClientApp would answer out."""
+"""Runs one task from a bundle: takes a Flower message, and returns the reply that a ClientApp would give."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from fedtide.fabric.tensors.training_bundle import BundleManifest, TrainingBundl
 Array = npt.NDArray[Any]
 _OWN = "fedtide.scaffold"
 _TOGETHER, _MOST_TOGETHER = 4, 256
-"""So many batches are measured together, for that keeps less than a step; but not more than so many samples."""
+"""Training batches in one evaluation batch, which needs less memory for each; most samples in one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskContext:
-    """What a task is done with."""
+    """The inputs of a task besides its message."""
 
     bundle: TrainingBundle
     batches: Batches
     blobs: Mapping[str, Path]
     state: Mapping[str, Tensor]
-    """What the run keeps on this node."""
+    """The run's state on this node."""
     node_id: int
     threads: int
     progress: Path
@@ -122,7 +122,7 @@ def check_config(manifest: BundleManifest, run_config: ConfigValues) -> None:
 
 
 def params_of(manifest: BundleManifest, run_config: ConfigValues, message: ConfigValues) -> TrainingParams:
-    """How to train. The message goes over the run config; the seed is that of the run config plus the round.
+    """The training parameters. The message overrides the run config; the seed is its seed plus the round.
 
     Raises:
         WrongTask: a value is missing or no such number.
@@ -154,7 +154,7 @@ def _number(values: ConfigValues, key: str, default: Scalar | None = None) -> fl
 
 
 def model_values(bundle: TrainingBundle, came: Mapping[str, Tensor]) -> dict[str, Array]:
-    """The model of a message by the names of the graph's inputs; what it does not carry is the bundle's own.
+    """The model of a message by the names of the graph's inputs; missing values are those of the bundle.
 
     Raises:
         WrongModel: a parameter is missing or has another form.
