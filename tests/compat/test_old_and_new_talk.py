@@ -7,8 +7,8 @@ are never changed; those of the coming one are written anew by `python -m tests.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from fedtide.coordinator.log import snapshot_codec
-from fedtide.coordinator.rollouts import waves
+from fedtide.coordinator.rollouts import gates, waves
 from fedtide.coordinator.runs import selection
 from fedtide.coordinator.state import World
 from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
@@ -136,8 +136,7 @@ def test_a_state_that_changes_needs_a_new_format_of_snapshots() -> None:
 
 def test_fields_of_a_newer_version_are_ignored() -> None:
     for kind, text in _messages(NEWEST):
-        newer = {**json.loads(text), "field_of_a_newer_version": 1}
-        assert _read(kind, json.dumps(newer)) == _read(kind, text)
+        assert _read(kind, json.dumps({**json.loads(text), "field_of_a_newer_version": 1})) == _read(kind, text)
     for line in _lines(NEWEST, "events.jsonl"):
         newer = json.dumps(_from_the_future(json.loads(line)))
         assert to_json(decode_event(newer.encode())) == to_json(decode_event(line.encode()))
@@ -195,7 +194,7 @@ def test_a_verdict_is_taken_from_the_log_whatever_this_version_would_say(monkeyp
     promoted = story.world.rollouts["ro-1"]
 
     def always_fails(plan: object, wave: object) -> list[object]:
-        return [waves.Judgement("metric", "fail", "another version thinks so")]
+        return [gates.Judgement("metric", "fail", "another version thinks so")]
 
     monkeypatch.setattr(waves, "judge", always_fails)
     replayed = World()
@@ -215,7 +214,7 @@ def fingerprint() -> dict[str, dict[str, str]]:
 def _note(kind: Any, found: dict[str, dict[str, str]]) -> None:
     for inner in typing.get_args(kind):
         _note(inner, found)
-    if not isinstance(kind, type) or isinstance(kind, types.GenericAlias) or not dataclasses.is_dataclass(kind):
+    if not inspect.isclass(kind) or not dataclasses.is_dataclass(kind):
         return
     name = f"{kind.__module__.rpartition('.')[2]}.{kind.__qualname__}"
     if name in found:

@@ -98,7 +98,7 @@ async def test_too_few_nodes_say_nothing(hub: NatsServer, tmp_path: Path) -> Non
 @pytest.mark.parametrize("batch", [1, 7])
 def test_requests_are_counted_together_as_one_by_one(tmp_path: Path, batch: int) -> None:
     served = model(tmp_path)
-    watch = DriftWatch(config(tmp_path), None)  # type: ignore[arg-type]  # nothing is sent here
+    watch = DriftWatch(config(tmp_path), None)
     rng = np.random.default_rng(1)
     for _ in range(30):
         inputs = {"x": rng.normal(0, 1, (batch, 3)).astype(np.float32)}

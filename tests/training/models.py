@@ -17,7 +17,7 @@ CLASSES = 5
 class Last(nn.Module):
     """A recurrent network's last state, classified."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM]) -> None:
         super().__init__()
         self.recurrent = kind(4, 8, batch_first=True)
         self.head = nn.Linear(8, CLASSES)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fedtide.aggregation.training_export.exporter import export
-from fedtide.edge_agent.training.control_variates import CHANGE, CONTROL
 from fedtide.edge_agent.training.onnx.checkpoint import Checkpoint
 from fedtide.edge_agent.training.onnx.graph import replaced_specs
+from fedtide.fabric.messages.scaffold import CHANGE, CONTROL
 from fedtide.fabric.messages.tasks import Arrays, Values, WireMessage
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors import codecs, training_bundle

@@ -63,10 +63,10 @@ class Setting:
     def __init__(self, folder: Path) -> None:
         self.stored = Stored()
         self.sum = RoundSum(Agreement.of([Tensor.of("w", np.zeros(SIZE, "f4"))], 8))
-        regions = Regions(None, Subjects(), self.stored, "r")  # type: ignore[arg-type]
+        regions = Regions(None, Subjects(), self.stored, "r")
         config = WorkerConfig(run="r", attempt=1, spec=RunSpec(app=APP), nats_url="", work_dir=folder, regions=[])
-        shards = Shards(None, self.stored, config)  # type: ignore[arg-type]
-        self.ingest = Ingest(self.stored, regions, shards, folder)  # type: ignore[arg-type]
+        shards = Shards(None, self.stored, config)
+        self.ingest = Ingest(self.stored, regions, shards, folder)
         self.ingest.fold_into(lambda reply, size: self.sum.expect(reply.task, Weight(2.0, 2.0), size))
         self.wanted = True
 
@@ -93,7 +93,7 @@ class Setting:
     def holds_only(self, array: np.ndarray) -> bool:
         clean = RoundSum(self.sum.total.agreement)
         clean.add([[Tensor.of("w", array)]], [Weight(2.0, 2.0)])
-        same = (self.sum.total.terms, self.sum.total.weight, self.sum.share) == (1, 2, 2)
+        same = self.sum.total.terms == 1 and self.sum.total.weight == self.sum.share == 2
         return same and [bytes(t.data) for t in self.sum.total.mean()] == [bytes(t.data) for t in clean.total.mean()]
 
 

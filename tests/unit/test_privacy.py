@@ -35,7 +35,7 @@ def _case(norms: list[float]) -> Case:
 
 
 def _strategy(count: int, **options: float) -> PrivateFedAvg:
-    return PrivateFedAvg(**{"noise_multiplier": 1.0, "clip": 2.0, **options}, **_minimal(count))  # type: ignore[arg-type]
+    return PrivateFedAvg(**{"noise_multiplier": 1.0, "clip": 2.0, **options}, **_minimal(count))
 
 
 def _round(strategy: PrivateFedAvg, case: Case) -> np.ndarray:

@@ -152,7 +152,7 @@ def test_an_update_that_cannot_be_summed_is_taken_back_whole(value: float, fault
     total = WeightedSum(agreement, device=Cpu(), threads=2)
     updates = [*good[:2], [Tensor.of("w", poisoned)], *good[2:]]
     assert total.fold_all(updates, [1.0] * 6) == [None, None, fault, None, None, None]
-    assert (total.terms, total.weight) == (5, 5)
+    assert total.terms == total.weight == 5
     assert _mean(total) == _flat(agreement, good, [1.0] * 5)
 
 
@@ -166,7 +166,7 @@ def test_more_updates_than_were_agreed_on_are_refused_before_anything_is_added()
     part.fold_all([model, model], [1.0, 1.0])
     with pytest.raises(TooManyTerms):
         total.merge(part.partial())
-    assert (total.terms, total.weight) == (1, 1)
+    assert total.terms == total.weight == 1
 
 
 def test_no_lane_can_overflow_within_the_agreed_bounds() -> None:

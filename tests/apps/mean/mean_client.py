@@ -16,7 +16,8 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     with Path("journal.txt").open("a") as journal:
-        journal.write(f"{context.run_id} {message.content['config']['server-round']} {time.time()}\n")
+        number = message.content.config_records["config"]["server-round"]
+        journal.write(f"{context.run_id} {number!s} {time.time()}\n")
     seen = int(context.state.config_records.get("memory", ConfigRecord({"calls": 0}))["calls"]) + 1
     context.state["memory"] = ConfigRecord({"calls": seen})
     if context.node_config["partition-id"] == 0 or context.run_config["everyone"]:

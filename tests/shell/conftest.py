@@ -1,0 +1,31 @@
+"""What shell tests share: a server in memory with all streams of the hub, and connections to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from fedtide.fabric.nats.streams import hub_streams
+from fedtide.fabric.nats.subjects import UP, Subjects
+from tests.shell.fake_broker import FakeBroker, FakeNats
+
+SUBJECTS = Subjects()
+
+
+@pytest.fixture
+async def nats() -> FakeNats:
+    server = FakeNats()
+    setup = server.connect()
+    for config in hub_streams(SUBJECTS, ()):
+        if config["name"] == UP:  # there are no leaves: what regions report comes here as if it was sourced
+            config["subjects"] = [SUBJECTS.all_up("*")]
+        await setup.ensure_stream(config)
+    return server
+
+
+@pytest.fixture
+async def broker(nats: FakeNats) -> AsyncIterator[FakeBroker]:
+    connection = nats.connect()
+    yield connection
+    await connection.close()

@@ -1,0 +1,87 @@
+"""Heartbeats in, `node.online` and `node.offline` out; an hour of them takes no time here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from fedtide.coordinator.adapters.presence import MISSED_BEATS, Presence
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.fabric.encoding import to_json
+from fedtide.fabric.events.envelope import CoordinatorElected
+from fedtide.fabric.messages.heartbeat import Heartbeat
+from fedtide.fabric.nats.subjects import EVENTS, Subjects
+from tests.scenarios.build import joined
+from tests.shell.fake_broker import FakeBroker
+
+pytestmark = pytest.mark.looptime
+SUBJECTS = Subjects()
+BEAT_S = 5.0
+
+
+@asynccontextmanager
+async def watched(broker: FakeBroker) -> AsyncIterator[Engine]:
+    """A leading engine that has `n1` in its world and watches who is there; made in the test's own time."""
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS), lambda _: None)
+    await engine.take_over(CoordinatorElected(name="one"))
+    running = asyncio.create_task(engine.run())
+    await engine.submit(joined("n1"))
+    async with asyncio.TaskGroup() as group:
+        await Presence(broker, SUBJECTS, engine, group).start()
+        yield engine
+        await beat(broker, bye=True)  # no timer stays behind
+    running.cancel()
+
+
+def online(engine: Engine) -> bool:
+    return engine.world.nodes["n1"].online
+
+
+async def beat(broker: FakeBroker, node: str = "n1", **fields: bool) -> None:
+    await broker.tell(SUBJECTS.telemetry("eu", node), to_json(Heartbeat(heartbeat_s=BEAT_S, **fields)))
+    await asyncio.sleep(0.01)
+
+
+async def test_a_node_that_beats_stays_online_and_nothing_is_logged(broker: FakeBroker) -> None:
+    async with watched(broker) as engine:
+        await beat(broker)
+        before = await broker.last_sequence(EVENTS)
+        for _ in range(720):
+            await asyncio.sleep(BEAT_S)
+            await beat(broker)
+        assert online(engine) and await broker.last_sequence(EVENTS) == before
+
+
+async def test_a_node_that_misses_three_beats_is_offline_until_it_beats_again(broker: FakeBroker) -> None:
+    async with watched(broker) as engine:
+        await beat(broker)
+        await asyncio.sleep(MISSED_BEATS * BEAT_S - 1)
+        assert online(engine)
+        await asyncio.sleep(2)
+        assert not online(engine)
+        await beat(broker)
+        assert online(engine)
+
+
+async def test_a_node_that_says_goodbye_is_offline_at_once(broker: FakeBroker) -> None:
+    async with watched(broker) as engine:
+        await beat(broker, bye=True)
+        assert not online(engine)
+
+
+async def test_a_node_that_the_log_calls_online_and_never_beats_is_offline(broker: FakeBroker) -> None:
+    async with watched(broker) as engine:
+        await asyncio.sleep(60)
+        assert not online(engine)
+
+
+async def test_a_heartbeat_that_is_none_changes_nothing(broker: FakeBroker) -> None:
+    async with watched(broker) as engine:
+        await broker.tell(SUBJECTS.telemetry("eu", "n1"), b"\xff")
+        await beat(broker)
+        assert online(engine)
