@@ -1,4 +1,4 @@
-"""What reducers ask the shell to do. Every command may be carried out twice without harm."""
+"""What reducers ask the executor to do. Every command may be carried out twice without harm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SuspendAggregator:
 
 @dataclass(frozen=True, slots=True)
 class TellTimeIsUp:
-    """A round's alarm has rung: its aggregator waits no longer. Stored, so that a successor hears it too."""
+    """A round's alarm has rung: its aggregator waits no longer. Stored, so that the next attempt reads it too."""
 
     run: str
     round: int
@@ -50,7 +50,7 @@ class TellTimeIsUp:
 
 @dataclass(frozen=True, slots=True)
 class CleanUp:
-    """The run is over: its checkpoints, consumer and left-over replies go. Ends in `RunCleanedUp`."""
+    """The run is over: its checkpoints, consumer and left-over replies are deleted. Ends in `RunCleanedUp`."""
 
     run: str
 
@@ -89,7 +89,7 @@ class CacheRelease:
 
 @dataclass(frozen=True, slots=True)
 class CancelRun:
-    """End a run that trains on a release that was withdrawn."""
+    """End a run that trains from a release that was rolled back."""
 
     run: str
     reason: str
@@ -129,7 +129,7 @@ class Fire:
 
 @dataclass(frozen=True, slots=True)
 class StopFired:
-    """End what a rule started before: it is replaced."""
+    """End a run or roll-out that a rule started before: a newer firing replaces it."""
 
     rule: str
     id: str

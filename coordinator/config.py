@@ -31,7 +31,7 @@ class Kubernetes(Strict):
     node_affinity: dict[str, Any] = Field(default={}, description="For example to prefer spot nodes")
     priority_class: str = ""
     queue: str = Field(default="", description="Kueue's LocalQueue; Jobs wait, suspended, until it admits them")
-    ttl_s: int = Field(default=3600, ge=60, description="Jobs that ended are kept so long")
+    ttl_s: int = Field(default=3600, ge=60, description="Ended Jobs are kept for this many seconds")
     grace_s: int = Field(default=120, ge=10, description="From SIGTERM to SIGKILL: a checkpoint must be written")
     pending_s: float = Field(default=900.0, gt=0, description="A Job whose pod does not start is given up after this")
     labels: dict[str, str] = {}
@@ -46,7 +46,7 @@ class CoordinatorConfig(Strict):
     identity_dir: Path | None = Field(
         default=None, description="What `fedtide identity init` made; without it anybody may connect to the broker"
     )
-    ca_file: Path | None = Field(default=None, description="Whose certificates the broker may have; needed for tls://")
+    ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
     regions: list[str] = Field(description="Regions whose leaf servers take part")
     tenant: str = "default"
     stream_replicas: Literal[1, 3] = Field(default=1, description="Servers of the hub that hold each stream")
@@ -60,7 +60,7 @@ class CoordinatorConfig(Strict):
     http_token_file: Path | None = Field(default=None, description="Bearer token that callers of the API must show")
     advertise_url: str = Field(default="", description="Where other coordinators reach this one's API")
     standby: Literal["redirect", "proxy"] = Field(
-        default="redirect", description="What a standby does with callers: tells them who leads, or asks it for them"
+        default="redirect", description="How a standby treats requests: redirect them to the leader, or forward them"
     )
-    http_server_name: str = Field(default="", description="What `http_cert` is made out to, for other coordinators")
+    http_server_name: str = Field(default="", description="The server name in `http_cert`, for other coordinators")
     endpoint_file: Path | None = Field(default=None, description="Where the API's address is written once it listens")

@@ -1,7 +1,7 @@
 """Decisions that depend on code, kept with the event that led to them: a replay takes them from the log.
 
-A gate's verdict, or whether a rule fires, may come out otherwise in another version. Live, the decision is made and
-noted; on a replay what was noted is taken, whatever this version would decide. Pure.
+Another version of the code may judge a gate or a rule differently. When an event is new, its decisions are made and
+logged with it; on a replay the logged decisions are used, whatever this version would decide. Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedtide.fabric.errors import MalformedMessage
 
 
 class Decisions:
-    """Those of one event. `made` holds them all afterwards, whether they were read or made."""
+    """The decisions of one event. Afterwards `made` holds all of them, logged or new."""
 
     def __init__(self, logged: str = "") -> None:
         """Raises MalformedMessage if `logged` is not what `text` gave."""
@@ -28,7 +28,7 @@ class Decisions:
         """The decision under `key`: as it was logged, else as `decide` makes it now.
 
         Args:
-            key: what is decided; asked again within one event, the next decision under it.
+            key: names the decision; each further call with it within one event is a further decision.
             decide: gives plain values.
         """
         made = self.made.setdefault(key, [])

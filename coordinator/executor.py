@@ -1,4 +1,4 @@
-"""Carries out commands. Each may run twice; what it brings about comes back as an event."""
+"""Carries out commands. Each may run twice; its result comes back as an event."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Executor:
         self._alarms: Alarms | None = None
 
     def connect(self, engine: Engine, launcher: Launcher, starter: Starter, enroller: Enroller | None = None) -> None:
-        """The engine calls us and we call it: this closes the circle before anything runs."""
+        """Set what this calls, before anything runs: engine and executor call each other."""
         self._engine = engine
         self._launcher = launcher
         self._starter = starter
@@ -147,7 +147,7 @@ class Executor:
             await engine.submit(RolloutAbortRequested(rollout=key, reason="replaced by a newer firing of its trigger"))
 
     async def _cancel_tasks(self, run: str) -> None:
-        """Every task of the run that still stands in the stream becomes its own cancellation."""
+        """Replace every task of the run that is still in the stream by its cancellation."""
         for subject in await self._broker.subjects_of(DOWN, self._subjects.all_tasks):
             task = parse_as(OrderFor, subject).name
             if task.startswith(f"{run}-"):
@@ -192,7 +192,7 @@ class Executor:
     async def aggregator_exited(
         self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False
     ) -> None:
-        """A process is gone: an event, unless its own last report says how the run ended."""
+        """Log that an aggregator is gone, unless its last report tells how the run ended."""
         assert self._engine is not None
         if await until_done(log, "aggregator.exit_waits", lambda: self._reported_its_end(run, attempt), run=run):
             return

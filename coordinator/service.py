@@ -50,7 +50,7 @@ async def serve(config: CoordinatorConfig) -> None:
         BrokerUnavailable: no hub within half a minute.
         CredentialsRefused: the hub does not let this coordinator in (any more).
         StaleWriter: another coordinator took over.
-        ConfigError: the API's port is taken, or what is in `identity_dir` does not fit.
+        ConfigError: the API's port is taken, or the content of `identity_dir` is wrong.
     """
     authority = Authority.load(config.identity_dir) if config.identity_dir is not None else None
     async with AsyncExitStack() as stack:
@@ -77,7 +77,7 @@ async def serve(config: CoordinatorConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    """Connections to the hub; `system` is to the servers' own account, where identities are used."""
+    """Connections to the hub. `system`: the one to the servers' system account, if identities are used."""
 
     broker: Broker
     system: Broker | None
@@ -128,7 +128,7 @@ async def _work(
     executor.connect(engine, launcher, starter, enroller)
     presence = Presence(broker, subjects, engine, group)
     try:
-        # The first append fences whoever led before; only then may this process act.
+        # The first append fences off the previous leader; only then may this process act.
         await engine.take_over(CoordinatorElected(name=config.name, url=door.advertised))
         await topology.ensure_hub()
         group.create_task(engine.run(), name="engine")

@@ -51,7 +51,7 @@ def of(event: Event, nodes: Mapping[str, Node]) -> Iterator[Signal]:
 
 
 def of_end(event: Event, state: runs.Run | rollouts.Rollout) -> Iterator[Signal]:
-    """The signal of a run or roll-out that this very event brought to its end."""
+    """The signal of a run or roll-out that this event has ended."""
     match state:
         case runs.Ended(facts=facts, outcome=outcome):
             yield _signal(event, "run.ended", run=facts.run, model=facts.spec.model or "", outcome=outcome)

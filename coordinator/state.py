@@ -1,7 +1,7 @@
 """The coordinator's whole state: a fold of the event log, routed to the reducers.
 
-The only mutable thing here is which aggregate stands under which id; aggregates themselves are
-immutable and change only through their reducers.
+Only the tables (which aggregate has which id) are mutable; the aggregates themselves are immutable and
+change only through their reducers.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class World:
         return self.decide(event)[1]
 
     def decide(self, event: Event) -> tuple[Event, Commands]:
-        """As `apply`; the event comes back with every decision that was made, to be logged with it."""
+        """As `apply`; also returns the event with the decisions that were made, to be logged with it."""
         self._decisions = Decisions(event.decided)
         commands = self._fold(event)
         return event.model_copy(update={"decided": self._decisions.text}), commands
@@ -248,7 +248,7 @@ class World:
     def _replace_rollout(
         self, key: str, before: rollouts.Rollout | None, after: rollouts.Rollout, at: datetime
     ) -> Commands:
-        """Note what became of a roll-out; what it implies for runs and trigger rules."""
+        """Store the new state of a roll-out; returns what its end means for runs and trigger rules."""
         self.rollouts[key] = after
         if type(before) is type(after) or rollouts.is_open(after):
             return ()
@@ -256,7 +256,7 @@ class World:
         return (*self._ended(key, at), *self._withdrawn(after))
 
     def _withdrawn(self, rollout: rollouts.Rollout) -> Commands:
-        """Rounds whose base was taken back are invalid."""
+        """Cancel the runs that train from a release that was rolled back."""
         if not isinstance(rollout, rollouts.RolledBack):
             return ()
         release, name = rollout.facts.plan.release, rollout.facts.rollout
@@ -330,12 +330,12 @@ class World:
         return _find(self.triggers, key, "trigger")
 
     def release_of(self, run: str) -> registry.Release | None:
-        """The release that a run brought, once it is published."""
+        """The release that a run produced, once it is published."""
         releases = (r for m in self.models.values() for r in m.releases)
         return next((r for r in releases if r.manifest.lineage.run == run), None)
 
     def is_publishing(self, run: str) -> bool:
-        """Whether what a run produced is still on its way to being a release."""
+        """Whether the model that a run produced is not published as a release yet."""
         return any(produced.run == run for m in self.models.values() for produced, _ in m.producing)
 
 

@@ -23,13 +23,13 @@ def to_json(model: BaseModel) -> bytes:
 
 
 def from_json(kind: type[M], data: bytes | bytearray | memoryview | str, what: str) -> M:
-    """What `to_json` wrote, here or in another version.
+    """Read what `to_json` wrote, here or in another version.
 
     Args:
         what: names the message in the error.
 
     Raises:
-        MalformedMessage: it is none, or it needs something that this version does not know.
+        MalformedMessage: it does not fit `kind`, or needs something that this version does not know.
     """
     try:
         return kind.model_validate_json(_plain(data), extra="ignore")

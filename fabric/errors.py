@@ -72,7 +72,7 @@ class InvalidTransition(FedtideError):
 
 
 class Conflict(FedtideError):
-    """What a person asks for does not fit the present state of what it names; nothing has changed."""
+    """A person's request that the present state does not allow; nothing has changed."""
 
     exit_code = 2
 

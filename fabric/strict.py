@@ -1,7 +1,7 @@
 """The base of all models. Pure.
 
-A model refuses fields that it does not know: so a person's typo is found. What peers and logs say is read by
-`fabric.encoding`, which ignores them: the writer may be newer.
+A model refuses fields that it does not know, so that typos are found. Messages and logged events are read by
+`fabric.encoding`, which ignores unknown fields: the writer may be newer.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Tagged(Strict):
 
 
 class Message(Strict):
-    """Something that one process tells another, perhaps of another version.
+    """Data that one process sends to another, perhaps of another version.
 
     A reader ignores fields that it does not know, unless the writer names them in `must_understand`: then it refuses
-    the message rather than do something else than was meant.
+    the message rather than misinterpret it.
     """
 
     must_understand: tuple[str, ...] = Field(default=(), description="Fields without which it must not be acted upon")

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as errors of ours: the field's path, what is wrong, what to do. Pure."""
+"""Turns pydantic's errors into ours: the field's path, what is wrong, what to do. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config_error(error: ValidationError, kind: type[BaseModel], within: str = ""
     """The first problem of what a person wrote.
 
     Args:
-        kind: the model that it should have been, to suggest a field that is meant.
+        kind: the model that it should have been, used to suggest a known field.
         within: where the document stands, before the field's own path.
     """
     first = error.errors(include_url=False)[0]

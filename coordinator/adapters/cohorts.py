@@ -1,4 +1,4 @@
-"""What aggregators ask the coordinator: whom to ask in a phase, and who is there.
+"""Answers what aggregators ask the coordinator: which nodes take part in a phase, and which are online.
 
 An aggregator that was given up (its coordinator was frozen when another took over) learns here
 that it must end.

@@ -27,7 +27,7 @@ from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef
 log = logging.getLogger(__name__)
 
 KEPT_RELEASES = 2
-"""The newest of every model that a region keeps, whether somebody serves them or not."""
+"""How many of the newest releases of each model a region keeps, even if no node serves them."""
 
 
 class Distribution:
@@ -67,7 +67,7 @@ class Distribution:
         await self._sweep(region, engine.world)
 
     async def _fill(self, region: str, release: BlobRef, pace: Pace) -> int:
-        """How many bytes had to be sent."""
+        """Copy the blobs that the region lacks; returns how many bytes were sent."""
         sent = 0
         for ref in await self._blobs(release):
             if not await self._has(region, ref):
@@ -91,7 +91,7 @@ class Distribution:
         if last is not None:
             stored = from_json(Desired, last.data, subject)
             if stored == desired or stored.counter > command.counter:
-                return  # a newer word stands there: an older one must not cover it
+                return  # it is there, or a newer one: an older desired state must not replace it
         key = f"{command.rollout}.{command.counter}.{node.name}.{expires_at}"
         await self._broker.publish(subject, to_json(desired), message_id=key)
 
@@ -100,7 +100,7 @@ class Distribution:
         return [*decode_release(bytes(raw)).served, release]
 
     async def _has(self, region: str, ref: BlobRef) -> bool:
-        # The chunk list is stored last: where it stands, the blob is whole.
+        # The chunk list is stored last: if it is there, the blob is complete.
         subject = f"{self._subjects.cache_blob(region, ref.digest)}.{MANIFEST_CHUNK}"
         return await self._broker.last(CACHE, subject, domain=region) is not None
 

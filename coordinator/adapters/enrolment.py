@@ -1,4 +1,4 @@
-"""Identities at work: join tokens out, enrolments and renewals answered, withdrawn keys told to every server."""
+"""Issues join tokens, answers enrolments and renewals, and tells every server which keys are withdrawn."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Enroller:
 
     async def listen(self) -> None:
         await self._broker.answer(self._subjects.enrolment("*"), self._on_enrolment)
-        # Region by region, as the permissions of their servers are: a wider interest would not reach them.
+        # One subscription per region: the permissions of a region's server do not let a wider one through.
         for region in self._regions:
             await self._broker.answer(self._subjects.renewal(region, "*"), self._on_renewal)
         # A server that was away has missed what was withdrawn meanwhile.
@@ -86,7 +86,7 @@ class Enroller:
             log.info("account.published", extra={"withdrawn": len(withdrawn)})
 
     async def create_token(self, region: str, uses: int, ttl: timedelta, *, replaces: bool, by: str) -> str:
-        """A join token: credentials that allow one thing, to ask for others.
+        """Create a join token: credentials that only allow to ask for a node's credentials.
 
         Raises:
             ConfigError: no such region.
@@ -146,7 +146,7 @@ class Enroller:
             raise CapabilityMissing("there is no authority here that signs certificates", "Use your own for the leaf")
         ca_cert, ca_key = (file.read_text(encoding="utf-8") for file in ca)
         cert, key = certificates.server(ca_cert, ca_key, hosts)
-        # The hub's certificate may come from elsewhere: nodes believe its authority and ours.
+        # The hub's certificate may be signed by another authority: nodes trust that one and ours.
         hub = self._hub_ca.read_text(encoding="utf-8") if self._hub_ca is not None else ca_cert
         return {CA_CERT: hub if hub == ca_cert else f"{hub.rstrip()}\n{ca_cert}", CERT: cert, KEY: key}
 

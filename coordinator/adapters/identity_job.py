@@ -1,7 +1,7 @@
 """`python -m fedtide.coordinator.adapters.identity_job`: what a Helm hook runs before an install or upgrade.
 
-Makes the installation's Secrets if they are not there, and certificates anew before they end. What is
-there is kept: an authority that was lost would have to be installed at every node again.
+Creates the installation's Secrets if they are missing, and renews certificates before they expire. What
+exists is kept: a new authority would have to be installed on every node.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def main() -> int:
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--name", required=True, help="The Secrets are called NAME-identity and NAME-servers")
     parser.add_argument("--tenant", default="default")
-    parser.add_argument("--hosts", required=True, help="Names and addresses of the servers, by commas")
+    parser.add_argument("--hosts", required=True, help="Names and addresses of the servers, separated by commas")
     asked = parser.parse_args()
     config.load_incluster_config()
     try:
         changed = keep(client.CoreV1Api(), asked.namespace, asked.name, asked.tenant, asked.hosts.split(","))
     except ApiException as exc:
-        remedy = "May the hook's service account get, create and patch Secrets here?"
+        remedy = "The hook's service account needs to get, create and patch Secrets here"
         print(f"fedtide identity: the API server says {exc.status} {exc.reason}. {remedy}", file=sys.stderr)
         return 1
     print(f"changed: {', '.join(changed) or 'nothing'}")

@@ -1,4 +1,4 @@
-"""Questions to one node over the broker: inference, and what it says of its samples."""
+"""Questions to one node over the broker: inference requests, and questions about its samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NodeSilent(TransientError):
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """The protocol's answer; `header_length` is the JSON part's, where binary tensors follow."""
+    """The node's answer; `header_length` is the length of the JSON part, if binary tensors follow it."""
 
     body: bytes
     status: int
@@ -35,7 +35,7 @@ class Inferred:
 
 
 class NodeQuestions:
-    """Asks over the region's leaf: it works wherever orders reach the node."""
+    """Asks through the region's leaf, so it works wherever tasks reach the node."""
 
     def __init__(self, broker: Broker, subjects: Subjects) -> None:
         self._broker = broker
@@ -48,7 +48,7 @@ class NodeQuestions:
 
         Raises:
             NodeSilent: no answer within `timeout_s`.
-            ConfigError: what cannot be a model's name.
+            ConfigError: `model` is not a valid name.
         """
         subject = self._subjects.infer(node.region, node.name, check_token("model", model))
         headers = {name: value for name, value in ((LENGTH, header_length), (VERSION, version)) if value}
@@ -57,12 +57,12 @@ class NodeQuestions:
         return Inferred(found.data, int(status) if status in _STATUSES else 502, found.headers.get(LENGTH, ""))
 
     async def samples(self, node: Node, model: str, asked: SamplesQuestion, kind: type[V], timeout_s: float) -> V:
-        """What a node says of its samples.
+        """Ask a node about its samples.
 
         Raises:
             NodeSilent: no answer within `timeout_s`.
             ConfigError: the node refuses the question.
-            MalformedMessage: the node's answer is none.
+            MalformedMessage: the node's answer does not decode.
         """
         name = model if model == ALL_MODELS else check_token("model", model)
         subject = self._subjects.samples(node.region, node.name, name)

@@ -1,4 +1,4 @@
-"""Which nodes are there: heartbeats in, `node.online` and `node.offline` out. No polling.
+"""Which nodes are online: turns heartbeats into `node.online` and `node.offline`. No polling.
 
 Keeps the last heartbeat of each node for display; none of it is state that must survive.
 """
@@ -36,7 +36,7 @@ class Presence:
         self.heartbeats: dict[str, Heartbeat] = {}
 
     async def start(self) -> None:
-        """Listen, and give every node that the log calls online its time to show up."""
+        """Listen, and give every node that is online by the log time to send a heartbeat."""
         await self._broker.subscribe(self._subjects.all_telemetry, self._on_beat)
         for node in self._engine.world.nodes.values():
             if node.online:

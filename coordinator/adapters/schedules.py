@@ -46,7 +46,7 @@ async def keep(engine: Engine) -> None:
                 seconds = None if earliest is None else max(0.0, (earliest - datetime.now(UTC)).total_seconds())
                 async with asyncio.timeout(seconds):
                     await changed()
-                # A rule that is new now does not fire for the past; a time that is due is not passed over.
+                # A new rule does not fire for past times; a time that is due now is not skipped.
                 now = datetime.now(UTC)
                 since = now if earliest is None or now < earliest else since
                 continue

@@ -120,7 +120,7 @@ def _app_of(world: World, asked: RunRequest) -> AppRef:
 
 
 def _config_of(world: World, asked: RunRequest) -> ConfigValues:
-    """An app that comes from a release comes with the configuration that it was run with."""
+    """An app that is taken from a release keeps the configuration that it was run with."""
     latest = world.model(asked.model).latest if asked.app is None and asked.model is not None else None
     return latest.manifest.lineage.run_config if latest is not None else {}
 

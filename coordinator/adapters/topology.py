@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Topology:
     """The streams of one tenant. Regions may come at any time and in any order.
 
-    A mirror or source that is made before its link is up sits out half a minute of back-off in
-    nats-server. So a region's streams are made through the hub, which shows that the link is up,
+    If a mirror or source is made before its link is up, nats-server tries again only after half a
+    minute. So a region's streams are made through the hub, which shows that the link is up,
     and only then does the hub collect from the region.
     """
 
@@ -29,22 +29,22 @@ class Topology:
         self._one_at_a_time = asyncio.Lock()
 
     async def create_missing(self) -> None:
-        """The hub's streams if there are none: all that a standby may do."""
+        """Create the hub's streams if they are missing; a standby may do no more than that."""
         for config in hub_streams(self._subjects, (), self._replicas):
             await self._broker.ensure_stream(config, update=False)
 
     async def ensure_hub(self) -> None:
-        """The hub's streams; what it collects from already goes on."""
+        """Create or update the hub's streams; the sources that it has already are kept."""
         async with self._one_at_a_time:
             known = await self._broker.sourced_domains(UP)
             for config in hub_streams(self._subjects, known, self._replicas):
                 await _until_ensured(self._broker, config, None)
 
     async def ensure_region(self, region: str) -> None:
-        """A region's streams as soon as it can be reached, and the hub collecting from it: anew if it did before.
+        """Create a region's streams as soon as it can be reached, and make them a source of the hub.
 
-        A hub that was away would sit out a back-off first. Where a source stood is written in the
-        messages that came from it: none is lost or doubled.
+        A source that the hub has already is removed and added again: a hub that was away would wait for
+        its next try otherwise. The messages from a source carry its position: none is lost or doubled.
         """
         for config in leaf_streams(self._subjects, region):
             await _until_ensured(self._broker, config, region)

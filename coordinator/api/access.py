@@ -1,4 +1,4 @@
-"""Who may call the API: whoever shows the installation's token, where there is one."""
+"""Access to the API: callers must show the installation's token, if there is one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fedtide.coordinator.api.http import problem
 from fedtide.fabric.errors import ConfigError
 
 OPEN = ("/healthz", "/metrics")
-"""What probes and scrapers read, without a token."""
+"""Paths that probes and scrapers read without a token."""
 
 
 def token_middleware(file: Path | None) -> list[Any]:
-    """The check, if `file` names a token.
+    """The middleware that checks the token in `file`; none without a file.
 
     Raises:
         ConfigError: it cannot be read, or is empty.

@@ -33,7 +33,7 @@ class EventFilter(Strict):
 
 
 class EventListing(EventFilter):
-    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="The newest so many")
+    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="At most this many events: the newest")
     after: int | None = Field(default=None, ge=1, description="`next` of the page before: goes on with older ones")
 
 

@@ -1,7 +1,7 @@
-"""The API of the fleet: nodes, and what is asked of one of them over the broker.
+"""The API of the fleet: nodes, and requests to one node over the broker.
 
-A node is asked where it listens on the broker, never at an address that it told: so no credentials of a caller reach
-a machine that somebody else named.
+A node is only reached by its subject on the broker, never by an address that it reported: so a caller's credentials
+never reach a machine that somebody else has named.
 """
 
 from __future__ import annotations

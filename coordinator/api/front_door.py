@@ -1,4 +1,4 @@
-"""The API's address: held from the start, answered by a standby with the way to the leader, then by the leader."""
+"""The API's port: open from the start. A standby sends callers to the leader; the leader answers them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class FrontDoor:
         self._leadership = leadership
 
     async def serve(self, app: web.Application) -> None:
-        """This process leads: answer with `app`, and say where."""
+        """This process leads: answer with `app`, and write down the address."""
         app.router.add_get("/healthz", self._health)
         await self._show(app)
         log.info("api.listening", extra={"url": self.url})
@@ -82,7 +82,7 @@ class FrontDoor:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
         old, self._runner = self._runner, runner
-        # The kernel keeps callers waiting in between: the listening socket itself stays.
+        # The listening socket stays open: in between, the kernel queues new connections.
         copy = self._socket.dup()
         if old is not None:
             await old.cleanup()
@@ -107,7 +107,7 @@ class FrontDoor:
 
 def _nobody() -> web.Response:
     response = problem(503, "no coordinator leads at the moment", "Try again", 75)
-    response.headers["Retry-After"] = "1"  # tells it from a leader that cannot do something now
+    response.headers["Retry-After"] = "1"  # distinguishes it from the 503 of a leader
     return response
 
 

@@ -105,10 +105,10 @@ async def read_body(request: web.Request, kind: type[M]) -> M:
 
 
 def parse_json(path: str, body: bytes) -> Any:
-    """JSON from outside: lone surrogates, and nesting without end, are no JSON.
+    """Parse JSON from outside; lone surrogates and too deep nesting are refused.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not JSON.
     """
     try:
         return from_json(body)
@@ -135,13 +135,13 @@ def problem(status: int, what: str, remedy: str = "", exit_code: int = 1) -> web
 
 
 _TITLES = {
-    400: "What was asked is wrong",
+    400: "The request is wrong",
     401: "Not allowed",
-    404: "There is no such thing",
-    409: "Not in this state",
+    404: "Not found",
+    409: "Not possible in this state",
     413: "Too large",
-    500: "An error of this coordinator",
-    503: "Not now",
+    500: "Internal error of the coordinator",
+    503: "Not available now",
 }
 
 

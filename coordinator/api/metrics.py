@@ -15,7 +15,7 @@ from fedtide.coordinator.runs import runs
 
 
 class WorldMetrics:
-    """A collector: read when it is asked, nothing is kept."""
+    """A Prometheus collector: it reads the world at every scrape and keeps nothing."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""The API of models, of app bundles, and of what an installation holds."""
+"""The API of models, of app bundles, and of the installation's status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A standby that asks the leader for its callers: for those who cannot reach the leader by its own address."""
+"""Forwards a standby's requests to the leader: for callers that cannot reach the leader's own address."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _HOP_BY_HOP = ("host", "connection", "transfer-encoding", "content-length", "kee
 
 
 class StandbyProxy:
-    """Passes requests on, answers piece by piece as they come.
+    """Passes requests on, and streams the answers back.
 
     Args:
-        ca: whose certificates the leader may have; None where the API is plain http.
-        server_name: what its certificate says, since it is addressed by its pod's address.
+        ca: the authority that signed the leader's certificate; None where the API is plain http.
+        server_name: the name in the leader's certificate, since requests go to its pod's address.
     """
 
     def __init__(self, ca: Path | None, server_name: str) -> None:

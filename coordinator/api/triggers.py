@@ -58,7 +58,7 @@ class TriggerApi:
     async def _apply(self, request: web.Request) -> web.Response:
         rule, name = await read_body(request, TriggerRule), name_in(request, "name")
         if rule.name != name:
-            raise ConfigError("name", f"is {rule.name!r}, the address says {name!r}")
+            raise ConfigError("name", f"is {rule.name!r}, the URL says {name!r}")
         if rule.where:
             check("where", rule.where)
         if rule.schedule is not None:
@@ -109,7 +109,7 @@ async def read_signal(request: web.Request) -> Signal:
         data = _object("data", body) if body else {}
     for name in ("id", "type"):
         if not attributes.get(name):
-            raise ConfigError(name, "a CloudEvent needs it", f"Send {_STRUCTURED}, or ce-id, ce-type, ... headers")
+            raise ConfigError(name, "every CloudEvent has one", f"Send {_STRUCTURED}, or ce-id, ce-type, ... headers")
     if not isinstance(data, dict):
         raise ConfigError("data", "must be a JSON object")
     plain = {k: v for k, v in attributes.items() if k not in ("id", "type", "specversion", "datacontenttype")}

@@ -1,4 +1,4 @@
-"""The fleet: nodes, what they can do, and whether they are there. Pure."""
+"""The fleet: nodes, what they can do, and whether they are online. Pure."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from fedtide.fabric.messages.views import NodeView
 
 
 def node(state: Node, heartbeat: Heartbeat | None) -> NodeView:
-    """A node, with its last heartbeat if there was one since this coordinator leads."""
+    """A node, with its last heartbeat if one has arrived since this coordinator began to lead."""
     can = state.capabilities
     return NodeView(
         name=state.name,

@@ -1,4 +1,4 @@
-"""A certificate authority of an installation's own, and the certificate of its servers (X.509, ECDSA P-256)."""
+"""An installation's own certificate authority, and the certificate of its servers (X.509, ECDSA P-256)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 CA_DAYS = 3650
 SERVER_DAYS = 825
 RENEW_DAYS = 60
-"""A certificate that ends sooner is made anew."""
+"""A certificate that expires sooner is renewed."""
 
 
 def authority(name: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """`keys` are those that may still connect, oldest first, each with its end."""
+    """`keys`: those that may still connect, oldest first, each with its expiry."""
 
     node: str
     region: str
@@ -46,7 +46,7 @@ class NodeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """`withdrawn` holds keys that were given up before their end, with when, and that end."""
+    """`withdrawn`: keys that were revoked before their expiry, each with the time of both."""
 
     tokens: Mapping[str, Token] = field(default_factory=dict)
     nodes: Mapping[str, NodeIdentity] = field(default_factory=dict)
@@ -95,7 +95,7 @@ def why_not(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[str, 
     if token.created.region not in ("", event.region):
         return f"the join token is for region {token.created.region!r}, not {event.region!r}", ask
     if known is not None and _holds(known, event.key):
-        return None  # the answer was lost: it is asked again
+        return None  # the first answer was lost: the node asks again
     if event.node in RESERVED:
         return f"the node name {event.node!r} is taken", "Give the node another name"
     if known is not None and known.revoked_at is not None and token.at <= known.revoked_at:

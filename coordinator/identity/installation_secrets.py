@@ -21,7 +21,7 @@ Files = dict[str, str]
 def complete(
     own: Mapping[str, str], shared: Mapping[str, str], tenant: str, hosts: Sequence[str]
 ) -> tuple[Files, Files]:
-    """What is there, and what was missing or would end soon: an authority is never made a second time.
+    """The existing files, completed and with soon expiring certificates renewed; an authority is never replaced.
 
     Args:
         own: what coordinators know.

@@ -1,4 +1,4 @@
-"""Who may report what: the broker vouches for the subject of a report, so what it says must fit that. Pure."""
+"""Who may report what. The broker guarantees a report's subject, so its content must match that. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
 from fedtide.fabric.nats.subjects import COLLECTOR, HUB_REGION, Report
 
 IMPORT = "import"
-"""Under this name releases that no run here made may be reported, with a coordinator's credentials."""
+"""The sender of releases that were made elsewhere and imported; it has a coordinator's credentials."""
 
 
 def why_refused(sender: Report, data: EventData) -> str | None:
-    """Why `data` is not believed of `sender`, or None."""
+    """Why `sender` may not report `data`, or None."""
     region, who = sender.region, sender.node
     if isinstance(data, ReleasePublished):
         return None if (region, who) == (HUB_REGION, IMPORT) else _foreign(who, data.kind)

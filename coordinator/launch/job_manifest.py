@@ -1,6 +1,6 @@
 """The Job of one aggregator, and the Secret that it reads. Pure.
 
-The Job runs its pod once: attempts are the coordinator's to count, so that no attempt runs twice.
+The Job runs its pod once: only the coordinator begins further attempts, so that no attempt runs twice.
 https://kubernetes.io/docs/concepts/workloads/controllers/job/ (pod failure policy, TTL, suspend)
 """
 
@@ -23,12 +23,12 @@ Manifest = dict[str, Any]
 
 
 def name_of(config: Kubernetes, run: str, attempt: int) -> str:
-    """Of the Job and of its Secret."""
+    """The name of an attempt's Job and of its Secret."""
     return f"{config.release}-{run}-{attempt}".lower().replace("_", "-")[:63].rstrip("-")
 
 
 def secret(config: Kubernetes, command: LaunchAggregator, tenant: str, files: Mapping[str, str]) -> Manifest:
-    """What the aggregator reads. It stands before its Job does, and shows that this attempt was begun."""
+    """What the aggregator reads. It is created before the Job, and shows that this attempt was begun."""
     data = {k: base64.b64encode(v.encode()).decode() for k, v in files.items()}
     return {
         "apiVersion": "v1",
@@ -44,7 +44,7 @@ def job(config: Kubernetes, command: LaunchAggregator, tenant: str, model_bytes:
     """The Job of one attempt.
 
     Args:
-        model_bytes: of the model's arrays, if there is a release of it already.
+        model_bytes: size of the model's arrays, if there is a release of it already.
     """
     metadata = _metadata(config, command, tenant)
     if config.queue:
@@ -92,7 +92,7 @@ def _metadata(config: Kubernetes, command: LaunchAggregator, tenant: str) -> Man
         COMPONENT: "aggregator",
         f"{PREFIX}run": command.run,
         f"{PREFIX}attempt": str(command.attempt),
-        f"{PREFIX}tenant": tenant.strip("-_"),  # a label must not end so
+        f"{PREFIX}tenant": tenant.strip("-_"),  # a label must not begin or end with these
     }
     if command.spec.model:
         labels[f"{PREFIX}model"] = command.spec.model.strip("-_")

@@ -1,4 +1,4 @@
-"""Aggregators as Kubernetes Jobs. What an attempt came to is read from its Job, also after a restart."""
+"""Aggregators as Kubernetes Jobs. How an attempt ended is read from its Job, even after a restart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IsWanted = Callable[[str, int], bool]
 
 
 class KubernetesLauncher:
-    """One Job an attempt; the same promises as `fedtide.coordinator.launch.local.Launcher` makes.
+    """One Job per attempt; gives the guarantees of `fedtide.coordinator.launch.local.Launcher`.
 
     Args:
         api: a configured API client.
@@ -79,7 +79,7 @@ class KubernetesLauncher:
         self._watch.start()
 
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
-        """Create the attempt's Job if it is still wanted, or adopt it; nothing of an earlier attempt is left then.
+        """Create the attempt's Job if it is still wanted, or adopt it, once no earlier attempt runs any more.
 
         Raises:
             TransientError: the API server cannot do it now.
@@ -110,7 +110,7 @@ class KubernetesLauncher:
         try:
             await call(self._core.create_namespaced_secret, self._namespace, secret)
         except Exists:
-            # This attempt was begun before, by whoever led then, and its Job is gone: its task ids are used up.
+            # An earlier leader began this attempt, and its Job is gone: its task ids must not be used again.
             await self._exited(command.run, command.attempt, GONE, "its Job was gone when the coordinator came back")
             return
         size = self._model_bytes(command.spec)
@@ -121,14 +121,14 @@ class KubernetesLauncher:
             await self._delete_secret(name)
             raise
         except TransientError:
-            # Its answer may be all that was lost. Without a Job the next try begins anew, without the Secret.
+            # Perhaps only the answer was lost. If there is no Job, the next try must not find the Secret.
             if await call(self._jobs.read_namespaced_job, name, self._namespace, absent_is_fine=True) is None:
                 await self._delete_secret(name)
                 raise
         log.info("aggregator.launched", extra={"run": command.run, "job": name})
 
     async def stop(self, run: str) -> None:
-        """Delete the run's Jobs; their pods get SIGTERM and their time.
+        """Delete the run's Jobs; their pods get SIGTERM and their grace period.
 
         Raises:
             TransientError: the API server cannot do it now.
@@ -147,13 +147,13 @@ class KubernetesLauncher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _end(self, run: str, but: int | None) -> None:
-        """Delete all Jobs of a run but one, and wait until their pods are gone: two would take each other's answers."""
+        """Delete all Jobs of a run but one, and wait until their pods are gone: two would take each other's replies."""
         selector = f"{self._selector()},{PREFIX}run={run}" + (f",{PREFIX}attempt!={but}" if but is not None else "")
         jobs = await call(self._jobs.list_namespaced_job, self._namespace, label_selector=selector)
         for job in jobs.items:
             self._reported.add(job.metadata.name)
             await self._delete(job.metadata.name)
-        backoff = Backoff(cap_s=1.0)  # pods end in their own time; a second watch would be dearer
+        backoff = Backoff(cap_s=1.0)  # polls: a second watch, for pods, would cost more
         while jobs.items:
             pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=selector)
             if not any(pod.status is None or pod.status.phase in ("Pending", "Running") for pod in pods.items):
@@ -194,7 +194,7 @@ class KubernetesLauncher:
             self._reported.add(name)
             self._spawn(self._delete_patiently(name))
         elif job["spec"].get("suspend") and name in self._started:
-            # Kueue took its place away and would start the same attempt again.
+            # Kueue has preempted the Job, and would later start the same attempt again.
             self._report(job, GONE, "preempted: its queue suspended it", preempted=True)
             self._spawn(self._delete_patiently(name))
         elif (job.get("status") or {}).get("active"):
@@ -230,7 +230,7 @@ class KubernetesLauncher:
         await self._exited(run, attempt, REFUSED, f"no pod started in {self._kubernetes.pending_s:.0f} s: {why}")
 
     async def _why_pending(self, name: str) -> str:
-        """What the scheduler, or the controller that could not make a pod, says."""
+        """Why no pod has started, in the words of the scheduler or of the Job controller."""
         pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
         for pod in pods.items:
             for condition in (pod.status.conditions if pod.status is not None else None) or []:
@@ -278,7 +278,7 @@ class KubernetesLauncher:
         await until_done(log, "aggregator.delete_waits", lambda: self._delete(name), job=name)
 
     async def _remove_secrets(self) -> None:
-        """Secrets of attempts that nobody wants any more."""
+        """Delete the Secrets of attempts that are no longer wanted."""
         try:
             found = await call(self._core.list_namespaced_secret, self._namespace, label_selector=self._selector())
             for secret in found.items:
@@ -303,7 +303,7 @@ def _whose(job: dict[str, Any]) -> tuple[str, int]:
 
 
 def _ending(job: dict[str, Any]) -> tuple[int, str, bool] | None:
-    """Exit code, reason, and whether the pod was taken away from it; None while it goes on."""
+    """Exit code, reason, and whether the pod was preempted; None while the Job runs."""
     for condition in (job.get("status") or {}).get("conditions") or []:
         if condition.get("status") != "True":
             continue

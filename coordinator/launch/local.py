@@ -33,13 +33,13 @@ class Exited(Protocol):
 
 
 CredentialsOf = Callable[[str], Credentials | None]
-"""What the aggregator of a run shows to the broker; None where anybody is let in."""
+"""The broker credentials of a run's aggregator; None where the broker asks for none."""
 
 
 END_WITHIN_S = 10.0
 
 GONE = -1
-"""Exit code of a process that was not ours to wait for."""
+"""Exit code of a process whose real one is unknown, because it was not our child."""
 
 
 class Launcher(Protocol):
@@ -56,7 +56,7 @@ class Launcher(Protocol):
 
 
 def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir: str) -> dict[str, Any]:
-    """What an aggregator process is told, but for its credentials."""
+    """The configuration of an aggregator process, without its credentials."""
     return {
         "run": command.run,
         "attempt": command.attempt,
@@ -70,7 +70,7 @@ def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir
 
 
 class LocalLauncher:
-    """One subprocess a run. A note on disk lets a restarted coordinator find and adopt it."""
+    """One subprocess per run. A PID file (its note) lets a restarted coordinator find and adopt it."""
 
     def __init__(self, root: Path, config: CoordinatorConfig, credentials: CredentialsOf, exited: Exited) -> None:
         self._root = root
@@ -95,7 +95,7 @@ class LocalLauncher:
                 await self._launch(command)
 
     async def _end_others(self, command: LaunchAggregator) -> None:
-        """Of an earlier attempt nothing may be left: two would take each other's answers."""
+        """End the aggregator of an earlier attempt: two would take each other's replies."""
         pid = self._alive(command.run, None)
         if pid is not None and self._alive(command.run, command.attempt) is None:
             await _end(pid)

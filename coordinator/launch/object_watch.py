@@ -1,4 +1,4 @@
-"""Watching objects of one kind: list, follow, and go on after whatever interrupts it.
+"""Watching objects of one kind: list, watch, and resume after any interruption.
 
 https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 _GONE = 410
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 SERVER_S = 240
-"""After so long the server ends a watch by itself, and it is resumed."""
+"""The server ends a watch after this time; it is then resumed."""
 
 Changed = Callable[[str, dict[str, Any]], object]
 """`ADDED`, `MODIFIED`, `DELETED`, or `LISTED` for what was there; and the object as it came over the wire."""
 
 
 class ObjectWatch:
-    """A thread that calls `changed`; what is missed while it cannot watch is made good by listing.
+    """A thread that calls `changed`; if a watch cannot be resumed, it lists all objects again.
 
     Args:
         listing: a client's list call, e.g. `BatchV1Api().list_namespaced_job`.
         arguments: for that call.
-        relisted: told the names of all that is there, after every list.
+        relisted: called with the names of all existing objects, after every list.
     """
 
     def __init__(

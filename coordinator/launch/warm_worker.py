@@ -1,4 +1,4 @@
-"""One aggregator process that waits, its libraries loaded, for the next run: importing Flower takes seconds."""
+"""A spare aggregator process: its libraries are loaded, it waits for the next run. Importing Flower takes seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 REFILL_AFTER_S = 5.0
-"""The next spare loads its libraries once the run that took the last one has begun."""
+"""The next spare starts this much later, so that it does not slow down the run that took the last one."""
 
 
 class SpareProcess:
@@ -38,7 +38,7 @@ class SpareProcess:
                 "-m",
                 "fedtide.aggregation",
                 "--wait",
-                str(self._folder),  # so that a list of processes says whose it is
+                str(self._folder),  # shows in a process list whose it is
                 stdin=asyncio.subprocess.PIPE,
                 stdout=logfile,
                 stderr=logfile,
@@ -46,7 +46,7 @@ class SpareProcess:
             )
 
     async def give(self, config: Path, note: Callable[[int], None]) -> asyncio.subprocess.Process | None:
-        """Hand the waiting process its configuration; None if there is none. Before that its pid is written down."""
+        """Write down the spare's pid, then hand it its configuration; None if there is no spare."""
         process, self._process = self._process, None
         self.prepare(REFILL_AFTER_S)
         if process is None or process.returncode is not None or process.stdin is None:

@@ -1,6 +1,6 @@
 """The loop around the reducers: decode, step, persist, run commands, acknowledge, in that order.
 
-One event at a time. Whatever a command brings about comes back as an event through `submit`.
+One event at a time. The result of a command comes back as an event through `submit`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Engine:
 
     @property
     def waits_for(self) -> str:
-        """Why the log takes nothing at the moment; empty: it does."""
+        """Why the log cannot be written at the moment; empty: it can."""
         return self._log.waits_for
 
     async def load(self) -> None:
@@ -121,17 +121,17 @@ class Engine:
                 await self._handle(event)
                 return
             except StaleWriter:
-                # The older leader has not noticed yet; it holds the lease no longer, so this ends.
+                # The old leader still appends; it has lost the lease, so it stops soon.
                 log.info("engine.takes_over_again", extra={"last": self._log.last})
 
     def lead(self) -> None:
-        """From here on this engine acts: ask again for exactly what the state still wants."""
+        """Begin to act as the leader: issue again exactly the commands that the state still needs."""
         log.info("coordinator.leads", extra={"events": self.applied})
         for commands in self.world.pending_commands():
             self._execute(commands)
 
     async def save_snapshots(self) -> None:
-        """Store a snapshot every so many events, for ever."""
+        """Store every snapshot that is due, for ever."""
         while True:
             snapshot = await self._to_save.get()
             try:
@@ -177,7 +177,7 @@ class Engine:
         self._execute(commands)
         self.nudge()
         for listener in self._listeners:
-            if not listener.full():  # who does not read loses events, and nobody waits for them
+            if not listener.full():  # a listener that does not keep up loses events: nothing waits for it
                 listener.put_nowait(event)
 
     def nudge(self) -> None:
@@ -212,7 +212,7 @@ class Engine:
         """
         async for delivery in self._broker.consume(UP, _DURABLE, self._subjects.all_reports, may_ask=leads):
             try:
-                # Deadlines and decisions are the coordinator's: neither a node's clock nor its word counts.
+                # The coordinator sets time and decisions itself: those that a sender wrote do not count.
                 event = decode_event(delivery.data)
                 self._check(delivery.subject, event)
                 await self._put(event.model_copy(update={"time": datetime.now(UTC), "decided": ""}))
@@ -265,4 +265,4 @@ async def views_of(engine: Engine, view: Callable[[], V], *, last: Callable[[], 
             if ended:
                 return
             await changed()
-            await asyncio.sleep(VIEW_EVERY_S)  # a view costs more than an event: some go by between two
+            await asyncio.sleep(VIEW_EVERY_S)  # a view costs more than an event, so several events share one

@@ -19,7 +19,7 @@ _PAGE = 500
 
 
 class EventLog:
-    """Appends after what it has read: if anybody else appended meanwhile, `append` refuses."""
+    """Appends behind what it has read: if another process has appended meanwhile, `append` fails."""
 
     def __init__(self, broker: Broker, subjects: Subjects) -> None:
         self._broker = broker
@@ -34,7 +34,7 @@ class EventLog:
         return self._last
 
     def start_after(self, sequence: int) -> None:
-        """What came up to `sequence` is known already."""
+        """Skip the events up to `sequence`: they are known already."""
         self._last = sequence
 
     async def newest_first(self, before: int | None = None) -> AsyncIterator[tuple[int, Event]]:

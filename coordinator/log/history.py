@@ -43,7 +43,7 @@ from fedtide.fabric.messages.views import HistoryEntry
 
 
 def present(world: World, name: str, number: int | None) -> list[str]:
-    """The present state of whatever has this name: the reason first.
+    """The present state of the run, round, roll-out, node, model or rule of this name, the reason first.
 
     Raises:
         NotFound: there is no such run, round, roll-out, node, model or rule.
@@ -94,7 +94,7 @@ def _rule(world: World, name: str) -> Iterator[str]:
     where = f" where {trigger.rule.where}" if trigger.rule.where else ""
     yield f"fires on {trigger.rule.type}{where}; it fired {trigger.fired} times"
     if trigger.active is not None:
-        yield f"{trigger.active} goes on, {len(trigger.queue)} firings wait"
+        yield f"{trigger.active} is still active, {len(trigger.queue)} firings wait"
     for line in trigger.history[-5:]:
         yield f"{line.at:%Y-%m-%d %H:%M:%S} {line.outcome}" + (f": {line.reason}" if line.reason else "")
 
@@ -203,7 +203,7 @@ def sentence(event: Event) -> str:
 
 
 def _fields(event: Event) -> str:
-    """Of an event that has no sentence of its own: its kind, and its plain fields."""
+    """The text for an event that has no sentence of its own: its kind, and its plain fields."""
     data = event.data.model_dump(mode="json", exclude_defaults=True)
     shown = {k: v for k, v in data.items() if k != "kind" and isinstance(v, str | int | float)}
     plain = ", ".join(f"{k} {v}" for k, v in shown.items())
@@ -220,7 +220,7 @@ def _sentence(event: Event) -> str | None:
         case RunResumeRequested():
             return "resumed"
         case AggregatorStarted(attempt=attempt):
-            return f"an aggregator took it, attempt {attempt}"
+            return f"an aggregator started, attempt {attempt}"
         case AggregatorExited(attempt=attempt, code=code, reason=reason):
             return f"the aggregator of attempt {attempt} ended with code {code}" + (f": {reason}" if reason else "")
         case RoundsRestarted():
@@ -258,7 +258,7 @@ def _node_sentence(event: Event) -> str | None:
         case NodeJoined():
             return "its agent started"
         case NodeOnline():
-            return "it was heard of again"
+            return "came online again"
         case NodeOffline(reason=reason):
             return f"went offline: {reason}"
         case NodeMeasured(rollout=rollout, measured=measured):

@@ -1,7 +1,7 @@
 """Who leads: a lease in the broker, taken and renewed by compare-and-set.
 
-The lease only decides *when* a standby may take over. That an old leader does no harm is the
-log's doing: its next append, and its next renewal, are refused (fedtide.fabric.errors.StaleWriter).
+The lease only decides *when* a standby may take over. The log ensures that an old leader does no
+harm: its next append and its next renewal are refused (fedtide.fabric.errors.StaleWriter).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEASE_S = 3.0
 
 
 class Lease(Strict):
-    """`holder` is a name that one process at a time has, or empty: released; `url` is where its API answers."""
+    """`holder`: a name that only one process has at a time; empty: released. `url`: where the holder's API answers."""
 
     holder: str
     boot: str
@@ -33,7 +33,7 @@ class Lease(Strict):
 
 
 class Leadership:
-    """One coordinator's part in the matter. `leader` is who leads, as far as this process knows."""
+    """One coordinator's side of the leader election. `leader` is who leads, as far as this process knows."""
 
     def __init__(self, broker: Broker, subjects: Subjects, name: str, url: str) -> None:
         self._broker = broker
@@ -50,7 +50,7 @@ class Leadership:
         return self.leader == self._mine
 
     async def acquire(self) -> None:
-        """Wait until this process leads. A lease under its own name is that of its dead predecessor: taken at once."""
+        """Wait until this process leads. A lease under its own name is left by a dead predecessor: take it."""
         unsubscribe = await self._broker.subscribe(self._subject, self._on_lease)
         try:
             while not await self._try():
@@ -98,7 +98,7 @@ class Leadership:
                 raise
 
     async def confirmed(self) -> None:
-        """Returns while the lease is fresh; else once it is renewed. After a freeze it never returns: `keep` raises."""
+        """Wait until the lease is fresh. If another process has taken it, this never returns: `keep` raises."""
         if asyncio.get_running_loop().time() - self._renewed_at > 2 * BEAT_S:
             self._renewed.clear()
             await self._renewed.wait()
@@ -126,7 +126,7 @@ class Leadership:
                 self._subject, data, expected_last_of_subject=self._sequence, timeout_s=LEASE_S
             )
         except StaleWriter:
-            # A renewal whose confirmation was lost meets itself.
+            # The newer lease may be our own renewal, whose confirmation was lost.
             sequence, found = await self._read()
             if found is None or found.boot != self._mine.boot:
                 raise

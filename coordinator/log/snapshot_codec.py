@@ -1,8 +1,8 @@
 """The world as bytes and back: tagged JSON, no pickle. Pure.
 
-A snapshot says in which `FORMAT` its states are. An older one is brought up to date by `MIGRATIONS`, step by step; one
-of a newer version is not read, the log is replayed instead. `tests/compat` holds a snapshot of every format, and
-notices a state whose fields have changed without a new one.
+A snapshot names the `FORMAT` of its states. `MIGRATIONS` bring an older format up to date, step by step. A snapshot of
+a newer format is not read: the log is replayed instead. `tests/compat` holds a snapshot of every format, and fails if
+the fields of a state change without a new format.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.tensors import blobs
 
 FORMAT = 1
-"""Of the states below. Change it with the first change of a state's fields after a release."""
+"""The format of the states below. Change it with the first change of a state's fields after a release."""
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From the tables of one format to those of the next."""
+"""For each format, a function that turns its tables into those of the next format."""
 
 TABLES: dict[str, Any] = {
     "nodes": dict[str, fleet.Node],

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class SnapshotRef(Message):
-    """The newest snapshot: after which event, and where it stands."""
+    """Names the newest snapshot: the event after which it was taken, and its blob."""
 
     sequence: int
     blob: BlobRef
@@ -45,7 +45,7 @@ class Snapshots:
             return None
 
     async def save(self, snapshot: Snapshot) -> None:
-        """Store a snapshot; the one before goes once this one stands."""
+        """Store a snapshot; the previous one is deleted once this one is stored."""
         data = await asyncio.to_thread(snapshot_codec.encode, snapshot)
         try:
             old = await self._ref()

@@ -1,7 +1,7 @@
 """Alarms: due times that the state wants, kept by the clock of this process.
 
-Durable because the state is: after a restart `pending_commands` asks for them again. One that the state no
-longer wants does not ring.
+They survive a restart because the state does: its `pending_commands` set them again. An alarm that the state
+no longer wants does not ring.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedtide.fabric.events.envelope import AlarmRang
 
 
 class Alarms:
-    """Timers of one coordinator; those that are not wanted any more go when their owner sets another."""
+    """The timers of one coordinator. Setting an alarm cancels those of its owner that are no longer wanted."""
 
     def __init__(self, engine: Engine, group: asyncio.TaskGroup) -> None:
         self._engine = engine
@@ -33,7 +33,7 @@ class Alarms:
         timers[alarm.key] = asyncio.get_running_loop().call_later(seconds, self._ring, alarm)
 
     def forget(self, owner: str, id: str) -> None:
-        """Its owner is over."""
+        """Cancel all alarms of an owner that has ended."""
         for timer in self._timers.pop((owner, id), {}).values():
             timer.cancel()
 
@@ -50,4 +50,4 @@ class Alarms:
         try:
             await self._engine.submit(rang, id=f"alarm.{alarm.owner}.{alarm.id}.{alarm.key}")
         except InvalidTransition:
-            return  # its owner ended between the ring and the word
+            return  # its owner has ended since the timer fired

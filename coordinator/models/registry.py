@@ -1,7 +1,7 @@
 """The model registry: every model's releases, in order, and its desired-state counter.
 
-Pure. Versions count from 1 and are given when a model is produced; the counter only grows, by
-two a roll-out, and two each time it is retried: one for going forward, one kept for coming back.
+Pure. Versions count from 1 and are assigned when a model is produced. The counter only grows: by two for
+each roll-out and for each retry, one for the offer and one reserved for the rollback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`producing` holds what runs delivered and is not published yet, by run, with its version."""
+    """`producing`: models that runs have produced and that are not published yet, each with its version."""
 
     name: str
     releases: tuple[Release, ...] = ()

@@ -21,7 +21,7 @@ Waves = tuple[Wave, ...]
 
 
 def returned(facts: RolloutFacts, all_waves: Waves, node: Node, at: datetime) -> Waves:
-    """A node is there (again): if it missed its wave, it waits for its turn from now on."""
+    """A node is online (again): if it missed its wave, it waits for its turn from now on."""
     changed = list(all_waves)
     for index, wave in enumerate(all_waves):
         state = waves.nodes_of(wave).get(node.name)
@@ -53,7 +53,7 @@ def _with_newcomer(facts: RolloutFacts, all_waves: Waves, node: Node, state: Nod
 
 
 def lost(all_waves: Waves, node: str) -> Waves:
-    """A node went away: one that is watched since it confirmed shows no more whether the release is good."""
+    """A node went offline: if it has confirmed, mark it, since it no longer shows whether the release is good."""
     changed = list(all_waves)
     for index, wave in enumerate(all_waves):
         state = waves.nodes_of(wave).get(node)
@@ -65,7 +65,7 @@ def lost(all_waves: Waves, node: str) -> Waves:
 def advance(
     facts: RolloutFacts, all_waves: Waves, at: datetime, decisions: Decisions
 ) -> tuple[Waves, Commands, WaveProblem | None]:
-    """Offer the release to nodes that are back, as many at a time as the plan says; watch them as canaries are."""
+    """Offer the release to nodes that are back, as many at a time as the plan allows; watch them like canaries."""
     if not any(wave.cohort.late for _, wave in _over(all_waves)):
         return all_waves, (), None
     plan, changed = facts.plan, list(all_waves)
@@ -90,7 +90,7 @@ def advance(
 
 
 def _what_is_wrong(facts: RolloutFacts, all_waves: Sequence[Wave], decisions: Decisions) -> str:
-    """Errors count against all that attempted the release; gates look at the late ones alone, and only fail."""
+    """The error rate counts all nodes that attempted the release; gates judge only the late nodes and can only fail."""
     plan, late = facts.plan, {name: state for _, name, state in _cohort(all_waves)}
     if any(waves.is_failed(state) for state in late.values()):
         everybody = [s for _, wave in _over(all_waves) for s in wave.cohort.nodes.values()]

@@ -49,7 +49,7 @@ def total(parts: Iterable[Measured]) -> Measured:
 
 
 NOTHING = Measured()
-"""Of a node that has not reported yet."""
+"""The measurements of a node that has not reported yet."""
 
 
 def judge(gate: Gate, measured: Mapping[str, Measured], slices: Mapping[str, Sequence[str]]) -> Judgement:
@@ -89,7 +89,7 @@ FIELDS = frozenset(Measured.model_fields) | _SHARES
 
 
 def fields(whole: Measured) -> dict[str, bool | int | float | str]:
-    """What the expressions of metric gates know: totals, and shares where there is something to share."""
+    """The values that metric gates may use: totals, and ratios whose denominator is not zero."""
     shares: dict[str, float] = {}
     if whole.inferences:
         shares["latency_mean_ms"] = whole.latency_ms / whole.inferences
@@ -105,7 +105,7 @@ def fields(whole: Measured) -> dict[str, bool | int | float | str]:
 def _slices(
     labels: Sequence[str], measured: Mapping[str, Measured], slices: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, Measured]]:
-    """What each slice measured that has a node in the stage; a label that no node has is a slice without data."""
+    """The measurements of each slice with a node in the stage; a label that no node has gives a slice without data."""
     found = []
     for label in labels:
         mine = {name: nodes for name, nodes in slices.items() if name.startswith(f"{label}=")}

@@ -1,4 +1,4 @@
-"""How a roll-out plan comes from a request and a fleet: groups of waves, canaries by stable hash. Pure."""
+"""Makes a roll-out plan from a request and a fleet: waves in groups, canaries chosen by a stable hash. Pure."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ def _groups(request: RolloutRequest, nodes: Sequence[Node]) -> list[list[str]]:
             raise ConfigError(f"regions: {region}", "no node of the cohort is in this region", f"Known: {known}")
     twice = [region for region, count in Counter(named).items() if count > 1]
     if twice:
-        raise ConfigError(f"regions: {twice[0]}", "stands there twice")
+        raise ConfigError(f"regions: {twice[0]}", "is listed twice")
     return groups
 
 
 def _wave(request: RolloutRequest, group: int, region: str, nodes: Sequence[Node], salt: str) -> WavePlan:
-    # Nodes that are there come first: a canary that is away would only hold the wave up.
+    # Online nodes come first: an offline canary would only delay the wave.
     cohort = sorted(nodes, key=lambda n: (not n.online, _rank(salt, n.name)))
     wanted = math.ceil(len(cohort) * request.canary) if request.canary < 1 else int(request.canary)
     count = min(len(cohort), wanted)
@@ -135,12 +135,12 @@ def _check_incumbents(request: RolloutRequest, waves: Sequence[WavePlan], previo
     comparing = [g.kind for g in request.gates if isinstance(g, PairedGate | DisagreementGate | LatencyGate)]
     for wave in waves:
         if comparing and not any(n in previous for n in wave.canaries or wave.nodes):
-            what = f"compares with the release before, and no node of {wave.region} that goes first serves one"
+            what = f"compares with the previous release, but no node of the first stage in {wave.region} serves one"
             raise ConfigError(f"gates: {comparing[0]}", what, "Leave it out for the first release")
 
 
 def _covering(cohort: Sequence[Node], labels: Sequence[str]) -> list[str]:
-    """The nodes so that every combination of label values comes early: a class that none tries can not fail."""
+    """The nodes, ordered so that every combination of label values comes early: an untried class cannot fail."""
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for node in cohort:
         strata[tuple(node.labels.get(label, "") for label in labels)].append(node.name)

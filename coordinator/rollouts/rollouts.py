@@ -1,8 +1,8 @@
-"""A roll-out: one release to a fleet, wave by wave (`waves`), and back when it is worse. Pure.
+"""A roll-out: one release to a fleet, wave by wave (`waves`), and its rollback when it is worse. Pure.
 
-`TRANSITIONS` says which state may follow which, `ACTIONS` what a person may do in which state; no other place does.
-Waves of one group go side by side, groups one after the other. Nodes that were away are served by the catch-up
-cohort, also after the roll-out is completed. Times come from the events.
+`TRANSITIONS` alone defines which state may follow which, and `ACTIONS` alone what a person may do in each state.
+Waves of one group run in parallel, groups one after the other. Nodes that were offline get the release in the
+catch-up cohort, even after the roll-out is completed. Times come from the events.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ RolloutEvent = RolloutStarted | Report | RegionCacheFailed | RolloutAction | Ala
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """`group`: waves up to this one may be under way. `alarms`: how many have rung. `dues`: of each wave."""
+    """`group`: waves up to this one may be under way. `alarms`: how many have rung. `dues`: `due` of each wave."""
 
     facts: RolloutFacts
     waves: tuple[Wave, ...]
@@ -75,7 +75,7 @@ class Rolling:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """Nothing is offered and nothing decided, but what nodes report is noted, and errors still take it back."""
+    """Nothing is offered or decided; reports are still recorded, and too many errors still cause a rollback."""
 
     at: Rolling
     reason: str
@@ -91,9 +91,9 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Every wave is over; nodes that come back are still served, unless that was `stopped` for a reason.
+    """Every wave is over. Nodes that come back are still offered the release, unless `stopped` gives a reason not to.
 
-    `followed`: by a newer roll-out of the model, which serves them from now on.
+    `followed`: a newer roll-out of the model has started, and serves these nodes from now on.
     """
 
     facts: RolloutFacts
@@ -118,7 +118,7 @@ class RolledBack:
     stuck: Mapping[str, str] = field(default_factory=dict)
     """Nodes that could not go back, with the reason."""
     followed: bool = False
-    """By a newer roll-out of the model: nodes that join from now on are its business."""
+    """A newer roll-out of the model has started: it serves the nodes that join from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,8 @@ ACTIONS: Mapping[RolloutActionName, frozenset[type[Rollout]]] = {
     "next": frozenset({Rolling}),
     "retry": frozenset({Rolling, Paused, Completed}),
 }
-"""In which states a person may do what. Of completed roll-outs only those that no newer one follows, and to `resume`
-only those that were stopped for a reason."""
+"""The states in which a person may take each action. A completed roll-out must not be followed by a newer one, and
+only one whose catch-up was stopped can be resumed."""
 
 
 def served_after(state: Rollout, event: NodePhaseReported) -> BlobRef | None:
@@ -173,7 +173,7 @@ def supersede(state: Rollout, by: str) -> Rollout:
         case Completed():
             return replace(state, stopped=f"superseded by {by}", followed=True, due=None, dues=())
         case RolledBack():
-            # What it still owes absent nodes is now the newer one's to say.
+            # The newer roll-out now decides what the absent nodes get.
             return replace(state, restored=frozenset(nodes_of(state)), followed=True)
         case _:
             return state
@@ -228,7 +228,7 @@ def pending_commands(state: Rollout) -> Commands:
         case RolledBack(facts=facts, restored=restored):
             return waves.take_back(facts, holders(state) - restored)
         case Superseded(facts=facts):
-            # Who has it and is no business of the newer one keeps it, and is watched no more.
+            # Nodes that have the release and are not in the newer roll-out keep it, and are no longer watched.
             return tuple(waves.settle(facts, n, s) for n, s in nodes_of(state).items() if s.phase == "confirmed")
         case _:
             return ()
@@ -238,10 +238,10 @@ Step = tuple[Rollout, Commands]
 
 
 def step(state: Rollout | None, event: RolloutEvent, at: datetime, decisions: Decisions) -> Step:
-    """The roll-out after `event`; a change of state that is not in `TRANSITIONS` is an error of ours.
+    """The roll-out after `event`; a change of state that is not in `TRANSITIONS` is a bug.
 
     Raises:
-        InvalidTransition: started twice, never, or an action that its state does not allow.
+        InvalidTransition: it was started twice or never, or its state does not allow the action.
     """
     after, commands = _step(state, event, at, decisions)
     check_transition(TRANSITIONS, state, after)
@@ -326,7 +326,7 @@ def _gone_back(state: RolledBack, event: Report) -> RolledBack:
 
 
 def _watch(state: Paused, at: datetime, decisions: Decisions) -> Step:
-    """A paused roll-out decides nothing, except that it is taken back; deadlines do not run out in it."""
+    """A paused roll-out decides nothing but a rollback; its deadlines do not expire."""
     plan = state.facts.plan
     for index, wave in enumerate(state.waves):
         if isinstance(wave, Offering | Baking) and plan.on_failure != "pause":
@@ -339,10 +339,10 @@ def _watch(state: Paused, at: datetime, decisions: Decisions) -> Step:
 def _settle(
     state: Rolling | Completed, at: datetime, decisions: Decisions, before: tuple[Wave, ...] | None = None
 ) -> Step:
-    """Whatever follows from the state as it is now, until nothing more does.
+    """Apply what follows from the present state, until nothing more follows.
 
     Args:
-        before: the waves as they were, if only those that are others now need to be looked at.
+        before: the earlier waves, if only the waves that have changed since need to be looked at.
     """
     commands = Commands()
     to_look = _others(state.waves, before)
@@ -411,7 +411,7 @@ def _with_alarm(state: Rolling | Completed, commands: Commands, at: datetime, ch
 
 
 def _fail(state: Rolling, index: int, problem: WaveProblem, at: datetime) -> Step:
-    """What the plan says about problem in one wave."""
+    """Take the action that the plan prescribes for a problem in one wave."""
     facts = state.facts
     action = facts.plan.on_failure if problem.failed else "pause"
     if action == "rollback_all":
@@ -537,7 +537,7 @@ def _go_on(state: Rollout, event: RolloutAction, at: datetime, decisions: Decisi
 
 
 def _ready(state: Rolling | Paused | Completed, at: datetime) -> tuple[Rolling | Completed, tuple[Wave, ...]]:
-    """What goes on, and its waves: with their deadlines anew if they were paused."""
+    """The roll-out to continue, and its waves: with restarted deadlines if it was paused."""
     if isinstance(state, Paused):
         return state.at, waves.patient(state.waves, at)
     return state, state.waves

@@ -39,7 +39,7 @@ def judge(counts: Counts, bound: float, lowest: float, highest: float, alpha: fl
     """Is the mean above or below `bound`?
 
     Args:
-        lowest, highest: between them every number lies; the bound lies strictly between.
+        lowest, highest: every number lies between them, and the bound strictly between them.
         alpha: chance of saying "above" though it is not, and of saying "below" though it is not,
             however often one looks.
     """
@@ -64,7 +64,7 @@ def _log_capital(counts: Counts, bound: float, most: float) -> float:
 
 
 def _missing(have: float, needed: float, n: int) -> int:
-    """Numbers still to come if the evidence grows as it did; without a trend, as many again."""
+    """How many more numbers are needed if the evidence keeps growing at this rate; without growth, as many again."""
     if n == 0:
         return 1
     growth = have / n

@@ -150,7 +150,7 @@ def planned(
 
 
 def why(state: rollouts.Rollout, node: str) -> str:
-    """What a roll-out did for one node, and by which rule; empty if it is none of its business."""
+    """What a roll-out did for one node, and why; empty if the node is not part of it."""
     name, plan = state.facts.rollout, state.facts.plan
     known = rollouts.nodes_of(state).get(node)
     wave = next((w for w in plan.waves if node in w.canaries or node in w.nodes), None)
@@ -158,7 +158,7 @@ def why(state: rollouts.Rollout, node: str) -> str:
         return ""
     which = f"{name} ({plan.model} v{plan.version}, {rollouts.state_name(state)})"
     if known is None:
-        return f"{which}: not offered yet, its wave {wave.region if wave else ''} has not come so far: {_reason(state)}"
+        return f"{which}: not offered yet, its wave {wave.region if wave else ''} has not started: {_reason(state)}"
     if isinstance(state, rollouts.RolledBack):
         return f"{which}: goes back to what it served before, because {state.reason}"
     if known.back:

@@ -1,10 +1,10 @@
 """One wave of a roll-out: a region's nodes, its canaries first. Pure.
 
-`TRANSITIONS` says which state may follow which. A report is noted in the wave's nodes; `advance` then says what
-follows, in this order: error threshold and failed gates, what is inconclusive, success. The denominator is the nodes
-that attempted (reached an end, or took the release and got stuck); one that did not take its offer by the claim
-deadline leaves the wave for the catch-up cohort. "Everything has ended" alone never promotes. Times come from the
-events.
+`TRANSITIONS` defines which state may follow which. A report is recorded in the state of its node; `advance` then
+decides what follows, checking in this order: error threshold and failed gates, inconclusive results, success. Rates
+are taken over the nodes that attempted the release (reached a final phase, or took the release and got stuck). A node
+that did not take its offer by the claim deadline moves from the wave to the catch-up cohort. That all nodes have ended
+is never enough to promote a wave. Times come from the events.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Stage = Literal["canary", "rest", "catch_up"]
 
 @dataclass(frozen=True, slots=True)
 class RolloutFacts:
-    """`counter` is the highest that the release was offered under; the one above it is kept for taking it back."""
+    """`counter` is the highest under which the release was offered; the next one is reserved for the rollback."""
 
     rollout: str
     plan: RolloutPlan
@@ -47,8 +47,8 @@ class RolloutFacts:
 class NodeState:
     """The last phase that counts.
 
-    `claimed`: heard of under this offer. `back`: missed its wave, and is there now. `away`: gone since it
-    confirmed. `since`: when it confirmed. `settled`: nothing of it is watched any more (catch-up only).
+    `claimed`: the node has reported on this offer. `back`: it missed its wave and is online now. `away`: it went
+    offline after it confirmed. `since`: when it confirmed. `settled`: it is no longer watched (catch-up only).
     """
 
     phase: NodePhase
@@ -68,7 +68,7 @@ class NodeState:
 class Cohort:
     """Every node of the wave that was offered the release so far, or came later.
 
-    `late`: those in the catch-up cohort, or on their way to it; kept apart, because they are few among many.
+    `late`: the nodes in the catch-up cohort or waiting for it; an index, because they are few among many.
     """
 
     opened_at: datetime
@@ -79,7 +79,7 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """For its turn, or for a person."""
+    """Waits for its turn, or for the approval of a person."""
 
     approved: bool = False
 
@@ -93,7 +93,7 @@ class Caching:
 class Offering:
     """`queue`: not offered yet, in order. `allowance`: offers that the rate admits, as of `counted_at`.
 
-    `waived`: a person said that this wave goes on whatever its gates say.
+    `waived`: a person decided that this wave continues whatever the result of its gates.
     """
 
     stage: Stage
@@ -147,7 +147,7 @@ TRANSITIONS: tuple[Transition, ...] = (
 Staged = Offering | Baking
 
 BACK = Terms(new_interface=True)
-"""How a node goes back: at once, and to whatever it served."""
+"""The terms of a rollback: at once, and even if the earlier release has another interface."""
 
 Report = NodePhaseReported | NodeMeasured | RegionCached
 W = TypeVar("W", bound=Wave)
@@ -210,14 +210,14 @@ def with_nodes(wave: W, changed: Mapping[str, NodeState], wan_bytes: int = 0) ->
 
 
 def note(wave: Wave, event: NodePhaseReported, at: datetime) -> Wave:
-    """What a node reported of itself; its first end counts, and nothing under another counter."""
+    """The wave after a node's report. The first final phase counts; a report under another counter is ignored."""
     known = nodes_of(wave).get(event.node)
     if known is None or known.counter != event.counter:
         return wave
     if known.phase in ENDED and known.phase != "timed_out":
         return wave
     if event.phase == "timed_out":
-        # It is there, but its offer had expired when it came: once, it gets another.
+        # The node is online, but its offer had expired when it came back: it gets one more offer.
         if known.claimed or known.stage == "catch_up":
             return wave
         return with_nodes(wave, {event.node: replace(known, phase="timed_out", reason=event.reason, back=True)})
@@ -268,7 +268,7 @@ def _legal(before: Waves, after: Iterable[Wave]) -> Waves:
 
 
 def members(wave: Staged) -> dict[str, NodeState]:
-    """The nodes whose outcome decides the present stage: the rest is judged with its canaries."""
+    """The nodes whose outcome decides the present stage; the canaries still count in the stage `rest`."""
     stages = ("canary",) if wave.stage == "canary" else ("canary", "rest")
     return {name: state for name, state in wave.cohort.nodes.items() if state.stage in stages}
 
@@ -289,13 +289,13 @@ def offer(facts: RolloutFacts, node: str, state: NodeState) -> SetDesired:
 
 
 def settle(facts: RolloutFacts, node: str, state: NodeState) -> SetDesired:
-    """What a node finds from now on: the release without a deadline, and nothing to measure."""
+    """The desired state that a node keeps: the release without a deadline and without measurements."""
     plan = facts.plan
     return SetDesired(node, plan.model, state.counter, facts.rollout, plan.release, None, settled_terms(plan))
 
 
 def is_settled(state: NodeState) -> bool:
-    """Of a node of a wave that is over: whether it serves the release for good."""
+    """Whether a node of a wave that is over keeps the release and is no longer watched."""
     return state.phase == "confirmed" and (state.settled or state.stage != "catch_up")
 
 
@@ -318,7 +318,7 @@ def take_back(facts: RolloutFacts, nodes: Iterable[str]) -> tuple[SetDesired, ..
 
 
 def release_before(plan: RolloutPlan, node: str) -> BlobRef | None:
-    """What a node goes back to; one that joined later, to what most served."""
+    """What a node goes back to. A node that joined later goes back to what most nodes served."""
     planned = any(node in w.canaries or node in w.nodes for w in plan.waves)
     return plan.previous.get(node) if planned else plan.fallback
 
@@ -344,7 +344,7 @@ Progress = tuple[Wave, Commands, WaveProblem | None]
 
 
 def too_many_errors(plan: RolloutPlan, states: Iterable[NodeState]) -> str:
-    """Why the error threshold is passed, or nothing."""
+    """Why the error threshold is exceeded; empty if it is not."""
     known = list(states)
     failed = [s for s in known if is_failed(s)]
     attempted = len(failed) + sum(s.phase == "confirmed" for s in known)
@@ -363,7 +363,7 @@ def judge(plan: RolloutPlan, wave: Staged) -> list[Judgement]:
 
 
 def decide(decisions: Decisions, facts: RolloutFacts, index: int, wave: Staged) -> list[Judgement]:
-    """The verdict of every gate: as it was logged, else as it is judged now."""
+    """The verdict of every gate: on a replay as it was logged, otherwise as this version judges it now."""
     plan = facts.plan
     if not plan.gates:
         return []
@@ -390,7 +390,7 @@ def advance(facts: RolloutFacts, index: int, wave: Wave, at: datetime, decisions
 
 
 def what_failed(plan: RolloutPlan, index: int, wave: Staged, judged: list[Judgement]) -> WaveProblem | None:
-    """Too many errors, or a gate that fails: what the plan's action follows on."""
+    """The problem that calls for the plan's `on_failure` action: too many errors, or a failed gate."""
     here = f"{plan.waves[index].region}, {wave.stage}"
     if reason := too_many_errors(plan, members(wave).values()):
         return WaveProblem(f"{here}: {reason}", failed=True)
@@ -435,7 +435,7 @@ def _bake(facts: RolloutFacts, index: int, wave: Baking, judged: list[Judgement]
             return wave, (), _late(plan, index, wave, at, f"{inferences(wave)} inferences so far")
         gone = sorted(n for n, s in members(wave).items() if s.away)
         if gone and wave.stage == "canary":
-            return wave, (), _late(plan, index, wave, at, f"{gone[0]} is away since it confirmed")
+            return wave, (), _late(plan, index, wave, at, f"{gone[0]} has been offline since it confirmed")
         broken = next((j for j in enforced if j.outcome == "error"), None)
         if broken is not None:
             return wave, (), WaveProblem(f"{here}: cannot be judged, {broken.reason}", failed=False)
@@ -462,14 +462,14 @@ def _next_stage(facts: RolloutFacts, index: int, wave: Baking, at: datetime) -> 
     if wave.stage == "canary" and rest:
         return Offering("rest", wave.cohort, tuple(rest), 1.0, at, wave.waived), (), None
     settled = tuple(settle(facts, n, s) for n, s in wave.cohort.nodes.items() if s.phase == "confirmed")
-    # Who came back to an old offer while the others were watched goes on as a late one.
+    # A node that came back and took its old offer during the bake continues in the catch-up cohort.
     on_the_way = {n: replace(s, stage="catch_up") for n, s in wave.cohort.nodes.items() if s.phase not in ENDED}
     seconds = (at - wave.cohort.opened_at).total_seconds()
     return Over(with_nodes(wave, on_the_way).cohort, seconds), settled, None
 
 
 def _is_watched(plan: RolloutPlan, index: int, wave: Baking) -> bool:
-    """The bake is spent on the canaries; a wave without canaries spends it at its end."""
+    """The bake applies to the canary stage; in a wave without canaries, to its only stage."""
     return wave.stage == "canary" or not plan.waves[index].canaries
 
 
@@ -502,7 +502,7 @@ def rate_now(plan: RolloutPlan, wave: Offering) -> float:
 
 
 def expired(plan: RolloutPlan, nodes: Mapping[str, NodeState], at: datetime) -> dict[str, NodeState]:
-    """The nodes whose deadline has passed, as they are then."""
+    """The nodes whose deadline has passed, in their new state."""
     found = {}
     for name, state in nodes.items():
         if state.phase in ENDED or at < deadline(plan, name, state, at):
@@ -527,7 +527,7 @@ def may_activate(plan: RolloutPlan, name: str, at: datetime) -> bool:
 
 
 def due(facts: RolloutFacts, index: int, wave: Wave, at: datetime) -> datetime | None:
-    """When something has to be looked at again though nothing is reported."""
+    """When the wave has to be looked at again even if no report arrives."""
     plan = facts.plan
     times: list[datetime] = []
     match wave:
@@ -544,7 +544,7 @@ def due(facts: RolloutFacts, index: int, wave: Wave, at: datetime) -> datetime |
             pass
     if isinstance(wave, Offering | Baking):
         times += [deadline(plan, n, s, at) for n, s in wave.cohort.nodes.items() if s.phase not in ENDED]
-    # What is over was looked at just now, and waits for something else: a report, or a person.
+    # A time that has passed was handled just now; the wave then waits for a report or a person.
     return min((time for time in times if time > at), default=None)
 
 
@@ -557,7 +557,7 @@ def next_openings(plan: RolloutPlan, names: Iterable[str], at: datetime) -> list
 
 
 def patient(all_waves: Waves, at: datetime) -> Waves:
-    """After a pause, deadlines begin anew: meanwhile nothing was offered and nothing decided."""
+    """Restart all deadlines after a pause, during which nothing was offered or decided."""
 
     def anew(wave: Wave) -> Wave:
         if isinstance(wave, Caching):
@@ -578,10 +578,12 @@ def patient(all_waves: Waves, at: datetime) -> Waves:
 
 
 def promoted(facts: RolloutFacts, all_waves: Waves, group: int, region: str, *, paused: bool) -> Waves:
-    """Waves that wait for an approval, a bake, a gate or enough success go on; if paused, whatever stopped them.
+    """Let waves continue that wait for approval, bake, gates or enough success.
+
+    If `paused`, a wave that is still offering also continues, whatever the result of its gates.
 
     Raises:
-        InvalidTransition: none of them waits.
+        InvalidTransition: no wave waits.
     """
     changed: list[Wave] = []
     for planned, wave in zip(facts.plan.waves, all_waves, strict=True):
@@ -604,10 +606,10 @@ def promoted(facts: RolloutFacts, all_waves: Waves, group: int, region: str, *, 
 
 
 def retried(facts: RolloutFacts, all_waves: Waves, at: datetime) -> tuple[Waves, Commands]:
-    """Nodes that failed or never took it wait to be offered the release again, under `facts.counter`.
+    """Queue the nodes that failed or never took the release: they are offered it again, under `facts.counter`.
 
     Raises:
-        InvalidTransition: there are none.
+        InvalidTransition: there are no such nodes.
     """
     changed, commands = list(all_waves), Commands()
     for index, wave in enumerate(all_waves):

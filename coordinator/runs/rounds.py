@@ -3,9 +3,9 @@
     (none) --RoundOpened--> Open --first answer--> Collecting --RoundCollected--> Aggregating --RoundClosed--> Closed
                                                        \\--RoundAbandoned--> Abandoned --next RoundOpened--> Open
 
-After its training phase a round may open again for evaluation. Deadlines are the coordinator's:
-an alarm survives whatever dies, and the aggregator is told when it has rung. Pure. A node's answer
-to one phase of one trial of one round counts once, whatever is delivered again.
+After its training phase a round may open again for evaluation. The coordinator keeps the deadlines:
+its alarms survive the crash of any process, and it tells the aggregator when one has rung. A node's
+answer to one phase of one trial of a round counts once, even if it is delivered again. Pure.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class RefusedAnswer:
 class Tally:
     """One phase (train, evaluate, ...) of a round. A node is in one of `received`, `refused`, or awaited.
 
-    `stale` are those of `received` that were asked in an earlier round. `rang` is the alarm that
-    ended the wait, `cause` what the aggregator said it was.
+    `stale`: the nodes in `received` whose update answers a task of an earlier round. `rang`: the alarm
+    that ended the wait. `cause`: why the phase ended, as the aggregator reported it.
     """
 
     asked: frozenset[str] = frozenset()
@@ -111,7 +111,7 @@ Round = Open | Collecting | Aggregating | Closed | Abandoned
 
 
 def step(state: Round | None, event: RoundEvent, at: datetime) -> Round:
-    """The round after `event`, which happened at `at`; answers to a closed round change only its books."""
+    """The round after `event`, which happened at `at`; answers to a closed round change only its tallies."""
     match event:
         case RoundClosed():
             return _closed(state, event)
@@ -158,7 +158,7 @@ def _opened(state: Round | None, event: RoundOpened, at: datetime) -> Round:
         return Open(event.round, event.trial, phase, {phase: fresh}, (*state.before, why))
     tally = state.phases.get(phase)
     if event.trial < state.trial or (tally is not None and tally.asked.issuperset(event.nodes)):
-        return state  # a resumed round asks for what it asked for before
+        return state  # a resumed round asks the same nodes again
     if tally is not None:
         fresh = replace(
             tally, asked=tally.asked | fresh.asked, bytes_down=tally.bytes_down + event.bytes_down, quorum=event.quorum
@@ -192,12 +192,12 @@ def _answered(state: Round, event: UpdateReceived | UpdateRefused, at: datetime)
 
 
 def _says_more(known: RefusedAnswer | None, category: str) -> bool:
-    """A node that was given up and answers after all is late; otherwise the first word stands."""
+    """Whether a refusal replaces the known one: only if a node that was given up has answered too late after all."""
     return known is None or (category == "late" and known.category in ("timeout", "node_lost", "not_needed"))
 
 
 def rang(state: Round, key: str, run: str, policy: RoundPolicy) -> Round:
-    """The round after an alarm; one that it does not wait for changes nothing."""
+    """The round after an alarm has rung; an alarm that the round does not wait for changes nothing."""
     if not isinstance(state, Open | Collecting):
         return state
     for alarm, cause in _alarms(state, run, policy):
@@ -208,7 +208,7 @@ def rang(state: Round, key: str, run: str, policy: RoundPolicy) -> Round:
 
 
 def pending_commands(state: Round, run: str, policy: RoundPolicy) -> Commands:
-    """What an open round wants done: its alarms, or the word that one has rung."""
+    """The commands of an open round: set its alarms, or tell the aggregator that one has rung."""
     if not isinstance(state, Open | Collecting):
         return ()
     tally = state.phases.get(state.phase, Tally())
@@ -223,7 +223,7 @@ def _alarms(state: Open | Collecting, run: str, policy: RoundPolicy) -> list[tup
         return []
 
     def alarm(what: str, since: datetime, seconds: float) -> SetAlarm:
-        # A clock that was started anew (after a pause) is another alarm.
+        # A clock that was restarted (after a pause) gets an alarm with another key.
         key = f"{state.number}.{state.trial}.{state.phase}.{what}.{since.timestamp():.0f}"
         return SetAlarm("run", run, key, since + timedelta(seconds=seconds))
 

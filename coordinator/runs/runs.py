@@ -6,7 +6,7 @@
                                |  |--RunPauseRequested--> Paused --RunResumeRequested--> Running(attempt + 1)
                                \\--RunCancelRequested--> Ended(cancelled)
 
-A run whose aggregator dies MAX_CRASHES times without any progress between fails. A paused
+A run fails when its aggregator dies MAX_CRASHES times without any progress in between. A paused
 run has no aggregator; what its nodes still send waits in the stream for the next attempt.
 
 Pure. Reports of an attempt that is not the current one change nothing: its process was given up.
@@ -99,7 +99,7 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`cleaned` once the broker holds nothing of it any more."""
+    """`cleaned`: the broker holds no data of the run any more."""
 
     facts: RunFacts
     outcome: Literal["completed", "failed", "cancelled"]
@@ -153,7 +153,7 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
     match event:
         case RunPauseRequested(reason=reason):
             if not state.resumable:
-                raise InvalidTransition(f"run {state.facts.run} cannot be paused: its app keeps its rounds to itself")
+                raise InvalidTransition(f"run {state.facts.run} cannot be paused: its app cannot resume its rounds")
             paused = Paused(state.facts, state.attempt, state.rounds, reason)
             return paused, pending_commands(paused)
         case AggregatorStarted():
@@ -190,7 +190,7 @@ def _rang(state: Running | Paused, key: str) -> Step:
 
 
 def _new_commands(facts: RunFacts, before: rounds.Round | None, after: rounds.Round) -> Commands:
-    """What the round owes now and did not owe before."""
+    """The commands that the round needs now and did not need before."""
     policy = facts.spec.policy
     known = rounds.pending_commands(before, facts.run, policy) if before is not None else ()
     return tuple(c for c in rounds.pending_commands(after, facts.run, policy) if c not in known)
@@ -200,7 +200,7 @@ def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
     what = f"the aggregator ended with code {event.code}" + (f": {event.reason}" if event.reason else "")
     crashes = state.crashes + (not event.preempted)
     if crashes >= MAX_CRASHES:
-        return _end(state, "failed", f"{what}; it ended so {MAX_CRASHES} times without progress", at)
+        return _end(state, "failed", f"{what}; this happened {MAX_CRASHES} times without progress", at)
     attempt = state.attempt + 1
     reason = f"{what}; attempt {attempt}"
     again = replace(state, attempt=attempt, started=False, reason=reason, crashes=crashes)
@@ -250,7 +250,7 @@ ACTIONS: Mapping[RunActionName, frozenset[type[Run]]] = {
     "pause": frozenset({Running, Paused}),
     "resume": frozenset({Paused}),
 }
-"""In which states a person may do what. Cancelling an ended run and pausing a paused one change nothing."""
+"""The states in which each action is allowed. Cancelling an ended run and pausing a paused one change nothing."""
 
 
 def why_not_allowed(state: Run, action: RunActionName) -> str | None:
@@ -259,12 +259,12 @@ def why_not_allowed(state: Run, action: RunActionName) -> str | None:
         is_now = state.outcome if isinstance(state, Ended) else "running"
         return f"is {is_now}, which `{action}` cannot change"
     if action == "pause" and isinstance(state, Running) and not state.resumable:
-        return "cannot be paused: its app keeps its rounds to itself, they would be lost"
+        return "cannot be paused: its app cannot resume its rounds, they would be lost"
     return None
 
 
 def is_done(state: Run, action: RunActionName) -> bool:
-    """Whether there is nothing left to do."""
+    """Whether the action would change nothing."""
     return (action == "cancel" and isinstance(state, Ended)) or (action == "pause" and isinstance(state, Paused))
 
 

@@ -32,10 +32,10 @@ class Asking:
 def choose(
     nodes: Iterable[Node], spec: RunSpec, asking: Asking, busy: Mapping[str, int], last_asked: Mapping[str, datetime]
 ) -> list[Node]:
-    """The nodes of one phase, by partition and name.
+    """The nodes to ask in one phase, sorted by partition and name.
 
     Args:
-        busy: tasks that each node has of other runs; the idle ones are asked first, so runs share a fleet.
+        busy: how many tasks of other runs each node has; idle nodes are asked first, so that runs share a fleet.
         last_asked: when each node was asked to train last.
     """
     selection = spec.selection

@@ -27,8 +27,8 @@ def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int
     """A run with its rounds.
 
     Args:
-        publishing: what it produced is not a release yet: it is not completed for those who watch.
-        version: of the release it brought.
+        publishing: the model that it produced is not a release yet, so the view does not call the run completed.
+        version: of the release that the run produced.
         matching: nodes that are online and that its selector matches.
         doing: what an awaited node is doing for this run.
     """

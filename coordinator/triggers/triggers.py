@@ -27,7 +27,7 @@ REMEMBERED_KEYS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """One time that a rule fires; `started` is the id of what it starts, the same on every replay."""
+    """One firing of a rule; `started` is the id of the run or roll-out that it starts, the same on every replay."""
 
     signal: Signal
     started: str
@@ -47,7 +47,7 @@ class FiringRecord:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A rule and its books. `active` is the firing whose run or roll-out goes on; `asked` are not started yet."""
+    """A rule and its records. `active`: the firing whose run or roll-out is not over; `asked`: not started yet."""
 
     rule: TriggerRule
     fired: int = 0
@@ -78,7 +78,7 @@ def step(state: Trigger, signal: Signal, at: datetime, decisions: Decisions) -> 
     if outcome == "queued":
         return replace(state, queue=(*state.queue, firing)), ()
     if state.active is not None:
-        # Replaced: it must not start any more, and must be ended until it is.
+        # It is replaced: it must not start any more, and stops are requested until it has ended.
         state = replace(started(state, state.active), stopping=(*state.stopping, state.active))
     stop = tuple(StopFired(state.rule.name, replaced) for replaced in state.stopping[-1:])
     state, commands = _fire(state, firing, at)
@@ -105,19 +105,19 @@ def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[FiringOutcome, 
     if state.active is None or rule.policy == "replace":
         return "fired", ""
     if rule.policy == "skip":
-        return "busy", f"{state.active} goes on"
+        return "busy", f"{state.active} is still active"
     if len(state.queue) >= rule.max_queue:
         return "queue full", f"{len(state.queue)} wait already"
     return "queued", f"after {state.active}"
 
 
 def started(state: Trigger, key: str) -> Trigger:
-    """What the rule asked for exists now: it need not be asked for again."""
+    """The run or roll-out that the rule asked for exists now: it need not be asked for again."""
     return replace(state, asked=tuple(f for f in state.asked if f.started != key))
 
 
 def ended(state: Trigger, key: str, at: datetime) -> Step:
-    """What the rule started is over: the next in the queue may go."""
+    """What the rule started is over: the next firing in the queue starts."""
     state = replace(started(state, key), stopping=tuple(k for k in state.stopping if k != key))
     if state.active != key:
         return state, ()
@@ -129,18 +129,18 @@ def ended(state: Trigger, key: str, at: datetime) -> Step:
 
 
 def failed(state: Trigger, key: str, reason: str, at: datetime) -> Step:
-    """What the rule asked for cannot be started: it is noted, and the next in the queue may go."""
+    """What the rule asked for cannot be started: record that, and start the next firing in the queue."""
     return ended(_noted(state, FiringRecord(at, "", state.rule.type, "failed", reason, key)), key, at)
 
 
 def pending_commands(state: Trigger) -> Commands:
-    """What was fired and is not known to have started."""
+    """Ask again for what was fired and is not known to have started, and for stops that are not done."""
     stops = tuple(StopFired(state.rule.name, key) for key in state.stopping)
     return (*stops, *(Fire(state.rule, f.started, _cause(f)) for f in state.asked))
 
 
 def started_id(rule: TriggerRule, signal: Signal) -> str:
-    """The id of the run or roll-out that this rule starts for this signal; never another."""
+    """The id of the run or roll-out that this rule starts for this signal; always the same."""
     digest = hashlib.sha256(f"{rule.name}/{_key(rule, signal)}".encode()).hexdigest()[:10]
     return f"{'rollout' if rule.do.kind == 'rollout' else 'run'}-{digest}"
 

@@ -12,16 +12,16 @@ from kubernetes.client.exceptions import ApiException
 from fedtide.fabric.errors import TransientError
 
 TIMEOUT_S = (5.0, 30.0)
-"""To connect, and between two pieces of an answer."""
+"""Timeouts: to connect, and between two parts of an answer."""
 _ABSENT, _EXISTS, _BUSY = 404, 409, 429
 
 
 class ApiRefused(TransientError):
-    """The API server says no. Whether it will again depends on what was asked."""
+    """The API server refuses a request. Whether trying again helps depends on the request."""
 
 
 class Exists(ApiRefused):
-    """There is one of that name."""
+    """An object of that name exists already."""
 
 
 async def call(function: Any, *arguments: Any, absent_is_fine: bool = False, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Finding the API server: the cluster one runs in, or that of a kubeconfig."""
+"""Finding the API server: that of the cluster this process runs in, or of a kubeconfig."""
 
 from __future__ import annotations
 

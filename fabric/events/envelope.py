@@ -109,7 +109,7 @@ class DriftReported(TaggedMessage):
 
 
 class CoordinatorElected(TaggedMessage):
-    """Another coordinator leads from here on; whoever led before can append no more."""
+    """Another coordinator leads from here on; the previous leader can append no more."""
 
     kind: Literal["coordinator.elected"] = "coordinator.elected"
     name: str
@@ -123,7 +123,7 @@ class ReleasePublished(TaggedMessage):
 
 
 class AlarmRang(TaggedMessage):
-    """A deadline passed; `key` is what set it."""
+    """The time of an alarm has come; `key` names the alarm of its owner."""
 
     kind: Literal["alarm.rang"] = "alarm.rang"
     owner: Literal["rollout", "run"]
@@ -132,7 +132,7 @@ class AlarmRang(TaggedMessage):
 
 
 class TriggerApplied(TaggedMessage):
-    """A rule is new, or changed (its books go on)."""
+    """A rule is new, or was changed; a changed rule keeps its counters and history."""
 
     kind: Literal["trigger.applied"] = "trigger.applied"
     rule: TriggerRule
@@ -144,7 +144,7 @@ class TriggerRemoved(TaggedMessage):
 
 
 class FiringFailed(TaggedMessage):
-    """What a rule says cannot be started: no such model, no node with its labels, ..."""
+    """What a rule should start cannot be started: no such model, no node with its labels, ..."""
 
     kind: Literal["trigger.firing_failed"] = "trigger.firing_failed"
     rule: str
@@ -160,7 +160,7 @@ class SignalReceived(TaggedMessage):
 
 
 class UnknownEvent(TaggedMessage):
-    """What a newer version logged. It changes nothing here; one that must be understood is refused instead."""
+    """An event of a newer version. It changes nothing here; one that must be understood is refused instead."""
 
     kind: Literal["unknown"] = "unknown"
     named: str
@@ -247,7 +247,7 @@ def decode_event(raw: bytes) -> Event:
     """An event, also of a kind that only a newer version knows (`UnknownEvent`).
 
     Raises:
-        MalformedMessage: `raw` is none, or one that must be understood and is not.
+        MalformedMessage: `raw` is no event, or an unknown one that must be understood.
     """
     try:
         event = Event.model_validate_json(raw, extra="ignore")

@@ -1,4 +1,4 @@
-"""What the log says of identities: join tokens, keys of nodes, which were withdrawn. It holds no secret. Pure data."""
+"""Events about identities: join tokens, keys of nodes and regions, revocations. They hold no secret. Pure data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class JoinTokenCreated(TaggedMessage):
     region: str = ""
     uses: int = Field(ge=1)
     expires_at: datetime
-    replaces: bool = Field(default=False, description="Also nodes that have credentials may enrol with it")
+    replaces: bool = Field(default=False, description="Nodes that have credentials may enrol with it too")
     by: str = ""
 
 
@@ -49,7 +49,7 @@ class NodeRevoked(TaggedMessage):
 
 
 class RegionIssued(TaggedMessage):
-    """The servers and workers of a region got credentials; those of before are withdrawn."""
+    """The servers and workers of a region got credentials; the earlier ones are withdrawn."""
 
     kind: Literal["identity.region_issued"] = "identity.region_issued"
     region: Name
@@ -60,7 +60,7 @@ IdentityEvent = JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked
 
 
 class EnrolmentRequest(Message):
-    """A new node's question. It keeps the seed that belongs to `key` to itself."""
+    """A new node asks for credentials. The seed that belongs to `key` stays on the node."""
 
     node: Name
     region: Name
@@ -68,7 +68,7 @@ class EnrolmentRequest(Message):
 
 
 class RenewalRequest(Message):
-    """What a node asks before its credentials expire; who it is stands in the subject."""
+    """A node asks for new credentials before its own expire; the subject names the node."""
 
     key: str
 

@@ -11,7 +11,7 @@ from fedtide.fabric.strict import TaggedMessage
 
 
 class RolloutStarted(TaggedMessage):
-    """`counter` is the desired-state counter of this roll-out; `counter + 1` is kept for its roll-back."""
+    """`counter` is the desired-state counter of this roll-out; `counter + 1` is reserved for its rollback."""
 
     kind: Literal["rollout.started"] = "rollout.started"
     rollout: str
@@ -29,7 +29,7 @@ class RolloutAbortRequested(TaggedMessage):
 
 
 class RolloutRollbackRequested(TaggedMessage):
-    """As an abort, and also of a roll-out that is completed."""
+    """Like an abort, but also possible for a completed roll-out."""
 
     kind: Literal["rollout.rollback_requested"] = "rollout.rollback_requested"
     rollout: str
@@ -86,7 +86,7 @@ class RegionCached(TaggedMessage):
 
 
 class RegionCacheFailed(TaggedMessage):
-    """What a roll-out's release consists of is missing or damaged: no region can get it whole."""
+    """A blob of a roll-out's release is missing or damaged: no region can get the whole release."""
 
     kind: Literal["rollout.region_cache_failed"] = "rollout.region_cache_failed"
     rollout: str
@@ -105,7 +105,7 @@ class NodeMeasured(TaggedMessage):
 
 
 class NodePhaseReported(TaggedMessage):
-    """Where a node is with one desired state."""
+    """The phase that a node has reached with one desired state."""
 
     kind: Literal["rollout.node_phase"] = "rollout.node_phase"
     rollout: str
@@ -113,4 +113,4 @@ class NodePhaseReported(TaggedMessage):
     counter: int
     phase: NodePhase
     reason: str = ""
-    wan_bytes: int = Field(default=0, ge=0, description="What the node fetched past its region's cache")
+    wan_bytes: int = Field(default=0, ge=0, description="Fetched over the link, not from its region's cache")

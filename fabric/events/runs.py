@@ -64,7 +64,7 @@ class RunCleanedUp(TaggedMessage):
 
 
 class RoundsRestarted(TaggedMessage):
-    """An app whose rounds are its own (no `Strategy.start`) begins again after a crash."""
+    """An app that runs its own rounds (without `Strategy.start`) begins again after a crash."""
 
     kind: Literal["run.rounds_restarted"] = "run.rounds_restarted"
     run: str
@@ -78,12 +78,12 @@ class RoundOpened(TaggedMessage):
     run: str
     attempt: int
     round: int
-    trial: int = Field(default=1, description="Counts the times that an abandoned round was tried again")
+    trial: int = Field(default=1, description="Number of the trial, from 1: an abandoned round is retried")
     phase: str
     nodes: list[str] = Field(description="Every node whose answer may count, also those that were asked before")
     bytes_down: int
     quorum: int | None = Field(default=None, description="Updates that suffice; None: the app decides by itself")
-    resumable: bool = Field(default=True, description="Whether a new attempt goes on in this round")
+    resumable: bool = Field(default=True, description="Whether a new attempt can continue this round")
 
 
 class UpdateReceived(TaggedMessage):

@@ -30,7 +30,7 @@ def load_object(reference: str, directory: Path) -> Any:
     except ModuleNotFoundError as exc:
         raise AppLoadError(
             f"{reference} needs the Python module {exc.name!r}, which is not installed here",
-            "Install it on the machines that run this app; what a training bundle names must do without torch and flwr",
+            "Install it on the machines that run this app; what a training bundle names must not need torch or flwr",
         ) from exc
     except Exception as exc:  # an app may raise anything while it is imported
         raise AppLoadError(f"importing {reference} raised {type(exc).__name__}: {exc}") from exc

@@ -143,7 +143,7 @@ def bundle(directory: Path, more: Mapping[str, bytes] | None = None) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         own = {path.relative_to(directory).as_posix(): path.read_bytes() for path in _files(directory)}
-        own.pop(TRAINING, None)  # one that lies there is of whatever the app was once
+        own.pop(TRAINING, None)  # one in the directory may be of an older app
         for name, data in sorted({**own, **(more or {})}.items()):
             info = zipfile.ZipInfo(name, _EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED

@@ -123,7 +123,7 @@ def load_state(data: bytes) -> RecordDict:
 
 
 def to_wire(message: Message, arrays: Mapping[str, Arrays]) -> WireMessage:
-    """A message without its frames; `arrays` says where each record that `framed` names went."""
+    """A message without its frames; `arrays`: where each record that `framed` names is stored."""
     meta = message.metadata
     content: dict[str, Arrays | Values] | None = None
     error = None
@@ -155,7 +155,7 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: Arra
     """Rebuild a message; `frames` holds the fetched blobs by digest. None: leave records of arrays out.
 
     Args:
-        sent: what coded updates are differences to.
+        sent: the arrays to which coded updates are differences.
 
     Raises:
         MalformedMessage: a frame or value that does not decode.
@@ -177,7 +177,7 @@ def from_wire(wire: WireMessage, frames: Mapping[str, Buffer] | None, sent: Arra
         return make_message(metadata, content=_content(wire, frames, sent))
     except MalformedMessage:
         raise
-    except Exception as exc:  # what a node sends may be anything, and is no reason to end a run
+    except Exception as exc:  # a node may send anything: that must not end a run
         raise MalformedMessage(f"the message does not decode: {type(exc).__name__}: {exc}") from exc
 
 

@@ -51,7 +51,7 @@ class FrameArray(Array):
 
 
 class CodedArray(FrameArray):
-    """An array that lies coded in its frame: each look at it decodes it, so a list of them stays small."""
+    """An array that stays coded in its frame: every access decodes it, so a list of them stays small."""
 
     def __init__(self, coded: Tensor, base: Mapping[str, Tensor]) -> None:
         spec = codecs.spec_of(coded)
@@ -65,16 +65,16 @@ class CodedArray(FrameArray):
 
 
 def decoded(tensors: Iterable[Tensor], base: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors of which some are coded as an array record.
+    """An array record from tensors, of which some may be coded.
 
     Raises:
-        MalformedMessage: a name that says nothing, or that stands twice.
+        MalformedMessage: a name that cannot be read, or that occurs twice.
     """
     arrays: dict[str, Array] = {}
     for tensor in tensors:
         name = codecs.spec_of(tensor).name
         if name in arrays:
-            raise MalformedMessage(f"tensor {name!r} stands twice in one record")
+            raise MalformedMessage(f"tensor {name!r} occurs twice in one record")
         arrays[name] = CodedArray(tensor, base) if codecs.is_coded([tensor]) else array_of(tensor)
     return ArrayRecord(arrays)
 

@@ -22,7 +22,7 @@ class Member(Strict):
 
 
 class Cohort(Message):
-    """`superseded`: another attempt has the run, or nobody wants it; `online` are all nodes that are there."""
+    """`superseded`: the asking attempt is no longer wanted and must end. `online`: all nodes that are online."""
 
     nodes: list[Member] = []
     online: list[str] = []

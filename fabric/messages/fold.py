@@ -1,7 +1,7 @@
-"""What an aggregator asks of one that sums updates for it elsewhere, and the answer. Pure data.
+"""Requests of an aggregator to a partial aggregator, which sums updates for it, and the answers. Pure data.
 
-A request names all that it wants in the sum of its `key`; what is there already is not folded again, so it
-may be repeated after any failure.
+A request names all updates that belong in the sum of its `key`. Updates that are in the sum already are not
+added again, so a request may be repeated after any failure.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FoldEntry(Strict):
 
 
 class FoldRequest(Message):
-    """Without a plan: are you there? `finish`: answer with the sum of exactly these entries, or with their mean."""
+    """Without a plan: a liveness check. `finish`: answer with the sum of exactly these entries, or with their mean."""
 
     plan: FoldPlan | None = None
     entries: list[FoldEntry] = []
@@ -52,7 +52,7 @@ class FoldFault(Strict):
 class FoldAnswer(Message):
     """`faults` by task; `error`: ask again. `result` is a frame of blocks, `weight` the exact total of terms."""
 
-    instance: str = Field(default="", description="Of the process that answers: another one knows nothing")
+    instance: str = Field(default="", description="Id of the answering process; a new one has no sums")
     faults: dict[str, FoldFault] = {}
     error: str = ""
     result: BlobRef | None = None

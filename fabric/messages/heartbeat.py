@@ -1,4 +1,4 @@
-"""What a node says of itself: what it can do, when it joins; how it is, every few seconds. Pure data."""
+"""What a node reports: its capabilities when it joins, and its state every few seconds. Pure data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedtide.fabric.strict import ConfigValues, Message
 
 
 class Capabilities(Message):
-    """What a node can do; it says so at every start and when it changes."""
+    """What a node can do; reported at every start and after every change."""
 
     labels: dict[str, str] = {}
     cpus: int = Field(ge=1)
@@ -37,5 +37,5 @@ class Heartbeat(Message):
     stage: str = Field(default="", description="What it does for that task: downloading, training, paused: ...")
     serving: dict[str, str] = Field(default={}, description="By model: the digest of the release that it serves")
     inferences: int = Field(default=0, ge=0, description="Answered since the agent started")
-    heartbeat_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="When the next one comes")
+    heartbeat_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="Seconds until the next one")
     bye: bool = Field(default=False, description="The agent stops")

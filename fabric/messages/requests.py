@@ -1,4 +1,4 @@
-"""What the API is asked, beside runs, roll-outs and rules (`fabric.plans`). Pure data."""
+"""Bodies of API requests, apart from runs, roll-outs and rules (`fabric.plans`). Pure data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RunActionName = Literal["cancel", "pause", "resume"]
 
 
 class ActionRequest(Strict):
-    """`reason` is shown to whoever looks."""
+    """`reason` is shown with the run or roll-out."""
 
     reason: str = Field(default="asked by a person", max_length=1000)
     region: str = Field(default="", description="Of a promotion; empty: every region that waits")
@@ -57,14 +57,14 @@ class LabelsRequest(Strict):
 
 
 class ForgetRequest(Strict):
-    """Which samples of a model go: one, those before a time, or all."""
+    """Which samples of a model are deleted: one, those before a time, or all."""
 
     id: str | None = None
     before: AwareDatetime | None = None
 
 
 class SamplesQuestion(Strict):
-    """What a node is asked about its samples; one of the two, or neither: the counts."""
+    """A request about a node's samples: label some, delete some, or (neither is set) count them."""
 
     label: LabelsRequest | None = None
     forget: ForgetRequest | None = None

@@ -20,7 +20,7 @@ INLINE_BYTES = 16 * 1024
 
 
 class Packed(Strict):
-    """Bytes inside a values record, where JSON has none."""
+    """Bytes inside a values record: JSON has no type for bytes."""
 
     base64: str
 
@@ -39,7 +39,7 @@ class Arrays(Tagged):
     """An array record: exactly one of `inline` (a frame) and `blob` is set.
 
     `coded`: its tensors are differences (see tensors.codecs), on the way down to the frame `base`, on the way up to
-    what the node was given. `base` without `coded`: keep this frame, differences to it will come.
+    what the node was given. `base` without `coded`: keep this frame, later messages will be differences to it.
     """
 
     kind: Literal["arrays"] = "arrays"
@@ -125,19 +125,19 @@ class Task(TaggedMessage):
     app: AppRef
     run_config: ConfigValues
     message: WireMessage
-    expires_at: float = Field(description="Unix seconds after which nobody wants the answer")
+    expires_at: float = Field(description="Unix seconds after which no answer is wanted")
     codec: str = Field(
         default="", description="How the update should be coded (fedtide.fabric.tensors.codecs); empty: not"
     )
     stay: bool = Field(default=False, description="Leave the update's tensors in the region, which sums them")
 
     def size_bytes(self) -> int:
-        """What it takes to send it, with its records."""
+        """The bytes that are sent for this task, including its records."""
         return len(self.model_dump_json()) + sum(ref.size_bytes for ref in self.message.carried())
 
 
 class Cancel(TaggedMessage):
-    """Takes the place of a task that nobody wants any more."""
+    """Replaces a task that is no longer wanted."""
 
     kind: Literal["cancel"] = "cancel"
     task: str

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Problem(Strict):
-    """Why a request was refused (RFC 9457 problem details); `exit_code` is that of a command that meets it."""
+    """Why a request was refused (RFC 9457 problem details); `exit_code`: for a command that gets this answer."""
 
     type: str = "about:blank"
     title: str
@@ -94,7 +94,7 @@ class PhaseView(Strict):
     """One phase (train, evaluate, ...) of a round."""
 
     asked: int
-    states: dict[str, int] = Field(description="Nodes by what they do: answered, refused, training, ...")
+    states: dict[str, int] = Field(description="How many nodes do what: answered, refused, training, ...")
     received: list[str]
     awaited: list[str]
     stale: list[str]
@@ -131,7 +131,7 @@ class RunView(Strict):
     model: str | None
     state: RunState
     reason: str
-    version: int | None = Field(description="Of the release that it brought")
+    version: int | None = Field(description="Of the release that it produced")
     by: str
     attempt: int
     requested_at: datetime
@@ -239,7 +239,7 @@ FiringOutcome = Literal[
 
 
 class FiringView(Strict):
-    """What a rule made of one event."""
+    """How a rule decided on one event."""
 
     at: datetime
     signal: str
@@ -274,7 +274,7 @@ class TriggerTest(Strict):
 
 
 class SignalReceipt(Strict):
-    """An event from outside was taken; `rules` says what each rule that listens made of it."""
+    """An event from outside was accepted; `rules`: the outcome for each rule that listens to it."""
 
     id: str
     rules: dict[str, FiringOutcome]
@@ -300,7 +300,7 @@ class NewJoinToken(Strict):
 
 
 class Revoked(Strict):
-    """Whose credentials were withdrawn."""
+    """The node whose credentials were withdrawn."""
 
     revoked: str
 

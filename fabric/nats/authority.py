@@ -1,6 +1,6 @@
-"""Who signs: the operator's signing key, the tenant's account, and what is made with them.
+"""The authority of an installation: the operator's signing key, the tenant's account, and what they sign.
 
-The operator's own key is made, signs once and is given out, to be kept offline: with it the others can be replaced.
+The operator's own key is created, signs once and is handed out, to be kept offline: it can replace the other keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedtide.fabric.strict import Strict
 
 FILE = "authority.json"
 TRUST = "trust.conf"
-"""A piece of nats-server configuration: whom a server believes. It holds no secret."""
+"""A part of nats-server's configuration: whom a server trusts. It holds no secret."""
 COORDINATOR = "coordinator.creds"
 SYSTEM = "system.creds"
 OPERATOR = "operator.seed"
@@ -69,7 +69,7 @@ class Authority:
 
     @classmethod
     def create(cls, tenant: str) -> tuple[Authority, str]:
-        """A new installation's, and the seed of its operator: to be kept elsewhere."""
+        """The authority of a new installation, and the seed of its operator, which must be kept elsewhere."""
         operator, signing = Key.new(nats_jwt.OPERATOR), Key.new(nats_jwt.OPERATOR)
         account, system = Key.new(nats_jwt.ACCOUNT), Key.new(nats_jwt.ACCOUNT)
         about = {"system_account": system.public, "signing_keys": [signing.public]}
@@ -84,7 +84,7 @@ class Authority:
         return cls(kept), operator.seed
 
     def save(self, folder: Path) -> None:
-        """Leave everything that the coordinator and its servers need in a folder."""
+        """Write everything that the coordinator and its servers need into a folder."""
         for name, text in self.files().items():
             write_secret(folder / name, text)
 

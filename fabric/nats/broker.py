@@ -1,7 +1,7 @@
-"""Speaks NATS, with `stream_reads` and nobody else: publish, read, consume and watch, with our errors.
+"""The connection to NATS: publish, read, consume and watch, with our errors. Only this and `stream_reads` speak NATS.
 
 It never joins or interprets payloads, and it never gives up a connection: nats-py reconnects
-for ever, and calls made meanwhile raise `BrokerUnavailable` when their own time is over.
+for ever, and calls made meanwhile raise `BrokerUnavailable` after their timeout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admit
 NO_ACCESS = Access()
 INBOX = "_INBOX."
 CLOSE_WITHIN_S = 5.0
-"""Draining may wait for ever for a server that is gone: nobody who ends may hang on it."""
+"""Limit for `close`: draining may wait for ever for a server that is gone."""
 _REFUSALS = ("authorization violation", "authentication revoked", "authentication expired")
 _REFUSED = "They were revoked, expired, or are another installation's: enrol with a new join token"
 
@@ -111,13 +111,13 @@ class Broker(StreamReads):
         log.warning("broker.error", extra={"reason": f"{type(error).__name__}: {error}"})
         if isinstance(error, nats.errors.AuthorizationError) or _is_refusal(str(error)):
             self._refusal = str(error)
-            if self._connecting:  # nats-py would ask again for ever
+            if self._connecting:  # nats-py would try again for ever
                 raise self._refused()
             if self._ending is None:
                 self._ending = asyncio.create_task(self._client.close(), name="refused")
 
     async def reconnect(self) -> None:
-        """Break this connection off and make it anew, with the credentials that are there now."""
+        """Close this connection and connect again, with the credentials that are stored now."""
         self._back.clear()
         await self._client.force_reconnect()
         await self._back.wait()
@@ -127,7 +127,7 @@ class Broker(StreamReads):
         self._on_reconnect.append(callback)
 
     async def _disconnected(self) -> None:
-        """Whoever waits for an answer would wait in vain: its time is over now."""
+        """End all pending requests: their answers can no longer arrive."""
         now = asyncio.get_running_loop().time()
         for limit in self._waiting:
             if not limit.expired():
@@ -162,9 +162,9 @@ class Broker(StreamReads):
         return received(await self._request(subject, data, timeout_s, headers or None))
 
     async def respond(self, asked: Received, data: bytes) -> None:
-        """Answer a request. Only to an inbox: an asker could name any subject, and we may publish where he may not."""
+        """Answer a request, only to an inbox: the sender may name subjects to which it must not publish itself."""
         if not asked.reply.startswith(INBOX):
-            raise MalformedMessage(f"a question on {asked.subject} wants its answer on {asked.reply!r}")
+            raise MalformedMessage(f"a request on {asked.subject} wants its answer on {asked.reply!r}, no inbox")
         await self.tell(asked.reply, data)
 
     async def tell(self, subject: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Cancellation that reaches its task, whatever a library makes of it."""
+"""Cancellation that reaches its task, even if a library swallows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ async def cancellation_kept() -> AsyncIterator[None]:
     """Raises a cancellation that was swallowed inside.
 
     `asyncio.wait_for` of Python 3.11 (nats-py waits with it) returns its result when the answer and the
-    cancellation come in the same turn of the loop (cpython issue 86296): whoever cancels would wait for ever.
+    cancellation come in the same turn of the loop (cpython issue 86296): the canceller would wait for ever.
 
     Raises:
         asyncio.CancelledError: the task was cancelled meanwhile.

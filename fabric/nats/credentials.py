@@ -1,4 +1,4 @@
-"""What a process shows to the broker: its credentials, and whom it trusts. Read anew at every connection."""
+"""How a process connects to the broker: its credentials, and the CA it trusts. Read again at every connection."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Credentials:
         """From the text of a `.creds` file; raises MalformedMessage."""
         found = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("-")]
         if len(found) != 2:
-            raise MalformedMessage("these are no NATS credentials: a JWT and a seed are wanted")
+            raise MalformedMessage("these are no NATS credentials: a JWT and a seed are expected")
         nats_jwt.read(found[0])
         return cls(found[0], Key.of(found[1]))
 
@@ -50,7 +50,7 @@ class Credentials:
         return _JWT.format(self.jwt) + _SEED.format(self.key.seed)
 
     def save(self, file: Path) -> None:
-        """Write the `.creds` file, for its owner's eyes only, at once as a whole."""
+        """Write the `.creds` file atomically, readable only by its owner."""
         write_secret(file, self.text)
 
     @property
@@ -76,7 +76,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Files that let a process connect; without any it shows nothing and trusts the public CAs."""
+    """Files that let a process connect; without any it has no credentials and trusts the public CAs."""
 
     credentials: Path | None = None
     ca: Path | None = None

@@ -1,4 +1,4 @@
-"""JetStream's own words: API prefixes, answers, error codes, and messages as we hand them on. Pure."""
+"""JetStream's protocol: API prefixes, answers, error codes, and messages as we pass them on. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WRONG_LAST_SEQUENCE_CONSTANT = 10164
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """JetStream's word that a message is stored; `duplicate` if its id was already known."""
+    """JetStream's confirmation that a message is stored; `duplicate` if its id was already known."""
 
     sequence: int
     duplicate: bool
@@ -52,7 +52,7 @@ class Delivery:
     data: bytes
     ack: Callable[[], Awaitable[None]]
     sequence: int = 0
-    """In the stream: the same message delivered again has the same one, a copy of it another."""
+    """Its sequence in the stream: the same if it is delivered again, another for a copy of it."""
 
 
 class ApiError(FedtideError):
@@ -74,7 +74,7 @@ def parse_answer(data: bytes) -> dict[str, Any]:
     Raises:
         StaleWriter: an expected last sequence was not the last one.
         BrokerUnavailable: JetStream cannot do it now (no disk, no leader).
-        ApiError: it will never do it.
+        ApiError: it refuses, and would again.
     """
     answer: dict[str, Any] = json.loads(data)
     error = answer.get("error")

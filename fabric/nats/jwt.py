@@ -100,7 +100,7 @@ def read(jwt: str) -> dict[str, Any]:
     """The claims of a JWT, without any check of who signed it.
 
     Raises:
-        MalformedMessage: it is none.
+        MalformedMessage: it is no JWT.
     """
     try:
         body = jwt.split(".")[1]

@@ -1,8 +1,8 @@
 """Which subjects each role may use. Everything that is not listed is refused by the server. Pure.
 
-A service answers to any subject that a request names. So nobody who can store what he likes may also have it read
-back to him by the server: he could have it sent in somebody else's name. Nodes read streams that only the cloud
-writes, and nothing from the streams that nodes write (docs/decisions/0016-identities.md).
+A server sends an answer to whatever subject the request names. So a role that can store arbitrary data must not be
+able to make the server read it back: it could have it sent in somebody else's name. Nodes read streams that only the
+cloud writes, and nothing from the streams that nodes write (docs/decisions/0016-identities.md).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Permissions:
 
 
 def everything(inbox: str) -> Permissions:
-    """A coordinator's: the whole account of its tenant, and of no other."""
+    """A coordinator: everything in the account of its tenant, and in no other."""
     return Permissions((">",), (f"_INBOX.{inbox}.>", ">"))
 
 
@@ -61,7 +61,7 @@ def node_inbox(region: str, node: str) -> str:
 
 
 def node(subjects: Subjects, region: str, node: str) -> Permissions:
-    """One node: what it says, what it is told, and blobs by their digests."""
+    """One node: its own messages, the orders for it, and blobs by their digests."""
     root, orders = subjects.root, subjects.down_node(region, node)
     name = order_consumer(node)
     return Permissions(
@@ -128,7 +128,7 @@ def aggregator(subjects: Subjects, run: str) -> Permissions:
 
 
 def folder(subjects: Subjects, region: str) -> Permissions:
-    """A regional aggregator: it reads its region's updates, and leaves their sums."""
+    """A regional aggregator: it reads its region's updates, and stores their sums."""
     root = subjects.root
     return Permissions(
         publish=(
@@ -143,7 +143,7 @@ def folder(subjects: Subjects, region: str) -> Permissions:
 
 
 def collector(subjects: Subjects, region: str) -> Permissions:
-    """What sums the drift sketches of a region's nodes."""
+    """A drift collector: it sums the drift sketches of a region's nodes."""
     sketches = subjects.drifts(region, "*", "*")
     return Permissions(
         publish=(
@@ -157,7 +157,7 @@ def collector(subjects: Subjects, region: str) -> Permissions:
 
 
 def leaf(subjects: Subjects, region: str) -> Permissions:
-    """A region's server, as the hub sees it: it speaks for its own region only, and hears only what goes there.
+    """A region's server, as the hub sees it: it publishes for its own region only, and receives only what goes there.
 
     `$JS.S` and `$JS.M` are deliveries to sources and mirrors, `$JS.FC` their flow control, `$JSC.R` answers between
     servers.

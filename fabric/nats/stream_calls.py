@@ -1,4 +1,4 @@
-"""Streams and consumers as such: what JetStream's API answers in JSON (https://docs.nats.io, "JetStream wire API")."""
+"""Requests to JetStream's API about streams and consumers (https://docs.nats.io, "JetStream wire API")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from streams: the newest message of a subject, everything from a sequence on, or as it comes."""
+"""Reading streams: the newest message of a subject, all from a sequence on, or messages as they come."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class StreamReads(StreamCalls):
     async def last_of_each(
         self, stream: str, pattern: str, *, domain: str | None = None, timeout_s: float = 10.0
     ) -> list[Received]:
-        """Every message under `pattern` of a stream that keeps one a subject, oldest first."""
+        """Every message under `pattern` of a stream that keeps one message per subject, oldest first."""
         found: list[Received] = []
         page: list[Received] | None = None
         while page is None or page:
@@ -64,9 +64,9 @@ class StreamReads(StreamCalls):
         return found
 
     async def backlog_of(self, stream: str, name: str, pattern: str, *, timeout_s: float = 30.0) -> list[Received]:
-        """Every message under `pattern` now, oldest first, through a consumer called `name` that lives as long as this.
+        """Every message under `pattern` now, oldest first, through a temporary consumer called `name`.
 
-        What `last_of_each` does, for those whose permissions name subjects: here the pattern stands in the subject.
+        Like `last_of_each`, but the request's subject contains the pattern, so permissions can restrict it.
         """
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
@@ -105,7 +105,7 @@ class StreamReads(StreamCalls):
 
         One long poll is open at a time; the server pushes into it as messages come. What a
         predecessor took and did not acknowledge comes again at once. Before each poll `may_ask` is
-        awaited: who was frozen may have been replaced meanwhile, and must take nothing any more.
+        awaited: a process that was frozen may have been replaced, and must take no more messages.
         """
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
@@ -136,15 +136,15 @@ class StreamReads(StreamCalls):
                 await subscription.unsubscribe()
 
     async def _take_over(self, stream: str, durable: str, pattern: str) -> None:
-        """Make the consumer anew where it stood: a predecessor that is frozen, not dead, gets nothing any more."""
+        """Recreate the consumer at its position: a predecessor that is frozen, not dead, gets no more messages."""
         start = await self._floor(stream, durable)
         await self.delete_consumer(stream, durable)
         body = consumer_request(stream, durable, pattern, start)
-        # The pattern stands in the subject: permissions can name it.
+        # The subject contains the pattern, so permissions can restrict it.
         await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
 
     async def _floor(self, stream: str, durable: str) -> int | None:
-        """The first sequence that a consumer has not been told is done with; None if there is no consumer."""
+        """The first sequence that the consumer has not acknowledged; None if there is no consumer."""
         try:
             answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
         except ApiError as exc:
@@ -179,7 +179,7 @@ class StreamReads(StreamCalls):
 
 def received(message: Msg) -> Received:
     headers = dict(message.headers or {})
-    # What was read from a stream arrives on an inbox; the header says where it stands.
+    # A message that was read from a stream arrives on an inbox; a header has its own subject.
     return Received(headers.get("Nats-Subject", message.subject), message.data, headers, message.reply or "")
 
 

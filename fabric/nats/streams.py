@@ -28,7 +28,7 @@ Config = dict[str, object]
 
 
 def hub_streams(subjects: Subjects, regions: Iterable[str], replicas: int = 1) -> list[Config]:
-    """The event log, everything that goes down, and the collection of what comes up, on so many servers each."""
+    """The streams of the hub: the event log, what goes down, and what comes up; each on `replicas` servers."""
     copies = {"num_replicas": replicas} if replicas > 1 else {}
     return [{**config, **copies} for config in _hub_streams(subjects, regions)]
 
@@ -91,7 +91,7 @@ def _hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
 
 
 def leaf_streams(subjects: Subjects, region: str) -> list[Config]:
-    """The region's mirror of DOWN, which announces what it stores, its UP, its releases, and what stays in it."""
+    """The streams of a region: a mirror of DOWN that republishes what it stores, UP, CACHE for releases, and STAY."""
     return [
         {
             "name": DOWN,

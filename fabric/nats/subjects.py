@@ -26,9 +26,9 @@ A subject is `ft.v1.<tenant>.` plus one of:
     rpc.enrol.<token>                             a new node asks for credentials    plain
     rpc.renew.<region>.<node>                     a node asks for fresh ones         plain
 
-The node stands before the name, so one wildcard is one node's whole permission. Blobs and the
-tasks that need them share one stream: a mirror keeps its order, so whoever sees a task finds
-its bytes already in the region. Releases are not mirrored: the coordinator copies them to the
+The node comes before the name, so one wildcard covers one node's whole permission. Blobs and the
+tasks that need them share one stream: a mirror keeps its order, so a node that sees a task finds
+its blobs already in the region. Releases are not mirrored: the coordinator copies them to the
 regions of a roll-out, before it offers them to a node.
 """
 
@@ -49,16 +49,16 @@ CHECKPOINTS = "CHECKPOINTS"
 CONTROL = "CONTROL"
 
 COLLECTOR = "collector"
-"""Stands for the node in what a region's drift collector says."""
+"""Takes the place of the node in subjects of a region's drift collector."""
 
 FOLDER = "fold"
-"""Stands for the node in the subjects of sums."""
+"""Takes the place of the node in the subjects of partial sums."""
 
 RESERVED = (COLLECTOR, FOLDER)
-"""Stand where a node's name would: no node may be called so."""
+"""Used in place of a node's name: no node may have one of these names."""
 
 ALL_MODELS = "_"
-"""Stands for the model in a question about the samples of every model; no model may be called so."""
+"""Stands for the model in a question about the samples of every model; no model may have this name."""
 
 HUB_REGION = "hub"
 """The region name of processes beside the hub (aggregators); no node may use it."""
@@ -184,7 +184,7 @@ class Subjects:
         return f"{self.root}.ckpt.{run}.{what}"
 
     def order(self, run: str) -> str:
-        """The last word of the coordinator to a run's aggregator; stored, and heard by a plain subscription."""
+        """The newest order of the coordinator to a run's aggregator; stored, and received by a plain subscription."""
         return self.checkpoint(run, "order")
 
     def checkpoint_blob(self, run: str, digest: str) -> str:
@@ -328,7 +328,7 @@ def parse(subject: str) -> Address:  # noqa: C901  # one table of all subjects
     """What a subject says, with exactly as many tokens as its kind has. The only place that takes subjects apart.
 
     Raises:
-        MalformedMessage: it is of no kind that anybody parses, or has too few or too many tokens.
+        MalformedMessage: it is of no kind that is parsed, or has too few or too many tokens.
     """
     tokens = subject.split(".")
     if tokens[:2] != ["ft", "v1"] or not all(tokens):

@@ -46,11 +46,11 @@ async def put_blob(
 ) -> BlobRef:
     """Store a blob (once: chunks that are there are not sent again) and return its name.
 
-    A blob that is kept already stays kept; one that would expire is stored anew to be kept.
+    If the blob is stored but would expire, and `ttl_s` is None, it is stored again without expiry.
 
     Args:
         ttl_s: seconds after which the broker may drop it, or None to keep it.
-        stored: what of it is known to be there, kept up to date; without it the broker is asked, who may list subjects.
+        stored: subjects of it that are known to be stored, kept up to date; None: ask the broker (a permission).
 
     Raises:
         BrokerUnavailable: the broker went away or is full; call again to go on where it stopped.

@@ -45,7 +45,7 @@ class PrivacySpent(Strict):
 
 
 class Privacy(Strict):
-    """The ledger of a model: everything its training has told about any one node, over all its ancestors."""
+    """The privacy ledger of a model: what the training of it and its ancestors has revealed about any one node."""
 
     entries: list[PrivacySpent]
     epsilon: float = Field(ge=0)
@@ -57,7 +57,7 @@ class Lineage(Strict):
     """Where a release came from."""
 
     app: AppRef
-    run_config: ConfigValues = Field(default={}, description="What was set over the app's own config")
+    run_config: ConfigValues = Field(default={}, description="Overrides of the app's own config")
     run: str
     rounds: int = Field(ge=0)
     participants: int = Field(ge=0, description="Distinct nodes with at least one accepted update; no names")

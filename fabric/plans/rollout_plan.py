@@ -47,7 +47,7 @@ class Desired(Message):
     counter: int = Field(ge=1)
     rollout: str
     release: BlobRef | None = Field(description="The release manifest, or None: serve nothing")
-    expires_at: float | None = Field(default=None, description="Unix seconds after which it is no offer any more")
+    expires_at: float | None = Field(default=None, description="Unix seconds after which the offer expires")
     terms: Terms = Terms()
 
 
@@ -68,7 +68,7 @@ class Rate(Strict):
 
 
 class _Gate(Tagged):
-    """`enforce` false: shown, and without effect. `alpha` is the chance of a wrong pass, and of a wrong fail."""
+    """`enforce` false: shown, but without effect. `alpha` is the chance of a wrong pass, and of a wrong fail."""
 
     enforce: bool = True
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
@@ -102,7 +102,7 @@ class LatencyGate(_Gate):
 
 
 class InferenceErrorGate(_Gate):
-    """Share of requests on which the candidate fails though the input is what it takes."""
+    """Share of requests on which the candidate fails although the input is valid."""
 
     kind: Literal["errors"] = "errors"
     most: float = Field(default=0.01, gt=0, lt=1)
@@ -137,7 +137,7 @@ class Measured(Strict):
     @model_validator(mode="after")
     def _parts_of_a_whole(self) -> Measured:
         if max(self.disagreed, self.slower) > self.shadowed:
-            raise ValueError("more disagreed or were slower than were shadowed")
+            raise ValueError("`disagreed` and `slower` must not exceed `shadowed`")
         return self
 
 
@@ -148,7 +148,7 @@ OnFailure = Literal["pause", "rollback_wave", "rollback_all"]
 
 
 class WavePlan(Strict):
-    """One region's share of a roll-out, canaries first. Waves of one `group` go side by side."""
+    """One region's share of a roll-out, canaries first. Waves of one `group` run in parallel."""
 
     region: str
     canaries: list[str]

@@ -30,7 +30,7 @@ class RolloutRequest(Strict):
     gates: list[Gate] = []
     on_inconclusive: Literal["wait", "pause"] = "wait"
     gate_deadline_s: float = Field(default=86_400.0, gt=0)
-    approve: list[str] = Field(default=[], description="Regions that a person lets begin; `canary`: after canaries")
+    approve: list[str] = Field(default=[], description="Regions that need approval to begin; `canary`: after canaries")
     rate: Rate = Rate()
     catch_up_in_flight: int = Field(default=10, ge=1)
     window: Window | None = None

@@ -1,9 +1,9 @@
 """How a run chooses its nodes, when its rounds close, and when it has learned enough. Pure.
 
-Three policies of one machine: `sync` waits for its cohort; `semi_sync` closes at the deadline and
-counts what comes later in the next round; `async` closes every `buffer` updates (FedBuff, Nguyen
-et al. 2022, https://arxiv.org/abs/2106.06639). What was trained from an older model counts with
-the weight (1 + staleness) ** -staleness_exponent.
+Three modes: `sync` waits for its cohort; `semi_sync` closes at the deadline and counts late updates in
+the next round; `async` closes after every `buffer` updates (FedBuff, Nguyen et al. 2022,
+https://arxiv.org/abs/2106.06639). An update that was trained from an older model counts with the weight
+(1 + staleness) ** -staleness_exponent.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Cause = Literal["all answered", "quorum", "grace over", "deadline", "buffer full
 class Selection(Strict):
     """Which of the online nodes that match a run's labels take part in a round; default: all."""
 
-    nodes: int | None = Field(default=None, ge=1, description="Updates wanted a round; None: from every node")
-    fraction: float | None = Field(default=None, gt=0, le=1, description="Instead of `nodes`: of the eligible ones")
+    nodes: int | None = Field(default=None, ge=1, description="Updates wanted per round; None: from every node")
+    fraction: float | None = Field(default=None, gt=0, le=1, description="Instead of `nodes`: share of the eligible")
     over_provision: float = Field(default=1.0, ge=1, le=10, description="1.3 asks 130 % and takes the first 100 %")
     prefer: Literal["least_recent", "most_samples", "random"] = "least_recent"
     min_samples: int = Field(default=0, ge=0, description="Training samples a node must count")
@@ -44,7 +44,7 @@ class RoundPolicy(Strict):
     """When a round closes, and what becomes of it when too few answer."""
 
     mode: Literal["sync", "semi_sync", "async"] = "sync"
-    deadline_s: float = Field(default=3600.0, gt=0, description="A round closes then with what it has")
+    deadline_s: float = Field(default=3600.0, gt=0, description="Then a round closes with what it has")
     quorum: int | None = Field(default=None, ge=1, description="Updates that suffice; None: all, or `nodes`")
     grace_s: float = Field(default=0.0, ge=0, description="How long a round with its quorum waits for more")
     min_updates: int = Field(default=1, ge=0, description="With fewer the round is abandoned and tried again")
@@ -58,7 +58,7 @@ class RoundPolicy(Strict):
     down: str = Field(default="", description="Codec of models on their way to nodes, e.g. int8+hadamard")
     regional: bool = Field(default=False, description="Regions that have an aggregator sum their own updates")
     shards: int = Field(default=1, ge=1, le=64, description="Processes that each sum a share of a large model")
-    evaluate_every: int = Field(default=1, ge=1, description="Nodes evaluate every so many rounds, and after the last")
+    evaluate_every: int = Field(default=1, ge=1, description="Nodes evaluate every n-th round, and after the last")
     buffer: int | None = Field(default=None, ge=1, description="async: updates that close a round")
     max_staleness: int = Field(default=10, ge=0, description="Older updates are refused")
     staleness_exponent: float = Field(default=0.5, ge=0)
@@ -97,7 +97,7 @@ class RoundPolicy(Strict):
 
 
 class TimeIsUp(Message):
-    """The coordinator's word to an aggregator: this phase waits no longer."""
+    """The coordinator tells an aggregator that a phase waits no longer."""
 
     round: int
     trial: int

@@ -1,4 +1,4 @@
-"""What a run is: as it is asked for, and as it is decided. Pure data.
+"""The data of a run: as it is requested, and as it is decided. Pure data.
 
 One set of options, two forms. A `RunRequest` may leave out what the model's latest release decides; `resolved` makes
 the `RunSpec` that the log keeps.

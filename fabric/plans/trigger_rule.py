@@ -61,7 +61,7 @@ class Schedule(Strict):
 
 
 class TriggerRule(Strict):
-    """One rule. It fires at most once for one event, whatever is delivered again."""
+    """One rule. It fires at most once for one event, even if that is delivered again."""
 
     name: str
     on: str = Field(default="", description="Event type; a trailing * matches any end")
@@ -69,10 +69,10 @@ class TriggerRule(Strict):
     where: str = Field(default="", description="Expression over the event's fields; empty: always")
     do: Action
     cooldown_s: float = Field(default=0.0, ge=0, description="Seconds after a firing in which nothing fires")
-    policy: Literal["skip", "queue", "replace"] = Field(default="skip", description="While what it started goes on")
+    policy: Literal["skip", "queue", "replace"] = Field(default="skip", description="If what it started is active")
     max_queue: int = Field(default=16, ge=1, description="With `queue`: more are skipped")
     budget: int | None = Field(default=None, ge=0, description="Firings in all; None: no limit")
-    budget_rounds: int | None = Field(default=None, ge=0, description="Rounds in all, of runs that say how many")
+    budget_rounds: int | None = Field(default=None, ge=0, description="Rounds in all; needs a run with `rounds`")
     dedupe: str = Field(default="", description="A field: equal values fire once; empty: each event for itself")
 
     @model_validator(mode="after")

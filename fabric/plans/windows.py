@@ -1,4 +1,4 @@
-"""Maintenance windows: times of the week, in somebody's time zone. Pure."""
+"""Maintenance windows: times of the week, in a given time zone. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Window(Strict):
 
     start: time
     end: time
-    days: list[Day] = Field(default=list(DAYS), min_length=1, description="On which it starts")
+    days: list[Day] = Field(default=list(DAYS), min_length=1, description="Days on which it starts")
     timezone: str | None = Field(default=None, description="None: that of the node")
 
     @field_validator("timezone")
@@ -39,12 +39,12 @@ def zone(name: str) -> ZoneInfo:
 
 
 def is_open(window: Window, at: datetime, local: str = "UTC") -> bool:
-    """Whether `at` lies in the window of somebody whose time zone is `local`."""
+    """Whether `at` lies in the window, for a node whose time zone is `local`."""
     return any(start <= at < end for start, end in _around(window, at, local))
 
 
 def opening(window: Window, at: datetime, local: str = "UTC") -> datetime:
-    """When the window opened that is open at `at`, or else when it opens next."""
+    """When the window opened, if it is open at `at`; otherwise when it opens next."""
     around = _around(window, at, local)
     return next((start for start, end in around if start <= at < end), None) or opens_at(window, at, local)
 

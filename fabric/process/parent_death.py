@@ -1,4 +1,4 @@
-"""Children that do not outlive their parent: the kernel sees to it, however the parent dies (Linux)."""
+"""Child processes that do not outlive their parent: the kernel ensures it, however the parent dies (Linux)."""
 
 from __future__ import annotations
 

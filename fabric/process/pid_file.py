@@ -1,4 +1,4 @@
-"""PID files: a process is found again, and not mistaken for another that has its number."""
+"""PID files: find a process again, and never mistake another process with the same pid for it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _read(note: Path) -> tuple[int, int, float | None] | None:
 
 
 def _born(pid: int) -> float | None:
-    """When a process started, in seconds since boot: a clock that is set changes it not. None: gone, or a zombie."""
+    """When a process started, in seconds since boot: setting the clock does not change it. None: gone, or a zombie."""
     try:
         process = psutil.Process(pid)
         return (

@@ -1,4 +1,4 @@
-"""Waiting for what may work later: the one way, with growing pauses, jitter and a cap (stamina)."""
+"""Retries: one way for everything, with growing pauses, jitter and a cap (stamina)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def until_done(
     give_up_after_s: float | None = None,
     **fields: object,
 ) -> T:
-    """What `work` gives, once it does; whatever else it raises is raised.
+    """Call `work` until it succeeds, and return its result; errors other than `on` are raised.
 
     Args:
         event: the log line of each wait, with `fields` and the reason.

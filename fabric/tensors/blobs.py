@@ -61,7 +61,7 @@ def decode_manifest(ref: BlobRef, data: bytes) -> BlobManifest:
 
     Raises:
         DigestMismatch: `data` is another manifest.
-        MalformedMessage: it is the right one, and makes no sense.
+        MalformedMessage: it is the right one, but not valid.
     """
     if hashlib.sha256(data).hexdigest() != ref.digest:
         raise DigestMismatch(f"manifest of blob {ref.digest[:12]} does not match its digest")

@@ -10,8 +10,8 @@ int8      one byte: stochastic rounding on a scale per block of 1,024 (QSGD, Ali
 int4      half a byte, likewise
 +hadamard  before int8 or int4: blocks are rotated by a randomised Hadamard transform, which spreads outliers
           (Suresh et al. 2017, https://arxiv.org/abs/1611.00429)
-topk:F    the share F of elements with the largest magnitude, as bf16; what is left out is the sender's to keep
-          and add to its next update (error feedback: Stich et al. 2018, https://arxiv.org/abs/1809.07599)
+topk:F    the share F of elements with the largest magnitude, as bf16; the sender keeps what is left out
+          and adds it to its next update (error feedback: Stich et al. 2018, https://arxiv.org/abs/1809.07599)
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Codec:
         except ValueError:
             fraction = -1.0
         if (kind == "topk") != (0 < fraction <= 1) or (share and kind != "topk"):
-            raise ConfigError(f"codec {text!r}", "takes a share, and only topk does", how)
+            raise ConfigError(f"codec {text!r}", "only topk takes a share, and it needs one", how)
         return cls(kind, bool(plus), fraction)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     """A tensor as it will be when it is decoded.
 
     Raises:
-        MalformedMessage: it says that it is coded, and not how.
+        MalformedMessage: its name says that it is coded, but not how.
     """
     if not tensor.name.startswith(_MARK):
         return tensor.spec
@@ -104,7 +104,7 @@ def spec_of(tensor: Tensor) -> TensorSpec:
 
 
 def decode(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
-    """The inverse of `encode` for one tensor, but for its loss; in the dtype that it had.
+    """The inverse of `encode` for one tensor, apart from the loss; in its original dtype.
 
     Raises:
         MalformedMessage: the data is not what its name says, or there is no such base.
@@ -113,7 +113,7 @@ def decode(tensor: Tensor, base: Mapping[str, Tensor]) -> Tensor:
         return tensor
     spec = spec_of(tensor)
     try:
-        # Before anything is made of that size: the name is only a claim.
+        # Checked before memory of that size is allocated: the name is only a claim.
         if base[spec.name].shape != spec.shape:
             raise ValueError("its base has another shape")
         text, seed = tensor.name[1:].split("|", 2)[:2]
@@ -134,7 +134,7 @@ def _worth_it(tensor: Tensor, base: Mapping[str, Tensor]) -> bool:
 def _encode(tensor: Tensor, base: Tensor, codec: Codec, seed: tuple[int, int]) -> Tensor:
     difference = np.asarray(tensor.numpy() - base.numpy(), np.float32).reshape(-1)
     if not np.isfinite(difference).all():
-        return tensor  # whoever receives it refuses it, and says so
+        return tensor  # sent uncoded: the receiver refuses it with a reason
     writers: dict[str, Callable[[Floats, Codec, tuple[int, int]], bytes]] = {"bf16": _bf16, "topk": _topk}
     data = writers.get(codec.kind, _quantise)(difference, codec, seed)
     shape = "x".join(map(str, tensor.shape))

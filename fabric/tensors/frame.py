@@ -124,7 +124,7 @@ def encode(tensors: Iterable[Tensor]) -> list[Buffer]:
     offset = 0
     for tensor in tensors:
         if tensor.name in header or tensor.name == "__metadata__":
-            raise MalformedMessage(f"tensor name {tensor.name!r} stands twice in one frame, or is reserved")
+            raise MalformedMessage(f"tensor name {tensor.name!r} occurs twice in one frame, or is reserved")
         end = offset + len(tensor.data)
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         if len(tensor.data):
@@ -159,7 +159,7 @@ def header_end(begin: Buffer, frame_bytes: int) -> int:
     """Where a frame's data starts, from its first 8 bytes.
 
     Raises:
-        MalformedMessage: that cannot be, in a frame of `frame_bytes`.
+        MalformedMessage: the header does not fit into a frame of `frame_bytes`.
     """
     if len(begin) < 8:
         raise MalformedMessage("tensor frame: shorter than its own header")

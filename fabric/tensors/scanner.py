@@ -1,6 +1,6 @@
 """A tensor frame read piece by piece, as its bytes arrive: it is never whole in memory.
 
-Feed the frame in any cuts; each piece that comes out is a run of whole elements of one tensor.
+Feed the frame in parts of any size; each piece that comes out is a run of whole elements of one tensor.
 Pieces are views into what was fed, except for an element that a cut went through.
 """
 
@@ -52,7 +52,7 @@ class FrameScanner:
         return len(self._head)
 
     def skip(self, size: int) -> None:
-        """Go on `size` bytes further. An element that is only partly skipped comes in no piece.
+        """Skip `size` bytes. An element that is only partly skipped is in no piece.
 
         Raises:
             MalformedMessage: the frame is not that long.
@@ -113,7 +113,7 @@ class FrameScanner:
                 self._advance(whole // spec.item_bytes, specs)
 
     def _drop_rest(self, view: memoryview, spec: TensorSpec, specs: list[TensorSpec]) -> memoryview:
-        """Behind the element that was partly skipped."""
+        """Drop the rest of an element that was partly skipped."""
         dropped = min(len(view), spec.item_bytes - self._into)
         self._into += dropped
         if self._into == spec.item_bytes:

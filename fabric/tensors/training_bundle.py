@@ -36,7 +36,7 @@ class WrongDigest(MalformedMessage):
 
 
 class BundleTensor(Strict):
-    """A tensor of a graph. `per_sample`: how often the batch size is contained in the first axis; 0: it is fixed."""
+    """A tensor of a graph. `per_sample`: size of the first axis per sample of the batch; 0: the axis is fixed."""
 
     name: str
     dtype: str = Field(description="safetensors' name")
@@ -64,7 +64,7 @@ class BundleManifest(Strict):
     parameters: list[BundleTensor] = Field(description="Trained")
     frozen: list[BundleTensor] = []
     buffers: list[BundleTensor] = []
-    slots: list[str] = Field(default=[], description="The optimiser's, one tensor a parameter each; they start as 0")
+    slots: list[str] = Field(default=[], description="Optimiser state: each has one tensor per parameter, from 0")
     inputs: list[BundleTensor]
     target: BundleTensor
     noise: list[BundleTensor] = []
@@ -78,7 +78,7 @@ class BundleManifest(Strict):
     proximal: bool = False
     controls: bool = False
     settings: Settings = Settings()
-    fixed: ConfigValues = Field(default={}, description="What of the run config is in the graphs")
+    fixed: ConfigValues = Field(default={}, description="Run config values that are fixed in the graphs")
     data: str = Field(default="", description="module:function of the node's data source; empty: captured samples")
     preprocessing: list[Preprocessing] = Field(default=[], description="Of the source's columns")
     torch_difference: float = Field(description="Largest relative difference to torch when it was made")

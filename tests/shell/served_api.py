@@ -1,0 +1,95 @@
+"""The whole API over a real socket, on a broker in memory, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from fedtide.coordinator.adapters.node_questions import NodeQuestions
+from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.starting import Starter
+from fedtide.coordinator.api import metrics
+from fedtide.coordinator.api.events import EventApi
+from fedtide.coordinator.api.fleet import FleetApi
+from fedtide.coordinator.api.http import application
+from fedtide.coordinator.api.identity import IdentityApi
+from fedtide.coordinator.api.models import ModelApi
+from fedtide.coordinator.api.rollouts import RolloutApi
+from fedtide.coordinator.api.runs import RunApi
+from fedtide.coordinator.api.triggers import TriggerApi
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.fabric.events.envelope import CoordinatorElected, EventData
+from fedtide.fabric.nats.streams import hub_streams
+from fedtide.fabric.nats.subjects import Subjects
+from tests.shell.fake_broker import FakeNats
+
+SUBJECTS = Subjects()
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the API answers, and the routes that it has: method and path with `{names}`."""
+
+    host: str
+    port: int
+    routes: list[tuple[str, str]]
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+@contextmanager
+def served_api(*story: EventData) -> Iterator[Served]:
+    """A coordinator's API after these events; commands are not carried out."""
+    ready: list[Served] = []
+    started, ending = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(story, ready, started, ending)), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    yield ready[0]
+    ending.set()
+    thread.join(30)
+
+
+async def _serve(
+    story: tuple[EventData, ...], ready: list[Served], started: threading.Event, ending: threading.Event
+) -> None:
+    broker = FakeNats().connect()
+    for config in hub_streams(SUBJECTS, ()):
+        await broker.ensure_stream(config)
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS), lambda _: None)
+    await engine.take_over(CoordinatorElected(name="one"))
+    running = asyncio.create_task(engine.run())
+    for data in story:
+        await engine.submit(data)
+    async with asyncio.TaskGroup() as group:
+        presence, starter = Presence(broker, SUBJECTS, engine, group), Starter(engine)
+        routes = [
+            ModelApi(broker, SUBJECTS, engine).routes(),
+            FleetApi(engine, presence, NodeQuestions(broker, SUBJECTS)).routes(),
+            RunApi(engine, presence, starter).routes(),
+            RolloutApi(broker, SUBJECTS, engine, starter).routes(),
+            TriggerApi(engine).routes(),
+            EventApi(engine, lambda: EventLog(broker, SUBJECTS)).routes(),
+            IdentityApi(engine, None).routes(),
+            metrics.routes(engine),
+        ]
+        runner = web.AppRunner(application(routes), access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        ready.append(Served(host, port, [(r.method, r.path) for each in routes for r in each]))
+        started.set()
+        await asyncio.to_thread(ending.wait)
+        await runner.cleanup()
+    running.cancel()
+    await broker.close()
