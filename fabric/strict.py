@@ -26,6 +26,10 @@ class Strict(BaseModel):
     )
 
 
+class Asked(Strict, allow_inf_nan=False):
+    """What a person asks for: every number is finite."""
+
+
 class Tagged(Strict):
     """One of a union, told apart by its tag. The tag is written even where defaults are left out."""
 

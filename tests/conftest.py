@@ -16,6 +16,9 @@ from fedtide.coordinator.adapters.topology import Topology as Streams
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
 
+# Without a current loop pytest-asyncio would make one at its first test, and nobody would close it.
+asyncio.set_event_loop(None)
+
 APPS = Path(__file__).parent / "apps"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from fedtide.console.cli import system_commands
 from fedtide.console.cli.app_commands import apps_app
@@ -26,7 +27,8 @@ from fedtide.console.cli.trigger_commands import triggers_app
 from fedtide.console.cli.why_command import why
 from fedtide.console.home import Home
 from fedtide.console.output import say
-from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.validation import first_problem
 
 INTERNAL = 70
 CANNOT_WRITE = 74
@@ -90,6 +92,9 @@ def main() -> int:
     except FedtideError as exc:
         _complain(str(exc))
         return exc.exit_code
+    except ValidationError as exc:
+        _complain(first_problem(exc))
+        return ConfigError.exit_code
     except BrokenPipeError:
         _discard_output()
         return 1

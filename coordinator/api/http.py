@@ -154,7 +154,7 @@ async def _errors_as_problems(request: web.Request, handler: Any) -> web.StreamR
         return problem(_status_of(exc), exc.what, exc.remedy, exc.exit_code)
     except web.HTTPException as exc:
         return problem(exc.status, exc.text or exc.reason)
-    except (http_exceptions.HttpProcessingError, UnicodeError) as exc:
+    except (http_exceptions.HttpProcessingError, web.RequestPayloadError, UnicodeError) as exc:
         return problem(400, f"the request cannot be read: {exc}")
     except Exception as exc:  # a request must get an answer, and one request must not end the process
         log.exception("api.failed", extra={"path": request.path})

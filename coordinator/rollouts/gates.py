@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from fedtide.coordinator.conditions import holds, names
-from fedtide.coordinator.rollouts import sequential_test as betting_test
+from fedtide.coordinator.rollouts import sequential_test
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.views import GateOutcome
 from fedtide.fabric.plans.rollout_plan import (
@@ -117,18 +117,18 @@ def _slices(
 
 def _paired(gate: PairedGate, where: str, part: Measured, tolerance: float, alpha: float) -> Judgement:
     counts = {1.0: part.wins, -1.0: part.losses, 0.0: part.ties}
-    verdict = betting_test.judge(counts, -max(tolerance, 1e-6), -1.0, 1.0, alpha)
+    verdict = sequential_test.judge(counts, -max(tolerance, 1e-6), -1.0, 1.0, alpha)
     text = f"accuracy {verdict.mean:+.4f} against the incumbent, allowed -{tolerance:g}, n {verdict.n}"
     return _judgement(gate, where, verdict.above, verdict.below, text, verdict)
 
 
 def _share(gate: Gate, where: str, count: int, n: int, most: float, alpha: float) -> Judgement:
-    verdict = betting_test.judge({1.0: count, 0.0: n - count}, most, 0.0, 1.0, alpha)
+    verdict = sequential_test.judge({1.0: count, 0.0: n - count}, most, 0.0, 1.0, alpha)
     text = f"share {verdict.mean:.4f}, allowed {most:g}, n {verdict.n}"
     return _judgement(gate, where, verdict.below, verdict.above, text, verdict)
 
 
-def _judgement(gate: Gate, where: str, good: bool, bad: bool, text: str, verdict: betting_test.Verdict) -> Judgement:
+def _judgement(gate: Gate, where: str, good: bool, bad: bool, text: str, verdict: sequential_test.Verdict) -> Judgement:
     outcome: Outcome = "pass" if good else "fail" if bad else "inconclusive"
     missing = f"; needs about {verdict.more} more" if outcome == "inconclusive" else ""
     reason = f"{gate.kind}{f' {where}' if where else ''}: {text}{missing}"

@@ -42,10 +42,10 @@ def battery(root: Path = _POWER) -> Battery | None:
 def cpu_seconds(group: int) -> float:
     """CPU time that the processes of a process group have used so far."""
     used = 0.0
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         try:
-            if os.getpgid(process.pid) == group:
-                times = process.cpu_times()
+            if os.getpgid(pid) == group:
+                times = psutil.Process(pid).cpu_times()
                 used += times.user + times.system
         except (psutil.Error, ProcessLookupError):
             continue

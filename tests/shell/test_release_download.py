@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from fedtide.fabric.nats.subjects import CACHE, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import put_blob
 from fedtide.fabric.plans.release import ReleaseManifest, decode_release
 from fedtide.fabric.tensors.blobs import BlobRef, chunked
-from tests.conftest import NatsServer
 from tests.integration.releases import smoke
 from tests.served import manifest, ref_of
+from tests.shell.fake_broker import FakeNats
 
 SUBJECTS = Subjects()
 
@@ -61,15 +62,19 @@ def test_what_is_no_onnx_file_is_one_piece() -> None:
 
 
 class Region:
-    """A nats-server with the streams of hub and region, and releases put into it."""
+    """A broker with the streams of hub and region, and releases put into it."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
 
     async def release(self, content: bytes, version: int, *, into: str = CACHE, **changes: Any) -> BlobRef:
         sample = b"".join(smoke(1.0))
-        told = manifest(version, content, sample, parts=[ref_of(bytes(p)) for p in cut(content)])
-        raw = told.model_copy(update=changes).model_dump_json().encode() if changes else told.model_dump_json().encode()
+        wanted = manifest(version, content, sample, parts=[ref_of(bytes(p)) for p in cut(content)])
+        raw = (
+            wanted.model_copy(update=changes).model_dump_json().encode()
+            if changes
+            else wanted.model_dump_json().encode()
+        )
         prefix = (lambda d: SUBJECTS.cache_blob("eu", d)) if into == CACHE else SUBJECTS.release_blob
         for part in [*cut(content), sample, raw]:
             await put_blob(self.broker, prefix, into, [part], ttl_s=None)
@@ -80,8 +85,8 @@ class Region:
 
 
 @pytest.fixture
-async def region(hub: NatsServer) -> Any:
-    broker = await Broker.connect(hub.url, "test")
+async def region() -> AsyncIterator[Region]:
+    broker = FakeNats().connect()
     for config in (*hub_streams(SUBJECTS, ()), *leaf_streams(SUBJECTS, "eu")):
         if config["name"] in (RELEASES, CACHE):
             await broker.ensure_stream(config)
@@ -165,10 +170,10 @@ async def test_a_release_of_another_model_is_refused(region: Region, tmp_path: P
     ],
 )
 def test_a_manifest_that_points_outside_or_says_more_than_it_may_is_refused(changes: dict[str, Any]) -> None:
-    told = manifest(1, b"onnx", b"smoke").model_dump(mode="json")
-    assert decode_release(ReleaseManifest.model_validate(told).model_dump_json().encode())
+    wanted = manifest(1, b"onnx", b"smoke").model_dump(mode="json")
+    assert decode_release(ReleaseManifest.model_validate(wanted).model_dump_json().encode())
     with pytest.raises(MalformedMessage, match="release manifest"):
-        decode_release(json.dumps({**told, **changes}).encode())
+        decode_release(json.dumps({**wanted, **changes}).encode())
 
 
 def test_what_is_active_or_last_known_good_is_never_swept(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,7 @@ import pytest
 
 from fedtide.edge_agent.config import TrainingLimits
 from fedtide.edge_agent.serving.serving import Served
-from fedtide.edge_agent.tasks import sensors
 from fedtide.edge_agent.tasks.governor import Governor, Latency, LimitExceeded
-from fedtide.fabric.plans.windows import Window, is_open, opens_at
 from tests.integration.installation import until
 from tests.served import model
 
@@ -47,15 +43,15 @@ def _governor(said: list[str], latency: Latency | None = None, **limits: Any) ->
     return Governor(TrainingLimits(**limits), "UTC", latency or Latency(), said.append)
 
 
-async def test_a_training_process_gets_its_share_of_the_cpu_and_no_more(busy: asyncio.subprocess.Process) -> None:
-    share = 0.1
-    watching = asyncio.create_task(_governor([], cpu_share=share).watch(busy.pid))
-    began, used = time.monotonic(), sensors.cpu_seconds(busy.pid)
-    await asyncio.sleep(3)  # what is measured is time itself
-    spent = (sensors.cpu_seconds(busy.pid) - used) / (time.monotonic() - began) / (os.cpu_count() or 1)
+async def test_a_training_process_with_a_share_of_the_cpu_is_stopped_and_goes_on_in_turn(
+    busy: asyncio.subprocess.Process,
+) -> None:
+    watching = asyncio.create_task(_governor([], cpu_share=0.1).watch(busy.pid))
+    for _ in range(2):
+        await _until(lambda: _state(busy.pid) == "T", "it is stopped")
+        await _until(lambda: _state(busy.pid) != "T", "it goes on")
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-    assert 0 < spent < 2 * share
     await _until(lambda: _state(busy.pid) != "T", "afterwards it runs")
 
 
@@ -113,46 +109,3 @@ def test_the_kernel_refuses_memory_beyond_the_cap() -> None:
         check=False,
     )
     assert "MemoryError" in done.stderr
-
-
-def test_temperature_and_battery_are_read_where_linux_has_them(tmp_path: Path) -> None:
-    def write(path: str, text: str) -> None:
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n")
-
-    assert sensors.hottest_celsius(tmp_path) is None
-    assert sensors.battery(tmp_path) is None
-    write("thermal_zone0/temp", "41000")
-    write("thermal_zone1/temp", "55500")
-    write("BAT0/type", "Battery")
-    write("BAT0/capacity", "37")
-    write("BAT0/status", "Discharging")
-    write("AC/type", "Mains")
-    assert sensors.hottest_celsius(tmp_path) == 55.5
-    assert sensors.battery(tmp_path) == sensors.Battery(0.37, False)
-    write("BAT0/status", "Charging")
-    assert sensors.battery(tmp_path) == sensors.Battery(0.37, True)
-
-
-# Windows
-
-
-def _at(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
-def test_a_window_over_midnight_belongs_to_the_day_on_which_it_starts() -> None:
-    window = Window(start="22:00", end="04:00", days=["fri"])
-    assert is_open(window, _at("2026-11-27 23:00"))  # a Friday
-    assert is_open(window, _at("2026-11-28 03:59"))
-    assert not is_open(window, _at("2026-11-28 04:00"))
-    assert not is_open(window, _at("2026-11-27 03:00"))
-    assert opens_at(window, _at("2026-11-28 05:00")) == _at("2026-12-04 22:00")
-
-
-def test_a_window_follows_the_clock_of_its_zone_also_when_that_is_changed() -> None:
-    window = Window(start="02:30", end="05:00", timezone="Europe/Berlin")
-    assert opens_at(window, _at("2026-07-01 12:00")) == _at("2026-07-02 00:30")
-    assert opens_at(window, _at("2026-12-01 12:00")) == _at("2026-12-02 01:30")
-    assert is_open(Window(start="09:00", end="17:00"), _at("2026-01-05 00:30"), "Asia/Tokyo")
