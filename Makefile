@@ -12,7 +12,7 @@ DEPENDENCIES := $(shell cat pyproject.toml examples/data-requirements.txt | sha2
 READY := $(VENV)/.dependencies-$(DEPENDENCIES)
 LINKED := $(VENV)/.linked-$(shell pwd | sha256sum | cut -c1-16)
 
-.PHONY: setup demo test test-slow faults lint bench clean
+.PHONY: setup demo test test-slow faults lint docs bench clean
 
 setup: $(READY) $(LINKED)
 
@@ -46,6 +46,10 @@ test: lint
 
 test-slow: setup
 	python -m pytest -m slow
+
+# What the pages say about types is written from the types.
+docs: setup
+	python docs/generate.py
 
 SEED ?= 1
 POINTS ?= 10

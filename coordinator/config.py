@@ -15,26 +15,30 @@ class Tier(Strict):
 
     up_to_bytes: int | None = Field(default=None, ge=1, description="Of the model's arrays; none: any size")
     resources: dict[str, str] = Field(description="For example {cpu: '4', memory: 8Gi, nvidia.com/gpu: '1'}")
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default={}, description="Labels of cluster nodes for this tier")
 
 
 class Kubernetes(Strict):
     """How aggregators run in a cluster. Jobs are made in the coordinator's own namespace unless another is named."""
 
-    namespace: str
-    image: str
+    namespace: str = Field(description="Where Jobs are created")
+    image: str = Field(description="The aggregator's image")
     release: str = Field(description="Name of the installation; its Secrets and Jobs begin with it")
-    image_pull_secrets: list[str] = []
-    service_account: str = ""
-    tiers: list[Tier] = Field(default=[Tier(resources={"cpu": "2", "memory": "4Gi"})], min_length=1)
-    tolerations: list[dict[str, Any]] = []
+    image_pull_secrets: list[str] = Field(default=[], description="Names of Secrets")
+    service_account: str = Field(default="", description="Of the Jobs; empty: the namespace's default")
+    tiers: list[Tier] = Field(
+        default=[Tier(resources={"cpu": "2", "memory": "4Gi"})],
+        min_length=1,
+        description="The first tier that a model fits into is used",
+    )
+    tolerations: list[dict[str, Any]] = Field(default=[], description="Of the Jobs' pods")
     node_affinity: dict[str, Any] = Field(default={}, description="For example to prefer spot nodes")
-    priority_class: str = ""
+    priority_class: str = Field(default="", description="Of the Jobs' pods")
     queue: str = Field(default="", description="Kueue's LocalQueue; Jobs wait, suspended, until it admits them")
     ttl_s: int = Field(default=3600, ge=60, description="Ended Jobs are kept for this many seconds")
     grace_s: int = Field(default=120, ge=10, description="From SIGTERM to SIGKILL: a checkpoint must be written")
     pending_s: float = Field(default=900.0, gt=0, description="A Job whose pod does not start is given up after this")
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default={}, description="Added to every Job and pod")
     ca_secret: str = Field(default="", description="Secret with the hub's `ca.crt`; default: RELEASE-servers")
 
 
@@ -42,21 +46,21 @@ class CoordinatorConfig(Strict):
     """Everything one coordinator process needs."""
 
     name: str = Field(default="coordinator", description="Which of several coordinators; no two processes share one")
-    nats_url: str
+    nats_url: str = Field(description="The hub")
     identity_dir: Path | None = Field(
         default=None, description="What `fedtide identity init` made; without it anybody may connect to the broker"
     )
     ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
     regions: list[str] = Field(description="Regions whose leaf servers take part")
-    tenant: str = "default"
+    tenant: str = Field(default="default", description="As for agents")
     stream_replicas: Literal[1, 3] = Field(default=1, description="Servers of the hub that hold each stream")
     data_dir: Path = Field(default=Path("fedtide-coordinator"), description="Logs and work files of local aggregators")
     kubernetes: Kubernetes | None = Field(default=None, description="Aggregators are Jobs; without it local processes")
     warm_aggregator: bool = Field(default=True, description="Keep a process ready for the next run, about 150 MB")
-    http_host: str = "127.0.0.1"
+    http_host: str = Field(default="127.0.0.1", description="Address of the API")
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")
     http_cert: Path | None = Field(default=None, description="Certificate of the API; with it and its key it is https")
-    http_key: Path | None = None
+    http_key: Path | None = Field(default=None, description="The private key of `http_cert`")
     http_token_file: Path | None = Field(default=None, description="Bearer token that callers of the API must show")
     advertise_url: str = Field(default="", description="Where other coordinators reach this one's API")
     standby: Literal["redirect", "proxy"] = Field(

@@ -67,10 +67,10 @@ class TrainingLimits(Strict):
 class AgentConfig(Strict):
     """Configuration of one agent. Every field but the first three has a default."""
 
-    node: str
-    region: str
-    nats_url: str
-    tenant: str = "default"
+    node: str = Field(description="The node's name, unique in its tenant: 1 to 63 letters, digits, `-`, `_`")
+    region: str = Field(description="Its region; `hub` is reserved")
+    nats_url: str = Field(description="The leaf server of the region")
+    tenant: str = Field(default="default", description="Installations that share a broker have different tenants")
     ca_file: Path | None = Field(default=None, description="CA of the broker's certificate; needed for tls://")
     credentials: Path | None = Field(
         default=None, description="This node's `.creds` file; written at enrolment. Default: identity.creds in data_dir"
@@ -78,12 +78,14 @@ class AgentConfig(Strict):
     join_token: str = Field(default="", description="Token for the first enrolment", repr=False)
     join_token_file: Path | None = Field(default=None, description="File that holds the join token")
     data_dir: Path = Field(default=Path("fedtide-node"), description="Model store, outbox and run state")
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default={}, description="Selected by `--nodes key=value` and by roll-outs")
     node_config: ConfigValues = Field(default={}, description="Flower's node config, e.g. partition-id")
     samples: int | None = Field(default=None, ge=0, description="Training samples on this node")
-    http_host: str = "127.0.0.1"
+    http_host: str = Field(default="127.0.0.1", description="Address of the inference server")
     http_port: int = Field(default=0, ge=0, le=65535, description="Inference server; 0: any free port")
-    heartbeat_s: float = Field(default=5.0, gt=0)
+    heartbeat_s: float = Field(
+        default=5.0, gt=0, description="Seconds between heartbeats; a node that misses three is offline"
+    )
     train_nice: int = Field(default=10, ge=0, le=19, description="Nice level of the trainer process")
     train_threads: int | None = Field(default=None, ge=1, description="Threads of the trainer's numeric libraries")
     train_runtime: Literal["auto", "flower", "onnx"] = Field(
@@ -100,7 +102,9 @@ class AgentConfig(Strict):
     batch_wait_ms: float = Field(default=0.0, ge=0, description="How long a request may wait for others to join it")
     queue_size: int = Field(default=256, ge=1, description="Most waiting requests of a model; more get a 429")
     providers: list[str] = Field(default=[], description="Execution providers; empty: CUDA, OpenVINO, CPU if installed")
-    graph_optimization: Literal["off", "basic", "extended", "all"] = "all"
+    graph_optimization: Literal["off", "basic", "extended", "all"] = Field(
+        default="all", description="ONNX Runtime's level of graph optimisation"
+    )
     session_options: dict[str, str] = Field(default={}, description="ONNX Runtime's session configuration entries")
     timezone: str = Field(default="", description="Time zone of windows; empty: that of the machine")
     capture: Capture = Capture()

@@ -47,10 +47,10 @@ class FoldWorkerConfig(Strict):
 
     name: str = Field(description="Answers on the subject `fold.NAME`: its region, or a name given by an aggregator")
     region: str = Field(description="Region whose leaf server it connects to; `hub`: the hub")
-    nats_url: str
-    tenant: str = "default"
-    credentials: Path | None = None
-    ca_file: Path | None = None
+    nats_url: str = Field(description="The server that it connects to")
+    tenant: str = Field(default="default", description="As for agents")
+    credentials: Path | None = Field(default=None, description="Its `.creds` file")
+    ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
 
     @property
     def access(self) -> Access:

@@ -1,11 +1,8 @@
 """A round as the coordinator sees it: who was asked, who answered, who does not count and why.
 
-    (none) --RoundOpened--> Open --first answer--> Collecting --RoundCollected--> Aggregating --RoundClosed--> Closed
-                                                       \\--RoundAbandoned--> Abandoned --next RoundOpened--> Open
-
-After its training phase a round may open again for evaluation. The coordinator keeps the deadlines:
-its alarms survive the crash of any process, and it tells the aggregator when one has rung. A node's
-answer to one phase of one trial of a round counts once, even if it is delivered again. Pure.
+`TRANSITIONS` defines which state may follow which. After its training phase a round may open again for evaluation. The
+coordinator keeps the deadlines: its alarms survive the crash of any process, and it tells the aggregator when one has
+rung. A node's answer to one phase of one trial of a round counts once, even if it is delivered again. Pure.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from fedtide.coordinator.commands import Commands, SetAlarm, TellTimeIsUp
+from fedtide.coordinator.transitions import Transition
 from fedtide.fabric.events.runs import (
     RoundAbandoned,
     RoundClosed,
@@ -108,6 +106,30 @@ class Abandoned:
 
 
 Round = Open | Collecting | Aggregating | Closed | Abandoned
+
+TRANSITIONS: tuple[Transition, ...] = (
+    Transition(None, "tasks are out", Open),
+    Transition(Open, "first answer", Collecting),
+    Transition(Open, "nobody has to answer", Aggregating),
+    Transition(Collecting, "enough answers, or the time is up", Aggregating),
+    Transition(Collecting, "the next phase, or another trial", Open),
+    Transition(Aggregating, "the next phase, or another trial", Open),
+    Transition(Aggregating, "the model is updated", Closed),
+    Transition(Open, "too few answers, or the run ended", Abandoned),
+    Transition(Collecting, "too few answers, or the run ended", Abandoned),
+    Transition(Aggregating, "it failed, or the run ended", Abandoned),
+    Transition(Abandoned, "another trial", Open),
+    # An aggregator reports in its own order; what was said before may have been lost with a process.
+    Transition(None, "an answer came before the report of its task", Collecting),
+    Transition(None, "the report of its tasks was lost", Aggregating),
+    Transition(None, "the report of its tasks was lost", Closed),
+    Transition(None, "the report of its tasks was lost", Abandoned),
+    Transition(Open, "the report of its answers was lost", Closed),
+    Transition(Collecting, "the report of its collection was lost", Closed),
+    Transition(Abandoned, "the last report of a resumed round", Closed),
+    Transition(Closed, "another trial", Open),
+)
+"""Every change of state. A state may also follow itself."""
 
 
 def step(state: Round | None, event: RoundEvent, at: datetime) -> Round:

@@ -1,11 +1,6 @@
 """A run: one federated job from request to end.
 
-    (none) --RunRequested--> Running(attempt 1) --RunCompleted--> Ended(completed)
-                               |  |  ^     \\--RunFailed--> Ended(failed)
-                               |  |  |--AggregatorExited: attempt + 1 resumes the rounds
-                               |  |--RunPauseRequested--> Paused --RunResumeRequested--> Running(attempt + 1)
-                               \\--RunCancelRequested--> Ended(cancelled)
-
+`TRANSITIONS` defines which state may follow which, and `ACTIONS` what a person may do in each state.
 A run fails when its aggregator dies MAX_CRASHES times without any progress in between. A paused
 run has no aggregator; what its nodes still send waits in the stream for the next attempt.
 
@@ -21,6 +16,7 @@ from typing import Literal
 
 from fedtide.coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator, SuspendAggregator
 from fedtide.coordinator.runs import rounds
+from fedtide.coordinator.transitions import Transition, check_transition
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import AlarmRang
 from fedtide.fabric.events.runs import (
@@ -114,12 +110,28 @@ Run = Running | Paused | Ended
 Step = tuple[Run, Commands]
 
 
+TRANSITIONS: tuple[Transition, ...] = (
+    Transition(None, "requested", Running),
+    Transition(Running, "paused by a person", Paused),
+    Transition(Paused, "resumed by a person, as the next attempt", Running),
+    Transition(Running, "completed, failed, or cancelled by a person", Ended),
+    Transition(Paused, "cancelled by a person, or its last report", Ended),
+)
+"""Every change of state. A state may also follow itself: an aggregator that ended is replaced by the next attempt."""
+
+
 def step(state: Run | None, event: RunEvent, at: datetime) -> Step:
-    """The run after `event`, which happened at `at`.
+    """The run after `event`, which happened at `at`; a change of state that is not in `TRANSITIONS` is a bug.
 
     Raises:
         InvalidTransition: a second request under one id, or a pause that would lose the run's work.
     """
+    after, commands = _step(state, event, at)
+    check_transition(TRANSITIONS, state, after)
+    return after, commands
+
+
+def _step(state: Run | None, event: RunEvent, at: datetime) -> Step:
     if state is None:
         return _first(event, at)
     if isinstance(event, RunRequested):
@@ -169,6 +181,7 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
 def _round(state: Running | Paused, event: rounds.RoundEvent, at: datetime) -> Step:
     number, before = event.round, state.rounds.get(event.round)
     after = rounds.step(before, event, at)
+    check_transition(rounds.TRANSITIONS, before, after)
     known = {**state.rounds, number: after}
     if isinstance(state, Paused):
         return replace(state, rounds=known), ()

@@ -54,7 +54,7 @@ class Desired(Message):
 class Bake(Asked):
     """How long a stage is watched before the next: both must be reached."""
 
-    seconds: float = Field(default=0.0, ge=0)
+    seconds: float = Field(default=0.0, ge=0, description="Minimum time")
     inferences: int = Field(default=0, ge=0, description="Answered with the release, over all nodes of the stage")
 
 
@@ -63,15 +63,15 @@ class Rate(Asked):
 
     per_minute: float | None = Field(default=None, gt=0, description="Base rate, nodes a minute; None: no limit")
     growth: float = Field(default=1.0, ge=1, description="The rate grows by this factor with every confirmed node")
-    most_per_minute: float = Field(default=10_000.0, gt=0)
+    most_per_minute: float = Field(default=10_000.0, gt=0, description="Limit of the growing rate")
     in_flight: int = Field(default=100, ge=1, description="Nodes that have been offered it and are not done")
 
 
 class _Gate(Tagged, Asked):
     """`enforce` false: shown, but without effect. `alpha` is the chance of a wrong pass, and of a wrong fail."""
 
-    enforce: bool = True
-    alpha: float = Field(default=0.01, gt=0, lt=0.5)
+    enforce: bool = Field(default=True, description="False: it is shown, and decides nothing")
+    alpha: float = Field(default=0.01, gt=0, lt=0.5, description="Probability of a wrong pass, and of a wrong fail")
 
 
 class PairedGate(_Gate):
@@ -81,18 +81,18 @@ class PairedGate(_Gate):
     """
 
     kind: Literal["paired"] = "paired"
-    tolerance: float = Field(default=0.02, ge=0, lt=1)
+    tolerance: float = Field(default=0.02, ge=0, lt=1, description="Accuracy that the candidate may lose")
     slices: list[str] = Field(default=[], description="Labels of nodes, e.g. hardware")
-    slice_tolerance: float = Field(default=0.05, ge=0, lt=1)
+    slice_tolerance: float = Field(default=0.05, ge=0, lt=1, description="Accuracy that it may lose in one slice")
 
 
 class DisagreementGate(_Gate):
     """Share of requests that candidate and incumbent answer differently, by shadow inference."""
 
     kind: Literal["disagreement"] = "disagreement"
-    most: float = Field(default=0.1, gt=0, lt=1)
-    slices: list[str] = []
-    slice_most: float = Field(default=0.2, gt=0, lt=1)
+    most: float = Field(default=0.1, gt=0, lt=1, description="Maximum share of different answers")
+    slices: list[str] = Field(default=[], description="Labels of nodes, e.g. hardware")
+    slice_most: float = Field(default=0.2, gt=0, lt=1, description="Maximum share in one slice")
 
 
 class LatencyGate(_Gate):
@@ -105,15 +105,15 @@ class InferenceErrorGate(_Gate):
     """Share of requests on which the candidate fails although the input is valid."""
 
     kind: Literal["errors"] = "errors"
-    most: float = Field(default=0.01, gt=0, lt=1)
+    most: float = Field(default=0.01, gt=0, lt=1, description="Maximum share of failures")
 
 
 class MetricGate(_Gate):
     """Expressions over what the nodes report; neither true is inconclusive, an unknown field is an error."""
 
     kind: Literal["metric"] = "metric"
-    pass_if: str
-    fail_if: str = "False"
+    pass_if: str = Field(description="Expression; true: pass")
+    fail_if: str = Field(default="False", description="Expression; true: fail")
 
 
 Gate = Annotated[

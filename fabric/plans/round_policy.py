@@ -26,12 +26,15 @@ class Selection(Asked):
     nodes: int | None = Field(default=None, ge=1, description="Updates wanted per round; None: from every node")
     fraction: float | None = Field(default=None, gt=0, le=1, description="Instead of `nodes`: share of the eligible")
     over_provision: float = Field(default=1.0, ge=1, le=10, description="1.3 asks 130 % and takes the first 100 %")
-    prefer: Literal["least_recent", "most_samples", "random"] = "least_recent"
+    prefer: Literal["least_recent", "most_samples", "random"] = Field(
+        default="least_recent",
+        description="Which eligible nodes first: those whose last turn is longest ago, those with most samples, or any",
+    )
     min_samples: int = Field(default=0, ge=0, description="Training samples a node must count")
-    min_memory_bytes: int = Field(default=0, ge=0)
+    min_memory_bytes: int = Field(default=0, ge=0, description="Memory that a node must have")
     needs: list[str] = Field(default=[], description="Training runtimes a node must have: flwr, torch, ...")
     idle: bool = Field(default=False, description="Only nodes that work for no other run")
-    seed: int = 0
+    seed: int = Field(default=0, description="Same seed and same log: same nodes, also after a replay")
 
     @model_validator(mode="after")
     def _one_size(self) -> Selection:
@@ -43,7 +46,10 @@ class Selection(Asked):
 class RoundPolicy(Asked):
     """When a round closes, and what becomes of it when too few answer."""
 
-    mode: Literal["sync", "semi_sync", "async"] = "sync"
+    mode: Literal["sync", "semi_sync", "async"] = Field(
+        default="sync",
+        description="Whether late updates are dropped (`sync`), or count in a later round (`semi_sync`, `async`)",
+    )
     deadline_s: float = Field(default=3600.0, gt=0, description="Then a round closes with what it has")
     quorum: int | None = Field(default=None, ge=1, description="Updates that suffice; None: all, or `nodes`")
     grace_s: float = Field(default=0.0, ge=0, description="How long a round with its quorum waits for more")
@@ -61,7 +67,9 @@ class RoundPolicy(Asked):
     evaluate_every: int = Field(default=1, ge=1, description="Nodes evaluate every n-th round, and after the last")
     buffer: int | None = Field(default=None, ge=1, description="async: updates that close a round")
     max_staleness: int = Field(default=10, ge=0, description="Older updates are refused")
-    staleness_exponent: float = Field(default=0.5, ge=0)
+    staleness_exponent: float = Field(
+        default=0.5, ge=0, description="An update that is s rounds old has weight (1 + s)^-exponent"
+    )
 
     @field_validator("up", "down")
     @classmethod
@@ -109,10 +117,10 @@ class StopRule(Asked):
     """When a run ends before its last round."""
 
     metric: str = Field(default="", description="A metric of the run, as `fedtide run show` names it")
-    mode: Literal["max", "min"] = "max"
-    target: float | None = None
+    mode: Literal["max", "min"] = Field(default="max", description="Whether more or less of the metric is better")
+    target: float | None = Field(default=None, description="The run ends when the metric reaches it")
     patience: int | None = Field(default=None, ge=1, description="Rounds without improvement")
-    min_delta: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0, description="Smaller changes are no improvement")
     max_bytes: int | None = Field(default=None, gt=0, description="Bytes moved between cloud and nodes, both ways")
 
     @model_validator(mode="after")

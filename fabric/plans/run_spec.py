@@ -27,12 +27,12 @@ class RunOptions(Asked):
 
     model: str | None = Field(default=None, description="Registry name of the result, or None: no release is made")
     rounds: int | None = Field(default=None, ge=1, description="None: as the app says")
-    run_config: ConfigValues = {}
+    run_config: ConfigValues = Field(default={}, description="Values over those of the app's pyproject.toml")
     selector: dict[str, str] = Field(default={}, description="Labels a node must have; `region` counts as one")
     purpose: Literal["train", "evaluate"] = Field(default="train", description="evaluate: only asks how good `base` is")
-    selection: Selection = Selection()
-    policy: RoundPolicy = RoundPolicy()
-    stop: StopRule | None = None
+    selection: Selection = Field(default=Selection(), description="Which nodes take part in a round")
+    policy: RoundPolicy = Field(default=RoundPolicy(), description="When a round closes")
+    stop: StopRule | None = Field(default=None, description="When the run ends before its last round")
 
 
 class RunSpec(RunOptions):

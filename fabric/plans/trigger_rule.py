@@ -28,9 +28,9 @@ class StartRollout(Tagged, Asked):
     """A roll-out of a model's latest release."""
 
     kind: Literal["rollout"] = "rollout"
-    model: str
-    regions: list[str] = []
-    canary: float = Field(default=0.34, ge=0)
+    model: str = Field(description="Whose latest release is rolled out")
+    regions: list[str] = Field(default=[], description="In this order; empty: all")
+    canary: float = Field(default=0.34, ge=0, description="As `canary` of a roll-out")
     plan: dict[str, JsonValue] = Field(default={}, description="Any other field of a roll-out plan")
 
     def request(self) -> RolloutRequest:
@@ -43,8 +43,8 @@ class StartRound(Tagged):
     """One more round of a model, from its latest release."""
 
     kind: Literal["round"] = "round"
-    model: str
-    selector: dict[str, str] = {}
+    model: str = Field(description="Which model is trained for one more round")
+    selector: dict[str, str] = Field(default={}, description="Labels that a node must have")
 
     def request(self) -> RunRequest:
         return RunRequest(model=self.model, selector=self.selector, rounds=1, base="latest")
@@ -56,18 +56,18 @@ Action = Annotated[StartRun | StartRound | StartRollout, Field(discriminator="ki
 class Schedule(Asked):
     """Five-field cron, in a time zone."""
 
-    cron: str
-    timezone: str = "UTC"
+    cron: str = Field(description="Five fields: minute, hour, day of month, month, day of week")
+    timezone: str = Field(default="UTC", description="Of the five fields")
 
 
 class TriggerRule(Asked):
     """One rule. It fires at most once for one event, even if that is delivered again."""
 
-    name: str
+    name: str = Field(description="Its name: letters, digits, `-`, `_`")
     on: str = Field(default="", description="Event type; a trailing * matches any end")
     schedule: Schedule | None = Field(default=None, description="Instead of `on`: fires by the clock")
     where: str = Field(default="", description="Expression over the event's fields; empty: always")
-    do: Action
+    do: Action = Field(description="What it starts: a `run`, a `round` or a `rollout`")
     cooldown_s: float = Field(default=0.0, ge=0, description="Seconds after a firing in which nothing fires")
     policy: Literal["skip", "queue", "replace"] = Field(default="skip", description="If what it started is active")
     max_queue: int = Field(default=16, ge=1, description="With `queue`: more are skipped")

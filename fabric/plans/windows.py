@@ -17,8 +17,8 @@ DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 class Window(Strict):
     """From `start` to `end` by the wall clock; over midnight if `end` is not later than `start`."""
 
-    start: time
-    end: time
+    start: time = Field(description="Wall clock time, e.g. 22:00")
+    end: time = Field(description="Wall clock time; not later than `start`: on the next day")
     days: list[Day] = Field(default=list(DAYS), min_length=1, description="Days on which it starts")
     timezone: str | None = Field(default=None, description="None: that of the node")
 

@@ -68,9 +68,22 @@ def _read(kind: str, text: str) -> BaseModel:
     return from_json(model, text, kind)
 
 
-def _as_text(world: World) -> bytes:
-    """Worlds are compared by their text: a metric that is NaN is not equal to itself."""
-    return snapshot_codec.encode(snapshot_codec.Snapshot(0, 0, world, []))
+def _as_text(world: World) -> str:
+    """Worlds are compared by their text: a metric that is NaN is not equal to itself. A set has no order."""
+    text = snapshot_codec.encode(snapshot_codec.Snapshot(0, 0, world, []))
+    return json.dumps(_in_order(json.loads(text)))
+
+
+def _in_order(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _in_order(inner) for key, inner in value.items()}
+        case list() if all(isinstance(inner, str) for inner in value):
+            return sorted(value)
+        case list():
+            return [_in_order(inner) for inner in value]
+        case _:
+            return value
 
 
 def _from_the_future(value: Any) -> Any:
