@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import httpx
 import stamina
 from pydantic import ValidationError
+from pydantic_core import from_json
+from stamina.instrumentation import set_on_retry_hooks
 
 from fedtide.console import endpoints
 from fedtide.console.endpoints import Call
@@ -26,6 +28,8 @@ from fedtide.fabric.nats.credentials import trusting
 T = TypeVar("T")
 
 TIMEOUT_S = 60.0
+READ_TIMEOUT_S = 15.0
+"""For calls that only read: a server that accepts them and says nothing is given up earlier."""
 ANSWER_WITHIN_S = 5.0
 """Seconds for an answer if there are several coordinators: one may be frozen, then another is asked."""
 FAIL_OVER_S = 15.0
@@ -34,6 +38,9 @@ FAIL_OVER_S = 15.0
 
 _LIMITS = httpx.Limits(max_keepalive_connections=0)
 """No connection is kept: the next call may have to go to another leader."""
+
+
+set_on_retry_hooks([])  # what a command prints is for people: a wait is said by its outcome
 
 
 class ApiError(FedtideError):
@@ -67,18 +74,21 @@ class Client:
         """For these servers."""
         return cls(Servers(urls), by)
 
-    def send(self, call: Call[T], *, key: str = "", timeout_s: float | None = TIMEOUT_S) -> T:
+    def send(self, call: Call[T], *, key: str = "", timeout_s: float | None = None) -> T:
         """One call's answer.
 
         Args:
             key: idempotency key: a second request with the same key starts nothing.
+            timeout_s: seconds to wait for the answer; None: as suits the call.
 
         Raises:
             ApiError: the coordinator refused.
             TransientError: no coordinator answers.
         """
         headers = _headers(self._servers, call, self._by, key)
-        response = self._ask(call, headers, _limits(self._servers, timeout_s), patient=len(self._servers.urls) > 1)
+        response = self._ask(
+            call, headers, _limits(self._servers, call, timeout_s), patient=len(self._servers.urls) > 1
+        )
         return _read(call, response)
 
     def every(self, listing: Call[Page[T]], limit: int | None = None) -> Iterator[T]:
@@ -117,7 +127,7 @@ class Client:
         self, call: Call[Any], headers: Mapping[str, str], limits: httpx.Timeout, *, patient: bool
     ) -> httpx.Response:
         """The leader's answer, its body not yet read; the caller closes it."""
-        for attempt in _until_somebody_leads(patient=patient):
+        for attempt in _until_somebody_leads(limits.read, patient=patient):
             with attempt:
                 route = _Route(self._servers)
                 while (url := route.next()) is not None:
@@ -153,10 +163,10 @@ class AsyncClient:
         """As `Client.find`."""
         return cls(Servers.find(), by)
 
-    async def send(self, call: Call[T], *, key: str = "", timeout_s: float | None = TIMEOUT_S) -> T:
+    async def send(self, call: Call[T], *, key: str = "", timeout_s: float | None = None) -> T:
         """As `Client.send`."""
         headers = _headers(self._servers, call, self._by, key)
-        limits, patient = _limits(self._servers, timeout_s), len(self._servers.urls) > 1
+        limits, patient = _limits(self._servers, call, timeout_s), len(self._servers.urls) > 1
         response = await self._ask(call, headers, limits, patient=patient)
         try:
             await response.aread()
@@ -194,7 +204,7 @@ class AsyncClient:
     async def _ask(
         self, call: Call[Any], headers: Mapping[str, str], limits: httpx.Timeout, *, patient: bool
     ) -> httpx.Response:
-        async for attempt in _until_somebody_leads(patient=patient):
+        async for attempt in _until_somebody_leads(limits.read, patient=patient):
             with attempt:
                 route = _Route(self._servers)
                 while (url := route.next()) is not None:
@@ -244,21 +254,22 @@ class _Route:
         return not (response.status_code == 503 and "Retry-After" in response.headers)
 
 
-def _until_somebody_leads(*, patient: bool) -> Any:
+def _until_somebody_leads(within_s: float | None, *, patient: bool) -> Any:
     """Attempts with growing pauses. A single server that does not answer is not retried: its address may be wrong."""
     return stamina.retry_context(
         on=NoLeader,
         attempts=None if patient else 1,
-        timeout=FAIL_OVER_S,
+        timeout=FAIL_OVER_S if within_s is None else min(FAIL_OVER_S, max(0.1, within_s)),
         wait_initial=0.1,
         wait_max=1.0,
         wait_jitter=0.2,
     )
 
 
-def _limits(servers: Servers, timeout_s: float | None) -> httpx.Timeout:
+def _limits(servers: Servers, call: Call[Any], asked_s: float | None) -> httpx.Timeout:
     """How long an answer is waited for; one of several coordinators may be frozen."""
-    begins = timeout_s if len(servers.urls) == 1 or timeout_s is None else min(timeout_s, ANSWER_WITHIN_S)
+    timeout_s = asked_s or (READ_TIMEOUT_S if call.method == "GET" else TIMEOUT_S)
+    begins = timeout_s if len(servers.urls) == 1 else min(timeout_s, ANSWER_WITHIN_S)
     return httpx.Timeout(timeout_s, connect=ANSWER_WITHIN_S, read=begins)
 
 
@@ -312,10 +323,20 @@ def _refusal(response: httpx.Response) -> FedtideError:
     try:
         found = Problem.model_validate_json(response.content, extra="ignore")
     except ValidationError:
+        if (said := _inference_error(response.content)) is not None:
+            return ApiError(said, "", 1, response.status_code)
         text = response.content.decode(errors="replace").strip()[:200]
         what = f"{response.url} answers {response.status_code}" + (f": {text}" if text and "<" not in text else "")
         return ApiError(what, f"Is {SERVER} the address of a coordinator?", 1, response.status_code)
     return ApiError(found.detail, found.remedy, found.exit_code, response.status_code)
+
+
+def _inference_error(body: bytes) -> str | None:
+    """What a model's server says is wrong (Open Inference Protocol v2: `{"error": ...}`), or None."""
+    try:
+        return str(from_json(body)["error"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _raise_if_hopeless(error: httpx.HTTPError, url: str) -> None:

@@ -6,6 +6,7 @@ No colour when piped, lines instead of a redrawn screen where there is no termin
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,15 @@ class Format(StrEnum):
 
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or yaml")]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter("is no number of seconds")
+    return value
+
+
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, callback=_finite, help="Seconds")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="Show at most so many")]
 
 

@@ -58,9 +58,12 @@ class Servers:
 def _check(url: str) -> None:
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = named and parts.username is None and not (parts.path.strip("/") or parts.query or parts.fragment)
         url.encode("ascii")
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(SERVER, f"{url!r} is no http or https address", "For example http://127.0.0.1:8080")
+        raise ConfigError(
+            SERVER, "is no http or https address of a host and a port", "For example http://127.0.0.1:8080"
+        )

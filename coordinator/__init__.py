@@ -1,4 +1,4 @@
-"""The control plane: fleet, runs, registry, roll-outs, API, CLI, and the embedded mode.
+"""The control plane: event log, reducers for fleet, runs, models, roll-outs and rules, HTTP API.
 
 May import fabric; agents and aggregators are reached as processes and messages only.
 """

@@ -48,7 +48,8 @@ class CoordinatorConfig(Strict):
     name: str = Field(default="coordinator", description="Which of several coordinators; no two processes share one")
     nats_url: str = Field(description="The hub")
     identity_dir: Path | None = Field(
-        default=None, description="What `fedtide identity init` made; without it anybody may connect to the broker"
+        default=None,
+        description="Authority and credentials, made by `fedtide up` or the Helm hook; without it the broker is open",
     )
     ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
     regions: list[str] = Field(description="Regions whose leaf servers take part")

@@ -131,7 +131,7 @@ def metrics() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "agent-settings": lambda: settings(AgentConfig, inner=frozenset({"capture", "drift", "limits"})),
-    "collector-settings": lambda: settings(DriftLimits, "drift."),
+    "collector-settings": lambda: settings(DriftLimits, "limits."),
     "coordinator-settings": lambda: settings(CoordinatorConfig, inner=frozenset({"kubernetes"})),
     "fold-worker-settings": lambda: settings(FoldWorkerConfig),
     "selection": lambda: settings(Selection),

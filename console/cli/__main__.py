@@ -84,6 +84,9 @@ def _options(
 
 def main() -> int:
     """Run one command; returns its exit code. Nothing that a command raises reaches the screen as a traceback."""
+    if any("\ud800" <= letter <= "\udfff" for word in sys.argv for letter in word):
+        _complain("an argument is not UTF-8 text")
+        return ConfigError.exit_code
     try:
         app(prog_name="fedtide", standalone_mode=True)
         return 0

@@ -113,10 +113,18 @@ def seconds(option: str, text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
+MAX_FILE_BYTES = 64 * 1024 * 1024
+"""What a person writes, or a request holds, is smaller; a device file has no end."""
+
+
 def read_text(file: Path) -> str:
     """A file as text; raises ConfigError if it cannot be read or is not UTF-8."""
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            data = opened.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(str(file), f"has more than {MAX_FILE_BYTES // 1024**2} MiB")
+        return data.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise ConfigError(str(file), f"is not UTF-8, at byte {exc.start}", "Save it as UTF-8") from exc
     except OSError as exc:

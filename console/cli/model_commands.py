@@ -11,7 +11,7 @@ from fedtide.console import endpoints
 from fedtide.console.cli.grammar import read_text
 from fedtide.console.cli.verbs import shows
 from fedtide.console.client import Client
-from fedtide.console.output import Format, Limit, Output, say, show_list, show_one
+from fedtide.console.output import Format, Limit, Output, Timeout, say, show_list, show_one
 from fedtide.fabric.errors import NotFound
 from fedtide.fabric.messages.views import ModelView
 
@@ -73,7 +73,7 @@ def infer(
     node: Annotated[str, typer.Argument(help="Name of a node")],
     file: Annotated[Path, typer.Argument(help="Open Inference Protocol v2 request (JSON)")],
     model: Annotated[str | None, typer.Option("--model", help="Default: the only one the node serves")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=300, help="Seconds")] = 30.0,
+    timeout: Timeout = 30.0,
 ) -> None:
     """Send an inference request to a node, through the coordinator."""
     request = read_text(file)

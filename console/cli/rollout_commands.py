@@ -13,7 +13,7 @@ from fedtide.console.cli.rule_files import read, validate
 from fedtide.console.cli.run_commands import Watch
 from fedtide.console.cli.verbs import shows
 from fedtide.console.client import Client
-from fedtide.console.output import Format, Limit, Output, console, megabytes, say, show_list, show_one
+from fedtide.console.output import Format, Limit, Output, Timeout, console, megabytes, say, show_list, show_one
 from fedtide.fabric.errors import ConfigError, TransientError
 from fedtide.fabric.messages.requests import RolloutActionName
 from fedtide.fabric.messages.views import ROLLOUT_OPEN, PlannedRollout, RolloutState, RolloutView
@@ -162,7 +162,7 @@ def watch_rollout(rollout: str, output: Output = Format.table) -> None:
 def wait(
     rollout: str,
     state: Annotated[str, typer.Option("--for", help="A state (completed, paused, ...), or region=R")] = "completed",
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds")] = 3600.0,
+    timeout: Timeout = 3600.0,
 ) -> None:
     """Wait until a roll-out, or its wave in a region, is in a state. Exit code 1: it ended otherwise; 75: timeout."""
     kind, _, region = state.partition("=")

@@ -12,12 +12,13 @@ from fedtide.console.app_bundles import Train, TrainWith, packed
 from fedtide.console.cli import grammar
 from fedtide.console.cli.verbs import shows
 from fedtide.console.client import Client
-from fedtide.console.output import Format, Limit, Output, console, say, show_list, show_one
+from fedtide.console.output import Format, Limit, Output, Timeout, console, say, show_list, show_one
 from fedtide.fabric.errors import ConfigError, NotFound, TransientError
 from fedtide.fabric.messages.requests import RunActionName
 from fedtide.fabric.messages.views import RUN_ENDED, RunState, RunView
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
 from fedtide.fabric.plans.run_spec import AppRef, RunRequest
+from fedtide.fabric.validation import checked
 
 runs_app = typer.Typer(no_args_is_help=True, help="Federated runs: start, look at, cancel.")
 rounds_app = typer.Typer(no_args_is_help=True, help="Single rounds.")
@@ -51,7 +52,9 @@ def start(
     fuse(described.config, overrides)
     asked_policy = grammar.fields("--policy", policy, RoundPolicy)
     if "deadline_s" not in asked_policy.model_fields_set:
-        asked_policy = asked_policy.model_copy(update={"deadline_s": timeout})
+        asked_policy = checked(
+            RoundPolicy, {**asked_policy.model_dump(exclude_unset=True), "deadline_s": timeout}, "--round-timeout"
+        )
     client = Client.find()
     request = RunRequest(
         app=AppRef(name=described.name, bundle=client.send(endpoints.put_bundle(packed(app, overrides, train)))),
@@ -149,7 +152,7 @@ def watch_run(run: str, output: Output = Format.table) -> None:
 def wait(
     run: str,
     state: Annotated[RunState, typer.Option("--for", help="The state that is waited for")] = "completed",
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds")] = 3600.0,
+    timeout: Timeout = 3600.0,
 ) -> None:
     """Wait until a run is in a state. Exit code 1: it ended otherwise; 75: timeout."""
     for view in Client.find().stream(endpoints.watch_run(run), timeout_s=timeout):

@@ -20,7 +20,9 @@ def why(
     """Why something is as it is: the present state, then the events that led to it."""
     about, slash, number = name.partition("/")
     if slash and not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise ConfigError("round", f"{number!r} is not a number", "For example: run-1234/3")
+        raise ConfigError(
+            name, "is no name, and no RUN/NUMBER: what follows the slash is not a number", "Example: run-1/3"
+        )
     view = Client.find().send(endpoints.why(about, limit, int(number) if slash else None))
     if output is not Format.table:
         show_one(view, output)

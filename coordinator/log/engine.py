@@ -169,7 +169,7 @@ class Engine:
             return
         if len(to_json(event)) > MAX_EVENT_BYTES:
             raise TooLarge(f"event {event.id} is larger than {MAX_EVENT_BYTES} bytes")
-        event, commands = self.world.decide(event)
+        event, commands = await self._decide(event)
         await self._log.append(event)
         self._remember(event)
         self._snapshot()
@@ -179,6 +179,27 @@ class Engine:
         for listener in self._listeners:
             if not listener.full():  # a listener that does not keep up loses events: nothing waits for it
                 listener.put_nowait(event)
+
+    async def _decide(self, event: Event) -> tuple[Event, Commands]:
+        """What follows from the event; one that cannot be applied is refused, and must not end an installation.
+
+        Raises:
+            InvalidTransition: the state does not allow it, or a reducer failed.
+        """
+        try:
+            return self.world.decide(event)
+        except FedtideError:
+            raise
+        except Exception as exc:
+            log.exception("event.reducer_failed", extra={"event": event.id, "kind": event.data.kind})
+            # It may have changed a part of the world before it failed; the log says what is true.
+            self.world, self.applied = World(), 0
+            self._seen.clear()
+            self._log.start_after(0)
+            await self.load()
+            await self.catch_up()
+            reason = f"event {event.id} cannot be applied: {type(exc).__name__}: {exc}"
+            raise InvalidTransition(reason, "This is an error of fedtide; see the coordinator's log") from exc
 
     def nudge(self) -> None:
         """Something that is shown has changed, though nothing was logged."""

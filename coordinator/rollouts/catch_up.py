@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
@@ -16,6 +16,7 @@ from fedtide.coordinator.fleet.fleet import Node, matches
 from fedtide.coordinator.rollouts import gates, waves
 from fedtide.coordinator.rollouts.waves import ENDED, Baking, NodeState, Offering, Over, RolloutFacts, Wave, WaveProblem
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
+from fedtide.fabric.times import later
 
 Waves = tuple[Wave, ...]
 
@@ -113,7 +114,7 @@ def _is_under_way(state: NodeState) -> bool:
 
 def _watched_until(plan: RolloutPlan, state: NodeState) -> datetime:
     assert state.since is not None
-    return state.since + timedelta(seconds=plan.bake.seconds)
+    return later(state.since, plan.bake.seconds)
 
 
 def due(facts: RolloutFacts, all_waves: Waves, at: datetime) -> list[datetime]:

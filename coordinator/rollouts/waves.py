@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal, TypeVar
 
 from fedtide.coordinator.commands import CacheRelease, Command, Commands, SetDesired
@@ -25,6 +25,7 @@ from fedtide.fabric.messages.views import WaveState
 from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, Terms
 from fedtide.fabric.plans.windows import is_open, opening, opens_at
 from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.times import later
 
 FAILED: frozenset[NodePhase] = frozenset({"failed", "rolled_back", "rejected"})
 ENDED: frozenset[NodePhase] = FAILED | {"confirmed", "timed_out", "superseded"}
@@ -284,7 +285,7 @@ def is_absent(state: NodeState) -> bool:
 
 def offer(facts: RolloutFacts, node: str, state: NodeState) -> SetDesired:
     plan = facts.plan
-    until = state.offered_at + timedelta(seconds=plan.claim_deadline_s)
+    until = later(state.offered_at, plan.claim_deadline_s)
     return SetDesired(node, plan.model, state.counter, facts.rollout, plan.release, until, plan.terms)
 
 
@@ -375,7 +376,7 @@ def decide(decisions: Decisions, facts: RolloutFacts, index: int, wave: Staged) 
 def advance(facts: RolloutFacts, index: int, wave: Wave, at: datetime, decisions: Decisions) -> Progress:
     """What follows from the wave as it is at `at`."""
     plan, where = facts.plan, facts.plan.waves[index].region
-    if isinstance(wave, Caching) and at >= wave.since + timedelta(seconds=plan.cache_deadline_s):
+    if isinstance(wave, Caching) and at >= later(wave.since, plan.cache_deadline_s):
         reason = f"{where}: its leaf has not got the release within {plan.cache_deadline_s:g} s; is it connected?"
         return wave, (), WaveProblem(reason, failed=False)
     if not isinstance(wave, Offering | Baking):
@@ -450,7 +451,7 @@ def _bake(facts: RolloutFacts, index: int, wave: Baking, judged: list[Judgement]
 
 
 def _late(plan: RolloutPlan, index: int, wave: Baking, at: datetime, reason: str) -> WaveProblem | None:
-    limit = bake_ends(plan, index, wave) + timedelta(seconds=plan.gate_deadline_s)
+    limit = later(bake_ends(plan, index, wave), plan.gate_deadline_s)
     if at < limit:
         return None
     here = f"{plan.waves[index].region}, {wave.stage}"
@@ -474,7 +475,7 @@ def _is_watched(plan: RolloutPlan, index: int, wave: Baking) -> bool:
 
 
 def bake_ends(plan: RolloutPlan, index: int, wave: Baking) -> datetime:
-    return wave.since + timedelta(seconds=plan.bake.seconds if _is_watched(plan, index, wave) else 0.0)
+    return later(wave.since, plan.bake.seconds if _is_watched(plan, index, wave) else 0.0)
 
 
 def wanted_inferences(plan: RolloutPlan, index: int, wave: Baking) -> int:
@@ -497,7 +498,10 @@ def rate_now(plan: RolloutPlan, wave: Offering) -> float:
     """Nodes a minute: the base rate, grown with every confirmed node of the stage."""
     assert plan.rate.per_minute is not None
     confirmed = sum(s.phase == "confirmed" for s in wave.cohort.nodes.values() if s.stage == wave.stage)
-    grown = plan.rate.per_minute * plan.rate.growth ** min(confirmed, 100)
+    try:
+        grown = plan.rate.per_minute * plan.rate.growth ** min(confirmed, 100)
+    except OverflowError:
+        return plan.rate.most_per_minute
     return min(grown, plan.rate.most_per_minute)
 
 
@@ -518,7 +522,7 @@ def deadline(plan: RolloutPlan, name: str, state: NodeState, at: datetime) -> da
     start = state.offered_at
     if state.claimed and plan.terms.window is not None:
         start = max(start, opening(plan.terms.window, at, plan.timezones.get(name, "UTC")))
-    return start + timedelta(seconds=seconds)
+    return later(start, seconds)
 
 
 def may_activate(plan: RolloutPlan, name: str, at: datetime) -> bool:
@@ -532,14 +536,14 @@ def due(facts: RolloutFacts, index: int, wave: Wave, at: datetime) -> datetime |
     times: list[datetime] = []
     match wave:
         case Caching(since=since):
-            times.append(since + timedelta(seconds=plan.cache_deadline_s))
+            times.append(later(since, plan.cache_deadline_s))
         case Offering():
             if wave.queue and plan.rate.per_minute is not None and wave.allowance < 1:
-                times.append(wave.counted_at + timedelta(minutes=(1 - wave.allowance) / rate_now(plan, wave)))
+                times.append(later(wave.counted_at, 60 * (1 - wave.allowance) / rate_now(plan, wave)))
             times += next_openings(plan, wave.queue, at)
         case Baking():
             ends = bake_ends(plan, index, wave)
-            times.append(ends if at < ends else ends + timedelta(seconds=plan.gate_deadline_s))
+            times.append(ends if at < ends else later(ends, plan.gate_deadline_s))
         case _:
             pass
     if isinstance(wave, Offering | Baking):

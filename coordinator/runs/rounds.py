@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fedtide.coordinator.commands import Commands, SetAlarm, TellTimeIsUp
 from fedtide.coordinator.transitions import Transition
@@ -22,6 +22,7 @@ from fedtide.fabric.events.runs import (
     UpdateRefused,
 )
 from fedtide.fabric.plans.round_policy import Cause, RoundPolicy
+from fedtide.fabric.times import later
 
 RoundEvent = RoundOpened | UpdateReceived | UpdateRefused | RoundCollected | RoundAbandoned | RoundClosed
 
@@ -247,7 +248,7 @@ def _alarms(state: Open | Collecting, run: str, policy: RoundPolicy) -> list[tup
     def alarm(what: str, since: datetime, seconds: float) -> SetAlarm:
         # A clock that was restarted (after a pause) gets an alarm with another key.
         key = f"{state.number}.{state.trial}.{state.phase}.{what}.{since.timestamp():.0f}"
-        return SetAlarm("run", run, key, since + timedelta(seconds=seconds))
+        return SetAlarm("run", run, key, later(since, seconds))
 
     alarms: list[tuple[SetAlarm, Cause]] = [(alarm("deadline", tally.opened_at, policy.deadline_s), "deadline")]
     if tally.quorum_at is not None and policy.grace_s > 0:

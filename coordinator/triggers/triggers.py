@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fedtide.coordinator.commands import Commands, Fire, StopFired
 from fedtide.coordinator.conditions import holds
@@ -20,6 +20,7 @@ from fedtide.coordinator.decisions import Decisions
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.views import FiringOutcome
 from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule, matches_type
+from fedtide.fabric.times import later
 
 HISTORY = 200
 REMEMBERED_KEYS = 10_000
@@ -100,7 +101,7 @@ def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[FiringOutcome, 
     limit = rule.most_firings
     if limit is not None and state.fired + len(state.queue) >= limit:
         return "budget", f"all {limit} firings are spent"
-    if state.last_fired_at is not None and at < state.last_fired_at + timedelta(seconds=rule.cooldown_s):
+    if state.last_fired_at is not None and at < later(state.last_fired_at, rule.cooldown_s):
         return "cooldown", f"fired {(at - state.last_fired_at).total_seconds():.1f} s ago, waits {rule.cooldown_s:g} s"
     if state.active is None or rule.policy == "replace":
         return "fired", ""

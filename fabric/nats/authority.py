@@ -62,7 +62,7 @@ class Authority:
             return cls(_Kept.model_validate_json((folder / FILE).read_bytes()))
         except OSError as exc:
             raise ConfigError(
-                str(folder / FILE), f"cannot be read: {exc.strerror}", "Make one with `fedtide identity init`"
+                str(folder / FILE), f"cannot be read: {exc.strerror}", "`fedtide up` and the Helm chart's hook make one"
             ) from exc
         except ValidationError as exc:
             raise ConfigError(str(folder / FILE), f"is no authority: {exc.errors()[0]['msg']}") from exc

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fedtide.fabric.ids import NAME
 from fedtide.fabric.plans.windows import Window
-from fedtide.fabric.strict import Asked, Message, Strict, Tagged
+from fedtide.fabric.strict import Message, Strict, Tagged
 from fedtide.fabric.tensors.blobs import BlobRef
 
 NodePhase = Literal[
@@ -27,7 +27,7 @@ NodePhase = Literal[
 ]
 
 
-class Terms(Asked):
+class Terms(Strict):
     """How a node is to take a release."""
 
     bytes_per_s: int | None = Field(default=None, ge=1, description="Download limit of this node; None: none")
@@ -51,14 +51,14 @@ class Desired(Message):
     terms: Terms = Terms()
 
 
-class Bake(Asked):
+class Bake(Strict):
     """How long a stage is watched before the next: both must be reached."""
 
     seconds: float = Field(default=0.0, ge=0, description="Minimum time")
     inferences: int = Field(default=0, ge=0, description="Answered with the release, over all nodes of the stage")
 
 
-class Rate(Asked):
+class Rate(Strict):
     """How fast the nodes of a stage are offered the release."""
 
     per_minute: float | None = Field(default=None, gt=0, description="Base rate, nodes a minute; None: no limit")
@@ -67,7 +67,7 @@ class Rate(Asked):
     in_flight: int = Field(default=100, ge=1, description="Nodes that have been offered it and are not done")
 
 
-class _Gate(Tagged, Asked):
+class _Gate(Tagged):
     """`enforce` false: shown, but without effect. `alpha` is the chance of a wrong pass, and of a wrong fail."""
 
     enforce: bool = Field(default=True, description="False: it is shown, and decides nothing")
@@ -147,7 +147,7 @@ SLOWER = 1.5
 OnFailure = Literal["pause", "rollback_wave", "rollback_all"]
 
 
-class WavePlan(Asked):
+class WavePlan(Strict):
     """One region's share of a roll-out, canaries first. Waves of one `group` run in parallel."""
 
     region: str
@@ -157,7 +157,7 @@ class WavePlan(Asked):
     approval: bool = Field(default=False, description="A person must let it begin")
 
 
-class RolloutPlan(Asked):
+class RolloutPlan(Strict):
     """Everything that is decided before the first node is offered anything."""
 
     model: str

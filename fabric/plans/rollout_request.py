@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,9 @@ class RolloutRequest(Asked):
 
     model: str = Field(description="Registry name of the model")
     version: int | None = Field(default=None, ge=1, description="None: the latest release")
-    regions: list[str | list[str]] = Field(default=[], description="In this order; those of an inner list together")
+    regions: list[str | Annotated[list[str], Field(min_length=1)]] = Field(
+        default=[], description="In this order; those of an inner list together"
+    )
     selector: dict[str, str] = Field(default={}, description="Labels that a node must have")
     canary: float = Field(default=0.34, ge=0, description="Below 1 a share of each wave, else a number of nodes")
     canary_by: list[str] = Field(default=["hardware"], description="Canaries cover every value of these labels first")

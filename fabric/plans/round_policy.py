@@ -14,13 +14,13 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.strict import Asked, Message
+from fedtide.fabric.strict import Message, Strict
 from fedtide.fabric.tensors.codecs import Codec
 
 Cause = Literal["all answered", "quorum", "grace over", "deadline", "buffer full"]
 
 
-class Selection(Asked):
+class Selection(Strict):
     """Which of the online nodes that match a run's labels take part in a round; default: all."""
 
     nodes: int | None = Field(default=None, ge=1, description="Updates wanted per round; None: from every node")
@@ -43,7 +43,7 @@ class Selection(Asked):
         return self
 
 
-class RoundPolicy(Asked):
+class RoundPolicy(Strict):
     """When a round closes, and what becomes of it when too few answer."""
 
     mode: Literal["sync", "semi_sync", "async"] = Field(
@@ -113,7 +113,7 @@ class TimeIsUp(Message):
     cause: Cause
 
 
-class StopRule(Asked):
+class StopRule(Strict):
     """When a run ends before its last round."""
 
     metric: str = Field(default="", description="A metric of the run, as `fedtide run show` names it")

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
-from fedtide.fabric.strict import Asked, ConfigValues, Strict
+from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 
 
@@ -22,7 +22,7 @@ class AppRef(Strict):
     bundle: BlobRef
 
 
-class RunOptions(Asked):
+class RunOptions(Strict):
     """What a request and a decided run have in common."""
 
     model: str | None = Field(default=None, description="Registry name of the result, or None: no release is made")

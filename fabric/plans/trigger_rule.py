@@ -10,7 +10,7 @@ from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
-from fedtide.fabric.strict import Asked, Strict, Tagged
+from fedtide.fabric.strict import Strict, Tagged
 
 SCHEDULE_TYPE = "dev.fedtide.schedule."
 
@@ -24,7 +24,7 @@ class StartRun(RunRequest, Tagged):
         return RunRequest(**{name: getattr(self, name) for name in RunRequest.model_fields})
 
 
-class StartRollout(Tagged, Asked):
+class StartRollout(Tagged):
     """A roll-out of a model's latest release."""
 
     kind: Literal["rollout"] = "rollout"
@@ -53,14 +53,14 @@ class StartRound(Tagged):
 Action = Annotated[StartRun | StartRound | StartRollout, Field(discriminator="kind")]
 
 
-class Schedule(Asked):
+class Schedule(Strict):
     """Five-field cron, in a time zone."""
 
     cron: str = Field(description="Five fields: minute, hour, day of month, month, day of week")
     timezone: str = Field(default="UTC", description="Of the five fields")
 
 
-class TriggerRule(Asked):
+class TriggerRule(Strict):
     """One rule. It fires at most once for one event, even if that is delivered again."""
 
     name: str = Field(description="Its name: letters, digits, `-`, `_`")

@@ -157,3 +157,22 @@ async def test_a_standby_knows_what_the_leader_logged(nats: FakeNats, running: R
     assert standby.engine.world.nodes["n1"].online and standby.commands == []
     leading.cancel()
     await following
+
+
+async def test_an_event_on_which_a_reducer_fails_is_refused_and_leaves_nothing(
+    running: Running, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.engine.submit(requested())
+
+    def fails(event: Event, nodes: object) -> list[object]:
+        if event.data.kind == "node.joined":
+            raise OverflowError("date value out of range")
+        return []
+
+    with monkeypatch.context() as broken:
+        broken.setattr("fedtide.coordinator.signals.of", fails)
+        with pytest.raises(InvalidTransition, match="date value out of range"):
+            await running.engine.submit(joined("n1"))
+    assert "n1" not in running.engine.world.nodes and await broker.last_sequence(EVENTS) == 2
+    await running.engine.submit(joined("n2"))
+    assert set(running.engine.world.nodes) == {"n2"} and "run-1" in running.engine.world.runs
