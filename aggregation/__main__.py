@@ -1,4 +1,4 @@
-"""`python -m fedtide.aggregation CONFIG | --wait FOLDER`: what a launcher starts."""
+"""`python -m fedtide.aggregation CONFIG | --wait FOLD_WORKER`: what a launcher starts."""
 
 from __future__ import annotations
 

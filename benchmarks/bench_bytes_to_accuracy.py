@@ -17,6 +17,7 @@ from benchmarks.simulation import NODES, Fleet
 from fedtide.aggregation.strategies import FedAvg
 from fedtide.edge_agent.training.compression import CompressionMod
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.records import decoded
 from fedtide.fabric.tensors import codecs
 from fedtide.fabric.tensors.frame import Tensor, encode, frame_size
 
@@ -47,7 +48,7 @@ def _down(arrays: ArrayRecord, anchor: list[Tensor], codec: str, round_: int) ->
         return arrays, frame_size(encode(tensors))
     base = {t.name: t for t in anchor}
     coded = codecs.encode(tensors, base, codecs.Codec.parse(codec), round_)
-    return flower.decoded(coded, base), frame_size(encode(coded))
+    return decoded(coded, base), frame_size(encode(coded))
 
 
 def _learn(up: str, down: str) -> Learned:
@@ -64,7 +65,7 @@ def _learn(up: str, down: str) -> Learned:
         # The server adds differences to its own exact model (docs/decisions/0012).
         sent = {t.name: t for t in flower.tensors_of(arrays)}
         for reply in replies:
-            reply.content["arrays"] = flower.decoded(flower.tensors_of(reply.content["arrays"]), sent)
+            reply.content["arrays"] = decoded(flower.tensors_of(reply.content["arrays"]), sent)
         found, _ = strategy.aggregate_train(round_, replies)
         assert found is not None
         arrays = found

@@ -104,7 +104,7 @@ def _train(trainer: TrainerProcess, app: Path, folder: Path, epochs: int) -> tup
     seconds = time.perf_counter() - began
     assert answer.content is not None, answer.error
     metrics = answer.content["metrics"]
-    samples = metrics.values["num-examples"]  # type: ignore[union-attr]  # a metric record is always values
+    samples = metrics.values["num-examples"]
     assert isinstance(samples, int)
     batch = int(config["batch-size"])
     return epochs * -(-samples // batch), seconds

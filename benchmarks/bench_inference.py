@@ -25,8 +25,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.bench_round_overhead import BIN
 from benchmarks.report import Row, load_now, write
+from fedtide.console import endpoints
 from fedtide.console.client import Client
 from fedtide.console.home import Home
+from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.tensors.frame import Tensor, encode
 from tests.hub import Hub
 from tests.integration.installation import until
@@ -53,7 +55,7 @@ def main() -> None:
         subprocess.run(up, env=environment, check=True, stdout=subprocess.DEVNULL)
         try:
             state = json.loads(Path(folder, "up.json").read_text())
-            client, hub = Client(*state["apis"]), Hub.of(Home(Path(folder)), state["hub_url"])
+            client, hub = Client.at(*state["apis"]), Hub.of(Home(Path(folder)), state["hub_url"])
             roll_out(client, hub, "mlp", 1)
             rows += idle(client)
             for name in MODELS:
@@ -79,7 +81,7 @@ def idle(client: Client) -> list[Row]:
     used = cpu_s()
     time.sleep(IDLE_S)  # what is measured is that nothing happens
     share = 100 * (cpu_s() - used) / IDLE_S
-    resident = client.get("/v1/nodes")[0]["rss_bytes"] / 1e6
+    resident = (client.send(endpoints.nodes()).items[0].rss_bytes or 0) / 1e6
     return [
         Row("idle agent", "resident", "MB", resident, None, "", "goal 80"),
         Row("idle agent", "CPU of one core", "%", share, None, "", "heartbeats every 2 s"),
@@ -133,16 +135,16 @@ def roll_out(client: Client, hub: Hub, name: str, version: int) -> None:
     asyncio.run(publish(hub, version, content, encode([Tensor.of("in.x", x), Tensor.of("out.y", y)]), model=name))
 
     def there() -> bool:
-        return any(m["model"] == name and m["latest"] == version for m in client.get("/v1/models"))
+        return any(m.model == name and m.latest == version for m in client.every(endpoints.models()))
 
     until(there, "the release")
-    view = client.post("/v1/rollouts", {"model": name})
-    *_, view = client.stream(f"/v1/rollouts/{view['rollout']}/watch")
-    assert view["state"] == "completed", view
+    started = client.send(endpoints.start_rollout(RolloutRequest(model=name)))
+    *_, view = client.stream(endpoints.watch_rollout(started.rollout))
+    assert view.state == "completed", view
 
 
 def address(client: Client) -> tuple[str, int]:
-    parts = urlsplit(client.get("/v1/nodes")[0]["inference_url"])
+    parts = urlsplit(client.send(endpoints.nodes()).items[0].inference_url)
     return str(parts.hostname), int(parts.port or 0)
 
 

@@ -84,13 +84,13 @@ def _sample(api: str, folder: Path, key: str) -> list[float]:
     wanted = ("signal.received", "run.requested", "run.aggregator_started", "round.opened")
     run = _until(lambda: _run_of(api, key))
     _until(lambda: _get(api, f"/v1/runs/{run}")["state"] == "completed")
-    events = [e for e in _get(api, "/v1/events?limit=60") if _unix(e) >= sent]
+    events = [e for e in _get(api, "/v1/events?limit=60")["items"] if _unix(e) >= sent]
     moments = [min(_unix(e) for e in events if e["data"]["kind"] == kind) for kind in wanted]
     return [sent, *moments, _first_training(folder, run)]
 
 
 def _run_of(api: str, key: str) -> str | None:
-    for event in _get(api, "/v1/events?kind=run.requested&limit=1"):
+    for event in _get(api, "/v1/events?kind=run.requested&limit=1")["items"]:
         if event["data"]["cause"].endswith(f"#{key}"):
             return str(event["data"]["run"])
     return None

@@ -358,4 +358,7 @@ def _tls(servers: Servers) -> ssl.SSLContext | bool:
 
 
 def _nobody(servers: Servers) -> NoLeader:
-    return NoLeader(f"no coordinator answers at {' or '.join(servers.urls)}", "Is it up? See `fedtide status`")
+    return NoLeader(
+        f"no coordinator answers at {' or '.join(servers.urls)}",
+        f"Is it up? `fedtide up -d` starts one here; {SERVER} names one elsewhere",
+    )

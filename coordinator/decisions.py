@@ -24,11 +24,11 @@ class Decisions:
             raise MalformedMessage(f"decisions of an event: {exc}") from exc
         self.made: dict[str, list[list[Any]]] = {}
 
-    def of(self, key: str, decide: Callable[[], list[Any]]) -> list[Any]:
+    def replay_or_decide(self, key: str, decide: Callable[[], list[Any]]) -> list[Any]:
         """The decision under `key`: as it was logged, else as `decide` makes it now.
 
         Args:
-            key: names the decision; each further call with it within one event is a further decision.
+            key: names the decision; the n-th call with it gives the n-th decision of the event.
             decide: gives plain values.
         """
         made = self.made.setdefault(key, [])

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from fedtide.coordinator.adapters import schedules
-from fedtide.coordinator.adapters.cohorts import Questions
+from fedtide.coordinator.adapters.cohorts import CohortAnswers
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
@@ -134,11 +134,11 @@ async def _work(
         group.create_task(engine.run(), name="engine")
         engine.lead()
         await presence.start()
-        await Questions(broker, subjects, engine).listen()
+        await CohortAnswers(broker, subjects, engine).listen()
         if enroller is not None:
             await enroller.listen()
             group.create_task(enroller.keep_account(), name="account")
-        group.create_task(engine.listen(leadership.confirmed), name="reports")
+        group.create_task(engine.listen(leadership.wait_until_fresh), name="reports")
         group.create_task(engine.save_snapshots(), name="snapshots")
 
         async def ensure_regions() -> None:

@@ -26,7 +26,7 @@ class Strict(BaseModel):
     )
 
 
-class Asked(Strict, allow_inf_nan=False):
+class Request(Strict, allow_inf_nan=False):
     """What a person asks for: every number is finite."""
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.fixed_point import FixedPoint
-from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
+from fedtide.aggregation.sums.round_sum import RoundSum, StreamingUpdate, UpdateRollback, Weight
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
@@ -29,7 +29,7 @@ from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldP
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import FOLDER, STAY, UP, Subjects
+from fedtide.fabric.nats.subjects import FOLD_WORKER, STAY, UP, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
@@ -152,7 +152,7 @@ class FoldWorker:
         blocks = (
             total.partial().tensors if request.finish == "sum" else list(total.mean_blocks() if total.weight else ())
         )
-        prefix = lambda digest: self._subjects.update_blob(self._region, FOLDER, plan.run, digest)  # noqa: E731
+        prefix = lambda digest: self._subjects.update_blob(self._region, FOLD_WORKER, plan.run, digest)  # noqa: E731
         blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=RESULT_TTL_S)
         if request.finish == "mean":
             self._forget(sum_, plan.run)
@@ -187,7 +187,7 @@ class FoldWorker:
                     break
         taking.done()
 
-    async def _wanted(self, run: str, entry: FoldEntry, to: Incoming | Withdrawal) -> AsyncIterator[bytes]:
+    async def _wanted(self, run: str, entry: FoldEntry, to: StreamingUpdate | UpdateRollback) -> AsyncIterator[bytes]:
         """The chunks that overlap this worker's shard; `to` skips the others."""
         source = Source(self._broker, STAY if entry.stays else UP)
         where = self._subjects.stay_blob if entry.stays else self._subjects.update_blob

@@ -16,7 +16,7 @@ from fedtide.aggregation.folding.regions import Regions
 from fedtide.aggregation.folding.shards import Shards
 from fedtide.aggregation.folding.storage import Storage, StoredUpdate
 from fedtide.aggregation.sums.admission import Refusal
-from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight, Withdrawal
+from fedtide.aggregation.sums.round_sum import RoundSum, StreamingUpdate, UpdateRollback, Weight
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.messages.fold import FoldEntry
 from fedtide.fabric.messages.tasks import Arrays, Reply
@@ -36,7 +36,7 @@ FILE_BYTES = 1024 * 1024
 OUT_OF_REACH_S = 60.0
 """How long a round waits for an unreachable region that holds updates already counted."""
 
-Expect = Callable[[Reply, int], Incoming | Refusal]
+Expect = Callable[[Reply, int], StreamingUpdate | Refusal]
 """(reply, frame size in bytes) -> the started fold, or the refusal. Raises MalformedMessage."""
 
 
@@ -55,8 +55,8 @@ class Ingest:
         self._storage = storage
         self._folder = folder
         self._expect: Expect | None = None
-        self._partial: dict[str, tuple[Incoming, StoredUpdate]] = {}
-        self._withdrawals: dict[str, Withdrawal] = {}
+        self._partial: dict[str, tuple[StreamingUpdate, StoredUpdate]] = {}
+        self._withdrawals: dict[str, UpdateRollback] = {}
         self._one_at_a_time = asyncio.Lock()
         self._closing = False
         self.regions = regions
@@ -99,7 +99,7 @@ class Ingest:
                 incoming = self._expect(reply, blob.size_bytes)
                 if isinstance(incoming, Refusal):
                     raise RefusedUpdate(incoming.category, incoming.reason)
-                if (reply.stays or self.shards.active) and await self._promised(reply.task, incoming, update, wanted):
+                if (reply.stays or self.shards.active) and await self._hand_over(reply.task, incoming, update, wanted):
                     return None
                 self._partial[reply.task] = (incoming, update)
             await self._fold(reply.task, wanted)
@@ -125,7 +125,9 @@ class Ingest:
                     await self.shards.finish(total.total)
             self._expect = None
 
-    async def _promised(self, task: str, incoming: Incoming, update: StoredUpdate, wanted: Callable[[], bool]) -> bool:
+    async def _hand_over(
+        self, task: str, incoming: StreamingUpdate, update: StoredUpdate, wanted: Callable[[], bool]
+    ) -> bool:
         """Ask the region or the shards to sum an update; False if the region cannot."""
         entry = FoldEntry(
             task=task,

@@ -18,7 +18,7 @@ from fedtide.aggregation.sums.weighted_sum import Partial
 from fedtide.fabric.errors import NotFound, RemoteError, TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.subjects import FOLDER, UP, Subjects
+from fedtide.fabric.nats.subjects import FOLD_WORKER, UP, Subjects
 from fedtide.fabric.tensors.frame import decode
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Regions:
         weight = sum((Fraction(entry.term) for entry in entries), Fraction(0))
         if answer.faults or answer.result is None or (answer.terms, answer.weight) != (len(entries), str(weight)):
             raise TransientError(f"the aggregator of {region} holds {answer.terms} of {len(entries)} updates")
-        prefix = lambda digest: self._subjects.update_blob(region, FOLDER, self._run, digest)  # noqa: E731
+        prefix = lambda digest: self._subjects.update_blob(region, FOLD_WORKER, self._run, digest)  # noqa: E731
         try:
             frame = await self._storage.fetch_from(region, answer.result, stream=UP, prefix=prefix)
         except (NotFound, RemoteError) as exc:

@@ -22,7 +22,7 @@ from fedtide.fabric.errors import TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fedtide.fabric.messages.tasks import INLINE_BYTES
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.subjects import FOLDER, HUB_REGION, UP, Subjects
+from fedtide.fabric.nats.subjects import FOLD_WORKER, HUB_REGION, UP, Subjects
 from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.frame import decode
@@ -84,7 +84,7 @@ class Shards:
         for answer in await self._every(entries, "mean"):
             if answer.result is None or answer.terms != len(entries) or answer.faults:
                 raise TransientError(f"a shard holds {answer.terms} of {len(entries)} updates")
-            prefix = lambda d: self._subjects.update_blob(HUB_REGION, FOLDER, self._config.run, d)  # noqa: E731
+            prefix = lambda d: self._subjects.update_blob(HUB_REGION, FOLD_WORKER, self._config.run, d)  # noqa: E731
             frame = await self._storage.fetch(answer.result, stream=UP, prefix=prefix)
             total.adopt(decode(memoryview(frame)), Fraction(answer.weight), answer.terms)
         self.promised = {}

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
 from fedtide.aggregation.grid.gathering import Gathering
-from fedtide.aggregation.grid.outgoing import Outgoing, Place, place_for
+from fedtide.aggregation.grid.outgoing import Outgoing, PhaseId, place_for
 from fedtide.aggregation.grid.phases import Asked, Counted, Phase, TooFewUpdates
 from fedtide.aggregation.grid.replies import Replies
 from fedtide.aggregation.grid.round_reports import Accounts
@@ -181,7 +181,7 @@ class NatsGrid(Grid):
         if phase.name == "train" and (asked or not self._choice) and gathering.counted < needed:
             raise TooFewUpdates.of(gathering.counted, asked, needed, gathering.cause)
 
-    def carry_on(self, messages: Iterable[Message]) -> list[Counted]:
+    def collect_carried(self, messages: Iterable[Message]) -> list[Counted]:
         """Send to idle nodes, and collect the next updates, whichever round asked for them.
 
         Tasks without a reply when the phase ends stay outstanding and count in a later round.
@@ -240,7 +240,7 @@ class NatsGrid(Grid):
         message = Message(content, node.node_id, "train", group_id=str(round_))
         flower.stamp(message, task)
         with self._lock:
-            self._asked[task] = Asked(message, node, Place(round_, 1, "train", driven=True), expires_at)
+            self._asked[task] = Asked(message, node, PhaseId(round_, 1, "train", driven=True), expires_at)
         self._link.call(self._link.adopt(task, node, self._carried, expires_at))
 
     def _push(self, messages: Iterable[Message], inbox: Inbox, *, also: Iterable[str] = ()) -> list[str]:
@@ -272,7 +272,7 @@ class NatsGrid(Grid):
 
     def _restarted(self) -> None:
         """Report, once, that a crashed run starts over: without a driver it cannot resume."""
-        self._link.call(self._link.stop_holding())
+        self._link.call(self._link.disable_resume())
         if self._config.attempt > 1 and not self._told_restart:
             self._told_restart = True
             self._accounts.restarted()
@@ -326,7 +326,7 @@ class NatsGrid(Grid):
         self._accounts.received(place, asked.node.name, size=size, seconds=seconds, staleness=age)
         return message
 
-    def _counts_at(self, asked: Asked) -> Place:
+    def _counts_at(self, asked: Asked) -> PhaseId:
         """The place where a reply counts; a carried reply counts in the current round."""
         if self._phase is None or asked.place.phase != self._phase.name:
             return asked.place

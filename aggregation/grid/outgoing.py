@@ -32,7 +32,7 @@ ANCHOR_TTL_S = 30 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PhaseId:
     """The round and phase of a message; `driven`: the next attempt would send it under the same name."""
 
     round: int
@@ -41,20 +41,20 @@ class Place:
     driven: bool
 
 
-def place_of(task: str, run: str) -> Place | None:
+def place_of(task: str, run: str) -> PhaseId | None:
     """The place that is in the name of a driven task; None for any other task."""
     found = re.match(r"-r(\d+)-t(\d+)-([a-z_]+)-", task.removeprefix(run))
     if found is None:
         return None
-    return Place(int(found[1]), int(found[2]), found[3], driven=True)
+    return PhaseId(int(found[1]), int(found[2]), found[3], driven=True)
 
 
-def place_for(message: Message, driven: Place | None) -> Place:
+def place_for(message: Message, driven: PhaseId | None) -> PhaseId:
     """The place of a message: the driven phase, or else the round that the app set as its group id."""
     kind, group = message.metadata.message_type, message.metadata.group_id
     if driven is not None:
         return replace(driven, phase=kind)
-    return Place(int(group) if group.isdigit() else 0, 1, kind, driven=False)
+    return PhaseId(int(group) if group.isdigit() else 0, 1, kind, driven=False)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -96,7 +96,7 @@ class Outgoing:
         self._uploads.clear()
         self._summing = summing
 
-    def prepare(self, message: Message, node: Node, place: Place) -> Task:
+    def prepare(self, message: Message, node: Node, place: PhaseId) -> Task:
         task_id = self._task_id(node, place)
         flower.stamp(message, task_id)
         policy = self._config.spec.policy
@@ -119,7 +119,7 @@ class Outgoing:
         kept = self._anchor[0] if self._anchor is not None else None
         return [a.blob for _, a in self._uploads.values() if a.blob is not None and a.blob != kept]
 
-    def _worth_s(self, place: Place) -> float:
+    def _worth_s(self, place: PhaseId) -> float:
         """Seconds for which a task stays valid."""
         policy = self._config.spec.policy
         if not place.driven:
@@ -152,7 +152,7 @@ class Outgoing:
         coded = encode(tensors, base, Codec.parse(self._config.spec.policy.down), seed)
         return self._plain(frames.encode(coded)).model_copy(update={"coded": is_coded(coded), "base": anchor})
 
-    def _task_id(self, node: Node, place: Place) -> str:
+    def _task_id(self, node: Node, place: PhaseId) -> str:
         run = self._config.run
         if not place.driven:
             return f"{run}-a{self._config.attempt}-{next(self._counter)}-{node.name}"

@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from fedtide.aggregation.folding.in_flight import Node
 from fedtide.aggregation.folding.ingest import Expect
-from fedtide.aggregation.grid.outgoing import Place
+from fedtide.aggregation.grid.outgoing import PhaseId
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError
@@ -31,7 +31,7 @@ class Asked:
 
     message: Message
     node: Node
-    place: Place
+    place: PhaseId
     expires_at: float
 
 
@@ -64,8 +64,8 @@ class Phase:
         return f"{run}-r{self.round}-t{self.trial}"
 
     @property
-    def place(self) -> Place:
-        return Place(self.round, self.trial, self.name, driven=True)
+    def place(self) -> PhaseId:
+        return PhaseId(self.round, self.trial, self.name, driven=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.grid.outgoing import Place
+from fedtide.aggregation.grid.outgoing import PhaseId
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.fabric.events.runs import (
     RoundAbandoned,
@@ -27,22 +27,22 @@ class Accounts:
         self._run: dict[str, Any] = {"run": config.run, "attempt": config.attempt}
         self.bytes_moved = 0
 
-    def opened(self, place: Place, nodes: list[str], size: int, quorum: int | None) -> None:
+    def opened(self, place: PhaseId, nodes: list[str], size: int, quorum: int | None) -> None:
         """Report that a phase sends its tasks (`size` bytes in all); replies of `nodes` may count in it."""
         self.bytes_moved += size
         event = RoundOpened(**self._at(place), nodes=nodes, bytes_down=size, quorum=quorum, resumable=place.driven)
         self._link.call(self._link.report(event))
 
-    def received(self, place: Place, node: str, *, size: int, seconds: float, staleness: int) -> None:
+    def received(self, place: PhaseId, node: str, *, size: int, seconds: float, staleness: int) -> None:
         self.bytes_moved += size
         event = UpdateReceived(**self._at(place), node=node, bytes_up=size, seconds=seconds, staleness=staleness)
         self._link.call(self._link.report(event))
 
-    def refused(self, place: Place, node: str, category: str, reason: str) -> None:
+    def refused(self, place: PhaseId, node: str, category: str, reason: str) -> None:
         body = {**self._at(place), "node": node, "category": category, "reason": reason[:2000]}
         self._link.call(self._link.report(UpdateRefused.model_validate(body)))
 
-    def collected(self, place: Place, received: int, cause: Cause) -> None:
+    def collected(self, place: PhaseId, received: int, cause: Cause) -> None:
         self._link.call(self._link.report(RoundCollected(**self._at(place), received=received, cause=cause)))
 
     def abandoned(self, round_: int, trial: int, reason: str) -> None:
@@ -56,5 +56,5 @@ class Accounts:
         """Report that an app without a round driver started over after a crash."""
         self._link.call(self._link.report(RoundsRestarted(**self._run)))
 
-    def _at(self, place: Place) -> dict[str, Any]:
+    def _at(self, place: PhaseId) -> dict[str, Any]:
         return {**self._run, "round": place.round, "trial": place.trial, "phase": place.phase}

@@ -132,9 +132,9 @@ class GridLink:
         await self._read_order()
 
     async def _on_reconnect(self) -> None:
-        self._spawn(self._look_around())
+        self._spawn(self._resync())
 
-    async def _look_around(self) -> None:
+    async def _resync(self) -> None:
         """Catch up after a disconnection: read the last TimeIsUp and the presence of nodes."""
 
         async def look() -> None:
@@ -165,12 +165,12 @@ class GridLink:
     async def _read_order(self) -> None:
         raw = await self.storage.read(CHECKPOINTS, self._subjects.order(self._config.run))
         if raw is not None:
-            self._obey(raw)
+            self._apply_time_is_up(raw)
 
     async def _on_order(self, message: Received) -> None:
-        self._obey(message.data)
+        self._apply_time_is_up(message.data)
 
-    def _obey(self, raw: bytes) -> None:
+    def _apply_time_is_up(self, raw: bytes) -> None:
         order = from_json(TimeIsUp, raw, "order")
         if self._clock is not None and self._clock[0] == (order.round, order.trial, order.phase):
             self._clock[1].put(order)
@@ -239,7 +239,7 @@ class GridLink:
     async def _publish_until_stored(self, subject: str, data: bytes, key: str) -> None:
         await until_done(log, "grid.report_waits", lambda: self._broker.publish(subject, data, message_id=key), key=key)
 
-    async def stop_holding(self) -> None:
+    async def disable_resume(self) -> None:
         """Stop keeping replies for resumption: those of unknown tasks are acknowledged and dropped."""
         held, self._held = self._held, None
         for delivery in (held or {}).values():

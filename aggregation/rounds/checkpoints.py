@@ -45,7 +45,7 @@ class Plan(Strict):
     codecs: dict[str, list[str]] = Field(default={}, description="Codecs that each node supports")
 
 
-class TaskOut(Strict):
+class OutstandingTask(Strict):
     """An outstanding training task, whose update a later round may count."""
 
     task: str
@@ -59,15 +59,15 @@ class TaskOut(Strict):
         return Node.of(self.name, self.region)
 
 
-class Mark(Strict):
+class RetryCheckpoint(Strict):
     """The next trial of an abandoned round; `outstanding`: tasks whose updates it may still count."""
 
     round: int
     trial: int
-    outstanding: list[TaskOut]
+    outstanding: list[OutstandingTask]
 
 
-class Head(Strict):
+class RoundCheckpoint(Strict):
     """The state of a run after `round`. `bases`: the models that `outstanding` tasks train from, by round."""
 
     round: int
@@ -77,7 +77,7 @@ class Head(Strict):
     histories: Histories
     strategy: str = Field(description="The strategy's state tree, JSON")
     strategy_tensors: BlobRef | None
-    outstanding: list[TaskOut] = []
+    outstanding: list[OutstandingTask] = []
     bases: dict[int, Arrays] = {}
     bytes_moved: int = 0
     anchor: Arrays | None = Field(default=None, description="Model that coded models are differences to")
@@ -91,31 +91,31 @@ class Checkpoints:
         self._link = link
         self._subjects = subjects
 
-    def head(self) -> Head | None:
-        return self._read("head", Head)
+    def head(self) -> RoundCheckpoint | None:
+        return self._read("head", RoundCheckpoint)
 
     def plan(self, round_: int, trial: int, phase: str) -> Plan | None:
         """The stored plan of exactly this phase, if there is one."""
         found = self._read(f"plan-{phase}", Plan)
         return found if found is not None and (found.round, found.trial) == (round_, trial) else None
 
-    def mark(self, round_: int) -> Mark | None:
+    def mark(self, round_: int) -> RetryCheckpoint | None:
         """The mark of this round, if it was abandoned before."""
-        found = self._read("mark", Mark)
+        found = self._read("mark", RetryCheckpoint)
         return found if found is not None and found.round == round_ else None
 
     def save_mark(self, progress: Progress) -> None:
         """Store the current trial, before the previous trial's replies may be acknowledged."""
-        mark = Mark(round=progress.round, trial=progress.trial, outstanding=_out(progress))
+        mark = RetryCheckpoint(round=progress.round, trial=progress.trial, outstanding=_out(progress))
         self._write("mark", mark)
 
     def save_plan(self, plan: Plan) -> None:
         self._write(f"plan-{plan.phase}", plan)
 
-    def save_head(self, progress: Progress, bytes_moved: int) -> Head:
+    def save_head(self, progress: Progress, bytes_moved: int) -> RoundCheckpoint:
         """Store the current round. Its arrays are those that the next round sends: they are stored once."""
         state = strategy_state.capture(progress.strategy)
-        head = Head(
+        head = RoundCheckpoint(
             round=progress.round,
             arrays=self._upload(progress.arrays),
             rounds_with_updates=progress.rounds_with_updates,
@@ -131,7 +131,7 @@ class Checkpoints:
         self._write("head", head)
         return head
 
-    def restore(self, head: Head, progress: Progress) -> None:
+    def restore(self, head: RoundCheckpoint, progress: Progress) -> None:
         """Restore a head into a new `Progress`."""
         for name in _HISTORIES:
             records = {number: MetricRecord(dict(values)) for number, values in head.histories[name].items()}
@@ -144,7 +144,7 @@ class Checkpoints:
         progress.bytes_before = head.bytes_moved
         progress.anchor = self._download(head.anchor) if head.anchor is not None else None
 
-    def restore_strategy(self, head: Head, strategy: Strategy) -> None:
+    def restore_strategy(self, head: RoundCheckpoint, strategy: Strategy) -> None:
         tensors = decode(memoryview(self._fetch(head.strategy_tensors))) if head.strategy_tensors is not None else []
         strategy_state.restore(strategy, StrategyState(json.loads(head.strategy), tensors))
 
@@ -180,10 +180,10 @@ class Checkpoints:
         self._link.call(self._link.storage.write(subject, to_json(value)))
 
 
-def _out(progress: Progress) -> list[TaskOut]:
+def _out(progress: Progress) -> list[OutstandingTask]:
     asked = progress.grid.outstanding() | progress.grid.kept()
     return [
-        TaskOut(task=t, name=a.node.name, region=a.node.region, round=a.place.round, expires_at=a.expires_at)
+        OutstandingTask(task=t, name=a.node.name, region=a.node.region, round=a.place.round, expires_at=a.expires_at)
         for t, a in asked.items()
     ]
 

@@ -23,7 +23,7 @@ from fedtide.aggregation.grid.phases import TooFewUpdates
 from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.rounds import privacy_ledger
-from fedtide.aggregation.rounds.checkpoints import Checkpoints, Head
+from fedtide.aggregation.rounds.checkpoints import Checkpoints, RoundCheckpoint
 from fedtide.aggregation.rounds.exchange import Exchange
 from fedtide.aggregation.rounds.progress import EvaluateFn, Progress
 from fedtide.aggregation.sums.admission import inspect
@@ -145,7 +145,7 @@ class RoundDriver:
         progress.grid.finish()
         return progress.result
 
-    def _resume(self, progress: Progress, head: Head) -> None:
+    def _resume(self, progress: Progress, head: RoundCheckpoint) -> None:
         self._checkpoints.restore(head, progress)
         if progress.anchor is not None:
             progress.grid.code_against(progress.anchor)
@@ -248,7 +248,7 @@ class RoundDriver:
         if place is not None:
             self._accounts.refused(place, reply.node, "late", "arrived after its task had been given up")
 
-    def _save(self, progress: Progress) -> Head:
+    def _save(self, progress: Progress) -> RoundCheckpoint:
         moved = progress.bytes_before + self._accounts.bytes_moved
         return self._checkpoints.save_head(progress, moved)
 

@@ -19,7 +19,7 @@ from fedtide.aggregation.rounds.progress import Progress
 from fedtide.aggregation.strategies.averaging import FedAvg
 from fedtide.aggregation.strategies.bounded import distances
 from fedtide.aggregation.sums.admission import Refusal, beyond, inspect
-from fedtide.aggregation.sums.round_sum import Incoming, Reach
+from fedtide.aggregation.sums.round_sum import StreamingUpdate, UpdateNorm
 from fedtide.aggregation.sums.staleness import rebase
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.flower import bridge as flower
@@ -55,7 +55,7 @@ class Exchange:
             )
         messages = self._messages(progress, "train", progress.strategy.configure_train)
         progress.bases[progress.round] = progress.arrays
-        counted = progress.grid.carry_on(messages)
+        counted = progress.grid.collect_carried(messages)
         for each in counted:
             asked_in = each.asked.place.round
             age = progress.round - asked_in
@@ -123,18 +123,18 @@ class Exchange:
     def _folding(self, progress: Progress) -> Folding | None:
         """How the strategy folds updates while they arrive, if it does."""
         strategy, limit = progress.strategy, self._policy.max_update_norm
-        if not isinstance(strategy, FedAvg) or not strategy.folds_pieces:
+        if not isinstance(strategy, FedAvg) or not strategy.supports_streaming:
             return None
         base = flower.tensors_of(progress.arrays)
 
-        def expect(reply: Reply, frame_bytes: int) -> Incoming | Refusal:
+        def expect(reply: Reply, frame_bytes: int) -> StreamingUpdate | Refusal:
             # The whole message must decode before any of the update is folded.
             metrics = list(flower.from_wire(reply.message, None).content.metric_records.values())
             if len(metrics) != 1:
                 return Refusal("malformed", f"the reply holds {len(metrics)} metric records, expected one")
             incoming = strategy.expect(reply.task, metrics[0], frame_bytes)
-            if limit is not None and isinstance(incoming, Incoming):
-                incoming.reach = Reach(base, limit)
+            if limit is not None and isinstance(incoming, StreamingUpdate):
+                incoming.reach = UpdateNorm(base, limit)
             return incoming
 
         return Folding(expect, lambda: strategy.collecting().sum)

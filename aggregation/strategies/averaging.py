@@ -23,7 +23,7 @@ from flwr.serverapp.exception import AggregationError
 
 from fedtide.aggregation.sums.admission import Refusal, inspect
 from fedtide.aggregation.sums.agreement import Agreement
-from fedtide.aggregation.sums.round_sum import Incoming, RoundSum, Weight
+from fedtide.aggregation.sums.round_sum import RoundSum, StreamingUpdate, Weight
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.tensors.codecs import decode, is_coded
@@ -87,7 +87,7 @@ class FedAvg(flowers.FedAvg):
     exact = True
     sums = True
     """Whether `admit` requires that updates fit the round's sum."""
-    evenly = False
+    uniform_weights = False
     """Whether all updates weigh the same."""
     round: Round | None = None
 
@@ -110,10 +110,10 @@ class FedAvg(flowers.FedAvg):
             self._fold(state, batch)
         return self._close(state)
 
-    folds_pieces = True
+    supports_streaming = True
     """Whether updates can be folded piece by piece (`expect`), without seeing them whole."""
 
-    def expect(self, key: str, metrics: MetricRecord, frame_bytes: int) -> Incoming | Refusal:
+    def expect(self, key: str, metrics: MetricRecord, frame_bytes: int) -> StreamingUpdate | Refusal:
         """Begin to fold an update that is still arriving, as the answer to the task `key`."""
         weight = self.weight_of(metrics)
         if isinstance(weight, Refusal):
@@ -146,7 +146,7 @@ class FedAvg(flowers.FedAvg):
             weight = math.inf
         if not (math.isfinite(weight) and weight >= 0):
             return Refusal("bad_weight", f"{self.weighted_by_key!r} is {weight}, expected a weight of at least 0")
-        return Weight(1.0, 1.0) if self.evenly else Weight(weight, weight)
+        return Weight(1.0, 1.0) if self.uniform_weights else Weight(weight, weight)
 
     def fits(self, state: Round, metrics: MetricRecord, update: list[Tensor]) -> Weight | Refusal:
         """The weight of an update, after checking that it fits the model; else the refusal."""

@@ -30,7 +30,7 @@ FAR_OUT = Refusal("out_of_range", "the update is so far from the model that the 
 class _Bounded(FedAvg):
     """`factor` says how an update at a distance counts, or why it is refused."""
 
-    folds_pieces = False
+    supports_streaming = False
 
     @abstractmethod
     def factor(self, distance: float) -> float | Refusal:
@@ -77,7 +77,7 @@ class CentredClipping(_Bounded):
     Karimireddy et al. 2021, https://arxiv.org/abs/2012.10333, algorithm 1 with v_0 = x.
     """
 
-    evenly = True
+    uniform_weights = True
 
     def __init__(self, *args: Any, radius: float, **kwargs: Any) -> None:
         """
@@ -100,8 +100,8 @@ class FLTrust(FedAvg):
     brought to the length of the server's.
     """
 
-    folds_pieces = False
-    evenly = True
+    supports_streaming = False
+    uniform_weights = True
     of_one_round = ("round", "_own")
     _own: list[Tensor] | None = None
 

@@ -34,8 +34,8 @@ class PrivateFedAvg(FedAvg):
         rounds_by_cohort: number of rounds, by number of updates averaged.
     """
 
-    folds_pieces = False
-    evenly = True
+    supports_streaming = False
+    uniform_weights = True
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class _Comparing(FedAvg):
     """`combine` gets all accepted updates, by node, and returns the next model and the replies used."""
 
-    folds_pieces = False
+    supports_streaming = False
     sums = False
 
     def aggregate_train(
@@ -99,8 +99,8 @@ class StreamingTrimmedMean(FedAvg):
     All updates weigh the same.
     """
 
-    folds_pieces = False
-    evenly = True
+    supports_streaming = False
+    uniform_weights = True
     of_one_round = ("round", "_extremes")
     _extremes: list[tuple[Any, Any]]
 
@@ -155,7 +155,7 @@ class MedianOfMeans(FedAvg):
     https://arxiv.org/abs/1705.05491.
     """
 
-    folds_pieces = False
+    supports_streaming = False
 
     def __init__(self, *args: Any, buckets: int = 5, **kwargs: Any) -> None:
         """

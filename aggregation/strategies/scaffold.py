@@ -33,7 +33,7 @@ class Scaffold(FedAvg):
         nodes: N; all nodes that may take part.
     """
 
-    folds_pieces = False
+    supports_streaming = False
     of_one_round = ("round", "_changes", "_summed")
 
     def __init__(self, *args: Any, nodes: int | None = None, **kwargs: Any) -> None:

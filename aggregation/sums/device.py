@@ -37,9 +37,11 @@ class Device(Protocol):
         """Zeros: int64, or float64 if not `exact`."""
 
     def fold(self, lane: Any, inputs: list[Values], factors: list[float], half: int, sign: int) -> bool:
-        """Add `sign` times the rounded terms of all inputs; on False, call `mend` for each input."""
+        """Add `sign` times the rounded terms of all inputs; on False, call `move_overflow_to_coarse` for each input."""
 
-    def mend(self, lane: Any, coarse: Any, values: Values, factor: float, half: int, sign: int, unit: float) -> int:
+    def move_overflow_to_coarse(
+        self, lane: Any, coarse: Any, values: Values, factor: float, half: int, sign: int, unit: float
+    ) -> int:
         """Move the terms that do not fit the lane to `coarse`, in multiples of `unit`.
 
         Returns 1 if some values are not finite, else 2 if some fit no lane, else 0. Such values are in no lane.
@@ -69,8 +71,10 @@ class Cpu:
         seen = [kernels.fold1(lane, v, f, half, sign) for v, f in zip(inputs, factors, strict=True)]
         return all(0 <= s < 2 * half for s in seen)
 
-    def mend(self, lane: Any, coarse: Any, values: Values, factor: float, half: int, sign: int, unit: float) -> int:
-        return int(kernels.mend(lane, coarse, values, factor, half, sign, unit))
+    def move_overflow_to_coarse(
+        self, lane: Any, coarse: Any, values: Values, factor: float, half: int, sign: int, unit: float
+    ) -> int:
+        return int(kernels.move_overflow_to_coarse(lane, coarse, values, factor, half, sign, unit))
 
     def fold_float(self, lane: Any, values: Values, factor: float) -> None:
         kernels.fold_float(lane, values, factor)
@@ -108,7 +112,9 @@ class Torch:
             lane += sign * self._torch.where(fits, terms, 0.0).long()
         return every
 
-    def mend(self, lane: Any, coarse: Any, values: Values, factor: float, half: int, sign: int, unit: float) -> int:
+    def move_overflow_to_coarse(
+        self, lane: Any, coarse: Any, values: Values, factor: float, half: int, sign: int, unit: float
+    ) -> int:
         uploaded = self._upload(values)
         terms, large = (uploaded * factor).round(), (uploaded * factor / unit).round()
         rest = ~((terms >= -half) & (terms < half))

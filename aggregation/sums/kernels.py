@@ -4,7 +4,7 @@ A term is rounded to an integer by adding MAGIC = 1.5 * 2**52: the low bits of t
 then the integer (|term| < 2**51; Hacker's Delight, 2nd ed., section 17-4). This vectorises where
 a conversion to int64 does not (AVX2), and rounds to nearest, ties to even, like `rint`.
 
-The same pass detects terms that do not fit. `mend` then undoes the effect of NaN, infinity and large
+The same pass detects terms that do not fit. `move_overflow_to_coarse` then undoes the effect of NaN, infinity and large
 terms on the sum by repeating the arithmetic. All kernels release the GIL.
 """
 
@@ -56,7 +56,8 @@ _F32, _F64 = _in(nb.float32), _in(nb.float64)
 def fold4(lane: Any, a: Any, b: Any, c: Any, d: Any, fa: Any, fb: Any, fc: Any, fd: Any, half: Any) -> Any:
     """Add a * fa + b * fb + c * fc + d * fd. Terms must be in [-half, half), a power of two.
 
-    Returns a number that is negative or at least 2 * half if some are not: then call `mend` for each input.
+    Returns a number that is negative or at least 2 * half if some are not: then call
+    `move_overflow_to_coarse` for each input.
     """
     shift = _MAGIC_BITS - half
     seen = np.int64(0)
@@ -89,7 +90,7 @@ def fold1(lane: Any, a: Any, factor: Any, half: Any, sign: Any) -> Any:
 
 
 @compiled(*(_i64(_LANE, _LANE, k, _f64, _i64, _i64, _f64) for k in (_F32, _F64)))
-def mend(lane: Any, coarse: Any, a: Any, factor: Any, half: Any, sign: Any, unit: Any) -> Any:
+def move_overflow_to_coarse(lane: Any, coarse: Any, a: Any, factor: Any, half: Any, sign: Any, unit: Any) -> Any:
     """Remove the terms that do not fit from the lane, and add them to the coarse lane, in units of `unit` fine ones.
 
     Returns 1 if some values are not finite, else 2 if some fit no lane, else 0. Such values are in no lane.

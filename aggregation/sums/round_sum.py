@@ -87,18 +87,18 @@ class RoundSum:
             if key:
                 self._taken.add(key)
 
-    def expect(self, key: str, weight: Weight, frame_bytes: int) -> Incoming:
+    def expect(self, key: str, weight: Weight, frame_bytes: int) -> StreamingUpdate:
         """Begin an update that arrives in pieces.
 
         Raises:
             TooManyTerms: more than was agreed.
         """
         self.total.count(weight.term)
-        return Incoming(self, key, weight, frame_bytes)
+        return StreamingUpdate(self, key, weight, frame_bytes)
 
-    def withdrawal(self, weight: Weight, frame_bytes: int) -> Withdrawal:
+    def withdrawal(self, weight: Weight, frame_bytes: int) -> UpdateRollback:
         """Begin to withdraw an update, by feeding its folded bytes again."""
-        return Withdrawal(self.total, weight, frame_bytes)
+        return UpdateRollback(self.total, weight, frame_bytes)
 
 
 class _Folding:
@@ -111,7 +111,7 @@ class _Folding:
         self._back = back
         self._scanner = FrameScanner(frame_bytes)
         self._places: list[int] | None = None
-        self.reach: Reach | None = None
+        self.reach: UpdateNorm | None = None
         """Set before the first `feed` to refuse updates beyond a norm bound."""
 
     @property
@@ -177,7 +177,7 @@ class _Folding:
         return refusal
 
 
-class Reach:
+class UpdateNorm:
     """The L2 distance by which an update in pieces moves the model, and its limit."""
 
     def __init__(self, base: Sequence[Tensor], limit: float) -> None:
@@ -206,7 +206,7 @@ def fsum(terms: Sequence[float]) -> float:
     return total if math.isfinite(total) else math.inf
 
 
-class Incoming(_Folding):
+class StreamingUpdate(_Folding):
     """An update that is added to a sum: `feed` its whole frame, then `accept`; or undo it (`withdrawal`).
 
     After an exception, continue to feed from byte `fed`. After a refusal it must be withdrawn.
@@ -240,12 +240,12 @@ class Incoming(_Folding):
         assert not self.fed
         self._sum.total.discount(self.weight.term)
 
-    def withdrawal(self) -> Withdrawal:
+    def withdrawal(self) -> UpdateRollback:
         """A withdrawal of the bytes fed so far."""
         return self._sum.withdrawal(self.weight, self._frame_bytes)
 
 
-class Withdrawal(_Folding):
+class UpdateRollback(_Folding):
     """Undoes an update: `feed` the same bytes again, cut at the same places, then call `done`."""
 
     def __init__(self, total: WeightedSum, weight: Weight, frame_bytes: int) -> None:

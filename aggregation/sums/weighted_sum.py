@@ -189,7 +189,10 @@ class WeightedSum:
         if block.coarse is None:
             block.coarse = device.lane(block.elements)
         coarse, unit = block.coarse[run], float(1 << COARSE_SHIFT)
-        mended = [device.mend(lane, coarse, v, f, point.half, sign, unit) for v, f in zip(inputs, factors, strict=True)]
+        mended = [
+            device.move_overflow_to_coarse(lane, coarse, v, f, point.half, sign, unit)
+            for v, f in zip(inputs, factors, strict=True)
+        ]
         return [_FAULTS[each] for each in mended]
 
     def _fold_float(self, lane: Any, values: Values, weight: float) -> Fault | None:

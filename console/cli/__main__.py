@@ -87,6 +87,8 @@ def main() -> int:
     if any("\ud800" <= letter <= "\udfff" for word in sys.argv for letter in word):
         _complain("an argument is not UTF-8 text")
         return ConfigError.exit_code
+    if sys.stdout is None:  # it was closed by whoever started us
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
     try:
         app(prog_name="fedtide", standalone_mode=True)
         return 0

@@ -16,8 +16,8 @@ from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import Subjects
 
 
-class Questions:
-    """Answers while this coordinator leads."""
+class CohortAnswers:
+    """Answers aggregators that ask which nodes to use, while this coordinator leads."""
 
     def __init__(self, broker: Broker, subjects: Subjects, engine: Engine) -> None:
         self._broker = broker

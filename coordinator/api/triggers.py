@@ -108,8 +108,10 @@ async def read_signal(request: web.Request) -> Signal:
         attributes = _attributes(request.headers)
         data = _object("data", body) if body else {}
     for name in ("id", "type"):
-        if not attributes.get(name):
-            raise ConfigError(name, "every CloudEvent has one", f"Send {_STRUCTURED}, or ce-id, ce-type, ... headers")
+        if not attributes.get(name) or not isinstance(attributes[name], str):
+            raise ConfigError(
+                name, "every CloudEvent has one, and it is text", f"Send {_STRUCTURED}, or ce-id, ce-type, ... headers"
+            )
     if not isinstance(data, dict):
         raise ConfigError("data", "must be a JSON object")
     plain = {k: v for k, v in attributes.items() if k not in ("id", "type", "specversion", "datacontenttype")}

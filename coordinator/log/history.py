@@ -117,7 +117,10 @@ def _run(world: World, run: runs.Run) -> Iterator[str]:
 def _round(world: World, run: runs.Run, number: int) -> Iterator[str]:
     state = run.rounds.get(number)
     if state is None:
-        raise NotFound(f"run {run.facts.run} has no round {number}", f"It has: {sorted(run.rounds)}")
+        raise NotFound(
+            f"run {run.facts.run} has no round {number}",
+            f"It has {', '.join(map(str, sorted(run.rounds))) or 'none yet'}",
+        )
     yield f"round {number}, trial {state.trial}: {type(state).__name__.lower()}" + _detail(state)
     yield from (f"an earlier trial was abandoned: {why}" for why in state.before)
     asked = state.phases["train"].asked if "train" in state.phases else frozenset()

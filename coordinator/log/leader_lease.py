@@ -97,7 +97,7 @@ class Leadership:
                 self.leader = None
                 raise
 
-    async def confirmed(self) -> None:
+    async def wait_until_fresh(self) -> None:
         """Wait until the lease is fresh. If another process has taken it, this never returns: `keep` raises."""
         if asyncio.get_running_loop().time() - self._renewed_at > 2 * BEAT_S:
             self._renewed.clear()

@@ -105,7 +105,7 @@ def _what_is_wrong(facts: RolloutFacts, all_waves: Sequence[Wave], decisions: De
         found = [gates.judge(gate, serving, plan.slices) for gate in plan.gates]
         return [next((j.reason for j in found if j.outcome == "fail" and j.enforced), "")]
 
-    return str(decisions.of(f"gates/{facts.rollout}/catch-up", judged)[0])
+    return str(decisions.replay_or_decide(f"gates/{facts.rollout}/catch-up", judged)[0])
 
 
 def _is_under_way(state: NodeState) -> bool:

@@ -108,7 +108,9 @@ def _groups(request: RolloutRequest, nodes: Sequence[Node]) -> list[list[str]]:
     named = [region for group in groups for region in group]
     for region in [*named, *(a for a in request.approve if a != "canary")]:
         if region not in known:
-            raise ConfigError(f"regions: {region}", "no node of the cohort is in this region", f"Known: {known}")
+            raise ConfigError(
+                f"regions: {region}", "no node of the cohort is in this region", f"Known: {', '.join(known)}"
+            )
     twice = [region for region, count in Counter(named).items() if count > 1]
     if twice:
         raise ConfigError(f"regions: {twice[0]}", "is listed twice")

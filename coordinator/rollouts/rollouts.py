@@ -253,14 +253,14 @@ def _step(state: Rollout | None, event: RolloutEvent, at: datetime, decisions: D
         if state is not None:
             raise InvalidTransition(f"roll-out {event.rollout} was started twice")
         facts = RolloutFacts(event.rollout, event.plan, event.counter, event.by, at)
-        return _settle(Rolling(facts, tuple(Waiting() for _ in event.plan.waves)), at, decisions)
+        return _advance_until_stable(Rolling(facts, tuple(Waiting() for _ in event.plan.waves)), at, decisions)
     if state is None:
         name = event.id if isinstance(event, AlarmRang) else event.rollout
         raise InvalidTransition(f"{event.kind} for a roll-out {name} that was never started")
     match event:
         case AlarmRang(key=key):
             if isinstance(state, Rolling | Completed) and key == alarm_key(state):
-                return _settle(replace(state, alarms=state.alarms + 1, due=None, dues=()), at, decisions)
+                return _advance_until_stable(replace(state, alarms=state.alarms + 1, due=None, dues=()), at, decisions)
             return state, ()
         case NodePhaseReported() | NodeMeasured() | RegionCached():
             return _take(state, event, at, decisions)
@@ -278,7 +278,7 @@ def returned(state: Rollout, node: Node, at: datetime, decisions: Decisions) -> 
             return (
                 (state, ())
                 if changed == state.waves
-                else _settle(replace(state, waves=changed), at, decisions, state.waves)
+                else _advance_until_stable(replace(state, waves=changed), at, decisions, state.waves)
             )
         case Paused(at=inner):
             changed = catch_up.returned(state.facts, state.waves, node, at)
@@ -305,7 +305,7 @@ def _take(state: Rollout, event: Report, at: datetime, decisions: Decisions) -> 
             return (
                 (state, ())
                 if noted is state.waves
-                else _settle(replace(state, waves=noted), at, decisions, state.waves)
+                else _advance_until_stable(replace(state, waves=noted), at, decisions, state.waves)
             )
         case Paused(at=inner):
             noted = waves.reported(state.facts, inner.waves, event, at)
@@ -336,7 +336,7 @@ def _watch(state: Paused, at: datetime, decisions: Decisions) -> Step:
     return state, ()
 
 
-def _settle(
+def _advance_until_stable(
     state: Rolling | Completed, at: datetime, decisions: Decisions, before: tuple[Wave, ...] | None = None
 ) -> Step:
     """Apply what follows from the present state, until nothing more follows.
@@ -445,7 +445,7 @@ def lost(state: Rollout, node: str, at: datetime, decisions: Decisions) -> Step:
             return (
                 (state, ())
                 if changed == state.waves
-                else _settle(replace(state, waves=changed), at, decisions, state.waves)
+                else _advance_until_stable(replace(state, waves=changed), at, decisions, state.waves)
             )
         case Paused(at=inner):
             return replace(state, at=replace(inner, waves=catch_up.lost(inner.waves, node))), ()
@@ -512,25 +512,29 @@ def _stop(state: Rollout, event: RolloutAction, at: datetime) -> Step | None:
 def _go_on(state: Rollout, event: RolloutAction, at: datetime, decisions: Decisions) -> Step | None:
     match event, state:
         case RolloutResumeRequested(), Completed(followed=False, stopped=stopped) if stopped:
-            return _settle(replace(state, stopped="", due=None, dues=()), at, decisions)
+            return _advance_until_stable(replace(state, stopped="", due=None, dues=()), at, decisions)
         case RolloutResumeRequested(), Paused(at=inner):
-            patient = waves.patient(inner.waves, at)
-            resumed, commands = _settle(replace(inner, waves=patient, due=None, dues=()), at, decisions)
+            with_restarted_deadlines = waves.with_restarted_deadlines(inner.waves, at)
+            resumed, commands = _advance_until_stable(
+                replace(inner, waves=with_restarted_deadlines, due=None, dues=()), at, decisions
+            )
             return resumed, pending_commands(resumed) or commands
         case RolloutPromoteRequested(region=region), Rolling() | Paused():
             rolling, ready = _ready(state, at)
             assert isinstance(rolling, Rolling)
             paused = isinstance(state, Paused)
             changed = waves.promoted(state.facts, ready, rolling.group, region, paused=paused)
-            return _settle(replace(rolling, waves=changed, due=None, dues=()), at, decisions)
+            return _advance_until_stable(replace(rolling, waves=changed, due=None, dues=()), at, decisions)
         case RolloutNextRequested(), Rolling(group=group) if group < max(w.group for w in state.facts.plan.waves):
-            return _settle(replace(state, group=group + 1, dues=()), at, decisions)
+            return _advance_until_stable(replace(state, group=group + 1, dues=()), at, decisions)
         case RolloutRetryRequested(counter=counter), Rolling() | Paused() | Completed(followed=False):
             tried, ready = _ready(state, at)
             facts = replace(tried.facts, counter=counter)
             changed, commands = waves.retried(facts, ready, at)
             tried = replace(tried, stopped="") if isinstance(tried, Completed) else tried
-            settled, more = _settle(replace(tried, facts=facts, waves=changed, due=None, dues=()), at, decisions)
+            settled, more = _advance_until_stable(
+                replace(tried, facts=facts, waves=changed, due=None, dues=()), at, decisions
+            )
             return settled, commands + more
         case _:
             return None
@@ -539,5 +543,5 @@ def _go_on(state: Rollout, event: RolloutAction, at: datetime, decisions: Decisi
 def _ready(state: Rolling | Paused | Completed, at: datetime) -> tuple[Rolling | Completed, tuple[Wave, ...]]:
     """The roll-out to continue, and its waves: with restarted deadlines if it was paused."""
     if isinstance(state, Paused):
-        return state.at, waves.patient(state.waves, at)
+        return state.at, waves.with_restarted_deadlines(state.waves, at)
     return state, state.waves

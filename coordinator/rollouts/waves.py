@@ -369,7 +369,7 @@ def decide(decisions: Decisions, facts: RolloutFacts, index: int, wave: Staged) 
     if not plan.gates:
         return []
     key = f"gates/{facts.rollout}/{plan.waves[index].region}/{wave.stage}"
-    verdicts = decisions.of(key, lambda: [[j.outcome, j.reason] for j in judge(plan, wave)])
+    verdicts = decisions.replay_or_decide(key, lambda: [[j.outcome, j.reason] for j in judge(plan, wave)])
     return [Judgement(g.kind, o, r, g.enforce) for g, (o, r) in zip(plan.gates, verdicts, strict=False)]
 
 
@@ -560,7 +560,7 @@ def next_openings(plan: RolloutPlan, names: Iterable[str], at: datetime) -> list
     return [opens_at(window, at, each) for each in zones]
 
 
-def patient(all_waves: Waves, at: datetime) -> Waves:
+def with_restarted_deadlines(all_waves: Waves, at: datetime) -> Waves:
     """Restart all deadlines after a pause, during which nothing was offered or decided."""
 
     def anew(wave: Wave) -> Wave:

@@ -219,7 +219,7 @@ def _says_more(known: RefusedAnswer | None, category: str) -> bool:
     return known is None or (category == "late" and known.category in ("timeout", "node_lost", "not_needed"))
 
 
-def rang(state: Round, key: str, run: str, policy: RoundPolicy) -> Round:
+def after_alarm(state: Round, key: str, run: str, policy: RoundPolicy) -> Round:
     """The round after an alarm has rung; an alarm that the round does not wait for changes nothing."""
     if not isinstance(state, Open | Collecting):
         return state

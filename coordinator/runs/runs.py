@@ -198,7 +198,7 @@ def _rang(state: Running | Paused, key: str) -> Step:
         return state, ()
     number = max(state.rounds)
     before = state.rounds[number]
-    after = rounds.rang(before, key, state.facts.run, state.facts.spec.policy)
+    after = rounds.after_alarm(before, key, state.facts.run, state.facts.spec.policy)
     return replace(state, rounds={**state.rounds, number: after}), _new_commands(state.facts, before, after)
 
 

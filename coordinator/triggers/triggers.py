@@ -69,7 +69,7 @@ def step(state: Trigger, signal: Signal, at: datetime, decisions: Decisions) -> 
     if not matches_type(state.rule, signal.type):
         return state, ()
     about = f"rules/{state.rule.name}/{signal.type}"
-    outcome, reason = decisions.of(about, lambda: list(judge(state, signal, at)))
+    outcome, reason = decisions.replay_or_decide(about, lambda: list(judge(state, signal, at)))
     key = started_id(state.rule, signal) if outcome in ("fired", "queued") else ""
     state = _noted(state, FiringRecord(at, signal.id, signal.type, outcome, reason, key))
     if outcome not in ("fired", "queued"):

@@ -31,7 +31,7 @@ from fedtide.fabric.strict import Strict
 
 log = logging.getLogger(__name__)
 
-OTHERS_SHARE = 0.2
+WINDOW_GRACE_SHARE = 0.2
 """How long after a window's first sketch to wait for those of other nodes, as a share of the window."""
 LONGEST_WINDOW_S = 7 * 86_400.0
 
@@ -79,7 +79,7 @@ class Collector:
             task.add_done_callback(lambda _: self._open.pop(key, None))
 
     async def _close(self, model: str, window: int, release: str, window_s: float) -> None:
-        await asyncio.sleep(OTHERS_SHARE * window_s)
+        await asyncio.sleep(WINDOW_GRACE_SHARE * window_s)
         try:
             await self._sum(model, window, release, window_s)
         except (FedtideError, ValueError) as exc:

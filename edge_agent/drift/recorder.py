@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 GATHER = 256
 GATHER_BYTES = 1024 * 1024
-BEHIND = 8
-"""A lot to count is GATHER requests or GATHER_BYTES of inputs; at most BEHIND lots may wait."""
+MAX_PENDING_BATCHES = 8
+"""A lot to count is GATHER requests or GATHER_BYTES of inputs; at most MAX_PENDING_BATCHES lots may wait."""
 
 
 class DriftWatch:
@@ -60,7 +60,7 @@ class DriftWatch:
     def _hand_over(self, name: str) -> None:
         self._pending_bytes = 0
         waiting = self._pending.pop(name)
-        if self._behind < BEHIND:  # else drop the lot: a sample of the requests is enough
+        if self._behind < MAX_PENDING_BATCHES:  # else drop the lot: a sample of the requests is enough
             self._behind += 1
             self._counting.submit(self._count, name, waiting)
 

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 SLICE_S = 0.1
 """Period of the CPU share, in seconds."""
-CALM = 0.8
+RESUME_RATIO = 0.8
 """Training resumes once the latency is below this share of its objective (hysteresis)."""
-QUIET_S = 2.0
+LATENCY_EXPIRY_S = 2.0
 """After so many seconds without requests the latency counts as 0."""
 
 
@@ -49,7 +49,7 @@ class Latency:
     @property
     def mean_ms(self) -> float:
         """0 while there are no requests."""
-        return self._mean_ms if time.monotonic() - self._last < QUIET_S else 0.0
+        return self._mean_ms if time.monotonic() - self._last < LATENCY_EXPIRY_S else 0.0
 
 
 class Governor:
@@ -118,7 +118,7 @@ class Governor:
         if limits.window is not None and not is_open(limits.window, datetime.now(UTC), self._timezone):
             return f"outside its window {limits.window.start:%H:%M} to {limits.window.end:%H:%M}"
         if limits.inference_slo_ms is not None:
-            edge = limits.inference_slo_ms * (CALM if self._waits.startswith("requests") else 1.0)
+            edge = limits.inference_slo_ms * (RESUME_RATIO if self._waits.startswith("requests") else 1.0)
             if self._latency.mean_ms > edge:
                 return f"requests take more than {limits.inference_slo_ms:g} ms"
         celsius = sensors.hottest_celsius() if limits.max_celsius is not None else None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
-from fedtide.fabric.strict import Asked, Strict
+from fedtide.fabric.strict import Request, Strict
 
 LONGEST_TTL_S = 30 * 86_400
 
@@ -16,14 +16,14 @@ RunActionName = Literal["cancel", "pause", "resume"]
 """What a person may do with a run."""
 
 
-class ActionRequest(Asked):
+class ActionRequest(Request):
     """`reason` is shown with the run or roll-out."""
 
     reason: str = Field(default="asked by a person", max_length=1000)
     region: str = Field(default="", description="Of a promotion; empty: every region that waits")
 
 
-class TokenRequest(Asked):
+class TokenRequest(Request):
     """`region` empty: any."""
 
     region: str = ""
@@ -32,11 +32,11 @@ class TokenRequest(Asked):
     replaces: bool = False
 
 
-class RevokeRequest(Asked):
+class RevokeRequest(Request):
     reason: str = Field(default="", max_length=1000)
 
 
-class RegionRequest(Asked):
+class RegionRequest(Request):
     """Names under which nodes reach the region's leaf."""
 
     hosts: list[Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,252})$")]] = []
@@ -50,13 +50,13 @@ Label = (
 LabelValue = Label | Annotated[list[Label], Field(min_length=1)]
 
 
-class LabelsRequest(Asked):
+class LabelsRequest(Request):
     """Labels of samples by request id."""
 
     labels: dict[str, LabelValue]
 
 
-class ForgetRequest(Asked):
+class ForgetRequest(Request):
     """Which samples of a model are deleted: one, those before a time, or all."""
 
     id: str | None = None

@@ -15,7 +15,7 @@ from fedtide.fabric.nats.subjects import (
     CHECKPOINTS,
     COLLECTOR,
     DOWN,
-    FOLDER,
+    FOLD_WORKER,
     HUB_REGION,
     RELEASES,
     STAY,
@@ -99,7 +99,7 @@ def aggregator(subjects: Subjects, run: str) -> Permissions:
     return Permissions(
         publish=(
             f"{root}.up.{HUB_REGION}.{run}.>",
-            f"{root}.up.{HUB_REGION}.{FOLDER}.blob.{run}.>",
+            f"{root}.up.{HUB_REGION}.{FOLD_WORKER}.blob.{run}.>",
             subjects.all_tasks,
             f"{root}.down.round.{run}.>",
             f"{root}.down.blob.>",
@@ -132,7 +132,7 @@ def folder(subjects: Subjects, region: str) -> Permissions:
     root = subjects.root
     return Permissions(
         publish=(
-            f"{root}.up.{region}.{FOLDER}.blob.>",
+            f"{root}.up.{region}.{FOLD_WORKER}.blob.>",
             *(f"$JS.API.STREAM.INFO.{stream}" for stream in (UP, STAY)),
             f"$JS.API.DIRECT.GET.{UP}.{root}.up.{region}.*.blob.>",
             f"$JS.API.DIRECT.GET.{STAY}.{root}.stay.{region}.*.blob.>",

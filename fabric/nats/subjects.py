@@ -51,10 +51,10 @@ CONTROL = "CONTROL"
 COLLECTOR = "collector"
 """Takes the place of the node in subjects of a region's drift collector."""
 
-FOLDER = "fold"
+FOLD_WORKER = "fold"
 """Takes the place of the node in the subjects of partial sums."""
 
-RESERVED = (COLLECTOR, FOLDER)
+RESERVED = (COLLECTOR, FOLD_WORKER)
 """Used in place of a node's name: no node may have one of these names."""
 
 ALL_MODELS = "_"

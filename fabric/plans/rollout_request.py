@@ -8,10 +8,10 @@ from pydantic import Field
 
 from fedtide.fabric.plans.rollout_plan import Bake, Gate, OnFailure, Rate
 from fedtide.fabric.plans.windows import Window
-from fedtide.fabric.strict import Asked
+from fedtide.fabric.strict import Request
 
 
-class RolloutRequest(Asked):
+class RolloutRequest(Request):
     """What a person asks for, in a file or by options; the rest follows from the registry and the fleet."""
 
     model: str = Field(description="Registry name of the model")

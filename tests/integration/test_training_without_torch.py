@@ -77,6 +77,7 @@ def test_a_node_whose_trainer_is_killed_goes_on_where_it_was(without_torch: Inst
     assert list((without_torch.home / "nodes" / "eu-2" / "progress").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nodes_without_torch_and_with_it_end_at_the_same_model(without_torch: Installation) -> None:
     alone = without_torch.train(CLUSTERS, "--train", "onnx")
     assert alone.state == "completed", alone

@@ -67,9 +67,9 @@ async def test_whoever_was_frozen_learns_that_it_leads_no_more(nats: FakeNats) -
 async def test_after_a_freeze_nothing_is_taken_in_before_the_lease_is_confirmed(nats: FakeNats) -> None:
     one = candidate(nats, "one")
     await one.acquire()
-    await one.confirmed()
+    await one.wait_until_fresh()
     await asyncio.sleep(10)
-    asking = asyncio.create_task(one.confirmed())
+    asking = asyncio.create_task(one.wait_until_fresh())
     await asyncio.sleep(1)
     assert not asking.done()
     keeping = asyncio.create_task(one.keep())
@@ -86,6 +86,6 @@ async def test_a_renewal_survives_a_lost_confirmation_and_a_broker_that_is_away(
     nats.down = True
     await asyncio.sleep(60)
     nats.down = False
-    await one.confirmed()
+    await one.wait_until_fresh()
     assert one.is_mine
     keeping.cancel()
