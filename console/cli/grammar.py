@@ -96,8 +96,15 @@ def fields(option: str, text: str, kind: type[M]) -> M:
     for key, part in pairs(option, (p for p in text.split(",") if p.strip())):
         known = kind.model_fields.get(key)
         is_list = known is not None and known.annotation == list[str]
-        given[key] = part.split("+") if is_list else scalar(option, key, part)
+        given[key] = _words(option, key, part) if is_list else scalar(option, key, part)
     return checked(kind, given, option)
+
+
+def _words(option: str, key: str, text: str) -> list[str]:
+    words = text.split("+")
+    if not all(word.strip() for word in words):
+        raise ConfigError(f"{option} {key}", f"{text!r} has an empty place", f"For example {key}=a+b")
+    return words
 
 
 def labels(option: str, text: str) -> dict[str, str]:

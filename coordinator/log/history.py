@@ -51,15 +51,16 @@ def present(world: World, name: str, number: int | None) -> list[str]:
     if name in world.runs:
         run = world.runs[name]
         return list(_run(world, run) if number is None else _round(world, run, number))
-    if number is None:
-        for table, describe in (
-            (world.nodes, _node),
-            (world.rollouts, _rollout),
-            (world.models, _model),
-            (world.triggers, _rule),
-        ):
-            if name in table:
-                return list(describe(world, name))
+    for table, describe in (
+        (world.nodes, _node),
+        (world.rollouts, _rollout),
+        (world.models, _model),
+        (world.triggers, _rule),
+    ):
+        if name in table:
+            if number is not None:
+                raise NotFound(f"{name} is no run, and only runs have rounds", f"See `fedtide why {name}`")
+            return list(describe(world, name))
     near = ", ".join([*list(world.runs)[-4:], *list(world.rollouts)[-2:], *sorted(world.nodes)[:4]]) or "none yet"
     remedy = f"Known: {near}. A round is RUN/NUMBER"
     raise NotFound(f"there is no run, roll-out, node, model or rule {name!r}", remedy)

@@ -23,6 +23,7 @@ import typer.main
 from fedtide.console.cli import __main__ as cli
 from fedtide.fabric.events.envelope import TriggerApplied
 from fedtide.fabric.plans.trigger_rule import TriggerRule
+from tests.conftest import APPS
 from tests.scenarios.build import joined, produced, published, requested, rollout, wave
 from tests.shell.served_api import Served, served_api
 
@@ -292,3 +293,19 @@ def test_whatever_was_named_is_removed_and_nothing_else(home: Path, capsys: pyte
     for name in ("r1#2", "r1?2", "r1/", "../r1", "r1%20", "r1 ", "R1"):
         assert run(capsys, "trigger", "rm", "--", name) != 0
     assert run(capsys, "trigger", "show", "r1") == 0
+
+
+def test_a_mistake_is_named(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed, and words that the error must hold."""
+    app = str(APPS / "mean")
+    for words, told in {
+        ("why", "n1/1"): "only runs have rounds",
+        ("why", "run-1/x"): "not a number",
+        ("run", "start", "--app", app, "--select", "needs=+"): "--select needs",
+        ("run", "start", "--app", app, "--round-timeout", "nan"): "--round-timeout",
+        ("rollout", "plan", "m", "--set", "canary=.inf"): "canary",
+        ("run", "wait", "run-1", "--timeout", "nan"): "--timeout",
+    }.items():
+        monkeypatch.setattr(sys, "argv", ["fedtide", *words])
+        assert cli.main() != 0
+        assert told in capsys.readouterr().err, words
