@@ -46,6 +46,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_a_round_beside_its_namesakes(there: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("FEDTIDE_", "PYTHONPATH"))}

@@ -135,6 +135,7 @@ def test_a_node_that_vanishes_in_a_round_is_counted_as_lost_and_the_run_goes_on(
     assert small.train(APPS / "faulty").participants == ["eu-1", "eu-2"]
 
 
+@pytest.mark.slow
 def test_coordinator_and_hub_come_back_with_everything_they_knew(small: Installation) -> None:
     first = small.train(APPS / "mean", "--rounds", "1")
     for word in ("coordinator.json", "hub.conf"):

@@ -114,7 +114,7 @@ def test_no_route_breaks_on_a_name(api: Served, part: str | bytes) -> None:
                 takes(api, method, filled(path, part), body=b"{}")
 
 
-@pytest.mark.parametrize("value", TEXTS + RAW)
+@pytest.mark.parametrize("value", TEXTS[::2] + RAW)
 def test_no_route_breaks_on_a_query(api: Served, value: str | bytes) -> None:
     names = ("limit", "after", "state", "region", "labels", "kind", "about", "since", "until", "round", "timeout_s")
     for method, path in api.routes:
@@ -244,7 +244,7 @@ def test_no_command_breaks_on_an_argument(
     home: Path, capsys: pytest.CaptureFixture[str], path: tuple[str, ...]
 ) -> None:
     chance = random.Random(" ".join(path))
-    for value in [*chance.sample(TEXTS, 12), "\udcff"]:
+    for value in [*chance.sample(TEXTS, 8), "\udcff"]:
         for words in lines(COMMANDS[path], value, chance):
             run(capsys, *path, *words)
 
