@@ -190,16 +190,20 @@ class Engine:
             return self.world.decide(event)
         except FedtideError:
             raise
-        except Exception as exc:
+        except Exception as exc:  # an error of ours must not end an installation, again at each delivery
             log.exception("event.reducer_failed", extra={"event": event.id, "kind": event.data.kind})
-            # It may have changed a part of the world before it failed; the log says what is true.
-            self.world, self.applied = World(), 0
-            self._seen.clear()
-            self._log.start_after(0)
-            await self.load()
-            await self.catch_up()
+            self.world = await self._rebuilt()  # a part of it may have changed before the reducer failed
             reason = f"event {event.id} cannot be applied: {type(exc).__name__}: {exc}"
             raise InvalidTransition(reason, "This is an error of fedtide; see the coordinator's log") from exc
+
+    async def _rebuilt(self) -> World:
+        """The world as the snapshot and the log say it is; readers keep the old one until it is there."""
+        snapshot = await self._snapshots.load()
+        world = snapshot.world if snapshot is not None else World()
+        self._log.start_after(snapshot.sequence if snapshot is not None else 0)
+        async for event in self._log.replay():
+            world.apply(event)
+        return world
 
     def nudge(self) -> None:
         """Something that is shown has changed, though nothing was logged."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
 import nats.errors
 from nats.aio.client import Client
@@ -100,7 +100,7 @@ class StreamReads(StreamCalls):
 
     async def consume(
         self, stream: str, durable: str, pattern: str, *, may_ask: Callable[[], Awaitable[None]] | None = None
-    ) -> AsyncIterator[Delivery]:
+    ) -> AsyncGenerator[Delivery, None]:
         """Every message under `pattern`, at least once, surviving restarts of both sides.
 
         One long poll is open at a time; the server pushes into it as messages come. What a

@@ -164,7 +164,7 @@ async def test_a_delivery_that_was_not_acknowledged_comes_again_to_the_next_cons
     await taken.ack()
     while await at_hub.backlog(UP, "durable") != (0, 1):  # noqa: ASYNC110 - a server has no event to wait for
         await asyncio.sleep(0.01)
-    await first.aclose()  # type: ignore[attr-defined]  # it is a generator
+    await first.aclose()
     async for delivery in at_hub.consume(UP, "durable", SUBJECTS.all_reports):
         assert delivery.data == b"b"
         break

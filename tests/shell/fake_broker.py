@@ -7,7 +7,7 @@ domains (all streams stand on one server), permissions, time to live, and limits
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -257,7 +257,7 @@ class FakeBroker(Broker):
 
     async def consume(
         self, stream: str, durable: str, pattern: str, *, may_ask: Ready | None = None
-    ) -> AsyncIterator[Delivery]:
+    ) -> AsyncGenerator[Delivery, None]:
         found = self._stream(stream)
         consumer = found.consumers.setdefault(durable, Consumer())
         consumer.poller += 1

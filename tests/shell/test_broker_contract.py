@@ -176,5 +176,5 @@ async def take(broker: Broker, wanted: int) -> list[Delivery]:
         found.append(delivery)
         if len(found) == wanted:
             break
-    await consumed.aclose()  # type: ignore[attr-defined]  # it is a generator
+    await consumed.aclose()
     return found
