@@ -19,21 +19,27 @@ class Trust:
     system_account: str
 
 
-def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None) -> str:
-    """A hub that listens on loopback for clients and leaves; without `trust` no credentials are needed."""
+def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None, monitor: int | None = None) -> str:
+    """A hub that listens on loopback for clients and leaves; without `trust` no credentials are needed.
+
+    Args:
+        monitor: the port of its health and figures, on loopback too.
+    """
     return f"""server_name: hub
 {_believes(trust, store)}listen: 127.0.0.1:{port}
-max_payload: {MAX_PAYLOAD}
+{_monitor(monitor)}max_payload: {MAX_PAYLOAD}
 jetstream {{ store_dir: "{store}", domain: {HUB_DOMAIN}, max_mem: 256MB, max_file: 64GB }}
 leafnodes {{ listen: 127.0.0.1:{leaf_port}, no_advertise: true }}
 """
 
 
-def leaf(region: str, port: int, hub_leaf_port: int, store: Path, trust: Trust | None = None) -> str:
+def leaf(
+    region: str, port: int, hub_leaf_port: int, store: Path, trust: Trust | None = None, monitor: int | None = None
+) -> str:
     """A region's leaf with its own JetStream domain; its credentials stand beside `store`."""
     return f"""server_name: leaf-{region}
 {_believes(trust, store)}listen: 127.0.0.1:{port}
-max_payload: {MAX_PAYLOAD}
+{_monitor(monitor)}max_payload: {MAX_PAYLOAD}
 jetstream {{ store_dir: "{store}", domain: {region}, max_mem: 256MB, max_file: 64GB }}
 leafnodes {{ reconnect: 1s, remotes: [ {_remotes(hub_leaf_port, store, trust)} ] }}
 """
@@ -42,6 +48,10 @@ leafnodes {{ reconnect: 1s, remotes: [ {_remotes(hub_leaf_port, store, trust)} ]
 def identity_of(store: Path) -> Path:
     """Where the credentials of a region's processes are, beside the store of its server."""
     return store.with_name(f"{store.name}-identity")
+
+
+def _monitor(port: int | None) -> str:
+    return "" if port is None else f"http: 127.0.0.1:{port}\n"
 
 
 def _believes(trust: Trust | None, store: Path) -> str:

@@ -32,6 +32,16 @@ class Child:
     argv: tuple[str, ...]
     port: int | None = None
     """Accepts connections once the child is ready; None: readiness shows elsewhere."""
+    broker: Broker | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """What the supervisor watches of a nats-server."""
+
+    monitor: str
+    """The base URL of its health."""
+    store: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +77,20 @@ def lay_out(
         raise ConfigError("--coordinators", f"must be 1 to {MAX_COORDINATORS}")
     server = nats_server()
     # The API keeps its port when the coordinator comes back: clients know it from `up.json`.
-    hub_port, leaf_port, *ports = free_ports(2 + coordinators + len(regions))
+    hub_port, leaf_port, hub_monitor, *ports = free_ports(3 + coordinators + 2 * len(regions))
     api_ports, ports = ports[:coordinators], ports[coordinators:]
+    ports, monitors = ports[: len(regions)], ports[len(regions) :]
     api_ports[0] = api_port or api_ports[0]
     config_dir = home.root / "config"
     for folder in (config_dir, home.logs, home.root / "coordinator"):
         folder.mkdir(parents=True, exist_ok=True)
     trust = _identities(home, config_dir, regions)
-    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), trust)
-    children = [_nats(server, config_dir, "hub", text, hub_port)]
-    for region, port in zip(regions, ports, strict=True):
-        text = nats_config.leaf(region, port, leaf_port, home.store(region), trust)
-        children.append(_nats(server, config_dir, f"leaf-{region}", text, port))
+    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), trust, hub_monitor)
+    children = [_nats(server, config_dir, "hub", text, hub_port, Broker(_local(hub_monitor), home.store("hub")))]
+    for region, port, monitor in zip(regions, ports, monitors, strict=True):
+        text = nats_config.leaf(region, port, leaf_port, home.store(region), trust, monitor)
+        broker = Broker(_local(monitor), home.store(region))
+        children.append(_nats(server, config_dir, f"leaf-{region}", text, port, broker))
     hub_url = f"nats://127.0.0.1:{hub_port}"
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
@@ -93,7 +105,7 @@ def lay_out(
             index, count = len(nodes) - 1, len(regions) * nodes_per_region
             child = _agent(home, config_dir, nodes[-1], region, port, index, count, agent or {})
             children.append(child)
-    apis = tuple(f"http://127.0.0.1:{port}" for port in api_ports)
+    apis = tuple(map(_local, api_ports))
     return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes), apis)
 
 
@@ -145,10 +157,14 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _nats(server: str, config_dir: Path, name: str, text: str, port: int) -> Child:
+def _local(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+def _nats(server: str, config_dir: Path, name: str, text: str, port: int, broker: Broker) -> Child:
     file = config_dir / f"{name}.conf"
     file.write_text(text)
-    return Child(name, (server, "-c", str(file)), port)
+    return Child(name, (server, "-c", str(file)), port, broker)
 
 
 def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions: list[str], api_port: int) -> Child:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from fedtide.console import endpoints
 from fedtide.console.client import Client
-from fedtide.console.embedded.plan import MAX_NODES, Child, Layout
+from fedtide.console.embedded import full_disk
+from fedtide.console.embedded.plan import MAX_NODES, Broker, Child, Layout
 from fedtide.console.home import Home, UpState
 from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
 from fedtide.fabric.messages.requests import TokenRequest
@@ -74,6 +75,8 @@ class Supervisor:
             await started.wait()
             if child.port is not None:
                 await _until(partial(_is_open, child.port), child.name)
+            if child.broker is not None:
+                group.create_task(self._heal(child.name, child.broker))
             if child.name == "coordinator":
                 await _until(self._home.endpoint_file_of(child.name).exists, "the coordinator's API")
                 await asyncio.to_thread(self._write_join_token)
@@ -113,6 +116,16 @@ class Supervisor:
                 )
             await asyncio.sleep(backoff)
             backoff = min(LAST_BACKOFF_S, backoff * 2)
+
+    async def _heal(self, name: str, broker: Broker) -> None:
+        """Restart a server that refuses writes because its disk was full, as soon as there is room."""
+        while True:
+            await full_disk.until_writes_are_refused(broker.monitor)
+            log.warning("broker.refuses_writes", extra={"child": name})
+            await full_disk.until_there_is_room(broker.store)
+            process = self._processes[name]
+            if process.returncode is None:
+                process.terminate()
 
     async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
         environment = {**os.environ, "FEDTIDE_LIFELINE_PID": str(os.getpid())}

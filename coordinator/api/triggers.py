@@ -107,7 +107,7 @@ async def read_signal(request: web.Request) -> Signal:
     else:
         attributes = _attributes(request.headers)
         data = _object("data", body) if body else {}
-    for name in ("id", "type"):
+    for name in ("id", "source", "type"):
         if not attributes.get(name) or not isinstance(attributes[name], str):
             raise ConfigError(
                 name, "every CloudEvent has one, and it is text", f"Send {_STRUCTURED}, or ce-id, ce-type, ... headers"

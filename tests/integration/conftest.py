@@ -12,7 +12,7 @@ from tests.integration.installation import Installation
 
 def bring_up(home: Path, regions: str, nodes: int, *options: str) -> Installation:
     there = Installation(home)
-    up = there.run("up", "-d", "--regions", regions, "--nodes-per-region", str(nodes), *options, timeout_s=200)
+    up = there.process("up", "-d", "--regions", regions, "--nodes-per-region", str(nodes), *options, timeout_s=200)
     assert up.returncode == 0, up.stderr
     return there
 

@@ -6,29 +6,74 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from fedtide.console import endpoints
+from fedtide.console.cli import __main__ as cli
 from fedtide.console.client import Client
 from fedtide.console.home import Home
 from fedtide.fabric.messages.views import RUN_ENDED, EventView, ModelView, NodeView, RolloutView, RunView
 from tests.hub import Hub
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def _environment(home: Path) -> Iterator[None]:
+    before = dict(os.environ)
+    for name in [n for n in os.environ if n.startswith("FEDTIDE_")]:
+        del os.environ[name]
+    os.environ["FEDTIDE_HOME"] = str(home)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _arguments(words: Iterable[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, ["fedtide", *words]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _captured() -> Iterator[tuple[TextIOWrapper, TextIOWrapper]]:
+    out, err = TextIOWrapper(BytesIO(), "utf-8"), TextIOWrapper(BytesIO(), "utf-8")
+    with redirect_stdout(out), redirect_stderr(err):
+        yield out, err
+
+
+def _text(stream: TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 @dataclass(frozen=True)
 class Installation:
     home: Path
 
-    def run(self, *arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
-        """`fedtide ...` in this home; whatever comes of it."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("FEDTIDE_")}
-        environment["FEDTIDE_HOME"] = str(self.home)
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`fedtide ...` in this home, in this process: its imports are most of what a command costs."""
+        with _ONE_AT_A_TIME, _environment(self.home), _arguments(arguments), _captured() as (out, err):
+            code = cli.main()
+        return subprocess.CompletedProcess(arguments, code, _text(out), _text(err))
+
+    def process(self, *arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+        """`fedtide ...` in this home as a process of its own."""
         command = [sys.executable, "-m", "fedtide.console.cli", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+        with _environment(self.home):
+            return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def json(self, *arguments: str) -> Any:
         done = self.run(*arguments, "-o", "json")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -58,7 +60,7 @@ def test_listings_come_as_table_json_and_yaml_without_colour(installation: Insta
 def test_a_second_up_in_the_same_home_is_refused_and_touches_nothing(installation: Installation) -> None:
     files = [*(installation.home / "config").iterdir(), installation.home / "up.json"]
     before = {f: f.read_bytes() for f in files}
-    done = installation.run("up", "-d")
+    done = installation.process("up", "-d")
     assert done.returncode == 2
     assert "already up here" in done.stderr
     assert {f: f.read_bytes() for f in files} == before
@@ -87,7 +89,7 @@ def test_a_port_in_use_is_said_and_nothing_is_left_running(tmp_path: Path) -> No
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = Installation(tmp_path).run("up", "-d", "--port", str(port), "--regions", "eu")
+        done = Installation(tmp_path).process("up", "-d", "--port", str(port), "--regions", "eu")
     assert done.returncode != 0
     assert f"port {port} cannot be used" in done.stderr
     until(lambda: not _processes(tmp_path), "the end of every process")
@@ -107,12 +109,14 @@ def test_two_installations_stand_side_by_side_and_a_killed_one_leaves_nothing(
     assert other.run("status").returncode == 4
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Any:
-    there = bring_up(tmp_path, "eu", 2)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """One region of two nodes, whose processes may be hurt; each test ends with all of them back."""
+    home = tmp_path_factory.mktemp("small")
+    there = bring_up(home, "eu", 2)
     yield there
     there.run("down")
-    assert not _processes(tmp_path)
+    assert not _processes(home)
 
 
 @pytest.mark.slow
@@ -160,8 +164,21 @@ def test_a_coordinator_that_dies_in_a_run_finds_it_again_and_the_run_completes(s
     assert [r.metrics["train_calls"] for r in view.rounds[1:]] == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("server", [pytest.param("hub", marks=pytest.mark.slow), "leaf-eu"])
+def test_a_broker_whose_disk_was_full_writes_again_by_itself(small: Installation, server: str) -> None:
+    """Its first failed write leaves a nats-server refusing writes, also when there is room again."""
+    full = small.child(server)
+    resource.prlimit(full, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    run = small.json("run", "start", "--app", str(APPS / "mean"), "--rounds", "1")["run"]
+    view = small.finish(run)
+    assert view.state == "completed", view.reason
+    assert view.participants == ["eu-1", "eu-2"]
+    assert small.child(server) != full
+
+
 def test_a_node_that_cannot_write_is_counted_and_the_fleet_goes_on(small: Installation) -> None:
     apps = small.home / "nodes" / "eu-1" / "apps"
+    shutil.rmtree(apps, ignore_errors=True)
     apps.write_text("a file where the agent wants a folder")
     view = small.train(APPS / "faulty")
     assert view.state == "completed"
