@@ -57,7 +57,10 @@ class CoordinatorConfig(Strict):
     stream_replicas: Literal[1, 3] = Field(default=1, description="Servers of the hub that hold each stream")
     data_dir: Path = Field(default=Path("fedtide-coordinator"), description="Logs and work files of local aggregators")
     kubernetes: Kubernetes | None = Field(default=None, description="Aggregators are Jobs; without it local processes")
-    warm_aggregator: bool = Field(default=True, description="Keep a process ready for the next run, about 150 MB")
+    warm_aggregator: bool = Field(
+        default=True,
+        description="Fork aggregators from a process with all libraries loaded, about 250 MB",
+    )
     http_host: str = Field(default="127.0.0.1", description="Address of the API")
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")
     http_cert: Path | None = Field(default=None, description="Certificate of the API; with it and its key it is https")

@@ -69,7 +69,7 @@ def region(
 ) -> None:
     """New credentials for a region's servers. Those it had before are withdrawn: install these soon."""
     if (out is None) == (not secret):
-        raise ConfigError("--out", "give either --out FOLD_WORKER or --secret NAME")
+        raise ConfigError("--out", "give either --out FOLDER or --secret NAME")
     made = Client.find().send(endpoints.region_credentials(name, host or []))
     if out is not None:
         for file, text in made.files.items():

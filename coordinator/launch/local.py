@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.coordinator.launch.warm_worker import SpareProcess
+from fedtide.coordinator.launch.fork_server import Forked, ForkServer
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.process import pid_file as process_note
 
@@ -69,8 +69,11 @@ def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir
     }
 
 
+_Process = asyncio.subprocess.Process | Forked
+
+
 class LocalLauncher:
-    """One subprocess per run. A PID file (its note) lets a restarted coordinator find and adopt it."""
+    """One process per run. A PID file (its note) lets a restarted coordinator find and adopt it."""
 
     def __init__(self, root: Path, config: CoordinatorConfig, credentials: CredentialsOf, exited: Exited) -> None:
         self._root = root
@@ -78,13 +81,14 @@ class LocalLauncher:
         self._credentials = credentials
         self._exited = exited
         self._watched: dict[str, tuple[int, asyncio.Task[None]]] = {}
-        self._spare = SpareProcess(root)
+        self._fork_server = ForkServer(root)
+        self._preparing: asyncio.Task[object] | None = None
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def prepare(self) -> None:
-        """Keep a process ready for the next run, if that is wanted."""
+        """Load the libraries of an aggregator before the first run, if that is wanted."""
         if self._config.warm_aggregator:
-            self._spare.prepare()
+            self._preparing = asyncio.create_task(self._fork_server.start(), name="fork-server-start")
 
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None:
         """Start the run's aggregator if it is still wanted, or adopt the one of this attempt that is there."""
@@ -110,7 +114,7 @@ class LocalLauncher:
         folder = self._root / command.run
         folder.mkdir(parents=True, exist_ok=True)
         pid = self._alive(command.run, command.attempt)
-        process: asyncio.subprocess.Process | None = None
+        process: _Process | None = None
         if pid is None and (folder / f"attempt-{command.attempt}.json").exists():
             await self._exited(command.run, command.attempt, GONE, "it was gone when the coordinator came back")
             return
@@ -119,7 +123,7 @@ class LocalLauncher:
             pid = process.pid
         self._watched[command.run] = command.attempt, asyncio.create_task(self._watch(command, pid, process))
 
-    async def _start(self, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
+    async def _start(self, command: LaunchAggregator, folder: Path) -> _Process:
         config = worker_config(command, self._config, str(folder.resolve()))
         credentials = self._credentials(command.run)
         if credentials is not None:
@@ -128,7 +132,9 @@ class LocalLauncher:
             config["credentials"] = str(shown)
         file = folder / f"attempt-{command.attempt}.json"
         file.write_text(json.dumps(config))
-        process = await self._spare.give(file, partial(process_note.leave, self._note(command.run), command.attempt))
+        process: _Process | None = None
+        if self._config.warm_aggregator:
+            process = await self._fork_server.fork(file, self._note(command.run), command.attempt)
         if process is None:
             process = await self._spawn(file, command, folder)
         log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
@@ -148,10 +154,9 @@ class LocalLauncher:
                 preexec_fn=partial(process_note.leave, self._note(command.run), command.attempt),
             )
 
-    async def _watch(self, command: LaunchAggregator, pid: int, process: asyncio.subprocess.Process | None) -> None:
-        if process is not None:
-            code = await process.wait()
-        else:
+    async def _watch(self, command: LaunchAggregator, pid: int, process: _Process | None) -> None:
+        code = await process.wait() if process is not None else None
+        if code is None:
             await _until_gone(pid)
             code = GONE
         process_note.remove(self._note(command.run), pid)
@@ -172,7 +177,7 @@ class LocalLauncher:
 
     async def close(self) -> None:
         """Stop watching; the processes go on and are adopted by the next coordinator."""
-        await self._spare.close()
+        await self._fork_server.close()
         tasks = [task for _, task in self._watched.values()]
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""`python -m tests.compat.write FOLD_WORKER`: the corpus of the coming version. Only before it is released."""
+"""`python -m tests.compat.write FOLDER`: the corpus of the coming version. Only before it is released."""
 
 from __future__ import annotations
 

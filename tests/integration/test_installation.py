@@ -164,6 +164,21 @@ def test_a_coordinator_that_dies_in_a_run_finds_it_again_and_the_run_completes(s
     assert [r.metrics["train_calls"] for r in view.rounds[1:]] == [1.0, 2.0, 3.0]
 
 
+def test_a_run_outlives_the_process_it_was_forked_from_and_the_next_one_starts(
+    small: Installation,
+) -> None:
+    settings = ("--set", "delay=1", "--set", "everyone=true", "--rounds", "2")
+    run = small.json("run", "start", "--app", str(APPS / "mean"), *settings)["run"]
+    until(lambda: len(small.show(run).rounds) >= 2, "the first round")
+    (coordinator,) = children(small.state["pid"], "coordinator.json")
+    (server,) = children(coordinator, "--fork-server")
+    assert small.aggregator(run) in children(server, "--fork-server")
+    os.kill(server, signal.SIGKILL)
+    view = small.finish(run)
+    assert (view.state, view.attempt) == ("completed", 1), view.reason
+    assert small.train(APPS / "mean", "--rounds", "1").state == "completed"
+
+
 @pytest.mark.parametrize("server", [pytest.param("hub", marks=pytest.mark.slow), "leaf-eu"])
 def test_a_broker_whose_disk_was_full_writes_again_by_itself(small: Installation, server: str) -> None:
     """Its first failed write leaves a nats-server refusing writes, also when there is room again."""

@@ -1,0 +1,75 @@
+"""A process with all libraries loaded that forks one aggregator for each run: importing Flower takes seconds.
+
+It takes requests as lines of JSON on standard input and tells what it did on standard output:
+
+    {"config": FILE, "note": PID_FILE, "attempt": N}   ->   {"config": FILE, "pid": P}, later {"pid": P, "code": C}
+
+It has one thread only, so that forks are safe, and ends at the end of its input; what it has forked goes on.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtide.fabric.process import pid_file
+
+_INPUT, _OUTPUT = 0, 1
+_PIECE = 65_536
+
+
+def config_of_this_fork() -> Path | None:
+    """Serve requests. Returns in each fork the configuration of its run; in the server None, at the end of input."""
+    gc.freeze()  # the collector does not touch, and so does not copy, what all forks share
+    running: dict[int, int] = {}
+    unread = b""
+    while True:
+        for handle in select.select([_INPUT, *running], [], [])[0]:
+            if handle in running:
+                _tell_end(handle, running.pop(handle))
+                continue
+            piece = os.read(_INPUT, _PIECE)
+            if not piece:
+                return None
+            *lines, unread = (unread + piece).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    return _as_aggregator(request, running)
+                running[os.pidfd_open(pid)] = pid
+                _tell(config=request["config"], pid=pid)
+
+
+def _tell(**what: Any) -> None:
+    os.write(_OUTPUT, json.dumps(what).encode() + b"\n")
+
+
+def _tell_end(handle: int, pid: int) -> None:
+    os.close(handle)
+    _, status = os.waitpid(pid, 0)
+    _tell(pid=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def _as_aggregator(request: dict[str, Any], of_others: dict[int, int]) -> Path:
+    """Become a process of its own: session, files, random numbers, and the note by which a coordinator finds it."""
+    os.setsid()
+    config = Path(request["config"])
+    logfile = os.open(config.parent / "aggregator.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (logfile, 1), (logfile, 2)):
+        os.dup2(source, target)
+    for handle in (nothing, logfile, *of_others):
+        os.close(handle)
+    note, attempt = Path(request["note"]), int(request["attempt"])
+    if pid_file.attempt_of(note) > attempt:
+        os._exit(0)  # whoever asked is gone, and its successor has given this attempt up
+    pid_file.leave(note, attempt)
+    np.random.seed()  # an app that uses it must not get the same numbers as every other run
+    return config
