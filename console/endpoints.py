@@ -55,8 +55,10 @@ def _get(answer: type[T], *parts: str, query: Query | None = None) -> Call[T]:
     return Call("GET", path(*parts, query=query), TypeAdapter(answer))
 
 
-def _post(answer: type[T], body: BaseModel, *parts: str, query: Query | None = None, starts: bool = False) -> Call[T]:
-    data = body.model_dump_json(exclude_defaults=True).encode()
+def _post(
+    answer: type[T], body: BaseModel | None, *parts: str, query: Query | None = None, starts: bool = False
+) -> Call[T]:
+    data = body.model_dump_json(exclude_defaults=True).encode() if body is not None else b""
     return Call("POST", path(*parts, query=query), TypeAdapter(answer), data, starts_something=starts)
 
 
@@ -191,6 +193,18 @@ def events(**query: str | int | None) -> Call[v.Page[v.EventView]]:
 
 def watch_events(kind: str = "", about: str = "") -> Call[v.EventView]:
     return _get(v.EventView, "events", "watch", query={"kind": kind, "about": about})
+
+
+def parked(**query: str | int | None) -> Call[v.Page[v.ParkedView]]:
+    return _get(v.Page[v.ParkedView], "parked", query=query)
+
+
+def retry_parked(id: str) -> Call[v.ParkedView]:
+    return _post(v.ParkedView, None, "parked", id, "retry")
+
+
+def drop_parked(id: str) -> Call[v.ParkedView]:
+    return Call("DELETE", path("parked", id), TypeAdapter(v.ParkedView))
 
 
 def why(name: str, limit: int, number: int | None) -> Call[v.WhyView]:

@@ -139,3 +139,33 @@ RunCommand = LaunchAggregator | StopAggregator | SuspendAggregator | TellTimeIsU
 RolloutCommand = SetDesired | CacheRelease | CancelRun
 Command = RunCommand | RolloutCommand | PublishRelease | SetAlarm | AnnouncePresence | PublishAccount | Fire | StopFired
 Commands = tuple[Command, ...]
+
+
+def subject_of(command: Command) -> str:
+    """What a command is about: commands of one subject are carried out in their order."""
+    match command:
+        case SetDesired(node=node, model=model):
+            return f"node/{node}/{model}"
+        case CacheRelease(rollout=rollout, region=region):
+            return f"cache/{region}/{rollout}"
+        case SetAlarm(owner=owner, id=id):
+            return f"alarm/{owner}/{id}"
+        case AnnouncePresence(node=node):
+            return f"node/{node}"
+        case PublishAccount():
+            return "account"
+        case PublishRelease(produced=produced):
+            return f"model/{produced.model}"
+        case Fire(rule=rule):
+            return f"rule/{rule.name}"
+        case StopFired(rule=name):
+            return f"rule/{name}"
+        case (
+            LaunchAggregator(run=run)
+            | StopAggregator(run=run)
+            | SuspendAggregator(run=run)
+            | TellTimeIsUp(run=run)
+            | CleanUp(run=run)
+            | CancelRun(run=run)
+        ):
+            return f"run/{run}"

@@ -22,16 +22,21 @@ from fedtide.coordinator.api.front_door import FrontDoor
 from fedtide.coordinator.api.http import application
 from fedtide.coordinator.api.identity import IdentityApi
 from fedtide.coordinator.api.models import ModelApi
+from fedtide.coordinator.api.parked import ParkedApi
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.triggers import TriggerApi
+from fedtide.coordinator.command_handlers import AggregatorExits, CommandHandlers
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.launch.local import CredentialsOf, Exited, Launcher, LocalLauncher
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.leader_lease import Leadership
+from fedtide.coordinator.log.parked import ParkedReports
+from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.events.envelope import CoordinatorElected
 from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM, Authority
@@ -39,6 +44,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.run_spec import RunSpec
+from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +72,11 @@ async def serve(config: CoordinatorConfig) -> None:
         door.stand_by(leadership)
         async with asyncio.TaskGroup() as group:
             group.create_task(broker.until_closed(), name="connection")
-            executor = Executor(broker, subjects, group)
-            snapshots = Snapshots(broker, subjects)
-            engine = Engine(broker, subjects, EventLog(broker, subjects), snapshots, executor.start)
+            engine = Engine(broker, subjects, EventLog(broker, subjects), Snapshots(broker, subjects))
             await engine.load()
-            await _lead(engine, leadership)
-            group.create_task(leadership.keep(), name="lease")
-            await _work(config, links, topology, executor, engine, leadership, door, group)
+            group.create_task(leadership.hold(), name="lease")
+            await engine.follow(leadership.acquired)
+            await _work(config, links, topology, engine, leadership, door, group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +103,10 @@ async def _release(leadership: Leadership) -> None:
         await leadership.release()
 
 
-async def _lead(engine: Engine, leadership: Leadership) -> None:
-    """Follow the log until the lease is ours and everything that was logged is applied."""
-    acquiring = asyncio.create_task(leadership.acquire(), name="acquire")
-    try:
-        await engine.follow(acquiring)
-        await acquiring
-    finally:
-        acquiring.cancel()
-
-
 async def _work(
     config: CoordinatorConfig,
     links: _Links,
     topology: Topology,
-    executor: Executor,
     engine: Engine,
     leadership: Leadership,
     door: FrontDoor,
@@ -123,22 +116,25 @@ async def _work(
     enroller = None
     if links.authority is not None and links.system is not None:
         enroller = Enroller(broker, links.system, engine, links.authority, config)
-    launcher = _launcher(config, enroller, executor.aggregator_exited, engine)
-    starter = Starter(engine)
-    executor.connect(engine, launcher, starter, enroller)
-    presence = Presence(broker, subjects, engine, group)
+    launcher = _launcher(config, enroller, AggregatorExits(broker, subjects, engine).report, engine)
+    starter, presence = Starter(engine), Presence(broker, subjects, engine, group)
+    alarms = Alarms(engine, group)
+    handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller)
+    executor = Executor(handlers.handle, group)
+    reports = Reports(broker, subjects, engine, ParkedReports(broker, subjects))
     try:
         # The first append fences off the previous leader; only then may this process act.
         await engine.take_over(CoordinatorElected(name=config.name, url=door.advertised))
         await topology.ensure_hub()
         group.create_task(engine.run(), name="engine")
-        engine.lead()
+        await until_done(log, "parked.waits", reports.parked.load)
+        engine.lead(executor.start)
         await presence.start()
         await CohortAnswers(broker, subjects, engine).listen()
         if enroller is not None:
             await enroller.listen()
             group.create_task(enroller.keep_account(), name="account")
-        group.create_task(engine.listen(leadership.wait_until_fresh), name="reports")
+        group.create_task(reports.listen(leadership.wait_until_fresh), name="reports")
         group.create_task(engine.save_snapshots(), name="snapshots")
 
         async def ensure_regions() -> None:
@@ -148,7 +144,7 @@ async def _work(
         await ensure_regions()
         broker.when_reconnected(ensure_regions)
         group.create_task(schedules.keep(engine), name="schedules")
-        events = EventApi(engine, lambda: EventLog(broker, subjects))
+        events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()
         routes = [
             ModelApi(broker, subjects, engine).routes(),
@@ -157,8 +153,9 @@ async def _work(
             RolloutApi(broker, subjects, engine, starter).routes(),
             TriggerApi(engine).routes(),
             events.routes(),
+            ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, enroller).routes(),
-            metrics.routes(engine),
+            metrics.routes(engine, executor, reports.parked),
         ]
         await door.serve(application(routes, checks=token_middleware(config.http_token_file)))
         await asyncio.Event().wait()

@@ -53,6 +53,12 @@ class TooLarge(RemoteError):
     """A message over the broker's limit: sending it again would not help."""
 
 
+class LogLost(FedtideError):
+    """The event log ends before a snapshot of it: going on would forget what was decided."""
+
+    exit_code = 2
+
+
 class NotFound(FedtideError):
     """The thing that was named does not exist."""
 

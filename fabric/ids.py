@@ -25,8 +25,13 @@ def check_token(path: str, value: str) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """A fresh identifier such as `run-3f9a1c20`."""
+    """A fresh identifier such as `run-3f9a1c20`, for what people name: a few thousand of a kind."""
     return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def new_event_id() -> str:
+    """A fresh identifier of one of many millions: two that are equal would be taken for one."""
+    return f"evt-{secrets.token_hex(10)}"
 
 
 def flower_int(name: str) -> int:

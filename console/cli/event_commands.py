@@ -9,6 +9,7 @@ import typer
 from fedtide.console import endpoints
 from fedtide.console.client import Client
 from fedtide.console.output import Format, Output, say, show_list
+from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.views import EventView
 
 events_app = typer.Typer(no_args_is_help=True, help="The event log: everything that happened.")
@@ -40,6 +41,29 @@ def tail(kind: Kind = "", about: About = "", output: Output = Format.table) -> N
     """New events as they are logged, one a line, until interrupted (`-o json`: one JSON object a line)."""
     for view in Client.find().stream(endpoints.watch_events(kind, about)):
         say(_line(view) if output is Format.table else view.model_dump_json())
+
+
+@events_app.command("parked")
+def parked(
+    retry: Annotated[str, typer.Option(metavar="ID|all", help="Try it again")] = "",
+    drop: Annotated[str, typer.Option(metavar="ID|all", help="Forget it")] = "",
+    output: Output = Format.table,
+) -> None:
+    """Reports that could not be applied and commands that could not be carried out, each with its reason.
+
+    An event of the log that this version cannot apply is shown too; only another version helps.
+    """
+    if retry and drop:
+        raise ConfigError("--drop", "cannot be combined with --retry")
+    client = Client.find()
+    views = list(client.every(endpoints.parked()))
+    wanted = retry or drop
+    if wanted:
+        call = endpoints.retry_parked if retry else endpoints.drop_parked
+        named = [v.id for v in views if v.kind != "event"] if wanted == "all" else [wanted]
+        views = [client.send(call(each)) for each in named]
+    rows = [{"id": v.id, "kind": v.kind, "at": v.at, "about": v.subject, "reason": v.reason} for v in views]
+    show_list(views, rows, output)
 
 
 def _line(view: EventView) -> str:

@@ -14,7 +14,7 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.state import World
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
+from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound, StaleWriter
 from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.rate_limit import Pace
@@ -87,13 +87,17 @@ class Distribution:
             terms=command.terms,
         )
         subject = self._subjects.desired(node.region, node.name, command.model)
-        last = await self._broker.last(DOWN, subject)
-        if last is not None:
-            stored = from_json(Desired, last.data, subject)
-            if stored == desired or stored.counter > command.counter:
+        while True:
+            last = await self._broker.last(DOWN, subject)
+            if last is not None and not _replaces(desired, last.data, subject):
                 return  # it is there, or a newer one: an older desired state must not replace it
-        key = f"{command.rollout}.{command.counter}.{node.name}.{expires_at}"
-        await self._broker.publish(subject, to_json(desired), message_id=key)
+            expected = last.sequence if last is not None else 0
+            try:
+                # Only over what was read: a leader that was frozen in between must not cover a newer one.
+                await self._broker.publish(subject, to_json(desired), expected_last_of_subject=expected)
+                return
+            except StaleWriter:
+                log.info("desired.changed_meanwhile", extra={"subject": subject, "read": expected})
 
     async def _blobs(self, release: BlobRef) -> list[BlobRef]:
         raw = await read_blob(Source(self._broker, RELEASES), self._subjects.release_blob, release)
@@ -127,6 +131,16 @@ class Distribution:
         for digest in sorted({subject.removeprefix(prefix).partition(".")[0] for subject in stored} - kept):
             purged = await self._broker.purge(CACHE, f"{self._subjects.cache_blob(region, digest)}.>", domain=region)
             log.info("cache.swept", extra={"region": region, "blob": digest[:12], "chunks": purged})
+
+
+def _replaces(desired: Desired, stored: bytes, subject: str) -> bool:
+    """Whether a desired state goes over what is stored; over what does not decode in any case."""
+    try:
+        found = from_json(Desired, stored, subject)
+    except MalformedMessage as exc:
+        log.warning("desired.unreadable", extra={"subject": subject, "reason": str(exc)})
+        return True
+    return found != desired and found.counter <= desired.counter
 
 
 def kept_blobs(region: str, world: World) -> frozenset[str] | None:

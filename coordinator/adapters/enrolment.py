@@ -42,6 +42,9 @@ _CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
 _CONNECTS = "$SYS.ACCOUNT.{}.CONNECT"
 
 
+AGAIN_AFTER_S = (0.0, 1.0, 5.0)
+
+
 class Enroller:
     """Answers while this coordinator leads. `system` is a connection to the servers' own account."""
 
@@ -65,12 +68,13 @@ class Enroller:
             await self._broker.answer(self._subjects.renewal(region, "*"), self._on_renewal)
         # A server that was away has missed what was withdrawn meanwhile.
         await self._system.subscribe(_CONNECTS.format(self._authority.system_account), self._on_server)
-        if self._engine.world.identities.withdrawn:
-            self.account_changed()
 
     async def _on_server(self, _: Received) -> None:
+        """Tell a server that has come what is withdrawn: again later, because its subscriptions come after itself."""
         if self._engine.world.identities.withdrawn:
-            self.account_changed()
+            loop = asyncio.get_running_loop()
+            for delay in AGAIN_AFTER_S:
+                loop.call_later(delay, self.account_changed)
 
     def account_changed(self) -> None:
         """Tell every server, soon, which keys are withdrawn."""

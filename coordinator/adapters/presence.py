@@ -13,7 +13,7 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import EventData, NodeOffline, NodeOnline
-from fedtide.fabric.messages.heartbeat import Heartbeat
+from fedtide.fabric.messages.heartbeat import SLOWEST_HEARTBEAT_S, Heartbeat
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import Subjects, Telemetry, parse_as
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MISSED_BEATS = 3
 DEFAULT_HEARTBEAT_S = 5.0
+FASTEST_HEARTBEAT_S = 0.1
 
 
 class Presence:
@@ -38,9 +39,14 @@ class Presence:
     async def start(self) -> None:
         """Listen, and give every node that is online by the log time to send a heartbeat."""
         await self._broker.subscribe(self._subjects.all_telemetry, self._on_beat)
-        for node in self._engine.world.nodes.values():
-            if node.online:
-                self._expect(node.name, DEFAULT_HEARTBEAT_S)
+        for name in self._engine.world.nodes:
+            self.changed(name)
+
+    def changed(self, name: str) -> None:
+        """A node that is online by the log owes a heartbeat, also if it has never sent one."""
+        node = self._engine.world.nodes.get(name)
+        if node is not None and node.online and name not in self._timers:
+            self._expect(name, node.capabilities.heartbeat_s)
 
     async def _on_beat(self, message: Received) -> None:
         name = parse_as(Telemetry, message.subject).node
@@ -62,7 +68,8 @@ class Presence:
     def _expect(self, name: str, heartbeat_s: float) -> None:
         if timer := self._timers.pop(name, None):
             timer.cancel()
-        seconds = MISSED_BEATS * heartbeat_s
+        allowed = FASTEST_HEARTBEAT_S <= heartbeat_s <= SLOWEST_HEARTBEAT_S  # false for NaN
+        seconds = MISSED_BEATS * (heartbeat_s if allowed else DEFAULT_HEARTBEAT_S)
         loop = asyncio.get_running_loop()
         reason = f"no heartbeat for {seconds:.0f} s"
         self._timers[name] = loop.call_later(seconds, self._say, name, NodeOffline(node=name, reason=reason))

@@ -1,21 +1,27 @@
 """Trigger rules that fire by the clock: cron in a time zone, without polling.
 
-A time fires once: the signal's id is the rule and the time. Times that pass while no coordinator
-runs are not made up for.
+A time fires once: the signal's id is the rule and the time. Of times that passed while no coordinator led, or while the
+broker was away, each rule makes up for the last one, if it is not longer ago than `MAKE_UP_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+import logging
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
 from fedtide.coordinator.log.engine import Engine
-from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError, InvalidTransition
 from fedtide.fabric.events.envelope import SignalReceived
-from fedtide.fabric.plans.trigger_rule import Schedule, Signal
+from fedtide.fabric.plans.trigger_rule import Schedule, Signal, TriggerRule
+
+log = logging.getLogger(__name__)
+
+MAKE_UP_S = 600.0
+"""A time that passed longer ago, unnoticed, is not made up for."""
 
 
 def next_after(schedule: Schedule, moment: datetime) -> datetime:
@@ -36,12 +42,13 @@ def next_after(schedule: Schedule, moment: datetime) -> datetime:
 
 async def keep(engine: Engine) -> None:
     """Fire every rule's schedule at its times, for ever; rules may change meanwhile."""
-    since = datetime.now(UTC)
+    now = datetime.now(UTC)
+    since = max(engine.last_at or now, now - timedelta(seconds=MAKE_UP_S))
     with engine.watch() as changed:
         while True:
             rules = [t.rule for t in engine.world.triggers.values()]
-            due = {r.name: (next_after(r.schedule, since), r.type) for r in rules if r.schedule is not None}
-            earliest = min((at for at, _ in due.values()), default=None)
+            due = {rule: at for rule in rules if (at := _next(rule, since)) is not None}
+            earliest = min(due.values(), default=None)
             try:
                 seconds = None if earliest is None else max(0.0, (earliest - datetime.now(UTC)).total_seconds())
                 async with asyncio.timeout(seconds):
@@ -51,8 +58,38 @@ async def keep(engine: Engine) -> None:
                 since = now if earliest is None or now < earliest else since
                 continue
             except TimeoutError:
-                for name, (at, type_) in due.items():
-                    if at == earliest:
-                        signal = Signal(id=f"schedule.{name}.{at.isoformat()}", type=type_)
-                        await engine.submit(SignalReceived(signal=signal), id=signal.id)
-                since = earliest or since
+                since = now = datetime.now(UTC)
+                for rule, first in due.items():
+                    if (at := due_until(rule, first, now)) is not None:
+                        await _fire(engine, rule, at)
+
+
+def _next(rule: TriggerRule, since: datetime) -> datetime | None:
+    """The rule's next time; None if it has no schedule, or one that this machine does not understand."""
+    if rule.schedule is None:
+        return None
+    try:
+        return next_after(rule.schedule, since)
+    except ConfigError as exc:
+        log.warning("schedule.not_understood", extra={"rule": rule.name, "reason": str(exc)})
+        return None
+
+
+def due_until(rule: TriggerRule, first: datetime, now: datetime) -> datetime | None:
+    """Of the rule's times that have come, from `first` on, the last one that is not too long ago."""
+    found, at = None, first
+    while at <= now:
+        found = at
+        following = _next(rule, at)
+        if following is None:
+            break
+        at = following
+    return found if found is None or found >= now - timedelta(seconds=MAKE_UP_S) else None
+
+
+async def _fire(engine: Engine, rule: TriggerRule, at: datetime) -> None:
+    signal = Signal(id=f"schedule.{rule.name}.{at.isoformat()}", type=rule.type)
+    try:
+        await engine.submit(SignalReceived(signal=signal), id=signal.id)
+    except InvalidTransition as exc:
+        log.warning("schedule.not_fired", extra={"rule": rule.name, "reason": str(exc)})

@@ -11,6 +11,7 @@ from aiohttp import web
 from pydantic import Field
 
 from fedtide.coordinator.api.http import answer, name_in, query_of
+from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.log import history
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
@@ -45,9 +46,10 @@ class WhyOptions(Strict):
 class EventApi:
     """Reads the log; changes nothing."""
 
-    def __init__(self, engine: Engine, log: Callable[[], EventLog]) -> None:
+    def __init__(self, engine: Engine, log: Callable[[], EventLog], executor: Executor) -> None:
         self._engine = engine
         self._log = log
+        self._executor = executor
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -72,6 +74,7 @@ class EventApi:
     async def _why(self, request: web.Request) -> web.Response:
         name, asked = name_in(request, "name"), query_of(request, WhyOptions)
         now = history.present(self._engine.world, name, asked.round)
+        now += [f"not carried out: {o.name}: {o.reason} ({o.id})" for o in self._executor.parked_about(name)]
         newest: list[HistoryEntry] = []
         async for _, event in self._log().newest_first():
             newest += history.history([event], name, asked.round)

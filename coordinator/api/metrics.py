@@ -9,7 +9,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 
@@ -17,8 +19,10 @@ from fedtide.coordinator.runs import runs
 class WorldMetrics:
     """A Prometheus collector: it reads the world at every scrape and keeps nothing."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, executor: Executor, parked: ParkedReports) -> None:
         self._engine = engine
+        self._executor = executor
+        self._parked = parked
 
     def collect(self) -> Iterator[Metric]:
         world = self._engine.world
@@ -39,11 +43,17 @@ class WorldMetrics:
         yield GaugeMetricFamily("fedtide_updates_accepted", "Updates in closed rounds of all runs", value=updates)
         yield CounterMetricFamily("fedtide_events_applied", "Events applied", value=self._engine.applied)
         yield CounterMetricFamily("fedtide_events_refused", "Events refused", value=self._engine.refused)
+        about = "Reports that could not be applied, and wait for a person (fedtide events parked)"
+        yield GaugeMetricFamily("fedtide_reports_parked", about, value=self._parked.count)
+        about = "Events of the log that this version cannot apply"
+        yield GaugeMetricFamily("fedtide_events_left_out", about, value=len(self._engine.left_out))
+        about = "Commands that could not be carried out, and wait for a person (fedtide events parked)"
+        yield GaugeMetricFamily("fedtide_commands_parked", about, value=len(self._executor.parked))
 
 
-def routes(engine: Engine) -> list[web.RouteDef]:
+def routes(engine: Engine, executor: Executor, parked: ParkedReports) -> list[web.RouteDef]:
     registry = CollectorRegistry()
-    registry.register(WorldMetrics(engine))
+    registry.register(WorldMetrics(engine, executor, parked))
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -149,6 +149,11 @@ def _withdraw(
     return replace(state, withdrawn={**kept, **gone}), (PublishAccount(),)
 
 
+def pending_commands(state: Identities) -> Commands:
+    """What this state still wants done: issued again after a restart."""
+    return (PublishAccount(),) if state.withdrawn else ()
+
+
 def is_revoked(state: Identities, node: str) -> bool:
     known = state.nodes.get(node)
     return known is not None and known.revoked

@@ -1,6 +1,14 @@
-"""The loop around the reducers: decode, step, persist, run commands, acknowledge, in that order.
+"""The loop around the reducers. With everything that is queued it does, in this order:
 
-One event at a time. The result of a command comes back as an event through `submit`.
+1. Step. Each event goes through the reducers (`fedtide.coordinator.reducers`), on a draft of the world. One that cannot
+   be applied is refused, and costs the others nothing.
+2. Append. Those that were taken go to the log, as one batch: all of them are in it, or none.
+3. Commit. Only now the draft becomes the world: what no log holds is shown to nobody.
+4. Command. What follows is handed to the executor, in the order of the log.
+5. Acknowledge. Whoever asked learns what came of it; the next batch begins.
+
+An append may take for ever, be refused, or be lost half-way. Then steps 3 to 5 have not happened: nothing was shown,
+done or acknowledged. The result of a command comes back as an event through `submit`.
 """
 
 from __future__ import annotations
@@ -8,31 +16,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TypeVar
+from datetime import datetime
+from typing import NamedTuple, TypeVar
 
+from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import Commands
-from fedtide.coordinator.identity import identities
-from fedtide.coordinator.identity.report_rules import why_refused
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.state import World
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import (
-    FedtideError,
-    InvalidTransition,
-    MalformedMessage,
-    StaleWriter,
-    TooLarge,
-    TransientError,
-)
-from fedtide.fabric.events.envelope import Event, EventData, decode_event
+from fedtide.fabric.errors import FedtideError, InvalidTransition, LogLost, StaleWriter, TooLarge, TransientError
+from fedtide.fabric.events.envelope import Event, EventData
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import UP, Report, Subjects, parse_as
+from fedtide.fabric.nats.subjects import EVENTS, Subjects
 from fedtide.fabric.process.retry import Backoff
 
 log = logging.getLogger(__name__)
@@ -42,32 +42,64 @@ MAX_EVENT_BYTES = 1024 * 1024
 SNAPSHOT_EVERY = 10_000
 VIEW_EVERY_S = 0.1
 _REMEMBERED_IDS = 100_000
-_DURABLE = "coordinator"
+_QUEUED = 10_000
 
-Execute = Callable[[Commands], None]
+BATCH_FROM, BATCH_TO, BATCH_BYTES = 32, 1000, 8 * 1024 * 1024
+"""So many events are appended together. Fewer go one by one: a batch costs the broker some milliseconds in any case."""
+
+Execute = Callable[[str, Commands], None]
+"""Takes the commands that follow from an event, and its id, and returns at once."""
+TAKE_OVER = "take-over"
+"""Stands for the id of the event where commands follow from the state as a whole."""
 V = TypeVar("V")
 
 
+class Queued(NamedTuple):
+    """An event, and what tells its sender that it is logged and acted upon, or why not."""
+
+    event: Event
+    done: asyncio.Future[None]
+
+
+class Taken(NamedTuple):
+    """An event that the reducers have taken: as it is to be logged, also as JSON, and what follows from it."""
+
+    event: Event
+    data: bytes
+    commands: Commands
+    done: asyncio.Future[None]
+
+
 class Engine:
-    """Owns the world. `execute` starts commands and returns at once."""
+    """Owns the world, as of the last event that is in the log."""
 
     def __init__(
-        self, broker: Broker, subjects: Subjects, event_log: EventLog, snapshots: Snapshots, execute: Execute
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        event_log: EventLog,
+        snapshots: Snapshots,
+        batch_from: int = BATCH_FROM,
     ) -> None:
+        self._batch_from = batch_from
         self._broker = broker
         self._subjects = subjects
         self._log = event_log
         self._snapshots = snapshots
-        self._execute = execute
+        self._execute: Execute | None = None
         self._to_save: asyncio.Queue[Snapshot] = asyncio.Queue(maxsize=1)
         self._saved_at = 0
-        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None]]] = asyncio.Queue(maxsize=10_000)
+        self._inbox: asyncio.Queue[Queued] = asyncio.Queue(maxsize=_QUEUED)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._watchers: set[asyncio.Event] = set()
         self._listeners: set[asyncio.Queue[Event]] = set()
         self.world = World()
         self.applied = 0
         self.refused = 0
+        self.last_at: datetime | None = None
+        """When the last event was logged that this process has read; None: it has read none."""
+        self.left_out: dict[str, tuple[Event, str]] = {}
+        """Events of the log that this version cannot apply, with the reason."""
 
     @property
     def waits_for(self) -> str:
@@ -75,60 +107,94 @@ class Engine:
         return self._log.waits_for
 
     async def load(self) -> None:
-        """Start from the newest snapshot, if there is one."""
+        """Start from the newest snapshot, if there is one.
+
+        Raises:
+            LogLost: the log ends before the snapshot: it was lost, or an older one was put back.
+        """
         snapshot = await self._snapshots.load()
         if snapshot is None:
             return
+        last = await self._broker.last_sequence(EVENTS)
+        if last < snapshot.sequence:
+            raise LogLost(
+                f"the event log ends at {last}, but its snapshot is of event {snapshot.sequence}",
+                "Put the stream EVENTS back as it was, or start with an empty store (both streams, EVENTS and CONTROL)",
+            )
         self.world, self.applied = snapshot.world, snapshot.applied
         self._seen = OrderedDict.fromkeys(snapshot.seen)
         self._log.start_after(snapshot.sequence)
         self._saved_at = snapshot.sequence
 
     async def catch_up(self) -> None:
-        """Apply what others have logged since."""
+        """Apply what others have logged since. What this version cannot apply is left out, and told."""
         async for event in self._log.replay():
-            self.world.apply(event)
+            try:
+                self._decide(self.world, event)
+            except InvalidTransition as exc:
+                self.left_out[event.id] = event, str(exc)
+                log.error("event.left_out", extra={"event": event.id, "reason": str(exc)})
             self._remember(event)
 
-    async def follow(self, leading: asyncio.Task[None]) -> None:
-        """As a standby: keep the world up to date without acting on it, until `leading` is done."""
+    async def follow(self, leads: asyncio.Event) -> None:
+        """As a standby: keep the world up to date without acting on it, until this process `leads`."""
         woken = asyncio.Event()
-        leading.add_done_callback(lambda _: woken.set())
+
+        async def wake_at_last() -> None:
+            await leads.wait()
+            woken.set()
+
+        leading = asyncio.create_task(wake_at_last())
 
         async def wake(_: Received) -> None:
             woken.set()
 
         unsubscribe = await self._broker.subscribe(self._subjects.all_events, wake)
         backoff = Backoff()
-        while not leading.done():
-            woken.clear()
-            try:
-                await self.catch_up()
-                backoff.reset()
-                if not leading.done():
-                    await woken.wait()
-            except TransientError as exc:
-                log.info("engine.follows_later", extra={"reason": str(exc)})
-                await backoff.wait()
+        try:
+            while not leads.is_set():
+                woken.clear()
+                try:
+                    await self.catch_up()
+                    backoff.reset()
+                    if not leads.is_set():
+                        await woken.wait()
+                except TransientError as exc:
+                    log.info("engine.follows_later", extra={"reason": str(exc)})
+                    await backoff.wait()
+        finally:
+            leading.cancel()
         await unsubscribe()
 
     async def take_over(self, data: EventData) -> None:
-        """Append `data` behind everything that was logged: from here on an older leader can append no more."""
+        """Append `data` behind everything that was logged: from here on an older leader can append no more.
+
+        Raises:
+            CredentialsRefused: the broker does not let this process in any more.
+        """
         event = Event.now(SOURCE, data)
         while True:
             await self.catch_up()
             try:
-                await self._handle(event)
+                done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                await self._handle([Queued(event, done)])
+                await done
                 return
             except StaleWriter:
                 # The old leader still appends; it has lost the lease, so it stops soon.
                 log.info("engine.takes_over_again", extra={"last": self._log.last})
 
-    def lead(self) -> None:
-        """Begin to act as the leader: issue again exactly the commands that the state still needs."""
+    def lead(self, execute: Execute) -> None:
+        """Begin to act as the leader: issue again exactly the commands that the state still needs.
+
+        Args:
+            execute: takes commands from here on.
+        """
         log.info("coordinator.leads", extra={"events": self.applied})
+        self._execute = execute
         for commands in self.world.pending_commands():
-            self._execute(commands)
+            if commands:
+                execute(TAKE_OVER, commands)
 
     async def save_snapshots(self) -> None:
         """Store every snapshot that is due, for ever."""
@@ -152,58 +218,86 @@ class Engine:
             StaleWriter: another coordinator leads now.
         """
         while True:
-            event, done = await self._inbox.get()
+            queued = [await self._inbox.get()]
+            while not self._inbox.empty() and len(queued) < BATCH_TO:
+                queued.append(self._inbox.get_nowait())
+            for batch in [queued] if len(queued) >= self._batch_from else [[each] for each in queued]:
+                await self._handle(batch)
+
+    async def _handle(self, queued: Sequence[Queued]) -> None:
+        draft = self.world.draft()
+        left = list(queued)
+        while left:
+            taken, left = self._step(draft, left)
+            if taken:
+                await self._log.append([(each.event, each.data) for each in taken])
+                draft.commit()
+                self._committed(taken)
+
+    def _step(self, draft: World, queued: Sequence[Queued]) -> tuple[list[Taken], list[Queued]]:
+        """Step 1, as far as one append goes; also returns what is left for the next one."""
+        taken: list[Taken] = []
+        ids: set[str] = set()
+        size = 0
+        for position, (event, done) in enumerate(queued):
+            if event.id in self._seen or event.id in ids:
+                self._tell(done, None)
+                continue
             try:
-                await self._handle(event)
+                logged, commands = self._decide(draft, event)
+                data = to_json(logged)
+                if len(data) > MAX_EVENT_BYTES:
+                    raise TooLarge(f"event {event.id} is larger than {MAX_EVENT_BYTES} bytes")
             except (InvalidTransition, TooLarge) as exc:
                 self.refused += 1
                 log.warning("event.refused", extra={"event": event.id, "reason": str(exc)})
-                if not done.cancelled():
-                    done.set_exception(exc)
-            else:
-                if not done.cancelled():
-                    done.set_result(None)
+                self._tell(done, exc)
+                continue
+            taken.append(Taken(logged, data, commands, done))
+            ids.add(event.id)
+            size += len(data)
+            if size > BATCH_BYTES:
+                return taken, list(queued[position + 1 :])
+        return taken, []
 
-    async def _handle(self, event: Event) -> None:
-        if event.id in self._seen:
-            return
-        if len(to_json(event)) > MAX_EVENT_BYTES:
-            raise TooLarge(f"event {event.id} is larger than {MAX_EVENT_BYTES} bytes")
-        event, commands = await self._decide(event)
-        await self._log.append(event)
-        self._remember(event)
-        self._snapshot()
-        log.info("event.applied", extra={"kind": event.data.kind, "id": event.id})
-        self._execute(commands)
-        self.nudge()
-        for listener in self._listeners:
-            if not listener.full():  # a listener that does not keep up loses events: nothing waits for it
-                listener.put_nowait(event)
-
-    async def _decide(self, event: Event) -> tuple[Event, Commands]:
-        """What follows from the event; one that cannot be applied is refused, and must not end an installation.
+    @staticmethod
+    def _decide(draft: World, event: Event) -> tuple[Event, Commands]:
+        """What follows from the event; the draft changes as a whole or not at all.
 
         Raises:
             InvalidTransition: the state does not allow it, or a reducer failed.
         """
         try:
-            return self.world.decide(event)
+            return reducers.decide(draft, event)
         except FedtideError:
             raise
         except Exception as exc:  # an error of ours must not end an installation, again at each delivery
             log.exception("event.reducer_failed", extra={"event": event.id, "kind": event.data.kind})
-            self.world = await self._rebuilt()  # a part of it may have changed before the reducer failed
             reason = f"event {event.id} cannot be applied: {type(exc).__name__}: {exc}"
             raise InvalidTransition(reason, "This is an error of fedtide; see the coordinator's log") from exc
 
-    async def _rebuilt(self) -> World:
-        """The world as the snapshot and the log say it is; readers keep the old one until it is there."""
-        snapshot = await self._snapshots.load()
-        world = snapshot.world if snapshot is not None else World()
-        self._log.start_after(snapshot.sequence if snapshot is not None else 0)
-        async for event in self._log.replay():
-            world.apply(event)
-        return world
+    def _committed(self, taken: Sequence[Taken]) -> None:
+        """Steps 4 and 5: the events are in the log and in the world."""
+        for event, _, commands, done in taken:
+            self._remember(event)
+            log.debug("event.applied", extra={"kind": event.data.kind, "id": event.id})
+            if commands and self._execute is not None:
+                self._execute(event.id, commands)
+            self._tell(done, None)
+            for listener in self._listeners:
+                if not listener.full():  # a listener that does not keep up loses events: nothing waits for it
+                    listener.put_nowait(event)
+        self._snapshot()
+        self.nudge()
+
+    @staticmethod
+    def _tell(done: asyncio.Future[None], refused: Exception | None) -> None:
+        if done.done():  # its sender waits no more
+            return
+        if refused is None:
+            done.set_result(None)
+        else:
+            done.set_exception(refused)
 
     def nudge(self) -> None:
         """Something that is shown has changed, though nothing was logged."""
@@ -212,6 +306,7 @@ class Engine:
 
     def _remember(self, event: Event) -> None:
         self.applied += 1
+        self.last_at = event.time
         self._seen[event.id] = None
         if len(self._seen) > _REMEMBERED_IDS:
             self._seen.popitem(last=False)
@@ -222,36 +317,13 @@ class Engine:
         Raises:
             InvalidTransition: the state does not allow it.
         """
-        await self._put(Event.now(SOURCE, data, id=id))
+        await (await self.put(Event.now(SOURCE, data, id=id)))
 
-    async def _put(self, event: Event) -> None:
+    async def put(self, event: Event) -> asyncio.Future[None]:
+        """Queue an event; the future ends as `submit` does."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._inbox.put((event, done))
-        await done
-
-    async def listen(self, leads: Callable[[], Awaitable[None]]) -> None:
-        """Take in the reports of nodes and aggregators for ever; each is acknowledged once it is in the log.
-
-        Args:
-            leads: returns once it is certain that this process still leads.
-        """
-        async for delivery in self._broker.consume(UP, _DURABLE, self._subjects.all_reports, may_ask=leads):
-            try:
-                # The coordinator sets time and decisions itself: those that a sender wrote do not count.
-                event = decode_event(delivery.data)
-                self._check(delivery.subject, event)
-                await self._put(event.model_copy(update={"time": datetime.now(UTC), "decided": ""}))
-            except (MalformedMessage, InvalidTransition, TooLarge) as exc:
-                log.warning("report.refused", extra={"subject": delivery.subject, "reason": str(exc)})
-            await delivery.ack()
-
-    def _check(self, subject: str, event: Event) -> None:
-        sender = parse_as(Report, subject)
-        reason = why_refused(sender, event.data)
-        if reason is None and identities.is_revoked(self.world.identities, sender.node):
-            reason = "its credentials were revoked"
-        if reason is not None:
-            raise MalformedMessage(reason)
+        await self._inbox.put(Queued(event, done))
+        return done
 
     @contextmanager
     def listening(self, events: asyncio.Queue[Event]) -> Iterator[None]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
-from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import MalformedMessage, StaleWriter, TransientError
 from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.nats.broker import Broker
@@ -56,38 +55,47 @@ class EventLog:
                 self._last = message.sequence
                 yield self._decode(message)
 
-    async def append(self, event: Event) -> None:
-        """Store one event, however long the broker is away.
+    async def append(self, events: Sequence[tuple[Event, bytes]]) -> None:
+        """Store events in their order, all or none, however long the broker is away.
+
+        Args:
+            events: each with itself as JSON.
 
         Raises:
             StaleWriter: another coordinator has taken over; this one must stop.
         """
-        kind, _, name = event.data.kind.partition(".")
-        subject = self._subjects.event(kind, name)
-        data = to_json(event)
+        messages = [(self._subject(event), data) for event, data in events]
+        ids = [event.id for event, _ in events]
 
         async def store() -> None:
             try:
-                ack = await self._broker.publish(subject, data, message_id=event.id, expected_last=self._last)
+                if len(messages) == 1:
+                    last = (await self._broker.publish(*messages[0], expected_last=self._last)).sequence
+                else:
+                    last = await self._broker.publish_batch(messages, expected_last=self._last)
             except TransientError as exc:
                 self.waits_for = str(exc)
                 raise
             except StaleWriter:
-                if not await self._stored_already(event):
+                if not await self._stored_already(ids):
                     raise
             else:
-                self._last = max(self._last, ack.sequence)
+                self._last = last
 
-        await until_done(log, "log.append_waits", store, event=event.id)
+        await until_done(log, "log.append_waits", store, event=ids[0], events=len(ids))
         self.waits_for = ""
 
-    async def _stored_already(self, event: Event) -> bool:
-        # An append whose confirmation was lost meets its own event when it is tried again.
-        for message in await self._broker.read_from(EVENTS, self._last + 1, batch=1):
-            if self._decode(message).id == event.id:
-                self._last = message.sequence
-                return True
-        return False
+    def _subject(self, event: Event) -> str:
+        kind, _, name = event.data.kind.partition(".")
+        return self._subjects.event(kind, name)
+
+    async def _stored_already(self, ids: Sequence[str]) -> bool:
+        """Whether this is what an append left whose confirmation was lost, and that is tried again."""
+        stored = await self._broker.read_from(EVENTS, self._last + 1, batch=len(ids))
+        if [self._decode(message).id for message in stored] != list(ids):
+            return False
+        self._last = stored[-1].sequence
+        return True
 
     @staticmethod
     def _decode(message: Received) -> Event:

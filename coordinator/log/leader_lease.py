@@ -44,10 +44,21 @@ class Leadership:
         self._renewed = asyncio.Event()
         self._renewed_at = 0.0
         self.leader: Lease | None = None
+        self.acquired = asyncio.Event()
 
     @property
     def is_mine(self) -> bool:
         return self.leader == self._mine
+
+    async def hold(self) -> None:
+        """Wait until this process leads, set `acquired`, and renew the lease for ever, also while it still catches up.
+
+        Raises:
+            StaleWriter: another process has taken it.
+        """
+        await self.acquire()
+        self.acquired.set()
+        await self.keep()
 
     async def acquire(self) -> None:
         """Wait until this process leads. A lease under its own name is left by a dead predecessor: take it."""

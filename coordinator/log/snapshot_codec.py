@@ -15,6 +15,7 @@ from typing import Any
 
 from cattrs.preconf.json import JsonConverter, make_converter
 from cattrs.strategies import configure_tagged_union
+from immutables import Map
 from pydantic import BaseModel
 
 from fedtide.coordinator import state as world
@@ -74,6 +75,7 @@ def decode(data: bytes) -> Snapshot:
         tables = _up_to_date(body["format"], body["world"])
         for name, kind in TABLES.items():
             setattr(found, name, _CONVERTER.structure(tables[name], kind))
+        found.serving = {model: Map(nodes) for model, nodes in found.serving.items()}
         return Snapshot(body["sequence"], body["applied"], found, body["seen"])
     except (KeyError, TypeError, ValueError, ExceptionGroup) as exc:
         raise MalformedMessage(f"snapshot: {exc}") from exc

@@ -48,6 +48,7 @@ class Alarms:
     async def _submit(self, alarm: SetAlarm) -> None:
         rang = AlarmRang(owner=alarm.owner, id=alarm.id, key=alarm.key)
         try:
-            await self._engine.submit(rang, id=f"alarm.{alarm.owner}.{alarm.id}.{alarm.key}")
+            # No fixed id: an alarm that rang into a pause, in which it means nothing, may ring again afterwards.
+            await self._engine.submit(rang)
         except InvalidTransition:
             return  # its owner has ended since the timer fired

@@ -114,7 +114,8 @@ def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[FiringOutcome, 
 
 def started(state: Trigger, key: str) -> Trigger:
     """The run or roll-out that the rule asked for exists now: it need not be asked for again."""
-    return replace(state, asked=tuple(f for f in state.asked if f.started != key))
+    asked = tuple(f for f in state.asked if f.started != key)
+    return state if asked == state.asked else replace(state, asked=asked)
 
 
 def ended(state: Trigger, key: str, at: datetime) -> Step:

@@ -47,7 +47,7 @@ from fedtide.fabric.events.runs import (
     UpdateReceived,
     UpdateRefused,
 )
-from fedtide.fabric.ids import new_id
+from fedtide.fabric.ids import new_event_id
 from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.plans.release import Export, Privacy, ReleaseManifest
 from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
@@ -235,7 +235,7 @@ class Event(Tagged):
     def now(cls, source: str, data: EventData, *, id: str | None = None) -> Event:
         """Wrap `data` with the clock of this process; a given `id` makes the event idempotent."""
         return cls(
-            id=id or new_id("evt"),
+            id=id or new_event_id(),
             source=source,
             type=f"{TYPE_PREFIX}{data.kind}{TYPE_VERSION}",
             time=datetime.now(UTC),

@@ -7,6 +7,8 @@ from pydantic import Field
 from fedtide.fabric.messages.protocol import ProtocolRange
 from fedtide.fabric.strict import ConfigValues, Message
 
+SLOWEST_HEARTBEAT_S = 3600.0
+
 
 class Capabilities(Message):
     """What a node can do; reported at every start and after every change."""
@@ -26,6 +28,7 @@ class Capabilities(Message):
     schedulable: bool = Field(default=True, description="False while the cluster has it cordoned or drains it")
     hardware: str = Field(default="", description="Its hardware class: the machine type, if no label says more")
     protocol: ProtocolRange = ProtocolRange()
+    heartbeat_s: float = Field(default=5.0, description="Seconds between its heartbeats")
 
 
 class Heartbeat(Message):
@@ -37,5 +40,7 @@ class Heartbeat(Message):
     stage: str = Field(default="", description="What it does for that task: downloading, training, paused: ...")
     serving: dict[str, str] = Field(default={}, description="By model: the digest of the release that it serves")
     inferences: int = Field(default=0, ge=0, description="Answered since the agent started")
-    heartbeat_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="Seconds until the next one")
+    heartbeat_s: float = Field(
+        default=5.0, gt=0, le=SLOWEST_HEARTBEAT_S, allow_inf_nan=False, description="Seconds until the next one"
+    )
     bye: bool = Field(default=False, description="The agent stops")

@@ -338,6 +338,25 @@ class EventView(Strict):
     data: dict[str, Any]
 
 
+ParkedKind = Literal["report", "command", "event"]
+
+
+class ParkedView(Strict):
+    """What could not be applied or carried out.
+
+    A `report` of a node or aggregator and a `command` of the coordinator can be tried again; an `event` is in the log,
+    and this version cannot apply it.
+    """
+
+    id: str
+    kind: ParkedKind
+    at: datetime
+    subject: str = Field(description="Of a report: its subject on the broker; else what it is about")
+    reason: str
+    what: str = Field(default="", description="The beginning of a report; the name of a command; an event's kind")
+    cause: str = Field(default="", description="Of a command: the id of the event that it follows from")
+
+
 class SampleCounts(Strict):
     """Samples of one model on a node."""
 

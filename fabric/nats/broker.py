@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
 NO_ACCESS = Access()
 INBOX = "_INBOX."
+MAX_BATCH = 1000
+"""Messages that a server takes as one atomic batch."""
 CLOSE_WITHIN_S = 5.0
 """Limit for `close`: draining may wait for ever for a server that is gone."""
 _REFUSALS = ("authorization violation", "authentication revoked", "authentication expired")
@@ -203,6 +206,37 @@ class Broker(StreamReads):
         payload = data if isinstance(data, bytes) else bytes(data)
         acked = parse_answer((await self._request(subject, payload, timeout_s, headers or None)).data)
         return Ack(int(acked["seq"]), bool(acked.get("duplicate", False)))
+
+    async def publish_batch(
+        self, messages: Sequence[tuple[str, bytes]], *, expected_last: int, timeout_s: float = 10.0
+    ) -> int:
+        """Store all messages in one stream, or none (NATS ADR-50, atomic batch publishing).
+
+        Args:
+            messages: at most `MAX_BATCH` of subject and data.
+
+        Returns:
+            The sequence of the last one.
+
+        Raises:
+            StaleWriter: `expected_last` is not the stream's last sequence.
+            BrokerUnavailable: not confirmed in time (they may be stored, all of them).
+        """
+        batch = secrets.token_hex(8)
+        *before, (subject, data) = messages
+        try:
+            for number, (each, body) in enumerate(before, start=1):
+                headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+                if number == 1:
+                    headers["Nats-Expected-Last-Sequence"] = str(expected_last)
+                await self._client.publish(each, body, headers=headers)
+        except (nats.errors.Error, OSError) as exc:
+            raise BrokerUnavailable(f"cannot publish to {subject}") from exc
+        headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(len(messages)), "Nats-Batch-Commit": "1"}
+        if not before:
+            headers["Nats-Expected-Last-Sequence"] = str(expected_last)
+        acked = parse_answer((await self._request(subject, data, timeout_s, headers)).data)
+        return int(acked["seq"])
 
     async def subscribe(self, subject: str, handler: Handler) -> Callable[[], Awaitable[None]]:
         """Call `handler` for each message in turn; returns the way to stop."""

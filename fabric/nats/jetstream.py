@@ -20,6 +20,7 @@ _UNLIMITED = -1
 _NANOSECONDS = 1_000_000_000
 _WRONG_LAST_SEQUENCE = 10071
 _WRONG_LAST_SEQUENCE_CONSTANT = 10164
+_INCOMPLETE_BATCH = 10176
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def parse_answer(data: bytes) -> dict[str, Any]:
     code, text = int(error.get("err_code", 0)), str(error.get("description", "JetStream refused"))
     if code in (_WRONG_LAST_SEQUENCE, _WRONG_LAST_SEQUENCE_CONSTANT):
         raise StaleWriter(text, "Another coordinator leads; this one stops writing")
-    if int(error.get("code", 0)) >= 500:
+    if int(error.get("code", 0)) >= 500 or code == _INCOMPLETE_BATCH:
         raise BrokerUnavailable(f"JetStream: {text}", "Check the broker's disk and memory limits")
     raise ApiError(code, f"JetStream: {text}")
 

@@ -110,13 +110,19 @@ class StreamReads(StreamCalls):
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        taken_over, backoff = False, Backoff()
+        taken_over, backoff, floor = False, Backoff(), None
+
+        async def take_over() -> None:
+            """Kept over failures: between deletion and creation the server does not know it."""
+            nonlocal floor
+            known = await self._floor(stream, durable)
+            floor = known if known is not None else floor
+            await self._take_over(stream, durable, pattern, floor)
+
         try:
             while True:
                 if not taken_over:
-                    await until_done(
-                        log, "broker.consumer_waits", lambda: self._take_over(stream, durable, pattern), stream=stream
-                    )
+                    await until_done(log, "broker.consumer_waits", take_over, stream=stream)
                     taken_over = True
                 if may_ask is not None:
                     await may_ask()
@@ -135,9 +141,8 @@ class StreamReads(StreamCalls):
             if not self._client.is_closed:
                 await subscription.unsubscribe()
 
-    async def _take_over(self, stream: str, durable: str, pattern: str) -> None:
+    async def _take_over(self, stream: str, durable: str, pattern: str, start: int | None) -> None:
         """Recreate the consumer at its position: a predecessor that is frozen, not dead, gets no more messages."""
-        start = await self._floor(stream, durable)
         await self.delete_consumer(stream, durable)
         body = consumer_request(stream, durable, pattern, start)
         # The subject contains the pattern, so permissions can restrict it.

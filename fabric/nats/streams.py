@@ -15,6 +15,7 @@ from fedtide.fabric.nats.subjects import (
     DOWN,
     EVENTS,
     HUB_REGION,
+    PARKED,
     RELEASES,
     STAY,
     UP,
@@ -23,6 +24,7 @@ from fedtide.fabric.nats.subjects import (
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"
+_PARKED_BYTES = 256 * 1024 * 1024
 
 Config = dict[str, object]
 
@@ -42,8 +44,18 @@ def _hub_streams(subjects: Subjects, regions: Iterable[str]) -> list[Config]:
             "retention": "limits",
             "discard": "new",
             "allow_direct": True,
+            "allow_atomic": True,
             "duplicate_window": _HOUR_NS,
             "deny_delete": True,
+        },
+        {
+            "name": PARKED,
+            "subjects": [subjects.all_parked],
+            "storage": "file",
+            "max_msgs_per_subject": 1,
+            "max_bytes": _PARKED_BYTES,
+            "max_age": 90 * 24 * _HOUR_NS,
+            "allow_direct": True,
         },
         {
             "name": DOWN,

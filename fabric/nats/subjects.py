@@ -18,6 +18,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
     ctl.<what>                                    lease and snapshots of coordinators stream CONTROL, hub
     stay.<region>.<node>.drift.<model>.<window>   what a node saw, as histograms     stream STAY, leaf only
     stay.<region>.collector.<what>                what drift is measured against     stream STAY, leaf only
+    parked.<id>                                   reports that could not be applied  stream PARKED, hub
     infer.<region>.<node>.<model>                 inference requests to a node       plain
     samples.<region>.<node>.<model>               labels and counts of its samples   plain
     tel.<region>.<node>                           heartbeats (lossy)                 plain
@@ -47,6 +48,7 @@ RELEASES = "RELEASES"
 CACHE = "CACHE"
 CHECKPOINTS = "CHECKPOINTS"
 CONTROL = "CONTROL"
+PARKED = "PARKED"
 
 COLLECTOR = "collector"
 """Takes the place of the node in subjects of a region's drift collector."""
@@ -80,6 +82,13 @@ class Subjects:
     @property
     def all_events(self) -> str:
         return f"{self.root}.evt.>"
+
+    def parked(self, id: str) -> str:
+        return f"{self.root}.parked.{id}"
+
+    @property
+    def all_parked(self) -> str:
+        return f"{self.root}.parked.*"
 
     @property
     def all_down(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
+from fedtide.coordinator import reducers
 from fedtide.coordinator.log import snapshot_codec
 from fedtide.coordinator.rollouts import gates, waves
 from fedtide.coordinator.runs import selection
@@ -115,7 +116,7 @@ def test_the_log_of_every_version_gives_the_same_world(version: str) -> None:
     for each in (version, NEWEST):
         world = World()
         for event in _events(each):
-            world.apply(event)
+            reducers.apply(world, event)
         worlds.append(_as_text(world))
     assert worlds[0] == worlds[1]
 
@@ -124,7 +125,7 @@ def test_a_snapshot_of_every_format_is_the_world_of_its_log() -> None:
     for version in [v for v in VERSIONS if (CORPUS / v / "snapshot.json").exists()]:
         world = World()
         for event in _events(version):
-            world.apply(event)
+            reducers.apply(world, event)
         stored = snapshot_codec.decode((CORPUS / version / "snapshot.json").read_bytes())
         assert _as_text(stored.world) == _as_text(world)
 
@@ -176,7 +177,7 @@ def test_an_event_of_an_unknown_kind_is_read_and_changes_nothing() -> None:
     event = decode_event(json.dumps(newer).encode())
     assert event.data == UnknownEvent(named="node.moved")
     world = World()
-    assert world.apply(event) == ()
+    assert reducers.apply(world, event) == ()
     assert not world.nodes
     critical = {**newer, "data": {**newer["data"], "must_understand": ["kind"]}}
     with pytest.raises(MalformedMessage, match="must be understood"):
@@ -212,7 +213,7 @@ def test_a_verdict_is_taken_from_the_log_whatever_this_version_would_say(monkeyp
     monkeypatch.setattr(waves, "judge", always_fails)
     replayed = World()
     for event in logged:
-        replayed.apply(event)
+        reducers.apply(replayed, event)
     assert replayed.rollouts["ro-1"] == promoted
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fedtide.coordinator import reducers
 from fedtide.coordinator.log import snapshot_codec
 from fedtide.coordinator.state import World
 from fedtide.fabric.encoding import to_json
@@ -117,7 +118,7 @@ def messages() -> list[BaseModel]:
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     world = World()
-    logged = [world.decide(event)[0] for event in story().events]
+    logged = [reducers.decide(world, event)[0] for event in story().events]
     (folder / "events.jsonl").write_bytes(b"".join(to_json(event) + b"\n" for event in logged))
     lines = [json.dumps({"kind": type(m).__name__, "json": to_json(m).decode()}) for m in messages()]
     (folder / "messages.jsonl").write_text("\n".join(lines) + "\n")

@@ -10,6 +10,7 @@ import pytest
 
 from fedtide.coordinator.adapters.topology import Topology as Streams
 from fedtide.coordinator.log.event_log import EventLog
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
 from fedtide.fabric.events.envelope import Event, NodeOnline
 from fedtide.fabric.nats.broker import Broker
@@ -21,6 +22,11 @@ from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
 from tests.conftest import NatsServer, Topology
 
 SUBJECTS = Subjects()
+
+
+def _logged(key: str) -> tuple[Event, bytes]:
+    event = _event(key)
+    return event, to_json(event)
 
 
 def _event(name: str) -> Event:
@@ -175,12 +181,12 @@ async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> No
     await Streams(broker, SUBJECTS).ensure_hub()
     old, new = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
     assert [e async for e in old.replay()] == []
-    await old.append(_event("a"))
+    await old.append([_logged("a")])
     assert [e.id async for e in new.replay()] == ["a"]
-    await new.append(_event("b"))
+    await new.append([_logged("b")])
     with pytest.raises(StaleWriter, match="this one stops"):
-        await old.append(_event("c"))
-    await new.append(_event("d"))
+        await old.append([_logged("c")])
+    await new.append([_logged("d")])
     fresh = EventLog(broker, SUBJECTS)
     assert [e.id async for e in fresh.replay()] == ["a", "b", "d"]
     await broker.close()
@@ -190,9 +196,9 @@ async def test_an_append_whose_answer_was_lost_is_not_mistaken_for_another_write
     broker = await Broker.connect(hub.url, "test")
     await Streams(broker, SUBJECTS).ensure_hub()
     first, second = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
-    await first.append(_event("a"))
-    await second.append(_event("a"))
-    await second.append(_event("b"))
+    await first.append([_logged("a")])
+    await second.append([_logged("a")])
+    await second.append([_logged("b")])
     assert [e.id async for e in EventLog(broker, SUBJECTS).replay()] == ["a", "b"]
     await broker.close()
 

@@ -179,7 +179,8 @@ def test_a_run_outlives_the_process_it_was_forked_from_and_the_next_one_starts(
     assert small.train(APPS / "mean", "--rounds", "1").state == "completed"
 
 
-@pytest.mark.parametrize("server", [pytest.param("hub", marks=pytest.mark.slow), "leaf-eu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["hub", "leaf-eu"])
 def test_a_broker_whose_disk_was_full_writes_again_by_itself(small: Installation, server: str) -> None:
     """Its first failed write leaves a nats-server refusing writes, also when there is room again."""
     full = small.child(server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import CacheRelease, SetAlarm
 from fedtide.coordinator.state import World
 from fedtide.fabric.events.envelope import AlarmRang, Event, EventData, ModelProduced, NodeJoined, ReleasePublished
@@ -48,7 +49,7 @@ class Story:
         commands: tuple[Any, ...] = ()
         for each in data:
             event = self.event(each, after_s)
-            logged, commands = self.world.decide(event)
+            logged, commands = reducers.decide(self.world, event)
             self.events.append(event)
             self.decided.append(logged)
             for asked in [c for c in commands if isinstance(c, CacheRelease) and caches]:
@@ -68,7 +69,7 @@ class Story:
     def replayed(self) -> World:
         world = World()
         for event in self.events:
-            world.apply(event)
+            reducers.apply(world, event)
         return world
 
     def pending_commands(self) -> list[Any]:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
 from fedtide.coordinator.runs import rounds, runs, views
 from fedtide.fabric.errors import InvalidTransition
@@ -159,7 +160,7 @@ def test_an_event_of_an_unknown_run_is_refused_and_changes_nothing() -> None:
         story.tell(opened(1, "a"))
     story.tell(requested())
     with pytest.raises(InvalidTransition, match="twice"):
-        story.world.apply(story.event(requested()))
+        reducers.apply(story.world, story.event(requested()))
     assert len(story.world.runs) == 1
 
 

@@ -7,7 +7,7 @@ domains (all streams stand on one server), permissions, time to live, and limits
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -215,6 +215,23 @@ class FakeBroker(Broker):
             self._server.lose_confirmations -= 1
             raise BrokerUnavailable(f"no answer on {subject}")
         return Ack(sequence, False)
+
+    async def publish_batch(
+        self, messages: Sequence[tuple[str, bytes]], *, expected_last: int, timeout_s: float = 10.0
+    ) -> int:
+        self._needs_server(messages[0][0])
+        stream = self._server.stream_of(messages[0][0])
+        if stream is None:
+            raise BrokerUnavailable(f"no answer on {messages[0][0]}")
+        if expected_last != stream.last:
+            raise StaleWriter(f"wrong last sequence: {stream.last}")
+        lost, self._server.lose_confirmations = self._server.lose_confirmations, 0
+        for subject, data in messages:
+            await self.publish(subject, data)
+        if lost:
+            self._server.lose_confirmations = lost - 1
+            raise BrokerUnavailable(f"no answer on {messages[-1][0]}")
+        return stream.last
 
     def _stream(self, name: str) -> Stream:
         self._needs_server(name)

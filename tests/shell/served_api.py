@@ -19,11 +19,16 @@ from fedtide.coordinator.api.fleet import FleetApi
 from fedtide.coordinator.api.http import application
 from fedtide.coordinator.api.identity import IdentityApi
 from fedtide.coordinator.api.models import ModelApi
+from fedtide.coordinator.api.parked import ParkedApi
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.triggers import TriggerApi
+from fedtide.coordinator.commands import AnnouncePresence, Command
+from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.parked import ParkedReports
+from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.events.envelope import CoordinatorElected, EventData
 from fedtide.fabric.nats.streams import hub_streams
@@ -59,28 +64,37 @@ def served_api(*story: EventData) -> Iterator[Served]:
     thread.join(30)
 
 
+async def _cannot(_: Command) -> None:
+    raise ValueError("cannot be carried out")
+
+
 async def _serve(
     story: tuple[EventData, ...], ready: list[Served], started: threading.Event, ending: threading.Event
 ) -> None:
     broker = FakeNats().connect()
     for config in hub_streams(SUBJECTS, ()):
         await broker.ensure_stream(config)
-    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS), lambda _: None)
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
     await engine.take_over(CoordinatorElected(name="one"))
     running = asyncio.create_task(engine.run())
     for data in story:
         await engine.submit(data)
     async with asyncio.TaskGroup() as group:
         presence, starter = Presence(broker, SUBJECTS, engine, group), Starter(engine)
+        executor = Executor(_cannot, group)
+        reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS))
+        await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")
+        executor.start("evt-1", (AnnouncePresence("n1", "online"),))
         routes = [
             ModelApi(broker, SUBJECTS, engine).routes(),
             FleetApi(engine, presence, NodeQuestions(broker, SUBJECTS)).routes(),
             RunApi(engine, presence, starter).routes(),
             RolloutApi(broker, SUBJECTS, engine, starter).routes(),
             TriggerApi(engine).routes(),
-            EventApi(engine, lambda: EventLog(broker, SUBJECTS)).routes(),
+            EventApi(engine, lambda: EventLog(broker, SUBJECTS), executor).routes(),
+            ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, None).routes(),
-            metrics.routes(engine),
+            metrics.routes(engine, executor, reports.parked),
         ]
         runner = web.AppRunner(application(routes), access_log=None, shutdown_timeout=0.1)
         await runner.setup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -27,7 +28,7 @@ BEAT_S = 5.0
 @asynccontextmanager
 async def watched(broker: FakeBroker) -> AsyncIterator[Engine]:
     """A leading engine that has `n1` in its world and watches who is there; made in the test's own time."""
-    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS), lambda _: None)
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
     await engine.take_over(CoordinatorElected(name="one"))
     running = asyncio.create_task(engine.run())
     await engine.submit(joined("n1"))
@@ -85,3 +86,34 @@ async def test_a_heartbeat_that_is_none_changes_nothing(broker: FakeBroker) -> N
         await broker.tell(SUBJECTS.telemetry("eu", "n1"), b"\xff")
         await beat(broker)
         assert online(engine)
+
+
+async def test_a_node_that_joined_and_never_beat_is_offline(broker: FakeBroker) -> None:
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
+    await engine.take_over(CoordinatorElected(name="one"))
+    running = asyncio.create_task(engine.run())
+    async with asyncio.TaskGroup() as group:
+        presence = Presence(broker, SUBJECTS, engine, group)
+        await presence.start()
+        await engine.submit(joined("ghost"))
+        presence.changed("ghost")
+        await asyncio.sleep(60)
+        assert not engine.world.nodes["ghost"].online
+    running.cancel()
+
+
+@pytest.mark.parametrize(("seconds", "offline_after"), [(60.0, 180), (math.nan, 15), (0.0, 15), (1e300, 15)])
+async def test_after_a_fail_over_a_node_has_as_long_as_its_heartbeats_take(
+    broker: FakeBroker, seconds: float, offline_after: float
+) -> None:
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
+    await engine.take_over(CoordinatorElected(name="one"))
+    running = asyncio.create_task(engine.run())
+    await engine.submit(joined("n1", heartbeat_s=seconds))
+    async with asyncio.TaskGroup() as group:
+        await Presence(broker, SUBJECTS, engine, group).start()
+        await asyncio.sleep(offline_after - 1)
+        assert online(engine)
+        await asyncio.sleep(2)
+        assert not online(engine)
+    running.cancel()

@@ -1,0 +1,226 @@
+"""What each command does. Each may run twice; its result comes back as an event."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fedtide.coordinator.adapters.distribution import Distribution
+from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.starting import Starter
+from fedtide.coordinator.commands import (
+    AnnouncePresence,
+    CacheRelease,
+    CancelRun,
+    CleanUp,
+    Command,
+    Fire,
+    LaunchAggregator,
+    PublishAccount,
+    PublishRelease,
+    SetAlarm,
+    SetDesired,
+    StopAggregator,
+    StopFired,
+    SuspendAggregator,
+    TellTimeIsUp,
+)
+from fedtide.coordinator.launch.local import Launcher
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.timers import Alarms
+from fedtide.coordinator.runs import runs
+from fedtide.fabric.encoding import to_json
+from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decode_event
+from fedtide.fabric.events.rollouts import RolloutAbortRequested
+from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
+from fedtide.fabric.messages.tasks import Cancel
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as, reply_consumer
+from fedtide.fabric.plans.release import Lineage, ReleaseManifest
+from fedtide.fabric.plans.round_policy import TimeIsUp
+from fedtide.fabric.process.retry import until_done
+
+log = logging.getLogger(__name__)
+
+
+class CommandHandlers:
+    """A method for each type of command."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        engine: Engine,
+        launcher: Launcher,
+        starter: Starter,
+        presence: Presence,
+        alarms: Alarms,
+        enroller: Enroller | None,
+    ) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._engine = engine
+        self._launcher = launcher
+        self._starter = starter
+        self._presence = presence
+        self._alarms = alarms
+        self._enroller = enroller
+        self._distribution = Distribution(broker, subjects)
+        self._handlers: Mapping[type, Callable[[Any], Awaitable[None]]] = {
+            AnnouncePresence: self._announce_presence,
+            CacheRelease: self._cache_release,
+            CancelRun: self._cancel_run,
+            CleanUp: self._clean_up,
+            Fire: self._fire,
+            LaunchAggregator: self._launch,
+            PublishAccount: self._publish_account,
+            PublishRelease: self._publish_release,
+            SetAlarm: self._set_alarm,
+            SetDesired: self._set_desired,
+            StopAggregator: self._stop,
+            StopFired: self._stop_fired,
+            SuspendAggregator: self._suspend,
+            TellTimeIsUp: self._tell_time_is_up,
+        }
+
+    async def handle(self, command: Command) -> None:
+        """Carry out one command.
+
+        Raises:
+            InvalidTransition: it is outdated.
+            TransientError, OSError: it may succeed later.
+        """
+        await self._handlers[type(command)](command)
+
+    async def _announce_presence(self, command: AnnouncePresence) -> None:
+        self._presence.changed(command.node)
+        await self._broker.tell(self._subjects.presence(command.node), command.state.encode())
+
+    async def _cache_release(self, command: CacheRelease) -> None:
+        await self._distribution.cache(command, self._engine)
+
+    async def _set_desired(self, command: SetDesired) -> None:
+        await self._distribution.set_desired(command, self._engine.world)
+
+    async def _cancel_run(self, command: CancelRun) -> None:
+        data = RunCancelRequested(run=command.run, reason=command.reason)
+        await self._engine.submit(data, id=f"{command.run}.withdrawn")
+
+    async def _set_alarm(self, command: SetAlarm) -> None:
+        self._alarms.set(command)
+
+    async def _publish_account(self, _: PublishAccount) -> None:
+        if self._enroller is not None:
+            self._enroller.account_changed()
+
+    async def _launch(self, command: LaunchAggregator) -> None:
+        world = self._engine.world
+        await self._launcher.launch(command, lambda: runs.is_current(world.run(command.run), command.attempt))
+
+    async def _stop(self, command: StopAggregator) -> None:
+        await self._launcher.stop(command.run)
+        await self._cancel_tasks(command.run)
+        await self._remove_data(command.run)
+
+    async def _suspend(self, command: SuspendAggregator) -> None:
+        if isinstance(self._engine.world.run(command.run), runs.Paused):
+            await self._launcher.stop(command.run)
+            # An alarm that rang before the pause is void: the round has its whole time again.
+            await self._broker.purge(CHECKPOINTS, self._subjects.order(command.run))
+
+    async def _tell_time_is_up(self, command: TellTimeIsUp) -> None:
+        order = TimeIsUp(round=command.round, trial=command.trial, phase=command.phase, cause=command.cause)
+        await self._broker.publish(self._subjects.order(command.run), to_json(order))
+
+    async def _clean_up(self, command: CleanUp) -> None:
+        await self._remove_data(command.run)
+
+    async def _fire(self, command: Fire) -> None:
+        world, rule, key = self._engine.world, command.rule, command.id
+        if not world.is_asked_for(rule.name, key):
+            return
+        try:
+            if key in world.runs or key in world.rollouts:
+                raise ConfigError(rule.name, f"{key} was started before, for the same event")
+            await self._starter.fire(rule, key, command.cause)
+        except (ConfigError, NotFound) as exc:
+            await self._engine.submit(FiringFailed(rule=rule.name, id=key, reason=str(exc)))
+
+    async def _stop_fired(self, command: StopFired) -> None:
+        world, key, reason = self._engine.world, command.id, "replaced by a newer firing of its trigger"
+        if key in world.runs:
+            await self._engine.submit(RunCancelRequested(run=key, reason=reason))
+        elif key in world.rollouts:
+            await self._engine.submit(RolloutAbortRequested(rollout=key, reason=reason))
+
+    async def _cancel_tasks(self, run: str) -> None:
+        """Replace every task of the run that is still in the stream by its cancellation."""
+        for subject in await self._broker.subjects_of(DOWN, self._subjects.all_tasks):
+            task = parse_as(OrderFor, subject).name
+            if task.startswith(f"{run}-"):
+                await self._broker.publish(subject, to_json(Cancel(task=task, run=run)), ttl_s=3600)
+
+    async def _remove_data(self, run: str) -> None:
+        await self._broker.delete_consumer(UP, reply_consumer(run))
+        await self._broker.purge(CHECKPOINTS, self._subjects.checkpoints(run))
+        for pattern in (self._subjects.replies(run), self._subjects.update_blobs(run)):
+            await self._broker.purge(UP, pattern)
+        await self._broker.purge(DOWN, self._subjects.round_blobs(run))
+        self._alarms.forget("run", run)
+        await self._engine.submit(RunCleanedUp(run=run), id=f"{run}.cleaned")
+
+    async def _publish_release(self, command: PublishRelease) -> None:
+        produced = command.produced
+        run = self._engine.world.run(produced.run)
+        manifest = ReleaseManifest(
+            model=produced.model,
+            version=command.version,
+            onnx=produced.onnx,
+            parts=produced.parts,
+            arrays=produced.arrays,
+            smoke=produced.smoke,
+            export=produced.export,
+            metrics=produced.metrics,
+            lineage=Lineage(
+                app=run.facts.spec.app,
+                run_config=run.facts.spec.run_config,
+                run=produced.run,
+                rounds=sum(number > 0 for number in run.rounds),
+                participants=len(runs.participants(run)),
+                updates=runs.accepted_updates(run),
+                base=produced.base,
+                privacy=produced.privacy,
+            ),
+        )
+        ref = await self._distribution.store(manifest)
+        await self._engine.submit(ReleasePublished(release=ref, manifest=manifest), id=f"{produced.run}.released")
+
+
+class AggregatorExits:
+    """Logs that aggregators are gone, for the launcher."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._engine = engine
+
+    async def report(self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
+        """Log that an aggregator is gone, unless its last report tells how the run ended."""
+        if await until_done(log, "aggregator.exit_waits", lambda: self._reported_its_end(run, attempt), run=run):
+            return
+        data = AggregatorExited(run=run, attempt=attempt, code=code, reason=reason, preempted=preempted)
+        try:
+            await self._engine.submit(data, id=f"{run}.{attempt}.exited")
+        except InvalidTransition as exc:
+            log.info("aggregator.exit_ignored", extra={"run": run, "reason": str(exc)})
+
+    async def _reported_its_end(self, run: str, attempt: int) -> bool:
+        # The report may be stored and not yet read by us: look where it would be.
+        for kind in ("run-completed", "run-failed"):
+            last = await self._broker.last(UP, self._subjects.report(HUB_REGION, run, kind))
+            if last is not None and getattr(decode_event(last.data).data, "attempt", None) == attempt:
+                return True
+        return False

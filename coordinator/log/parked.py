@@ -1,0 +1,89 @@
+"""Reports that could not be applied, kept for a person to look at: the dead-letter stream PARKED."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from datetime import UTC, datetime
+
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import NotFound
+from fedtide.fabric.messages.views import ParkedView
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import PARKED, Subjects
+from fedtide.fabric.process.retry import until_done
+from fedtide.fabric.strict import Message
+
+log = logging.getLogger(__name__)
+
+KEPT_BYTES = 1024 * 1024
+"""Of a larger report only the beginning is kept; it cannot be tried again."""
+REASON_LENGTH = 2_000
+
+
+class Parked(Message):
+    """A report as it came, and why it was not applied."""
+
+    subject: str
+    reason: str
+    at: datetime
+    data: str
+    """Base64."""
+    whole: bool = True
+
+    @property
+    def raw(self) -> bytes:
+        return base64.b64decode(self.data)
+
+
+class ParkedReports:
+    """The stream PARKED. A report is in it once, however often it came."""
+
+    def __init__(self, broker: Broker, subjects: Subjects) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self.count = 0
+        """How many there are, as far as this process knows."""
+
+    async def load(self) -> None:
+        self.count = len(await self._broker.subjects_of(PARKED, self._subjects.all_parked))
+
+    async def park(self, subject: str, data: bytes, reason: str) -> None:
+        """Keep a report, however long the broker is away."""
+        key = hashlib.sha256(subject.encode() + b"\0" + data).hexdigest()[:16]
+        kept = base64.b64encode(data[:KEPT_BYTES]).decode()
+        parked = Parked(
+            subject=subject[:REASON_LENGTH],
+            reason=reason[:REASON_LENGTH],
+            at=datetime.now(UTC),
+            data=kept,
+            whole=len(data) <= KEPT_BYTES,
+        )
+        log.warning("report.parked", extra={"id": key, "subject": parked.subject, "reason": parked.reason})
+        await until_done(
+            log, "report.parking_waits", lambda: self._broker.publish(self._subjects.parked(key), to_json(parked))
+        )
+        await until_done(log, "report.parking_waits", self.load)
+
+    async def all(self) -> list[ParkedView]:
+        """Newest last."""
+        found = await self._broker.last_of_each(PARKED, self._subjects.all_parked)
+        self.count = len(found)
+        return [_view(m.subject.rpartition(".")[2], from_json(Parked, m.data, m.subject)) for m in found]
+
+    async def get(self, id: str) -> Parked:
+        """Raises NotFound."""
+        found = await self._broker.last(PARKED, self._subjects.parked(id)) if id.isalnum() else None
+        if found is None:
+            raise NotFound(f"there is no parked report {id!r}", "See `fedtide events parked`")
+        return from_json(Parked, found.data, found.subject)
+
+    async def drop(self, id: str) -> None:
+        await self._broker.purge(PARKED, self._subjects.parked(id))
+        await self.load()
+
+
+def _view(id: str, parked: Parked) -> ParkedView:
+    beginning = parked.raw[:200].decode("utf-8", "replace")
+    return ParkedView(id=id, kind="report", at=parked.at, subject=parked.subject, reason=parked.reason, what=beginning)
