@@ -22,6 +22,7 @@ from fedtide.coordinator.commands import (
     PublishRelease,
     SetAlarm,
     SetDesired,
+    SettleNodes,
     StopAggregator,
     StopFired,
     SuspendAggregator,
@@ -30,11 +31,12 @@ from fedtide.coordinator.commands import (
 from fedtide.coordinator.launch.local import Launcher
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.timers import Alarms
+from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
 from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decode_event
-from fedtide.fabric.events.rollouts import RolloutAbortRequested
+from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutSettled
 from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
 from fedtide.fabric.messages.tasks import Cancel
 from fedtide.fabric.nats.broker import Broker
@@ -80,6 +82,7 @@ class CommandHandlers:
             PublishRelease: self._publish_release,
             SetAlarm: self._set_alarm,
             SetDesired: self._set_desired,
+            SettleNodes: self._settle_nodes,
             StopAggregator: self._stop,
             StopFired: self._stop_fired,
             SuspendAggregator: self._suspend,
@@ -104,6 +107,13 @@ class CommandHandlers:
 
     async def _set_desired(self, command: SetDesired) -> None:
         await self._distribution.set_desired(command, self._engine.world)
+
+    async def _settle_nodes(self, command: SettleNodes) -> None:
+        world = self._engine.world
+        kept = rollouts.kept_states(world.rollout(command.rollout))
+        for each in kept:
+            await self._distribution.set_desired(each, world)
+        await self._engine.submit(RolloutSettled(rollout=command.rollout, nodes=len(kept)))
 
     async def _cancel_run(self, command: CancelRun) -> None:
         data = RunCancelRequested(run=command.run, reason=command.reason)

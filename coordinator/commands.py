@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from fedtide.fabric.events.envelope import ModelProduced
 from fedtide.fabric.plans.rollout_plan import Terms
@@ -77,6 +78,13 @@ class SetDesired:
 
 
 @dataclass(frozen=True, slots=True)
+class SettleNodes:
+    """Tell every node of a roll-out that is over what it keeps; ends in `RolloutSettled`."""
+
+    rollout: str
+
+
+@dataclass(frozen=True, slots=True)
 class CacheRelease:
     """Bring a release to a region's leaf, once over the link; ends in `RegionCached`."""
 
@@ -136,36 +144,34 @@ class StopFired:
 
 
 RunCommand = LaunchAggregator | StopAggregator | SuspendAggregator | TellTimeIsUp | CleanUp
-RolloutCommand = SetDesired | CacheRelease | CancelRun
+RolloutCommand = SetDesired | SettleNodes | CacheRelease | CancelRun
 Command = RunCommand | RolloutCommand | PublishRelease | SetAlarm | AnnouncePresence | PublishAccount | Fire | StopFired
 Commands = tuple[Command, ...]
 
 
 def subject_of(command: Command) -> str:
     """What a command is about: commands of one subject are carried out in their order."""
-    match command:
-        case SetDesired(node=node, model=model):
-            return f"node/{node}/{model}"
-        case CacheRelease(rollout=rollout, region=region):
-            return f"cache/{region}/{rollout}"
-        case SetAlarm(owner=owner, id=id):
-            return f"alarm/{owner}/{id}"
-        case AnnouncePresence(node=node):
-            return f"node/{node}"
-        case PublishAccount():
-            return "account"
-        case PublishRelease(produced=produced):
-            return f"model/{produced.model}"
-        case Fire(rule=rule):
-            return f"rule/{rule.name}"
-        case StopFired(rule=name):
-            return f"rule/{name}"
-        case (
-            LaunchAggregator(run=run)
-            | StopAggregator(run=run)
-            | SuspendAggregator(run=run)
-            | TellTimeIsUp(run=run)
-            | CleanUp(run=run)
-            | CancelRun(run=run)
-        ):
-            return f"run/{run}"
+    return _SUBJECTS[type(command)](command)
+
+
+def _of_run(command: RunCommand | CancelRun) -> str:
+    return f"run/{command.run}"
+
+
+_SUBJECTS: Mapping[type, Callable[[Any], str]] = {
+    AnnouncePresence: lambda c: f"node/{c.node}",
+    CacheRelease: lambda c: f"cache/{c.region}/{c.rollout}",
+    CancelRun: _of_run,
+    CleanUp: _of_run,
+    Fire: lambda c: f"rule/{c.rule.name}",
+    LaunchAggregator: _of_run,
+    PublishAccount: lambda _: "account",
+    PublishRelease: lambda c: f"model/{c.produced.model}",
+    SetAlarm: lambda c: f"alarm/{c.owner}/{c.id}",
+    SetDesired: lambda c: f"node/{c.node}/{c.model}",
+    SettleNodes: lambda c: f"settle/{c.rollout}",
+    StopAggregator: _of_run,
+    StopFired: lambda c: f"rule/{c.rule}",
+    SuspendAggregator: _of_run,
+    TellTimeIsUp: _of_run,
+}

@@ -7,6 +7,7 @@ declared, until none is left. Only then do trigger rules see what the event mean
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from fedtide.fabric.events import identity as identity_events
 from fedtide.fabric.events import rollouts as rollout_events
 from fedtide.fabric.events import runs as run_events
 from fedtide.fabric.events.envelope import Event
+from fedtide.fabric.ids import NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,9 @@ def _produced(change: Change, data: event_types.ModelProduced) -> None:
     producer = change.world.runs.get(data.run)
     if producer is None:
         raise InvalidTransition(f"{data.kind} of a run {data.run} that was never requested")
+    wanted = producer.facts.spec.model
+    if wanted not in (None, data.model) or not re.fullmatch(NAME, data.model):
+        raise InvalidTransition(f"{data.kind} of run {data.run} names the model {data.model[:100]!r}, not {wanted!r}")
     if not isinstance(producer, runs.Ended) or producer.outcome == "completed":
         change.effects.append(ModelTouched(data.model, data))
 
@@ -326,6 +331,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     rollout_events.RolloutResumeRequested: _rollout,
     rollout_events.RolloutRetryRequested: _retried,
     rollout_events.RolloutRollbackRequested: _rollout,
+    rollout_events.RolloutSettled: _rollout,
     rollout_events.RolloutStarted: _rollout_started,
     run_events.AggregatorExited: _run,
     run_events.AggregatorStarted: _run,

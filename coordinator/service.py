@@ -139,7 +139,7 @@ async def _work(
 
         async def ensure_regions() -> None:
             for region in config.regions:
-                group.create_task(topology.ensure_region(region), name=f"region-{region}")
+                group.create_task(topology.keep_region(region), name=f"region-{region}")
 
         await ensure_regions()
         broker.when_reconnected(ensure_regions)

@@ -23,7 +23,7 @@ from fedtide.aggregation.sums.fixed_point import FixedPoint
 from fedtide.aggregation.sums.round_sum import RoundSum, StreamingUpdate, UpdateRollback, Weight
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound, RemoteError
+from fedtide.fabric.errors import BrokerUnavailable, FedtideError, MalformedMessage, NotFound, RemoteError
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fedtide.fabric.nats.broker import Broker
@@ -232,13 +232,18 @@ async def _serve(config: FoldWorkerConfig) -> None:
     broker = await Broker.connect(config.nats_url, f"fold-worker-{config.name}", config.access, wait_s=None)
     await FoldWorker(config, broker).listen()
     log.info("fold.ready", extra={"worker": config.name})
-    await asyncio.Event().wait()
+    await broker.until_closed()
 
 
 def main() -> int:
+    """Serve until the connection has ended for good: then only a new process can go on."""
     logs.to_stderr()
-    asyncio.run(_serve(FoldWorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes())))
-    return 0
+    try:
+        asyncio.run(_serve(FoldWorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes())))
+    except FedtideError as exc:
+        log.error("fold.ended", extra={"reason": str(exc)})
+        return exc.exit_code
+    return BrokerUnavailable.exit_code
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from fedtide.fabric.tensors.frame import Buffer, frame_size
 
 log = logging.getLogger(__name__)
 
-ROUND_BLOB_TTL_S = 24 * 3600.0
+ROUND_BLOB_TTL_S = 30 * 24 * 3600.0
+"""As long as checkpoints: a run that is paused needs its model. A run that ends deletes what it has stored."""
 
 
 @dataclass(frozen=True, slots=True)

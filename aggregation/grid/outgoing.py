@@ -27,7 +27,6 @@ EXPIRY_MARGIN_S = 60.0
 """How long a task stays valid after its round's deadline, which the coordinator enforces."""
 
 
-ANCHOR_TTL_S = 30 * 24 * 3600.0
 """How long the anchor is kept: the longest duration of a run that codes models against its first one."""
 
 
@@ -83,7 +82,7 @@ class Outgoing:
         frame = flower.frame_of(anchor)
         if frame_size(frame) > INLINE_BYTES:
             storage = self._link.storage
-            ref = self._link.call(storage.store(frame, keep=False, prefix=storage.round_prefix, ttl_s=ANCHOR_TTL_S))
+            ref = self._link.call(storage.store(frame, keep=False, prefix=storage.round_prefix))
             storage.anchors.append(ref)
             self._anchor = (ref, {t.name: t for t in flower.tensors_of(anchor)})
 

@@ -91,14 +91,15 @@ class GridLink:
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self._on_reconnect)
-        listening = self._loop.create_task(self._listen(), name="replies")
-        listening.add_done_callback(self._end_if_failed)
-        self._tasks.add(listening)
+        for needed, name in ((self._listen(), "replies"), (self._broker.until_closed(), "connection")):
+            task = self._loop.create_task(needed, name=name)
+            task.add_done_callback(self._end_if_over)
+            self._tasks.add(task)
 
-    def _end_if_failed(self, task: asyncio.Task[None]) -> None:
-        # Without its listener an aggregator would wait for ever: better a new attempt.
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("grid.listener_failed", exc_info=task.exception())
+    def _end_if_over(self, task: asyncio.Task[None]) -> None:
+        # Without its listener or its connection an aggregator would wait for ever: better a new attempt.
+        if not task.cancelled():
+            log.critical("grid.over", extra={"task": task.get_name()}, exc_info=task.exception())
             self._end(LISTENER_FAILED_CODE)
 
     def close(self) -> None:

@@ -9,9 +9,11 @@ from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.streams import hub_streams, leaf_streams
 from fedtide.fabric.nats.subjects import UP, Subjects
-from fedtide.fabric.process.retry import until_done
+from fedtide.fabric.process.retry import Backoff, until_done
 
 log = logging.getLogger(__name__)
+
+REFUSED_AGAIN_S = 60.0
 
 
 class Topology:
@@ -39,6 +41,16 @@ class Topology:
             known = await self._broker.sourced_domains(UP)
             for config in hub_streams(self._subjects, known, self._replicas):
                 await _until_ensured(self._broker, config, None)
+
+    async def keep_region(self, region: str) -> None:
+        """As `ensure_region`, until it succeeds: a region whose streams are refused must not hold up the others."""
+        backoff = Backoff(cap_s=REFUSED_AGAIN_S)
+        while True:
+            try:
+                return await self.ensure_region(region)
+            except FedtideError as exc:
+                log.error("region.refused", extra={"region": region, "reason": str(exc)})
+                await backoff.wait()
 
     async def ensure_region(self, region: str) -> None:
         """Create a region's streams as soon as it can be reached, and make them a source of the hub.

@@ -77,7 +77,7 @@ def decode(data: bytes) -> Snapshot:
             setattr(found, name, _CONVERTER.structure(tables[name], kind))
         found.serving = {model: Map(nodes) for model, nodes in found.serving.items()}
         return Snapshot(body["sequence"], body["applied"], found, body["seen"])
-    except (KeyError, TypeError, ValueError, ExceptionGroup) as exc:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, ExceptionGroup) as exc:
         raise MalformedMessage(f"snapshot: {exc}") from exc
 
 

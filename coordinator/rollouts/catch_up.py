@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from fedtide.coordinator.commands import Commands
+from fedtide.coordinator.commands import SetDesired
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet.fleet import Node, matches
 from fedtide.coordinator.rollouts import gates, waves
@@ -65,7 +65,7 @@ def lost(all_waves: Waves, node: str) -> Waves:
 
 def advance(
     facts: RolloutFacts, all_waves: Waves, at: datetime, decisions: Decisions
-) -> tuple[Waves, Commands, WaveProblem | None]:
+) -> tuple[Waves, tuple[SetDesired, ...], WaveProblem | None]:
     """Offer the release to nodes that are back, as many at a time as the plan allows; watch them like canaries."""
     if not any(wave.cohort.late for _, wave in _over(all_waves)):
         return all_waves, (), None
@@ -75,7 +75,7 @@ def advance(
         changed[index] = waves.with_nodes(wave, waves.expired(plan, late, at))
     if reason := _what_is_wrong(facts, changed, decisions):
         return tuple(changed), (), WaveProblem(f"catch-up: {reason}", failed=True)
-    commands: Commands = ()
+    commands: tuple[SetDesired, ...] = ()
     for index, name, state in list(_cohort(changed)):
         if state.phase == "confirmed" and not state.settled and at >= _watched_until(plan, state):
             changed[index] = waves.with_nodes(changed[index], {name: replace(state, settled=True)})

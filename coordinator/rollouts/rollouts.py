@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from fedtide.coordinator.commands import Commands, SetAlarm
+from fedtide.coordinator.commands import Commands, SetAlarm, SetDesired, SettleNodes
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet.fleet import Node
 from fedtide.coordinator.rollouts import catch_up, waves
@@ -43,6 +43,7 @@ from fedtide.fabric.events.rollouts import (
     RolloutResumeRequested,
     RolloutRetryRequested,
     RolloutRollbackRequested,
+    RolloutSettled,
     RolloutStarted,
 )
 from fedtide.fabric.messages.requests import RolloutActionName
@@ -58,7 +59,7 @@ RolloutAction = (
     | RolloutNextRequested
     | RolloutRetryRequested
 )
-RolloutEvent = RolloutStarted | Report | RegionCacheFailed | RolloutAction | AlarmRang
+RolloutEvent = RolloutStarted | Report | RegionCacheFailed | RolloutSettled | RolloutAction | AlarmRang
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Completed:
     alarms: int = 0
     due: datetime | None = None
     dues: tuple[datetime | None, ...] = ()
+    settled: bool = False
+    """Every node that keeps the release is told so, as far as `waves` say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Superseded:
     facts: RolloutFacts
     waves: tuple[Wave, ...]
     by: str
+    settled: bool = False
 
 
 Rollout = Rolling | Paused | Completed | RolledBack | Superseded
@@ -219,16 +223,43 @@ def alarm_key(state: Rolling | Completed) -> str:
 def pending_commands(state: Rollout) -> Commands:
     """What this state still wants done: issued on entry, and again after a restart."""
     match state:
-        case Rolling() | Completed(stopped=""):
-            due = () if state.due is None else (SetAlarm("rollout", state.facts.rollout, alarm_key(state), state.due),)
-            return (*(c for i, w in enumerate(state.waves) for c in waves.pending_commands(state.facts, i, w)), *due)
+        case Rolling():
+            return (*_of_waves(state), *_alarm(state))
+        case Completed(stopped=""):
+            return (*waves.pending_offers(state.facts, state.waves), *_alarm(state), *_to_settle(state))
+        case Completed(followed=False):
+            return _to_settle(state)
         case Paused():
             kept = [(i, w) for i, w in enumerate(state.waves) if isinstance(w, TakenBack | Over)]
             return tuple(c for i, w in kept for c in waves.pending_commands(state.facts, i, w))
         case RolledBack(facts=facts, restored=restored):
             return waves.take_back(facts, holders(state) - restored)
+        case Superseded():
+            return _to_settle(state)
+        case _:
+            return ()
+
+
+def _of_waves(state: Rolling) -> Commands:
+    return tuple(c for i, w in enumerate(state.waves) for c in waves.pending_commands(state.facts, i, w))
+
+
+def _alarm(state: Rolling | Completed) -> Commands:
+    due = state.due
+    return () if due is None else (SetAlarm("rollout", state.facts.rollout, alarm_key(state), due),)
+
+
+def _to_settle(state: Completed | Superseded) -> Commands:
+    return () if state.settled else (SettleNodes(state.facts.rollout),)
+
+
+def kept_states(state: Rollout) -> tuple[SetDesired, ...]:
+    """What the nodes of a roll-out that is over keep, and are no longer watched for."""
+    match state:
+        case Completed(facts=facts):
+            return tuple(waves.settle(facts, n, s) for n, s in nodes_of(state).items() if waves.is_settled(s))
         case Superseded(facts=facts):
-            # Nodes that have the release and are not in the newer roll-out keep it, and are no longer watched.
+            # Nodes that have the release and are not in the newer roll-out keep it.
             return tuple(waves.settle(facts, n, s) for n, s in nodes_of(state).items() if s.phase == "confirmed")
         case _:
             return ()
@@ -266,6 +297,11 @@ def _step(state: Rollout | None, event: RolloutEvent, at: datetime, decisions: D
             return _take(state, event, at, decisions)
         case RegionCacheFailed():
             return _cannot_cache(state, event)
+        case RolloutSettled(nodes=nodes):
+            # Others may have been added since: then a new command is under way.
+            if isinstance(state, Completed | Superseded) and len(kept_states(state)) == nodes:
+                return replace(state, settled=True), ()
+            return state, ()
         case _:
             return apply_action(state, event, at, decisions)
 
@@ -362,9 +398,13 @@ def _advance_until_stable(
                 to_look.append(index)
     if isinstance(state, Rolling) and all(isinstance(w, Over | TakenBack) for w in state.waves):
         state = Completed(state.facts, state.waves, at, dues=state.dues)
+        commands += _to_settle(state)
     changed, more, problem = catch_up.advance(state.facts, state.waves, at, decisions)
     state = replace(state, waves=changed)
     commands += more
+    if isinstance(state, Completed) and any(c.expires_at is None for c in more):
+        state = replace(state, settled=False)
+        commands += _to_settle(state)
     if problem is not None:
         stopped, more = _stop_catch_up(state, problem, at)
         return stopped, commands + more

@@ -341,6 +341,12 @@ def pending_commands(facts: RolloutFacts, index: int, wave: Wave) -> Commands:
             return ()
 
 
+def pending_offers(facts: RolloutFacts, all_waves: Waves) -> tuple[SetDesired, ...]:
+    """Offers under way to nodes of waves that are over."""
+    nodes = [(n, s) for wave in all_waves if isinstance(wave, Over) for n, s in wave.cohort.nodes.items()]
+    return tuple(offer(facts, n, s) for n, s in nodes if s.phase not in ENDED)
+
+
 Progress = tuple[Wave, Commands, WaveProblem | None]
 
 

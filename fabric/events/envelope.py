@@ -27,6 +27,7 @@ from fedtide.fabric.events.rollouts import (
     RolloutResumeRequested,
     RolloutRetryRequested,
     RolloutRollbackRequested,
+    RolloutSettled,
     RolloutStarted,
 )
 from fedtide.fabric.events.runs import (
@@ -199,6 +200,7 @@ EventData = Annotated[
     | RolloutRetryRequested
     | RegionCached
     | RegionCacheFailed
+    | RolloutSettled
     | NodeMeasured
     | NodePhaseReported
     | AlarmRang

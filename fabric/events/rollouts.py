@@ -85,6 +85,14 @@ class RegionCached(TaggedMessage):
     wan_bytes: int = Field(ge=0, description="What had to be sent over the link")
 
 
+class RolloutSettled(TaggedMessage):
+    """Every node that has the release to keep is told so: nothing of the roll-out is left to do for them."""
+
+    kind: Literal["rollout.settled"] = "rollout.settled"
+    rollout: str
+    nodes: int
+
+
 class RegionCacheFailed(TaggedMessage):
     """A blob of a roll-out's release is missing or damaged: no region can get the whole release."""
 

@@ -38,6 +38,14 @@ def zone(name: str) -> ZoneInfo:
         raise ValueError(f"{name!r} is no time zone; write it like Europe/Berlin") from exc
 
 
+def _zone_of_node(name: str) -> ZoneInfo:
+    """What a node says of itself may be wrong, or of a newer time zone database: then its windows are in UTC."""
+    try:
+        return zone(name)
+    except ValueError:
+        return ZoneInfo("UTC")
+
+
 def is_open(window: Window, at: datetime, local: str = "UTC") -> bool:
     """Whether `at` lies in the window, for a node whose time zone is `local`."""
     return any(start <= at < end for start, end in _around(window, at, local))
@@ -58,7 +66,7 @@ def opens_at(window: Window, at: datetime, local: str = "UTC") -> datetime:
 
 def _around(window: Window, at: datetime, local: str) -> list[tuple[datetime, datetime]]:
     """The openings from yesterday's to one in eight days, in UTC."""
-    where = zone(window.timezone or local)
+    where = zone(window.timezone) if window.timezone is not None else _zone_of_node(local)
     today = at.astimezone(where).date()
     found = []
     for offset in range(-1, 9):

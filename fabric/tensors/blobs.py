@@ -68,7 +68,7 @@ def decode_manifest(ref: BlobRef, data: bytes) -> BlobManifest:
     try:
         raw = json.loads(data)
         manifest = BlobManifest(int(raw["size"]), int(raw["chunk"]), tuple(str(c) for c in raw["chunks"]))
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as exc:
         raise MalformedMessage(f"manifest of blob {ref.digest[:12]} does not parse") from exc
     expected = -(-manifest.size_bytes // manifest.chunk_bytes) if manifest.chunk_bytes > 0 else -1
     if manifest.size_bytes != ref.size_bytes or len(manifest.chunks) != expected:

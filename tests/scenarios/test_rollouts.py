@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtide.coordinator import reducers
-from fedtide.coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired
+from fedtide.coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired, SettleNodes
 from fedtide.coordinator.log import snapshot_codec as world_codec
 from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.fabric.errors import InvalidTransition
@@ -22,6 +22,7 @@ from fedtide.fabric.events.rollouts import (
     RolloutResumeRequested,
     RolloutRetryRequested,
     RolloutRollbackRequested,
+    RolloutSettled,
 )
 from fedtide.fabric.plans.rollout_plan import Bake, NodePhase, PairedGate, Terms
 from tests.scenarios.build import (
@@ -281,7 +282,35 @@ def test_nodes_of_a_wave_that_is_over_find_the_release_without_a_deadline() -> N
     (settled,) = [c for c in confirm(story, "a") if isinstance(c, SetDesired)]
     assert settled.expires_at is None
     assert (settled.terms.holdout, settled.terms.shadow) == (0, 0)
-    assert settled in story.pending_commands()
+    assert settled in rollouts.kept_states(story.world.rollouts["ro-1"])
+
+
+def test_a_roll_out_that_is_over_and_settled_owes_nothing() -> None:
+    story = started(wave("eu", "", "a b"))
+    confirm(story, "a", "b")
+    assert story.pending_commands() == [SettleNodes("ro-1")]
+    story.tell(RolloutSettled(rollout="ro-1", nodes=2))
+    assert story.pending_commands() == []
+    story.tell(joined("late"))
+    assert [c.node for c in story.pending_commands() if isinstance(c, SetDesired)] == ["late"]
+    story.tell(phase("late", "confirmed"))
+    story.tell(RolloutSettled(rollout="ro-1", nodes=2))  # of the two before
+    assert story.pending_commands() == [SettleNodes("ro-1")]
+    story.tell(RolloutSettled(rollout="ro-1", nodes=3))
+    assert story.pending_commands() == []
+    story.tell(rollout(wave("eu", "", "a b"), key="ro-2", counter=3))
+    story.tell(*(phase(n, "confirmed", counter=3, key="ro-2") for n in "ab"))
+    story.tell(RolloutSettled(rollout="ro-2", nodes=2))
+    assert story.pending_commands() == []
+
+
+def test_a_superseded_roll_out_settles_the_nodes_that_keep_its_release_once() -> None:
+    story = started(wave("eu", "a", "b"), bake=Bake(seconds=60))
+    confirm(story, "a")
+    story.tell(rollout(wave("us", "", "u"), key="ro-2", counter=3))
+    assert SettleNodes("ro-1") in story.pending_commands()
+    story.tell(RolloutSettled(rollout="ro-1", nodes=1))
+    assert SettleNodes("ro-1") not in story.pending_commands()
 
 
 def test_a_roll_out_that_was_never_started_is_refused() -> None:
