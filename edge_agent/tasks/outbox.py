@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from fedtide.fabric.messages.tasks import Reply
 from fedtide.fabric.process.files import sync
 
 DONE_KEPT_S = 7 * 24 * 3600
+STORED = "stored"
+STORED_FOR_S = 24 * 3600
+"""After this time a chunk may have expired in the broker: everything is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,28 @@ class Pending:
 
     reply: Reply
     blobs: dict[str, Path]
+
+
+class StoredChunks(set[str]):
+    """Subjects of the chunks that the broker has; each is written down, so that a killed agent does not send it again.
+
+    Only an agent that was killed needs this, not a machine that lost its power: nothing is synced.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+        try:
+            if time.time() - file.stat().st_mtime < STORED_FOR_S:
+                *whole, _ = file.read_text().split("\n")  # the last line may be cut
+                self.update(whole)
+        except OSError:
+            return
+
+    def add(self, subject: str) -> None:
+        super().add(subject)
+        with suppress(OSError), self._file.open("a") as file:
+            file.write(f"{subject}\n")
 
 
 class Outbox:
@@ -92,6 +118,10 @@ class Outbox:
         except (OSError, MalformedMessage) as exc:
             raise MalformedMessage(f"outbox entry {task} is damaged") from exc
         return Pending(reply, {ref.digest: folder / ref.digest for ref in reply.message.blobs()})
+
+    def stored(self, task: str) -> StoredChunks:
+        """What of a waiting answer the broker has."""
+        return StoredChunks(self._pending / task / STORED)
 
     def sent(self, task: str) -> None:
         """The broker has stored the reply: keep only a marker that the task is done."""

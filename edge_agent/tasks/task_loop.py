@@ -267,7 +267,7 @@ class TaskLoop:
             await self._until_sent(task)
 
     async def _until_sent(self, key: str) -> None:
-        stored: set[str] = set()
+        stored = self._outbox.stored(key)
         try:
             await until_done(log, "outbox.waits", lambda: self._send_once(key, stored), task=key)
             self._outbox.sent(key)

@@ -75,6 +75,7 @@ async def test_a_bad_model_is_stopped_at_its_canaries_and_taken_back(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 async def test_rates_over_twenty_seeds_of_a_thousand_nodes(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

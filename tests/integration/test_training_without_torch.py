@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from tests.integration.installation import Installation, children, until
 
 EXAMPLES = APPS.parents[1] / "examples"
 CLUSTERS = APPS / "clusters"
+EVALUATED = {"digits": 1000, "sensors": 1002}
+"""Samples of the examples' test sets."""
 ONNX = "fedtide.edge_agent.training.onnx"
 
 
@@ -117,5 +120,7 @@ def test_the_examples_are_as_accurate_in_every_fleet(tmp_path: Path, example: st
     finally:
         there.run("down")
     print(example, reached)
-    assert abs(reached["onnx"] - reached["torch"]) <= 0.005, reached
-    assert abs(reached["mixed"] - reached["torch"]) <= 0.005, reached
+    # One seed on so many samples says no more than this: three standard errors of a difference of two proportions.
+    tolerance = 3 * math.sqrt(2 * reached["torch"] * (1 - reached["torch"]) / EVALUATED[example])
+    assert abs(reached["onnx"] - reached["torch"]) <= tolerance, reached
+    assert abs(reached["mixed"] - reached["torch"]) <= tolerance, reached

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from fedtide.edge_agent.config import AgentConfig, load
 from fedtide.edge_agent.tasks import trainer as trainer_module
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
-from fedtide.edge_agent.tasks.outbox import Outbox
+from fedtide.edge_agent.tasks.outbox import STORED_FOR_S, Outbox
 from fedtide.edge_agent.tasks.trainer import Trainer
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage, RemoteError
@@ -112,3 +114,20 @@ def test_runs_take_turns_on_a_node() -> None:
         queue.put(Task(task=name, run=name[0], app=app, run_config={}, message=message, expires_at=1.0))
     taken = [task.task for task in iter(queue.take, None)]
     assert taken == ["a-1", "b-1", "a-2", "a-3"]
+
+
+def test_what_the_broker_has_of_an_answer_is_known_to_the_next_process(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, tmp_path / "runs")
+    outbox.commit(_reply("t1"))
+    stored = outbox.stored("t1")
+    stored.add("up.1")
+    stored.add("up.2")
+    file = tmp_path / "pending" / "t1" / "stored"
+    with file.open("a") as torn:
+        torn.write("up.3")
+    assert Outbox(tmp_path, tmp_path / "runs").stored("t1") == {"up.1", "up.2"}
+    old = time.time() - STORED_FOR_S - 1
+    os.utime(file, (old, old))
+    assert outbox.stored("t1") == set()
+    outbox.sent("t1")
+    assert outbox.stored("t1") == set()
