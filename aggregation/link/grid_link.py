@@ -1,6 +1,6 @@
 """The asynchronous half of the Grid: a loop in its own thread that moves messages and blobs.
 
-Owns the broker connection and the outstanding tasks; independent of flwr. The Grid calls it
+It owns the broker connection, and does what `reply_ledger` says of each reply; independent of flwr. The Grid calls it
 from the ServerApp's threads through `call`.
 """
 
@@ -10,8 +10,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import (
@@ -26,10 +28,34 @@ from fedtide.aggregation.folding.in_flight import (
 from fedtide.aggregation.folding.ingest import Ingest, RefusedUpdate
 from fedtide.aggregation.folding.storage import Storage
 from fedtide.aggregation.link.cohorts import Cohorts, End
-from fedtide.fabric.encoding import from_json, to_json
+from fedtide.aggregation.link.reply_ledger import (
+    Acknowledge,
+    Action,
+    CancelOrder,
+    Delivered,
+    Forget,
+    GivenUp,
+    HandOn,
+    Late,
+    NodeLeft,
+    NodeReturned,
+    NoReply,
+    Publish,
+    Read,
+    ReadBrokenOff,
+    ReadDone,
+    ReadFailed,
+    ReplyLedger,
+    Sent,
+    StartGrace,
+    StopGrace,
+    TellLost,
+)
+from fedtide.aggregation.link.reply_ledger import Event as LedgerEvent
+from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import FedtideError, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
-from fedtide.fabric.messages.tasks import Cancel, Reply, Task
+from fedtide.fabric.messages.tasks import Cancel, Order, Reply, Task
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Delivery, Received
 from fedtide.fabric.nats.subjects import (
@@ -47,11 +73,13 @@ from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.process.retry import until_done
 
 T = TypeVar("T")
+_ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 log = logging.getLogger(__name__)
 
 CANCEL_TTL_S = 24 * 3600.0
 LISTENER_FAILED_CODE = 70
 CATCH_UP_WITHIN_S = 60.0
+CANCELLED_BEFORE = "given up before the aggregator was restarted"
 
 
 class GridLink:
@@ -63,13 +91,24 @@ class GridLink:
         self._subjects = Subjects(config.tenant)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
-        self._outstanding: dict[str, Outstanding] = {}
-        self._held: dict[str, Delivery] | None = {}
-        self._taken: dict[str, Delivery] = {}
+        self._ledger = ReplyLedger()
+        self._sent: dict[str, Outstanding] = {}
+        self._orders: dict[str, Task] = {}
+        self._deliveries: dict[int, Delivery] = {}
+        self._arrived: dict[str, Arrived] = {}
         self._graces: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed: set[str] = set()
         self._blobs: dict[str, list[str]] = {}
+        self._does: Mapping[type, Callable[[Any], Awaitable[None]]] = {
+            Acknowledge: self._acknowledge,
+            CancelOrder: self._cancel_order,
+            HandOn: self._hand_on,
+            Publish: self._publish_order,
+            Read: self._read,
+            StartGrace: self._start_grace,
+            StopGrace: self._stop_grace,
+            TellLost: self._tell_lost,
+        }
         self._sequence = 0
         self._clock: tuple[tuple[int, int, str], Inbox] | None = None
 
@@ -127,7 +166,7 @@ class GridLink:
 
     async def start_clock(self, round_: int, trial: int, phase: str, inbox: Inbox) -> None:
         """Put the coordinator's TimeIsUp for this phase into `inbox`, also if it was sent before."""
-        if self._config.attempt > 1 and self._held is not None:
+        if self._config.attempt > 1 and self._ledger.resumable:
             await self._caught_up()
         self._clock = ((round_, trial, phase), inbox)
         await self._read_order()
@@ -159,7 +198,7 @@ class GridLink:
             except TransientError:
                 pending = 1
             else:
-                if not pending and unacknowledged <= len(self._held or ()) + len(self._taken):
+                if not pending and unacknowledged <= self._ledger.unacknowledged:
                     return
             await asyncio.sleep(0.05)
 
@@ -179,48 +218,65 @@ class GridLink:
 
     async def send(self, task: Task, node: Node, inbox: Inbox) -> None:
         """Send a task to a node. It is stored: an offline node finds it when it returns."""
-        self._outstanding[task.task] = Outstanding(node, inbox)
-        left = max(0.0, task.expires_at - time.time())
-        self._loop.call_later(left, self._lost, task.task, "no answer before the task expired", "timeout")
-        early = self._held.pop(task.task, None) if self._held is not None else None
-        if early is not None:
-            # The reply arrived before this attempt began: the node is not asked again.
-            await self._take(early)
-            return
-        subject = self._subjects.task(node.region, node.name, task.task)
-        if self._config.attempt > 1 and await self._was_cancelled(subject):
-            self._lost(task.task, "given up before the aggregator was restarted")
+        self._orders[task.task] = task
+        await self._wait_for(Sent(task.task, node.name), node, inbox, task.expires_at)
+
+    async def adopt(self, task: str, node: Node, inbox: Inbox, expires_at: float) -> None:
+        """Wait for a task that a predecessor sent in an earlier round or trial."""
+        await self._wait_for(Sent(task, node.name, adopted=True), node, inbox, expires_at)
+        if self._ledger.is_wanted(task) and await self._was_cancelled(task, node):
+            await self._step(NoReply(task, CANCELLED_BEFORE))
+
+    async def _wait_for(self, sent: Sent, node: Node, inbox: Inbox, expires_at: float) -> None:
+        self._sent[sent.task] = Outstanding(node, inbox)
+        expired = NoReply(sent.task, "no answer before the task expired", "timeout")
+        self._loop.call_later(max(0.0, expires_at - time.time()), lambda: self._spawn(self._step(expired)))
+        await self._step(sent)
+
+    async def _was_cancelled(self, task: str, node: Node) -> bool:
+        last = await self._broker.last(DOWN, self._subjects.task(node.region, node.name, task))
+        return last is not None and isinstance(one_of_from_json(_ORDER, last.data, "order"), Cancel)
+
+    async def give_up(self, tasks: Iterable[str]) -> None:
+        """Stop waiting for these tasks, and cancel them on their nodes."""
+        for task in tasks:
+            await self._step(GivenUp(task))
+
+    async def _step(self, event: LedgerEvent) -> None:
+        await self._carry_out(self._ledger.step(event))
+
+    async def _carry_out(self, actions: Iterable[Action]) -> None:
+        """Do what the ledger asks for, in order."""
+        for action in actions:
+            if (does := self._does.get(type(action))) is not None:
+                await does(action)
+
+    async def _hand_on(self, action: HandOn) -> None:
+        self._sent.pop(action.task).inbox.put(self._arrived.pop(action.task))
+
+    async def _tell_lost(self, action: TellLost) -> None:
+        lost = Arrived(action.task, None, lost=action.reason, category=action.category)
+        self._sent[action.task].inbox.put(lost)
+
+    async def _cancel_order(self, action: CancelOrder) -> None:
+        self._spawn(self._publish_cancel(action.task, self._sent.pop(action.task).node))
+
+    async def _acknowledge(self, action: Acknowledge) -> None:
+        await self._deliveries.pop(action.sequence).ack()
+
+    async def _publish_order(self, action: Publish) -> None:
+        task, node = self._orders.pop(action.task), self._sent[action.task].node
+        if self._config.attempt > 1 and await self._was_cancelled(task.task, node):
+            await self._step(NoReply(task.task, CANCELLED_BEFORE))
             return
         await self._broker.publish(
-            subject,
+            self._subjects.task(node.region, node.name, task.task),
             to_json(task),
             message_id=task.task,
             ttl_s=max(1.0, task.expires_at - time.time()),
         )
 
-    async def adopt(self, task: str, node: Node, inbox: Inbox, expires_at: float) -> None:
-        """Wait for a task that a predecessor sent in an earlier round or trial."""
-        self._outstanding[task] = Outstanding(node, inbox)
-        left = max(0.0, expires_at - time.time())
-        self._loop.call_later(left, self._lost, task, "no answer before the task expired", "timeout")
-        early = self._held.pop(task, None) if self._held is not None else None
-        if early is not None:
-            await self._take(early)
-        elif await self._was_cancelled(self._subjects.task(node.region, node.name, task)):
-            self._lost(task, "given up before the aggregator was restarted")
-
-    async def _was_cancelled(self, subject: str) -> bool:
-        last = await self._broker.last(DOWN, subject)
-        return last is not None and b'"kind":"cancel"' in last.data
-
-    async def give_up(self, tasks: Iterable[str]) -> None:
-        """Stop waiting for these tasks, and cancel them on their nodes."""
-        for task in tasks:
-            sent = self._outstanding.pop(task, None)
-            if sent is not None:
-                await self._cancel_order(task, sent.node)
-
-    async def _cancel_order(self, task: str, node: Node) -> None:
+    async def _publish_cancel(self, task: str, node: Node) -> None:
         order = Cancel(task=task, run=self._config.run)
         subject = self._subjects.task(node.region, node.name, task)
         try:
@@ -242,9 +298,7 @@ class GridLink:
 
     async def disable_resume(self) -> None:
         """Stop keeping replies for resumption: those of unknown tasks are acknowledged and dropped."""
-        held, self._held = self._held, None
-        for delivery in (held or {}).values():
-            await delivery.ack()
+        await self._carry_out(self._ledger.disable_resume())
 
     async def close_round(self, counted: Collection[str], *, carries: bool) -> list[bytes]:
         """Acknowledge the round's replies, once its checkpoint is stored. Returns the late ones.
@@ -253,103 +307,73 @@ class GridLink:
             counted: tasks whose replies the round has processed.
             carries: keep replies that were received but not counted, for a later round.
         """
-        held = dict(self._held or {})
-        over = [t for t in self._taken if t in counted] if carries else list(self._taken)
-        done = {**{task: self._taken.pop(task) for task in over}, **held}
-        late = [delivery.data for task, delivery in done.items() if task not in counted]
-        if self._held is not None:
-            self._held.clear()
-        for delivery in done.values():
-            await delivery.ack()
-        self._closed.update(done)
-        digests = [d for task in done for d in self._blobs.pop(task, [])]
+        actions = self._ledger.close_round(counted, carries=carries)
+        late = [self._deliveries[action.sequence].data for action in actions if isinstance(action, Late)]
+        await self._carry_out(actions)
+        digests = [d for action in actions if isinstance(action, Forget) for d in self._blobs.pop(action.task, [])]
         await self.storage.forget_updates(digests if carries else None)
         return late
 
     async def _listen(self) -> None:
         durable = reply_consumer(self._config.run)
         async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
-            task = parse_as(ReplyTo, delivery.subject).task
-            known = self._taken.get(task) or (self._held or {}).get(task)
-            asked = self._outstanding.get(task)
-            if not is_theirs(delivery.subject, task, asked.node.name if asked is not None else None):
-                await delivery.ack()
-            elif asked is not None:
-                await self._take(delivery)
-            elif self._held is None or task in self._closed:
-                await delivery.ack()
-            elif known is not None and known.sequence != delivery.sequence:
-                await delivery.ack()  # a duplicate: its node missed the acknowledgement of the first one
-            elif task in self._taken:
-                # Redelivered because the round is long; acknowledged now, it would be lost to the next attempt.
-                self._taken[task] = delivery
+            address = parse_as(ReplyTo, delivery.subject)
+            sent = self._sent.get(address.task)
+            if is_theirs(delivery.subject, address.task, sent.node.name if sent is not None else None):
+                self._deliveries[delivery.sequence] = delivery
+                await self._step(Delivered(address.task, address.node, delivery.sequence))
             else:
-                self._held[task] = delivery
+                await delivery.ack()
 
-    async def _take(self, delivery: Delivery) -> None:
-        """Put a reply into its task's inbox. While rounds can be resumed, it is acknowledged with its round."""
-        task = parse_as(ReplyTo, delivery.subject).task
+    async def _read(self, action: Read) -> None:
+        task, delivery = action.task, self._deliveries[action.sequence]
+        result: LedgerEvent = ReadDone(task)
         try:
-            await self._receive(delivery)
+            reply = from_json(Reply, delivery.data, "reply")
+            self._blobs[task] = [ref.digest for ref in reply.message.blobs()]
+            check_size(reply, self._config.spec.policy.max_update_bytes)
+            frames = await self.ingest.read(reply, self._sent[task].node, lambda: self._ledger.is_wanted(task))
+            size = len(delivery.data) + sum(ref.size_bytes for ref in reply.message.blobs())
+            self._arrived[task] = Arrived(task, reply, frames or {}, frames is None, size)
         except TransientError as exc:
             log.warning("grid.reply_comes_again", extra={"task": task, "reason": str(exc)})
-            return
+            result = ReadBrokenOff(task)
         except FedtideError as exc:
             category: RefusalCategory = exc.category if isinstance(exc, RefusedUpdate) else "malformed"
-            self._lost(task, exc.what, "too_large" if isinstance(exc, TooLarge) else category)
-        if self._held is None:
-            await delivery.ack()
-        else:
-            self._taken[task] = delivery
-
-    async def _receive(self, delivery: Delivery) -> None:
-        reply = from_json(Reply, delivery.data, "reply")
-        sent = self._outstanding[parse_as(ReplyTo, delivery.subject).task]
-        self._blobs[reply.task] = [ref.digest for ref in reply.message.blobs()]
-        check_size(reply, self._config.spec.policy.max_update_bytes)
-        frames = await self.ingest.read(reply, sent.node, lambda: reply.task in self._outstanding)
-        if self._outstanding.pop(reply.task, None) is not None:
-            size = len(delivery.data) + sum(ref.size_bytes for ref in reply.message.blobs())
-            sent.inbox.put(Arrived(reply.task, reply, frames or {}, frames is None, size))
+            result = ReadFailed(task, exc.what, "too_large" if isinstance(exc, TooLarge) else category)
+        await self._step(result)
+        self._arrived.pop(task, None)  # of one that nobody waited for any more
 
     async def _on_presence(self, message: Received) -> None:
         name, online = parse_as(Presence, message.subject).node, message.data == b"online"
         self.cohorts.news.set()
-        for task in [t for t, sent in self._outstanding.items() if sent.node.name == name]:
-            if online:
-                self._wait_on(task)
-            else:
-                self._wait_no_longer(task, f"node {name} went offline ({message.data.decode()})")
+        for task in self._ledger.wanted(name):
+            why = f"node {name} went offline ({message.data.decode(errors='replace')})"
+            await self._step(NodeReturned(task) if online else NodeLeft(task, why))
 
     async def look_for_absent(self) -> None:
         """Start the grace time of nodes that are offline already: no presence message will follow."""
         online = await self.cohorts.online()
-        for task, sent in list(self._outstanding.items()):
-            if sent.node.name in online:
-                self._wait_on(task)
-            else:
-                self._wait_no_longer(task, f"node {sent.node.name} is offline")
+        for task in self._ledger.wanted():
+            name = self._sent[task].node.name
+            await self._step(NodeReturned(task) if name in online else NodeLeft(task, f"node {name} is offline"))
 
-    def _wait_on(self, task: str) -> None:
-        if timer := self._graces.pop(task, None):
+    async def _stop_grace(self, action: StopGrace) -> None:
+        if timer := self._graces.pop(action.task, None):
             timer.cancel()
 
-    def _wait_no_longer(self, task: str, why: str) -> None:
-        if task not in self._graces:
-            grace_s = self._config.spec.policy.node_grace_s
-            reason = f"{why} and did not return in {grace_s:.0f} s"
-            self._graces[task] = self._loop.call_later(grace_s, lambda: self._spawn(self._grace_over(task, reason)))
+    async def _start_grace(self, action: StartGrace) -> None:
+        task, grace_s = action.task, self._config.spec.policy.node_grace_s
+        reason = f"{action.why} and did not return in {grace_s:.0f} s"
+        self._graces[task] = self._loop.call_later(grace_s, lambda: self._spawn(self._grace_over(task, reason)))
 
     async def _grace_over(self, task: str, reason: str) -> None:
         """Give a task up if the coordinator confirms that its node is offline: presence may be missed."""
-        sent = self._outstanding.get(task)
+        sent = self._sent.get(task)
         self._graces.pop(task, None)
-        if sent is not None and sent.node.name not in set((await self.cohorts.ask(0, 1, "")).online):
-            self._lost(task, reason)
-
-    def _lost(self, task: str, reason: str, category: RefusalCategory = "node_lost") -> None:
-        self._graces.pop(task, None)
-        if sent := self._outstanding.pop(task, None):
-            sent.inbox.put(Arrived(task, None, lost=reason, category=category))
-            # A node that returns should not work on a task that was given up.
-            self._spawn(self._cancel_order(task, sent.node))
+        if sent is None:
+            return
+        if sent.node.name in set((await self.cohorts.ask(0, 1, "")).online):
+            await self._step(NodeReturned(task))
+        else:
+            await self._step(NoReply(task, reason))
