@@ -34,15 +34,19 @@ from tests.faults.schedule import Point, points
 REGIONS = ["eu", "us"]
 ROUNDS = 3
 CONFIG: dict[str, Any] = {"num-server-rounds": ROUNDS, "delay": 0.4, "size": 300_000, "everyone": True}
+STRATEGIES = ("FedAvg", "ours.FedAvg")
+"""Flower's own, which lists replies, and ours, which folds them as they come: points take turns."""
 POLICY = RoundPolicy(node_grace_s=300, deadline_s=600, min_updates=4)
 
 
 class Campaign:
-    """One installation, one undisturbed run, then one run a point."""
+    """With one strategy: one undisturbed run, then one run a point."""
 
-    def __init__(self, there: Faulty, seed: int) -> None:
+    def __init__(self, there: Faulty, seed: int, strategy: str = "FedAvg") -> None:
         self._there = there
         self._seed = seed
+        self.strategy = strategy
+        self._type = f"faults.{strategy.lower().replace('.', '-')}"
         self._expected = b""
         self._calls: list[float] = []
 
@@ -51,8 +55,10 @@ class Campaign:
         there, app = self._there, APPS / "mean"
         ref = await there.ask(endpoints.put_bundle(bundle(app)))
         named = AppRef(name=describe(app).name, bundle=ref)
-        do = StartRun(app=named, rounds=ROUNDS, run_config=CONFIG, policy=POLICY)
-        await there.ask(endpoints.apply_trigger(TriggerRule(name="faults", on="faults.point", policy="queue", do=do)))
+        config = {**CONFIG, "strategy": self.strategy}
+        do = StartRun(app=named, rounds=ROUNDS, run_config=config, policy=POLICY)
+        rule = TriggerRule(name=self._type.replace(".", "-"), on=self._type, policy="queue", do=do)
+        await there.ask(endpoints.apply_trigger(rule))
         run = await self._fire("undisturbed")
         view = await there.finished(run)
         assert view.state == "completed", view.reason
@@ -60,13 +66,14 @@ class Campaign:
 
     async def _fire(self, key: str) -> str:
         """Send a CloudEvent until it is accepted (twice, as a sender may), and give the run that it started."""
-        headers = {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": f"{self._seed}-{key}"}
-        headers |= {"ce-type": "faults.point", "ce-source": "tests/faults"}
+        event_id = f"{self._seed}-{key}-{self.strategy}"
+        headers = {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": event_id}
+        headers |= {"ce-type": self._type, "ce-source": "tests/faults"}
         for _ in range(2):
             await asyncio.to_thread(_post_event, self._there.layout.apis[0], headers)
 
         def is_it(event: Event) -> bool:
-            return event.data.kind == "run.requested" and event.data.cause.endswith(f"{self._seed}-{key}")
+            return event.data.kind == "run.requested" and event.data.cause.endswith(event_id)
 
         requested = (await self._there.event(is_it)).data
         assert isinstance(requested, RunRequested)
@@ -166,19 +173,21 @@ async def campaign(seed: int, count: int, home: Path, only: int | None = None) -
     """Do the points of a seed; returns how many failed."""
     failed = 0
     async with faulty_installation(home, REGIONS, 2) as there:
-        work = Campaign(there, seed)
-        await work.prepare()
+        works = [Campaign(there, seed, strategy) for strategy in STRATEGIES]
+        for work in works:
+            await work.prepare()
         for point in points(seed, count, REGIONS, list(there.layout.nodes)):
             if only is not None and point.number != only:
                 continue
             began = time.monotonic()
-            what = f"{point.victim} {point.how} {point.delay_s:.2f} s after {point.moment} no. {point.nth}"
+            work = works[point.number % len(works)]
+            what = f"{work.strategy}: {point.victim} {point.how} {point.delay_s:.2f} s after {point.moment} no. {point.nth}"
             try:
                 found = await work.point(point)
             except (AssertionError, TimeoutError) as exc:
                 failed += 1
                 found = f"FAILED: {str(exc) or 'it did not end in time'}"
-            print(f"{point.number:3d}  {what:75s} {time.monotonic() - began:5.1f} s  {found}", flush=True)
+            print(f"{point.number:3d}  {what:88s} {time.monotonic() - began:5.1f} s  {found}", flush=True)
     print(
         f"seed {seed}: {count - failed} of {count} points: same bytes, each update counted once, nobody trained twice"
     )
