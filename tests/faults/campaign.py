@@ -181,7 +181,8 @@ async def campaign(seed: int, count: int, home: Path, only: int | None = None) -
                 continue
             began = time.monotonic()
             work = works[point.number % len(works)]
-            what = f"{work.strategy}: {point.victim} {point.how} {point.delay_s:.2f} s after {point.moment} no. {point.nth}"
+            when = f"{point.delay_s:.2f} s after {point.moment} no. {point.nth}"
+            what = f"{work.strategy}: {point.victim} {point.how} {when}"
             try:
                 found = await work.point(point)
             except (AssertionError, TimeoutError) as exc:

@@ -1,4 +1,4 @@
-"""One of flwr's own strategies, or `ours.NAME`, over `size` float32 weights and a scalar; leaves the result in final.npz."""
+"""A strategy of flwr, or `ours.NAME`, over `size` float32 weights and a scalar; leaves the result in final.npz."""
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
