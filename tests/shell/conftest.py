@@ -15,6 +15,11 @@ SUBJECTS = Subjects()
 
 @pytest.fixture
 async def nats() -> FakeNats:
+    return await started_nats()
+
+
+async def started_nats() -> FakeNats:
+    """A server with the hub's streams."""
     server = FakeNats()
     setup = server.connect()
     for config in hub_streams(SUBJECTS, ()):
