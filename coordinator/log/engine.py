@@ -269,7 +269,7 @@ class Engine:
         """
         try:
             return reducers.decide(draft, event)
-        except FedtideError:
+        except InvalidTransition:
             raise
         except Exception as exc:  # an error of ours must not end an installation, again at each delivery
             log.exception("event.reducer_failed", extra={"event": event.id, "kind": event.data.kind})

@@ -26,14 +26,10 @@ from fedtide.fabric.plans.release import decode_release
 from fedtide.fabric.plans.rollout_plan import Desired
 from fedtide.fabric.tensors import frame
 from fedtide.fabric.tensors.blobs import BlobRef, decode_manifest
+from tests.hostile import hurt
 
 CORPUS = Path(__file__).parents[1] / "compat" / "corpus"
 _ORDER: TypeAdapter[Any] = TypeAdapter(Order)
-HOSTILE = (
-    *(b"1e999", b"-1e999", b"NaN", b"Infinity", b"1" * 400, b"-1", b"0", b"1e-400", b"1.5", b"null", b"true", b'""'),
-    *(b"[" * 10_000, b'{"a":' * 5_000, b'"\\ud800"', b'"' + b"x" * 70_000 + b'"', b"[]", b"{}", b"\xff", b"\x00"),
-    *(b'"9999-12-31T23:59:59Z"', b'"Not/AZone"', b'"a.b.>"', b'"\\u0000"', b'{"a":1,"a":2}'),
-)
 
 
 def _manifest(data: bytes) -> object:
@@ -78,25 +74,6 @@ def _seeds() -> list[bytes]:
     return [*events, *messages, manifest, header, *subjects, (newest / "snapshot.json").read_bytes()[:20_000]]
 
 
-def _hurt(data: bytes, rng: random.Random) -> bytes:
-    """With a value replaced, a piece lost or doubled, or a byte changed."""
-    at, to = sorted((rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)))
-    match rng.randrange(4):
-        case 0:
-            colons = [i for i, byte in enumerate(data) if byte == ord(":")]
-            if colons:
-                start = rng.choice(colons) + 1
-                ends = [end for end in (data.find(b",", start), data.find(b"}", start)) if end > 0]
-                return data[:start] + rng.choice(HOSTILE) + data[min(ends, default=len(data)) :]
-            return rng.choice(HOSTILE)
-        case 1:
-            return data[:at] + data[min(to, at + 20) :]
-        case 2:
-            return data[:at] + data[at : at + 20] + data[at:]
-        case _:
-            return data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
-
-
 @pytest.mark.parametrize(
     "rounds", [pytest.param(5, id="few"), pytest.param(1300, id="a million", marks=pytest.mark.slow)]
 )
@@ -105,9 +82,9 @@ def test_no_input_makes_a_decoder_raise_anything_else(rounds: int) -> None:
     seeds, rng, tried = _seeds(), random.Random(1), 0
     for _ in range(rounds):
         for seed in seeds:
-            data = _hurt(seed, rng)
+            data = hurt(seed, rng)
             if rng.random() < 0.3:
-                data = _hurt(data, rng)
+                data = hurt(data, rng)
             for name, decode in DECODERS.items():
                 tried += 1
                 try:
