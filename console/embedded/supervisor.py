@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 5.0
 FIRST_BACKOFF_S = 0.2
-LAST_BACKOFF_S = 5.0
+LAST_BACKOFF_S = 15.0
 GIVE_UP_AFTER = 8
-"""Deaths in a row, each within seconds of its start, after which the installation ends. A node's agent is never
-given up: the others go on without it."""
+"""Deaths in a row, each within seconds of its start, after which a start of the installation has failed. Once it was
+up, no child is given up: what works goes on, and a child that keeps dying is started again, ever more rarely."""
 
 
 class ChildGaveUp(FedtideError):
@@ -50,17 +50,19 @@ class Supervisor:
         self._home = home
         self._layout = layout
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._was_up = False
 
     async def run(self, ready: asyncio.Event) -> None:
         """Start everything, set `ready`, and watch until cancelled. The caller holds the home's lock.
 
         Raises:
-            ChildGaveUp: a child that all others need cannot be kept running.
+            ChildGaveUp: a child that all others need cannot be started.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 await self._start_all(group)
                 self._write_state()
+                self._was_up = True
                 ready.set()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -110,7 +112,7 @@ class Supervisor:
                 backoff, early_deaths = FIRST_BACKOFF_S, 0
             early_deaths += 1
             hopeless = code == ConfigError.exit_code or early_deaths >= GIVE_UP_AFTER
-            if hopeless and not child.name.startswith("agent-"):
+            if hopeless and not self._was_up and not child.name.startswith("agent-"):
                 raise ChildGaveUp(
                     f"{child.name} ended with code {code}: {self._last_line(child)}", f"See {self._logfile(child)}"
                 )

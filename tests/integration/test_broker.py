@@ -9,17 +9,22 @@ from pathlib import Path
 import pytest
 
 from fedtide.coordinator.adapters.topology import Topology as Streams
+from fedtide.coordinator.commands import Commands
+from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
-from fedtide.fabric.events.envelope import Event, NodeOnline
+from fedtide.fabric.events.envelope import CoordinatorElected, Event, NodeOnline
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.streams import HUB_DOMAIN
-from fedtide.fabric.nats.subjects import DOWN, UP, Subjects
+from fedtide.fabric.nats.subjects import DOWN, EVENTS, UP, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Source, expires, get_blob, put_blob, read_blob
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
 from tests.conftest import NatsServer, Topology
+from tests.integration.installation import until
+from tests.scenarios.build import joined
 
 SUBJECTS = Subjects()
 
@@ -210,3 +215,24 @@ async def test_a_coordinator_that_comes_back_keeps_collecting_from_its_regions(a
     async for delivery in at_hub.consume(UP, "again", SUBJECTS.all_reports):
         assert delivery.data == b"hello"
         break
+
+
+@pytest.mark.slow
+async def test_what_a_frozen_broker_has_not_confirmed_is_shown_to_nobody(hub: NatsServer) -> None:
+    broker = await Broker.connect(hub.url, "test")
+    await Streams(broker, SUBJECTS).ensure_hub()
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
+    commands: list[Commands] = []
+    await engine.take_over(CoordinatorElected(name="one"))
+    engine.lead(lambda _, more: commands.append(more))
+    running = asyncio.create_task(engine.run())
+    hub.freeze()
+    submitted = [asyncio.create_task(engine.submit(joined(f"n{i}"))) for i in range(50)]
+    await asyncio.to_thread(until, lambda: engine.waits_for != "", "the end of the first try")
+    assert not engine.world.nodes and not commands and not any(s.done() for s in submitted)
+    hub.thaw()
+    await asyncio.gather(*submitted)
+    assert len(engine.world.nodes) == len(commands) == 50
+    assert await broker.last_sequence(EVENTS) == 51
+    running.cancel()
+    await broker.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedtide.console.embedded.supervisor import GIVE_UP_AFTER
 from tests.conftest import APPS
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until
@@ -162,6 +163,18 @@ def test_a_coordinator_that_dies_in_a_run_finds_it_again_and_the_run_completes(s
     assert view.state == "completed", view.reason
     assert view.attempt == 1
     assert [r.metrics["train_calls"] for r in view.rounds[1:]] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_dies_again_and_again_does_not_end_what_works(small: Installation) -> None:
+    for _ in range(GIVE_UP_AFTER + 1):
+        until(lambda: children(small.state["pid"], "coordinator.json") != [], "a coordinator")
+        (pid,) = children(small.state["pid"], "coordinator.json")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda gone=pid: gone not in children(small.state["pid"], "coordinator.json"), "its end")
+    until(lambda: small.run("status").returncode == 0, "the API")
+    until(lambda: small.node("eu-1").state == small.node("eu-2").state == "online", "the nodes")
+    assert small.train(APPS / "faulty").participants == ["eu-1", "eu-2"]
 
 
 def test_a_run_outlives_the_process_it_was_forked_from_and_the_next_one_starts(

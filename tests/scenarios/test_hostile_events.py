@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
 
 import pytest
 
@@ -11,8 +12,10 @@ from fedtide.coordinator.log.reports import why_unbounded
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import FedtideError, InvalidTransition, MalformedMessage
 from fedtide.fabric.events.envelope import Event, decode_event
+from fedtide.fabric.plans.windows import Window, is_open
 from tests.compat.test_old_and_new_talk import CORPUS, NEWEST
 from tests.hostile import with_a_value_replaced
+from tests.scenarios.build import Story, produced, requested
 
 
 def _hostile(line: bytes, rng: random.Random) -> Event | None:
@@ -48,3 +51,25 @@ def test_no_reducer_fails(rounds: int) -> None:
                 raise AssertionError(f"{exc!r} for {event!r}") from exc
         reducers.apply(world, decode_event(line))
     assert applied > 50 and refused > 10
+
+
+@pytest.mark.parametrize("name", ["", "a.b.>", "x" * 100, "m\n", "../m"])
+def test_a_model_with_a_name_that_is_none_is_refused(name: str) -> None:
+    story = Story()
+    story.tell(requested())
+    with pytest.raises(InvalidTransition, match="names the model"):
+        story.tell(produced().model_copy(update={"model": name}))
+    assert not story.world.models
+
+
+def test_a_run_produces_the_model_that_was_asked_for_and_no_other() -> None:
+    story = Story()
+    story.tell(requested(model="mine"))
+    with pytest.raises(InvalidTransition, match="not 'mine'"):
+        story.tell(produced().model_copy(update={"model": "yours"}))
+
+
+def test_a_node_in_a_time_zone_that_does_not_exist_has_its_windows_in_utc() -> None:
+    window = Window.model_validate({"start": "00:00", "end": "01:00"})
+    assert is_open(window, datetime(2026, 1, 1, 0, 30, tzinfo=UTC), "Not/AZone")
+    assert not is_open(window, datetime(2026, 1, 1, 2, 30, tzinfo=UTC), "Not/AZone")
