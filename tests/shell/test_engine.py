@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,10 @@ from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import InvalidTransition, LogLost, StaleWriter
+from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, LogLost, StaleWriter
 from fedtide.fabric.events.envelope import CoordinatorElected, Event, EventData, NodeJoined, NodeOnline
 from fedtide.fabric.events.runs import RunCancelRequested
+from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import EVENTS, UP, Subjects
 from tests.scenarios.build import joined, measured, requested, rollout, wave
 from tests.shell.fake_broker import FakeBroker, FakeNats
@@ -240,6 +242,25 @@ async def test_a_batch_whose_confirmation_was_lost_is_there_once(
     nats.lose_confirmations = 1
     await asyncio.gather(*(running.engine.submit(joined(f"n{i}")) for i in range(100)))
     assert await broker.last_sequence(EVENTS) == 101 and len(running.engine.world.nodes) == 100
+
+
+@pytest.mark.looptime
+async def test_an_append_that_cannot_look_whether_it_was_stored_is_tried_again(
+    running: Running, nats: FakeNats, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, failures = broker.read_from, 3
+
+    async def away(*arguments: Any, **options: Any) -> list[Received]:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise BrokerUnavailable("away again")
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(broker, "read_from", away)
+    nats.lose_confirmations = 1
+    await running.engine.submit(joined("n1"))
+    assert failures == -1 and await broker.last_sequence(EVENTS) == 2
 
 
 async def test_a_log_that_ends_before_its_snapshot_is_not_led(nats: FakeNats, broker: FakeBroker) -> None:

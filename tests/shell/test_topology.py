@@ -1,0 +1,53 @@
+"""Streams of regions: one whose streams are refused holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+
+from fedtide.coordinator.adapters.topology import Topology
+from fedtide.fabric.nats.jetstream import ApiError
+from fedtide.fabric.nats.streams import hub_streams
+from fedtide.fabric.nats.subjects import STAY, Subjects
+from tests.shell.fake_broker import FakeBroker, FakeNats
+
+pytestmark = pytest.mark.looptime
+
+
+class Refusing(FakeBroker):
+    """Refuses what a region needs until it is told better."""
+
+    def __init__(self, server: FakeNats) -> None:
+        super().__init__(server)
+        self.refuses = True
+        self.asked = 0
+
+    async def ensure_stream(
+        self, config: Mapping[str, object], *, domain: str | None = None, update: bool = True
+    ) -> None:
+        if domain == "eu":
+            self.asked += 1
+            if self.refuses:
+                raise ApiError(10047, "insufficient storage resources available")
+        await super().ensure_stream(config, domain=domain, update=update)
+
+    async def sourced_domains(self, stream: str) -> frozenset[str]:
+        return frozenset()
+
+
+async def test_a_region_whose_streams_are_refused_is_tried_again_and_the_others_go_on() -> None:
+    server = FakeNats()
+    broker = Refusing(server)
+    for config in hub_streams(Subjects(), ()):
+        await broker.ensure_stream(config)
+    topology = Topology(broker, Subjects())
+    refused = asyncio.create_task(topology.keep_region("eu"))
+    async with asyncio.timeout(10):
+        await topology.keep_region("us")
+    await asyncio.sleep(600)
+    assert not refused.done() and 5 < broker.asked < 30
+    broker.refuses = False
+    await refused
+    assert STAY in server.streams
