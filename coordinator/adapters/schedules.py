@@ -47,8 +47,8 @@ async def keep(engine: Engine) -> None:
     with engine.watch() as changed:
         while True:
             rules = [t.rule for t in engine.world.triggers.values()]
-            due = {rule: at for rule in rules if (at := _next(rule, since)) is not None}
-            earliest = min(due.values(), default=None)
+            due = [(rule, at) for rule in rules if (at := _next(rule, since)) is not None]
+            earliest = min((at for _, at in due), default=None)
             try:
                 seconds = None if earliest is None else max(0.0, (earliest - datetime.now(UTC)).total_seconds())
                 async with asyncio.timeout(seconds):
@@ -59,7 +59,7 @@ async def keep(engine: Engine) -> None:
                 continue
             except TimeoutError:
                 since = now = datetime.now(UTC)
-                for rule, first in due.items():
+                for rule, first in due:
                     if (at := due_until(rule, first, now)) is not None:
                         await _fire(engine, rule, at)
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.adapters.schedules import MAKE_UP_S, due_until
 from fedtide.coordinator.commands import Commands, SetAlarm
 from fedtide.coordinator.log.engine import Engine
@@ -14,11 +15,18 @@ from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.rollouts import rollouts
-from fedtide.fabric.events.envelope import AlarmRang, CoordinatorElected
+from fedtide.fabric.events.envelope import (
+    AlarmRang,
+    CoordinatorElected,
+    Event,
+    SignalReceived,
+    TriggerApplied,
+    TriggerRemoved,
+)
 from fedtide.fabric.events.rollouts import RolloutPauseRequested, RolloutResumeRequested
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.trigger_rule import TriggerRule
-from tests.scenarios.build import rollout, wave
+from tests.scenarios.build import joined, rollout, wave
 from tests.shell.fake_broker import FakeBroker
 
 SUBJECTS = Subjects()
@@ -71,3 +79,27 @@ def test_of_the_times_that_passed_only_the_last_counts_and_only_if_it_is_not_lon
 ) -> None:
     assert timedelta(minutes=5).total_seconds() < MAKE_UP_S < timedelta(minutes=30).total_seconds()
     assert due_until(rule(cron), first, NOON) == expected
+
+
+async def test_a_schedule_fires_at_its_times_and_a_rule_that_is_removed_no_more(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "next_after", lambda _, moment: moment + timedelta(seconds=0.02))
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
+    await engine.take_over(CoordinatorElected(name="one"))
+    tasks = [asyncio.create_task(engine.run()), asyncio.create_task(schedules.keep(engine))]
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    with engine.listening(events):
+        await engine.submit(TriggerApplied(rule=rule("* * * * *")))
+        for _ in range(3):
+            while not isinstance((await events.get()).data, SignalReceived):
+                pass
+        assert not any(task.done() for task in tasks)
+        assert engine.world.triggers["r"].history[0].type == "dev.fedtide.schedule.r"
+        await engine.submit(TriggerRemoved(name="r"))
+        while not isinstance((await events.get()).data, TriggerRemoved):
+            pass
+        await engine.submit(joined("n1"))
+        assert (await events.get()).data.kind == "node.joined"
+    for task in tasks:
+        task.cancel()
