@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from fedtide.aggregation.config import WorkerConfig
@@ -28,9 +30,24 @@ def _end_with(pid: int) -> None:
 
 def main() -> int:
     logs.to_stderr()
-    file = config_of_this_fork() if sys.argv[1] == "--fork-server" else Path(sys.argv[1])
+    if sys.argv[1] != "--fork-server":
+        return _run(Path(sys.argv[1]))
+    file = config_of_this_fork()
     if file is None:
         return 0
+    code = 1
+    try:
+        code = _run(file)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def _run(file: Path) -> int:
     if owner := os.environ.get(LIFELINE):
         threading.Thread(target=_end_with, args=(int(owner),), daemon=True).start()
     return run(WorkerConfig.model_validate_json(file.read_bytes()), os._exit)

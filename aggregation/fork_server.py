@@ -4,7 +4,9 @@ It takes requests as lines of JSON on standard input and tells what it did on st
 
     {"config": FILE, "note": PID_FILE, "attempt": N}   ->   {"config": FILE, "pid": P}, later {"pid": P, "code": C}
 
-It has one thread only, so that forks are safe, and ends at the end of its input; what it has forked goes on.
+It ends at the end of its input; what it has forked goes on. Nothing that starts threads may be loaded in it (numpy's
+survive a fork; those of ONNX Runtime and torch do not), and a fork must leave by `os._exit`: exit handlers of libraries
+would wait for threads that it does not have.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import gc
 import json
 import os
 import select
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +42,20 @@ def config_of_this_fork() -> Path | None:
                 return None
             *lines, unread = (unread + piece).split(b"\n")
             for line in lines:
+                if _is_closed():
+                    return None  # whoever asked is gone, and its successor has given these attempts up
                 request = json.loads(line)
                 pid = os.fork()
                 if pid == 0:
                     return _as_aggregator(request, running)
                 running[os.pidfd_open(pid)] = pid
                 _tell(config=request["config"], pid=pid)
+
+
+def _is_closed() -> bool:
+    poll = select.poll()
+    poll.register(_INPUT, select.POLLHUP)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _tell(**what: Any) -> None:
@@ -70,6 +81,8 @@ def _as_aggregator(request: dict[str, Any], of_others: dict[int, int]) -> Path:
     note, attempt = Path(request["note"]), int(request["attempt"])
     if pid_file.attempt_of(note) > attempt:
         os._exit(0)  # whoever asked is gone, and its successor has given this attempt up
+    if pid_file.attempt_of(note) < attempt and (older := pid_file.find(note, None)) is not None:
+        os.kill(older, signal.SIGKILL)  # two would take each other's replies
     pid_file.leave(note, attempt)
     np.random.seed()  # an app that uses it must not get the same numbers as every other run
     return config

@@ -34,7 +34,7 @@ from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
+from fedtide.fabric.errors import ConfigError, InvalidTransition, MalformedMessage, NotFound
 from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decode_event
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutSettled
 from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
@@ -110,10 +110,11 @@ class CommandHandlers:
 
     async def _settle_nodes(self, command: SettleNodes) -> None:
         world = self._engine.world
-        kept = rollouts.kept_states(world.rollout(command.rollout))
-        for each in kept:
-            await self._distribution.set_desired(each, world)
-        await self._engine.submit(RolloutSettled(rollout=command.rollout, nodes=len(kept)))
+        kept = {each.node: each for each in rollouts.kept_states(world.rollout(command.rollout))}
+        for node in command.nodes:
+            if node in kept:  # it may have been taken back meanwhile
+                await self._distribution.set_desired(kept[node], world)
+        await self._engine.submit(RolloutSettled(rollout=command.rollout, nodes=list(command.nodes)))
 
     async def _cancel_run(self, command: CancelRun) -> None:
         data = RunCancelRequested(run=command.run, reason=command.reason)
@@ -231,6 +232,13 @@ class AggregatorExits:
         # The report may be stored and not yet read by us: look where it would be.
         for kind in ("run-completed", "run-failed"):
             last = await self._broker.last(UP, self._subjects.report(HUB_REGION, run, kind))
-            if last is not None and getattr(decode_event(last.data).data, "attempt", None) == attempt:
+            if last is not None and _attempt_in(last.data) == attempt:
                 return True
         return False
+
+
+def _attempt_in(report: bytes) -> int | None:
+    try:
+        return getattr(decode_event(report).data, "attempt", None)
+    except MalformedMessage:
+        return None  # somebody else's, or a later version's: then the exit is logged

@@ -79,9 +79,10 @@ class SetDesired:
 
 @dataclass(frozen=True, slots=True)
 class SettleNodes:
-    """Tell every node of a roll-out that is over what it keeps; ends in `RolloutSettled`."""
+    """Tell nodes of a roll-out that is over what they keep; ends in `RolloutSettled`."""
 
     rollout: str
+    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

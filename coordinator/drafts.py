@@ -14,11 +14,13 @@ _GONE = object()
 class Draft(MutableMapping[K, V]):
     """A table with changes, over the table without them. The order of iteration is that of the table after `commit`."""
 
-    __slots__ = ("_changed", "_table")
+    __slots__ = ("_changed", "_moved", "_table")
 
     def __init__(self, table: MutableMapping[K, V]) -> None:
         self._table = table
         self._changed: dict[K, V | object] = {}
+        self._moved: set[K] = set()
+        """Removed and set again: they come last."""
 
     def __getitem__(self, key: K) -> V:
         if key in self._changed:
@@ -29,6 +31,9 @@ class Draft(MutableMapping[K, V]):
         return self._table[key]
 
     def __setitem__(self, key: K, value: V) -> None:
+        if self._changed.get(key) is _GONE:
+            del self._changed[key]
+            self._moved.add(key)
         self._changed[key] = value
 
     def __delitem__(self, key: K) -> None:
@@ -43,10 +48,10 @@ class Draft(MutableMapping[K, V]):
 
     def __iter__(self) -> Iterator[K]:
         for key in self._table:
-            if self._changed.get(key) is not _GONE:
+            if self._changed.get(key) is not _GONE and key not in self._moved:
                 yield key
         for key, value in self._changed.items():
-            if value is not _GONE and key not in self._table:
+            if value is not _GONE and (key in self._moved or key not in self._table):
                 yield key
 
     def __len__(self) -> int:
@@ -56,9 +61,12 @@ class Draft(MutableMapping[K, V]):
         """Make the changes to the table below."""
         if not self._changed:
             return
+        for key in self._moved:
+            self._table.pop(key, None)
         for key, value in self._changed.items():
             if value is _GONE:
                 self._table.pop(key, None)
             else:
                 self._table[key] = value  # type: ignore[assignment]  # not _GONE, so a V
         self._changed.clear()
+        self._moved.clear()

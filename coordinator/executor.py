@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,9 +23,9 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Command], Awaitable[None]]
 
-AT_ONCE: Mapping[str, int] = {"launch": 8, "transfer": 8, "control": 64}
-"""How many commands of each kind are carried out at once. One that waits for its next try holds no place."""
-_KIND: Mapping[type, str] = {LaunchAggregator: "launch", CacheRelease: "transfer", PublishRelease: "transfer"}
+AT_ONCE: Mapping[str, int] = {"launch": 8, "publish": 8, "transfer": 2, "control": 64}
+"""How many commands of each kind are carried out at once; transfers in each region, so that a slow or absent one holds
+up no other. A command that waits for its next try holds no place."""
 MOST_PARKED = 1_000
 
 
@@ -55,15 +56,17 @@ class Executor:
     def __init__(self, handle: Handler, group: asyncio.TaskGroup) -> None:
         self._handle = handle
         self._group = group
-        self._places = {kind: asyncio.Semaphore(most) for kind, most in AT_ONCE.items()}
+        self._places: dict[str, asyncio.Semaphore] = {}
         self._queues: dict[str, deque[Order]] = {}
         self._numbers = count(1)
+        self._boot = secrets.token_hex(3)
+        """Ids of two processes differ: a retry must not take another command."""
         self.parked: dict[str, Order] = {}
 
     def start(self, cause: str, commands: Commands) -> None:
         """Queue commands behind those of the same subject."""
         for command in commands:
-            self._put(Order(f"cmd-{next(self._numbers)}", cause, command, subject_of(command)))
+            self._put(Order(f"cmd-{self._boot}-{next(self._numbers)}", cause, command, subject_of(command)))
 
     def parked_about(self, name: str) -> list[Order]:
         """What could not be carried out for a run, roll-out, node, model or rule."""
@@ -87,14 +90,16 @@ class Executor:
 
     async def _work(self, subject: str) -> None:
         queue = self._queues[subject]
-        while queue:
-            await self._until_done(queue[0])
-            queue.popleft()
-        del self._queues[subject]
+        try:
+            while queue:
+                await self._until_done(queue[0])
+                queue.popleft()
+        finally:
+            del self._queues[subject]
 
     async def _until_done(self, order: Order) -> None:
         backoff = Backoff()
-        place = self._places[_KIND.get(type(order.command), "control")]
+        place = self._place_of(order.command)
         while True:
             try:
                 async with place:
@@ -109,6 +114,18 @@ class Executor:
                 self._park(order, exc)
                 return
             await backoff.wait()
+
+    def _place_of(self, command: Command) -> asyncio.Semaphore:
+        match command:
+            case LaunchAggregator():
+                kind, where = "launch", ""
+            case PublishRelease():
+                kind, where = "publish", ""
+            case CacheRelease(region=region):
+                kind, where = "transfer", region
+            case _:
+                kind, where = "control", ""
+        return self._places.setdefault(f"{kind}/{where}", asyncio.Semaphore(AT_ONCE[kind]))
 
     def _park(self, order: Order, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"

@@ -93,7 +93,15 @@ class Change:
 
 
 def decide(world: World, event: Event) -> tuple[Event, Commands]:
-    """Fold one event into `world`, whole or not at all.
+    """Fold one event into `world`, whole or not at all; else as `step`."""
+    draft = world.draft()
+    decided = step(draft, event)
+    draft.commit()
+    return decided
+
+
+def step(draft: World, event: Event) -> tuple[Event, Commands]:
+    """Fold one event into a draft, which is of no use any more if this raises.
 
     Returns:
         The event with the decisions that were made, to be logged with it, and the commands that follow.
@@ -101,14 +109,12 @@ def decide(world: World, event: Event) -> tuple[Event, Commands]:
     Raises:
         InvalidTransition: an event that the state does not allow.
     """
-    draft = world.draft()
     change = Change(draft, event, Decisions(event.decided))
     REDUCERS[type(event.data)](change, event.data)
     while change.effects:
         effect = change.effects.popleft()
         EFFECTS[type(effect)](change, effect)
     _signal(change)
-    draft.commit()
     return event.model_copy(update={"decided": change.decisions.text}), tuple(change.commands)
 
 

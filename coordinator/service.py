@@ -137,12 +137,15 @@ async def _work(
         group.create_task(reports.listen(leadership.wait_until_fresh), name="reports")
         group.create_task(engine.save_snapshots(), name="snapshots")
 
-        async def ensure_regions() -> None:
-            for region in config.regions:
-                group.create_task(topology.keep_region(region), name=f"region-{region}")
+        look_again = {region: asyncio.Event() for region in config.regions}
+        for region, event in look_again.items():
+            group.create_task(topology.keep_region(region, event), name=f"region-{region}")
 
-        await ensure_regions()
-        broker.when_reconnected(ensure_regions)
+        async def look_at_all() -> None:
+            for event in look_again.values():
+                event.set()
+
+        broker.when_reconnected(look_at_all)
         group.create_task(schedules.keep(engine), name="schedules")
         events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()

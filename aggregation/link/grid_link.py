@@ -341,6 +341,9 @@ class GridLink:
         except FedtideError as exc:
             category: RefusalCategory = exc.category if isinstance(exc, RefusedUpdate) else "malformed"
             result = ReadFailed(task, exc.what, "too_large" if isinstance(exc, TooLarge) else category)
+        except Exception as exc:  # one reply, whatever is in it, must not end the run of all others
+            log.exception("grid.reply_unreadable", extra={"task": task})
+            result = ReadFailed(task, f"{type(exc).__name__}: {exc}", "malformed")
         await self._step(result)
         self._arrived.pop(task, None)  # of one that nobody waited for any more
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from flwr.app import ArrayRecord, Context
 from pydantic import ValidationError
 
@@ -81,6 +80,8 @@ def _arrays(where: str, returned: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _difference(where: str, path: Path, inputs: dict[str, Any], outputs: dict[str, Any]) -> float:
     try:
+        import onnxruntime  # only now: it starts threads, and aggregators are forked from a process that has loaded us
+
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found = session.run(list(outputs), inputs)
     except Exception as exc:  # onnxruntime raises its own untyped errors

@@ -34,6 +34,7 @@ READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 5.0
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 15.0
+CANNOT_START = 126
 GIVE_UP_AFTER = 8
 """Deaths in a row, each within seconds of its start, after which a start of the installation has failed. Once it was
 up, no child is given up: what works goes on, and a child that keeps dying is started again, ever more rarely."""
@@ -104,9 +105,14 @@ class Supervisor:
         backoff, early_deaths = FIRST_BACKOFF_S, 0
         while True:
             began = loop.time()
-            process = await self._spawn(child)
-            started.set()
-            code = await process.wait()
+            try:
+                process = await self._spawn(child)
+            except OSError as exc:  # no file, process or room left: it may be there again soon
+                log.warning("child.not_started", extra={"child": child.name, "reason": str(exc)})
+                code = CANNOT_START
+            else:
+                started.set()
+                code = await process.wait()
             log.warning("child.ended", extra={"child": child.name, "code": code})
             if loop.time() - began > LAST_BACKOFF_S:
                 backoff, early_deaths = FIRST_BACKOFF_S, 0

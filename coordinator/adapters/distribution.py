@@ -57,6 +57,8 @@ class Distribution:
             BrokerUnavailable: hub or leaf went away; call again to go on where it stopped.
         """
         rollout, region = command.rollout, command.region
+        if not rollouts.wants_cache(engine.world.rollout(rollout), region):
+            return
         try:
             sent = await self._fill(region, command.release, Pace(command.bytes_per_s))
         except (DigestMismatch, MalformedMessage, NotFound) as exc:
@@ -140,6 +142,8 @@ def _replaces(desired: Desired, stored: bytes, subject: str) -> bool:
     except MalformedMessage as exc:
         log.warning("desired.unreadable", extra={"subject": subject, "reason": str(exc)})
         return True
+    if found.counter == desired.counter and found.expires_at is None and desired.expires_at is not None:
+        return False  # an offer that comes late: the node keeps the release already
     return found != desired and found.counter <= desired.counter
 
 

@@ -34,6 +34,8 @@ class Presence:
         self._engine = engine
         self._group = group
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._under_way: set[str] = set()
+        """Nodes whose change is on its way into the log: while that waits, each heartbeat would be another one."""
         self.heartbeats: dict[str, Heartbeat] = {}
 
     async def start(self) -> None:
@@ -54,6 +56,8 @@ class Presence:
         node = self._engine.world.nodes.get(name)
         if identities.is_revoked(self._engine.world.identities, name):
             return
+        if node is None:
+            return  # it joins first; a region may make up any number of names
         if beat.bye:
             self._say(name, NodeOffline(node=name, reason="stopped"))
             return
@@ -62,7 +66,7 @@ class Presence:
         if before is None or (before.busy, before.stage) != (beat.busy, beat.stage):
             self._engine.nudge()
         self._expect(name, beat.heartbeat_s)
-        if node is not None and not node.online:
+        if not node.online:
             self._say(name, NodeOnline(node=name))
 
     def _expect(self, name: str, heartbeat_s: float) -> None:
@@ -81,10 +85,14 @@ class Presence:
             node = self._engine.world.nodes.get(name)
             if node is None or not node.online:
                 return
-        self._group.create_task(self._submit(data))
+        if name not in self._under_way:
+            self._under_way.add(name)
+            self._group.create_task(self._submit(name, data))
 
-    async def _submit(self, data: EventData) -> None:
+    async def _submit(self, name: str, data: EventData) -> None:
         try:
             await self._engine.submit(data)
         except InvalidTransition as exc:
             log.info("presence.ignored", extra={"reason": str(exc)})
+        finally:
+            self._under_way.discard(name)

@@ -35,7 +35,7 @@ def next_after(schedule: Schedule, moment: datetime) -> datetime:
         following: datetime = next(CronSim(schedule.cron, local))
     except CronSimError as exc:
         raise ConfigError("schedule.cron", f"{schedule.cron!r}: {exc}", "For example: 0 2 * * *") from exc
-    except (ZoneInfoNotFoundError, ValueError) as exc:
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
         raise ConfigError("schedule.timezone", f"there is no time zone {schedule.timezone!r}") from exc
     return following.astimezone(UTC)
 
@@ -43,7 +43,7 @@ def next_after(schedule: Schedule, moment: datetime) -> datetime:
 async def keep(engine: Engine) -> None:
     """Fire every rule's schedule at its times, for ever; rules may change meanwhile."""
     now = datetime.now(UTC)
-    since = max(engine.last_at or now, now - timedelta(seconds=MAKE_UP_S))
+    since = max(engine.before or now, now - timedelta(seconds=MAKE_UP_S))
     with engine.watch() as changed:
         while True:
             rules = [t.rule for t in engine.world.triggers.values()]

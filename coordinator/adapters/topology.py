@@ -42,15 +42,22 @@ class Topology:
             for config in hub_streams(self._subjects, known, self._replicas):
                 await _until_ensured(self._broker, config, None)
 
-    async def keep_region(self, region: str) -> None:
-        """As `ensure_region`, until it succeeds: a region whose streams are refused must not hold up the others."""
+    async def keep_region(self, region: str, look_again: asyncio.Event) -> None:
+        """As `ensure_region`, now and whenever `look_again` is set, for ever.
+
+        A region whose streams are refused is tried again, and holds up no other.
+        """
         backoff = Backoff(cap_s=REFUSED_AGAIN_S)
         while True:
+            look_again.clear()
             try:
-                return await self.ensure_region(region)
+                await self.ensure_region(region)
             except FedtideError as exc:
                 log.error("region.refused", extra={"region": region, "reason": str(exc)})
                 await backoff.wait()
+            else:
+                backoff.reset()
+                await look_again.wait()
 
     async def ensure_region(self, region: str) -> None:
         """Create a region's streams as soon as it can be reached, and make them a source of the hub.

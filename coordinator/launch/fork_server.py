@@ -7,10 +7,13 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 LONGEST_LINE = 64 * 1024
+ANSWER_WITHIN_S = 60.0
+"""It may have to load its libraries first."""
 
 
 class Forked:
@@ -75,9 +78,12 @@ class ForkServer:
             request = {"config": str(config), "note": str(note), "attempt": attempt}
             process.stdin.write(f"{json.dumps(request)}\n".encode())
             await process.stdin.drain()
-            return await answer
-        except OSError as exc:
-            log.warning("fork_server.gone", extra={"reason": str(exc)})
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                return await answer
+        except (OSError, TimeoutError) as exc:
+            log.warning("fork_server.does_not_answer", extra={"reason": f"{type(exc).__name__}: {exc}"})
+            if process.returncode is None:
+                process.kill()
             return None
         finally:
             self._asked.pop(str(config), None)
@@ -86,14 +92,13 @@ class ForkServer:
         assert process.stdout is not None
         try:
             async for line in process.stdout:
-                told = json.loads(line)
-                if "code" in told:
-                    self._running.pop(told["pid"]).code.set_result(told["code"])
-                    continue
-                forked = self._running[told["pid"]] = Forked(told["pid"])
-                if (answer := self._asked.get(told["config"])) is not None and not answer.done():
-                    answer.set_result(forked)
+                try:
+                    self._take(json.loads(line))
+                except (ValueError, KeyError) as exc:
+                    log.warning("fork_server.says", extra={"line": line[:200], "reason": str(exc)})
         finally:
+            if process.returncode is None:
+                process.kill()  # nobody would hear what it says any more
             code = await process.wait()
             log.warning("fork_server.ended", extra={"code": code})
             for answer in self._asked.values():
@@ -102,6 +107,14 @@ class ForkServer:
             for forked in self._running.values():
                 forked.code.set_result(None)
             self._running.clear()
+
+    def _take(self, told: dict[str, Any]) -> None:
+        if "code" in told:
+            self._running.pop(told["pid"]).code.set_result(told["code"])
+            return
+        forked = self._running[told["pid"]] = Forked(told["pid"])
+        if (answer := self._asked.get(told["config"])) is not None and not answer.done():
+            answer.set_result(forked)
 
     async def close(self) -> None:
         """End the server; what it has forked goes on."""

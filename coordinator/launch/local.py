@@ -20,6 +20,7 @@ from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.launch.fork_server import Forked, ForkServer
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.process import pid_file as process_note
+from fedtide.fabric.process.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -131,14 +132,19 @@ class LocalLauncher:
             credentials.save(shown)
             config["credentials"] = str(shown)
         file = folder / f"attempt-{command.attempt}.json"
-        file.write_text(json.dumps(config))
-        process: _Process | None = None
-        if self._config.warm_aggregator:
-            process = await self._fork_server.fork(file, self._note(command.run), command.attempt)
-        if process is None:
-            process = await self._spawn(file, command, folder)
+        write_atomically(file, json.dumps(config).encode())
+        try:
+            process = await self._forked(file, command) or await self._spawn(file, command, folder)
+        except OSError:
+            file.unlink()  # nothing was started: the next try must not take this attempt for one that is gone
+            raise
         log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
         return process
+
+    async def _forked(self, file: Path, command: LaunchAggregator) -> Forked | None:
+        if not self._config.warm_aggregator:
+            return None
+        return await self._fork_server.fork(file, self._note(command.run), command.attempt)
 
     async def _spawn(self, file: Path, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
         with (folder / "aggregator.log").open("ab") as logfile:

@@ -67,7 +67,8 @@ class Taken(NamedTuple):
     event: Event
     data: bytes
     commands: Commands
-    done: asyncio.Future[None]
+    copies: list[asyncio.Future[None]]
+    """Who waits for it: one, or more if it came more than once."""
 
 
 class Engine:
@@ -96,6 +97,8 @@ class Engine:
         self.world = World()
         self.applied = 0
         self.refused = 0
+        self.before: datetime | None = None
+        """When the last event was logged before this process took over; None: it knows of none."""
         self.last_at: datetime | None = None
         """When the last event was logged that this process has read; None: it has read none."""
         self.left_out: dict[str, tuple[Event, str]] = {}
@@ -125,13 +128,14 @@ class Engine:
         self._seen = OrderedDict.fromkeys(snapshot.seen)
         self._log.start_after(snapshot.sequence)
         self._saved_at = snapshot.sequence
+        self.last_at = snapshot.at
 
     async def catch_up(self) -> None:
         """Apply what others have logged since. What this version cannot apply is left out, and told."""
         async for event in self._log.replay():
             try:
                 self._decide(self.world, event)
-            except InvalidTransition as exc:
+            except (InvalidTransition, TooLarge) as exc:
                 self.left_out[event.id] = event, str(exc)
                 log.error("event.left_out", extra={"event": event.id, "reason": str(exc)})
             self._remember(event)
@@ -175,6 +179,7 @@ class Engine:
         event = Event.now(SOURCE, data)
         while True:
             await self.catch_up()
+            self.before = self.last_at
             try:
                 done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 await self._handle([Queued(event, done)])
@@ -208,7 +213,7 @@ class Engine:
     def _snapshot(self) -> None:
         if self._log.last - self._saved_at >= SNAPSHOT_EVERY and not self._to_save.full():
             self._saved_at = self._log.last
-            copy = Snapshot(self._log.last, self.applied, self.world.copy(), list(self._seen))
+            copy = Snapshot(self._log.last, self.applied, self.world.copy(), list(self._seen), self.last_at)
             self._to_save.put_nowait(copy)
 
     async def run(self) -> None:
@@ -236,40 +241,45 @@ class Engine:
 
     def _step(self, draft: World, queued: Sequence[Queued]) -> tuple[list[Taken], list[Queued]]:
         """Step 1, as far as one append goes; also returns what is left for the next one."""
-        taken: list[Taken] = []
-        ids: set[str] = set()
+        taken: dict[str, Taken] = {}
         size = 0
         for position, (event, done) in enumerate(queued):
-            if event.id in self._seen or event.id in ids:
+            if event.id in self._seen:
                 self._tell(done, None)
                 continue
+            if (same := taken.get(event.id)) is not None:
+                same.copies.append(done)
+                continue
             try:
-                logged, commands = self._decide(draft, event)
-                data = to_json(logged)
-                if len(data) > MAX_EVENT_BYTES:
-                    raise TooLarge(f"event {event.id} is larger than {MAX_EVENT_BYTES} bytes")
+                logged, data, commands = self._decide(draft, event)
             except (InvalidTransition, TooLarge) as exc:
                 self.refused += 1
                 log.warning("event.refused", extra={"event": event.id, "reason": str(exc)})
                 self._tell(done, exc)
                 continue
-            taken.append(Taken(logged, data, commands, done))
-            ids.add(event.id)
+            taken[event.id] = Taken(logged, data, commands, [done])
             size += len(data)
             if size > BATCH_BYTES:
-                return taken, list(queued[position + 1 :])
-        return taken, []
+                return list(taken.values()), list(queued[position + 1 :])
+        return list(taken.values()), []
 
     @staticmethod
-    def _decide(draft: World, event: Event) -> tuple[Event, Commands]:
-        """What follows from the event; the draft changes as a whole or not at all.
+    def _decide(world: World, event: Event) -> tuple[Event, bytes, Commands]:
+        """The event as it is to be logged, that as JSON, and what follows; the world changes as a whole or not at all.
 
         Raises:
             InvalidTransition: the state does not allow it, or a reducer failed.
+            TooLarge: it does not fit the log.
         """
+        draft = world.draft()
         try:
-            return reducers.decide(draft, event)
-        except InvalidTransition:
+            logged, commands = reducers.step(draft, event)
+            data = to_json(logged)
+            if len(data) > MAX_EVENT_BYTES:
+                raise TooLarge(f"event {event.id} is larger than {MAX_EVENT_BYTES} bytes")
+            draft.commit()
+            return logged, data, commands
+        except (InvalidTransition, TooLarge):
             raise
         except Exception as exc:  # an error of ours must not end an installation, again at each delivery
             log.exception("event.reducer_failed", extra={"event": event.id, "kind": event.data.kind})
@@ -278,12 +288,13 @@ class Engine:
 
     def _committed(self, taken: Sequence[Taken]) -> None:
         """Steps 4 and 5: the events are in the log and in the world."""
-        for event, _, commands, done in taken:
+        for event, _, commands, copies in taken:
             self._remember(event)
             log.debug("event.applied", extra={"kind": event.data.kind, "id": event.id})
             if commands and self._execute is not None:
                 self._execute(event.id, commands)
-            self._tell(done, None)
+            for done in copies:
+                self._tell(done, None)
             for listener in self._listeners:
                 if not listener.full():  # a listener that does not keep up loses events: nothing waits for it
                     listener.put_nowait(event)

@@ -8,16 +8,17 @@ import logging
 from datetime import UTC, datetime
 
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import NotFound
+from fedtide.fabric.errors import MalformedMessage, NotFound
 from fedtide.fabric.messages.views import ParkedView
 from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import PARKED, Subjects
 from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.strict import Message
 
 log = logging.getLogger(__name__)
 
-KEPT_BYTES = 1024 * 1024
+KEPT_BYTES = 256 * 1024
 """Of a larger report only the beginning is kept; it cannot be tried again."""
 REASON_LENGTH = 2_000
 
@@ -43,11 +44,17 @@ class ParkedReports:
     def __init__(self, broker: Broker, subjects: Subjects) -> None:
         self._broker = broker
         self._subjects = subjects
-        self.count = 0
+        self._known: set[str] = set()
+
+    @property
+    def count(self) -> int:
         """How many there are, as far as this process knows."""
+        return len(self._known)
 
     async def load(self) -> None:
-        self.count = len(await self._broker.subjects_of(PARKED, self._subjects.all_parked))
+        """Learn which there are."""
+        found = await self._broker.subjects_of(PARKED, self._subjects.all_parked)
+        self._known = {subject.rpartition(".")[2] for subject in found}
 
     async def park(self, subject: str, data: bytes, reason: str) -> None:
         """Keep a report, however long the broker is away."""
@@ -64,13 +71,13 @@ class ParkedReports:
         await until_done(
             log, "report.parking_waits", lambda: self._broker.publish(self._subjects.parked(key), to_json(parked))
         )
-        await until_done(log, "report.parking_waits", self.load)
+        self._known.add(key)
 
     async def all(self) -> list[ParkedView]:
         """Newest last."""
         found = await self._broker.last_of_each(PARKED, self._subjects.all_parked)
-        self.count = len(found)
-        return [_view(m.subject.rpartition(".")[2], from_json(Parked, m.data, m.subject)) for m in found]
+        self._known = {message.subject.rpartition(".")[2] for message in found}
+        return [_view(message) for message in found]
 
     async def get(self, id: str) -> Parked:
         """Raises NotFound."""
@@ -81,9 +88,15 @@ class ParkedReports:
 
     async def drop(self, id: str) -> None:
         await self._broker.purge(PARKED, self._subjects.parked(id))
-        await self.load()
+        self._known.discard(id)
 
 
-def _view(id: str, parked: Parked) -> ParkedView:
+def _view(message: Received) -> ParkedView:
+    key = message.subject.rpartition(".")[2]
+    try:
+        parked = from_json(Parked, message.data, message.subject)
+    except MalformedMessage as exc:
+        at = datetime.fromtimestamp(0, UTC)
+        return ParkedView(id=key, kind="report", at=at, subject="", reason=f"cannot be read any more: {exc}")
     beginning = parked.raw[:200].decode("utf-8", "replace")
-    return ParkedView(id=id, kind="report", at=parked.at, subject=parked.subject, reason=parked.reason, what=beginning)
+    return ParkedView(id=key, kind="report", at=parked.at, subject=parked.subject, reason=parked.reason, what=beginning)

@@ -53,6 +53,8 @@ class Snapshot:
     applied: int
     world: world.World
     seen: list[str]
+    at: datetime | None = None
+    """When its last event was logged."""
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -62,6 +64,7 @@ def encode(snapshot: Snapshot) -> bytes:
         "sequence": snapshot.sequence,
         "applied": snapshot.applied,
         "seen": snapshot.seen,
+        "at": snapshot.at.isoformat() if snapshot.at is not None else None,
         "world": tables,
     }
     return json.dumps(body, separators=(",", ":")).encode()
@@ -76,7 +79,8 @@ def decode(data: bytes) -> Snapshot:
         for name, kind in TABLES.items():
             setattr(found, name, _CONVERTER.structure(tables[name], kind))
         found.serving = {model: Map(nodes) for model, nodes in found.serving.items()}
-        return Snapshot(body["sequence"], body["applied"], found, body["seen"])
+        at = datetime.fromisoformat(body["at"]) if body.get("at") else None
+        return Snapshot(body["sequence"], body["applied"], found, body["seen"], at)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, ExceptionGroup) as exc:
         raise MalformedMessage(f"snapshot: {exc}") from exc
 

@@ -105,8 +105,8 @@ class Completed:
     alarms: int = 0
     due: datetime | None = None
     dues: tuple[datetime | None, ...] = ()
-    settled: bool = False
-    """Every node that keeps the release is told so, as far as `waves` say."""
+    settled: frozenset[str] = frozenset()
+    """Nodes that keep the release, and are told so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,11 @@ class Superseded:
     facts: RolloutFacts
     waves: tuple[Wave, ...]
     by: str
-    settled: bool = False
+    settled: frozenset[str] = frozenset()
 
+
+SETTLED_TOGETHER = 1_000
+"""At most so many nodes are named in one command, and so in one event."""
 
 Rollout = Rolling | Paused | Completed | RolledBack | Superseded
 
@@ -212,6 +215,14 @@ def is_open(state: Rollout) -> bool:
     return isinstance(state, Rolling | Paused)
 
 
+def wants_cache(state: Rollout, region: str) -> bool:
+    """Whether a wave of this region still waits for the release to be there."""
+    if not isinstance(state, Rolling | Paused):
+        return False
+    planned = zip(state.facts.plan.waves, state.waves, strict=True)
+    return any(plan.region == region and isinstance(wave, Caching) for plan, wave in planned)
+
+
 def wants_alarm(state: Rollout, key: str) -> bool:
     return isinstance(state, Rolling | Completed) and state.due is not None and key == alarm_key(state)
 
@@ -226,9 +237,14 @@ def pending_commands(state: Rollout) -> Commands:
         case Rolling():
             return (*_of_waves(state), *_alarm(state))
         case Completed(stopped=""):
-            return (*waves.pending_offers(state.facts, state.waves), *_alarm(state), *_to_settle(state))
+            return (
+                *waves.pending_offers(state.facts, state.waves),
+                *_taken_back(state),
+                *_alarm(state),
+                *_to_settle(state),
+            )
         case Completed(followed=False):
-            return _to_settle(state)
+            return (*_taken_back(state), *_to_settle(state))
         case Paused():
             kept = [(i, w) for i, w in enumerate(state.waves) if isinstance(w, TakenBack | Over)]
             return tuple(c for i, w in kept for c in waves.pending_commands(state.facts, i, w))
@@ -249,8 +265,15 @@ def _alarm(state: Rolling | Completed) -> Commands:
     return () if due is None else (SetAlarm("rollout", state.facts.rollout, alarm_key(state), due),)
 
 
+def _taken_back(state: Completed) -> Commands:
+    taken = [(i, w) for i, w in enumerate(state.waves) if isinstance(w, TakenBack)]
+    return tuple(c for i, w in taken for c in waves.pending_commands(state.facts, i, w))
+
+
 def _to_settle(state: Completed | Superseded) -> Commands:
-    return () if state.settled else (SettleNodes(state.facts.rollout),)
+    names = sorted({kept.node for kept in kept_states(state)} - state.settled)
+    parts = [names[i : i + SETTLED_TOGETHER] for i in range(0, len(names), SETTLED_TOGETHER)]
+    return tuple(SettleNodes(state.facts.rollout, tuple(part)) for part in parts)
 
 
 def kept_states(state: Rollout) -> tuple[SetDesired, ...]:
@@ -298,9 +321,8 @@ def _step(state: Rollout | None, event: RolloutEvent, at: datetime, decisions: D
         case RegionCacheFailed():
             return _cannot_cache(state, event)
         case RolloutSettled(nodes=nodes):
-            # Others may have been added since: then a new command is under way.
-            if isinstance(state, Completed | Superseded) and len(kept_states(state)) == nodes:
-                return replace(state, settled=True), ()
+            if isinstance(state, Completed | Superseded):
+                return replace(state, settled=state.settled.union(nodes)), ()
             return state, ()
         case _:
             return apply_action(state, event, at, decisions)
@@ -402,9 +424,9 @@ def _advance_until_stable(
     changed, more, problem = catch_up.advance(state.facts, state.waves, at, decisions)
     state = replace(state, waves=changed)
     commands += more
-    if isinstance(state, Completed) and any(c.expires_at is None for c in more):
-        state = replace(state, settled=False)
-        commands += _to_settle(state)
+    if isinstance(state, Completed):
+        late = tuple(c.node for c in more if c.expires_at is None)
+        commands += (SettleNodes(state.facts.rollout, late),) if late else ()
     if problem is not None:
         stopped, more = _stop_catch_up(state, problem, at)
         return stopped, commands + more

@@ -46,7 +46,7 @@ class StoredChunks(set[str]):
             if time.time() - file.stat().st_mtime < STORED_FOR_S:
                 *whole, _ = file.read_text().split("\n")  # the last line may be cut
                 self.update(whole)
-        except OSError:
+        except (OSError, UnicodeError):
             return
 
     def add(self, subject: str) -> None:

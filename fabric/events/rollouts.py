@@ -86,11 +86,11 @@ class RegionCached(TaggedMessage):
 
 
 class RolloutSettled(TaggedMessage):
-    """Every node that has the release to keep is told so: nothing of the roll-out is left to do for them."""
+    """These nodes keep the release, and are told so: nothing of the roll-out is left to do for them."""
 
     kind: Literal["rollout.settled"] = "rollout.settled"
     rollout: str
-    nodes: int
+    nodes: list[str]
 
 
 class RegionCacheFailed(TaggedMessage):

@@ -24,7 +24,7 @@ from fedtide.fabric.nats.subjects import (
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"
-_PARKED_BYTES = 256 * 1024 * 1024
+_PARKED_BYTES = 64 * 1024 * 1024
 
 Config = dict[str, object]
 

@@ -132,7 +132,7 @@ def test_canaries_of_a_superseded_roll_out_are_watched_no_more() -> None:
     story = started(wave("eu", "a", "b"), terms=Terms(measure=True), bake=Bake(seconds=60))
     confirm(story, "a")
     commands = story.tell(rollout(wave("us", "", "u"), key="ro-2", counter=3))
-    assert SettleNodes("ro-1") in commands
+    assert SettleNodes("ro-1", ("a",)) in commands
     kept = rollouts.kept_states(story.world.rollouts["ro-1"])
     assert [(c.node, c.terms.measure) for c in kept] == [("a", False)]
 

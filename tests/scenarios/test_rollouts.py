@@ -288,19 +288,16 @@ def test_nodes_of_a_wave_that_is_over_find_the_release_without_a_deadline() -> N
 def test_a_roll_out_that_is_over_and_settled_owes_nothing() -> None:
     story = started(wave("eu", "", "a b"))
     confirm(story, "a", "b")
-    assert story.pending_commands() == [SettleNodes("ro-1")]
-    story.tell(RolloutSettled(rollout="ro-1", nodes=2))
+    assert story.pending_commands() == [SettleNodes("ro-1", ("a", "b"))]
+    story.tell(RolloutSettled(rollout="ro-1", nodes=["a"]))
+    assert story.pending_commands() == [SettleNodes("ro-1", ("b",))]
+    story.tell(RolloutSettled(rollout="ro-1", nodes=["b"]))
     assert story.pending_commands() == []
     story.tell(joined("late"))
     assert [c.node for c in story.pending_commands() if isinstance(c, SetDesired)] == ["late"]
-    story.tell(phase("late", "confirmed"))
-    story.tell(RolloutSettled(rollout="ro-1", nodes=2))  # of the two before
-    assert story.pending_commands() == [SettleNodes("ro-1")]
-    story.tell(RolloutSettled(rollout="ro-1", nodes=3))
-    assert story.pending_commands() == []
-    story.tell(rollout(wave("eu", "", "a b"), key="ro-2", counter=3))
-    story.tell(*(phase(n, "confirmed", counter=3, key="ro-2") for n in "ab"))
-    story.tell(RolloutSettled(rollout="ro-2", nodes=2))
+    assert SettleNodes("ro-1", ("late",)) in story.tell(phase("late", "confirmed"))
+    assert story.pending_commands() == [SettleNodes("ro-1", ("late",))]
+    story.tell(RolloutSettled(rollout="ro-1", nodes=["late"]))
     assert story.pending_commands() == []
 
 
@@ -308,9 +305,9 @@ def test_a_superseded_roll_out_settles_the_nodes_that_keep_its_release_once() ->
     story = started(wave("eu", "a", "b"), bake=Bake(seconds=60))
     confirm(story, "a")
     story.tell(rollout(wave("us", "", "u"), key="ro-2", counter=3))
-    assert SettleNodes("ro-1") in story.pending_commands()
-    story.tell(RolloutSettled(rollout="ro-1", nodes=1))
-    assert SettleNodes("ro-1") not in story.pending_commands()
+    assert SettleNodes("ro-1", ("a",)) in story.pending_commands()
+    story.tell(RolloutSettled(rollout="ro-1", nodes=["a"]))
+    assert SettleNodes("ro-1", ("a",)) not in story.pending_commands()
 
 
 def test_a_roll_out_that_was_never_started_is_refused() -> None:

@@ -103,3 +103,25 @@ async def test_a_schedule_fires_at_its_times_and_a_rule_that_is_removed_no_more(
         assert (await events.get()).data.kind == "node.joined"
     for task in tasks:
         task.cancel()
+
+
+async def test_a_time_that_fell_into_a_fail_over_is_made_up_for(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
+    await first.take_over(CoordinatorElected(name="one"))
+    running = asyncio.create_task(first.run())
+    await first.submit(TriggerApplied(rule=rule("* * * * *")))
+    running.cancel()
+    missed = datetime.now(UTC)
+    far = missed + timedelta(days=1)
+    monkeypatch.setattr(schedules, "next_after", lambda _, moment: missed if moment < missed else far)
+    second = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
+    await second.take_over(CoordinatorElected(name="two"))
+    tasks = [asyncio.create_task(second.run()), asyncio.create_task(schedules.keep(second))]
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    with second.listening(events):
+        async with asyncio.timeout(10):
+            assert isinstance((await events.get()).data, SignalReceived)
+    for task in tasks:
+        task.cancel()

@@ -192,7 +192,7 @@ async def fire(engine: Engine) -> None:
 
 
 def is_over(world: World) -> bool:
-    ended = [r for r in world.rollouts.values() if isinstance(r, rollouts.Completed) and r.settled]
+    ended = [r for r in world.rollouts.values() if isinstance(r, rollouts.Completed) and r.settled == frozenset(NODES)]
     cleaned = [r for r in world.runs.values() if isinstance(r, runs.Ended) and r.cleaned]
     return len(ended) == 1 and len(cleaned) == 1 and set(world.serving.get("m", ())) == set(NODES)
 

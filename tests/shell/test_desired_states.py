@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from datetime import UTC, datetime
+
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.commands import SetDesired
 from fedtide.fabric.encoding import from_json
@@ -62,3 +65,11 @@ async def test_the_same_twice_is_written_once(broker: FakeBroker) -> None:
     for _ in range(2):
         await Distribution(broker, SUBJECTS).set_desired(command(1), story().world)
     assert await broker.last_sequence(DOWN) == 1
+
+
+async def test_an_offer_that_comes_late_does_not_cover_what_the_node_keeps(broker: FakeBroker) -> None:
+    kept, world = command(1), story().world
+    offer = dataclasses.replace(kept, expires_at=datetime(2026, 5, 1, tzinfo=UTC))
+    for each in (offer, kept, offer):
+        await Distribution(broker, SUBJECTS).set_desired(each, world)
+    assert (await stored(broker)).expires_at is None

@@ -18,7 +18,7 @@ from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, LogLost, StaleWriter
+from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, LogLost, StaleWriter, TooLarge
 from fedtide.fabric.events.envelope import CoordinatorElected, Event, EventData, NodeJoined, NodeOnline
 from fedtide.fabric.events.runs import RunCancelRequested
 from fedtide.fabric.nats.jetstream import Received
@@ -233,6 +233,30 @@ async def test_many_events_are_one_append_and_a_refused_one_costs_the_others_not
     assert [r for r in results if r is not None] == [results[-1]] and isinstance(results[-1], InvalidTransition)
     assert len(running.engine.world.nodes) == 99 and sum(batches) >= 98 and len(batches) <= 2
     assert await broker.last_sequence(EVENTS) == 100
+
+
+async def test_an_event_that_does_not_fit_the_log_changes_nothing_also_in_a_batch(
+    running: Running, broker: FakeBroker
+) -> None:
+    large = joined("large", labels={f"l{i}": "x" * 90_000 for i in range(13)})
+    events = [joined(f"n{i}") for i in range(40)]
+    results = await asyncio.gather(*(running.engine.submit(e) for e in [*events, large]), return_exceptions=True)
+    assert [r for r in results if r is not None] == [results[-1]] and isinstance(results[-1], TooLarge)
+    assert "large" not in running.engine.world.nodes and await broker.last_sequence(EVENTS) == 41
+
+
+@pytest.mark.looptime
+async def test_a_copy_in_the_same_batch_is_told_no_sooner_than_the_first_one(
+    running: Running, nats: FakeNats, broker: FakeBroker
+) -> None:
+    nats.down = True
+    others = [asyncio.create_task(running.engine.submit(joined(f"n{i}"))) for i in range(40)]
+    copies = [asyncio.create_task(running.engine.submit(requested(), id="once")) for _ in range(2)]
+    await asyncio.sleep(60)
+    assert not any(task.done() for task in [*others, *copies])
+    nats.down = False
+    await asyncio.gather(*others, *copies)
+    assert await broker.last_sequence(EVENTS) == 42
 
 
 @pytest.mark.looptime

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from fedtide.coordinator.commands import AnnouncePresence, CleanUp, Command, TellTimeIsUp
+from fedtide.coordinator.commands import AnnouncePresence, CacheRelease, CleanUp, Command, PublishRelease, TellTimeIsUp
 from fedtide.coordinator.executor import AT_ONCE, Executor
 from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, NotFound
+from tests.scenarios.build import produced, ref
 
 pytestmark = pytest.mark.looptime
 
@@ -103,3 +104,19 @@ async def test_an_outdated_command_is_dropped() -> None:
     async with executing(handle) as executor:
         executor.start("evt-1", (AnnouncePresence("n", "online"),))
     assert not executor.parked
+
+
+async def test_a_region_that_is_away_holds_up_neither_other_regions_nor_releases() -> None:
+    done: list[Command] = []
+
+    async def handle(command: Command) -> None:
+        if isinstance(command, CacheRelease) and command.region == "away":
+            await asyncio.sleep(10_000)
+        done.append(command)
+
+    slow = tuple(CacheRelease(f"ro-{i}", "away", 1, ref("e"), None) for i in range(20))
+    others = (CacheRelease("ro-1", "there", 1, ref("e"), None), PublishRelease(produced(), 1))
+    async with executing(handle) as executor:
+        executor.start("evt-1", (*slow, *others))
+        await asyncio.sleep(1)
+        assert done == list(others)

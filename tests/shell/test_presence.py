@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,10 @@ from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.events.envelope import CoordinatorElected
 from fedtide.fabric.messages.heartbeat import Heartbeat
+from fedtide.fabric.nats.jetstream import Ack
 from fedtide.fabric.nats.subjects import EVENTS, Subjects
 from tests.scenarios.build import joined
-from tests.shell.fake_broker import FakeBroker
+from tests.shell.fake_broker import FakeBroker, FakeNats
 
 pytestmark = pytest.mark.looptime
 SUBJECTS = Subjects()
@@ -117,3 +119,22 @@ async def test_after_a_fail_over_a_node_has_as_long_as_its_heartbeats_take(
         await asyncio.sleep(2)
         assert not online(engine)
     running.cancel()
+
+
+async def test_while_the_log_waits_a_node_that_is_back_is_told_once(nats: FakeNats, broker: FakeBroker) -> None:
+    async with watched(broker) as engine:
+        await beat(broker, bye=True)
+        before = await broker.last_sequence(EVENTS)
+        publish = broker.publish
+
+        async def full(*arguments: Any, **options: Any) -> Ack:
+            await asyncio.sleep(500)
+            return await publish(*arguments, **options)
+
+        broker.publish = full
+        for _ in range(100):
+            await beat(broker)
+            await asyncio.sleep(1)
+        await asyncio.sleep(500)
+        assert online(engine) and await broker.last_sequence(EVENTS) == before + 1
+        broker.publish = publish

@@ -43,11 +43,17 @@ async def test_a_region_whose_streams_are_refused_is_tried_again_and_the_others_
     for config in hub_streams(Subjects(), ()):
         await broker.ensure_stream(config)
     topology = Topology(broker, Subjects())
-    refused = asyncio.create_task(topology.keep_region("eu"))
-    async with asyncio.timeout(10):
-        await topology.keep_region("us")
+    refused = asyncio.create_task(topology.keep_region("eu", asyncio.Event()))
+    other = asyncio.create_task(topology.keep_region("us", asyncio.Event()))
     await asyncio.sleep(600)
     assert not refused.done() and 5 < broker.asked < 30
+    assert server.streams.keys() >= {STAY}, "the other region's streams are there"
     broker.refuses = False
-    await refused
-    assert STAY in server.streams
+    asked = broker.asked
+    await asyncio.sleep(600)
+    assert broker.asked > asked and not refused.done()
+    asked = broker.asked
+    await asyncio.sleep(600)
+    assert broker.asked == asked, "what is there is left alone"
+    for task in (refused, other):
+        task.cancel()
