@@ -53,7 +53,7 @@ from fedtide.aggregation.link.reply_ledger import (
 )
 from fedtide.aggregation.link.reply_ledger import Event as LedgerEvent
 from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
-from fedtide.fabric.errors import FedtideError, TooLarge, TransientError
+from fedtide.fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
 from fedtide.fabric.messages.tasks import Cancel, Order, Reply, Task
 from fedtide.fabric.nats.broker import Broker
@@ -317,7 +317,12 @@ class GridLink:
     async def _listen(self) -> None:
         durable = reply_consumer(self._config.run)
         async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
-            address = parse_as(ReplyTo, delivery.subject)
+            try:
+                address = parse_as(ReplyTo, delivery.subject)
+            except MalformedMessage as exc:
+                log.warning("grid.reply_refused", extra={"reason": str(exc)})
+                await delivery.ack()
+                continue
             sent = self._sent.get(address.task)
             if is_theirs(delivery.subject, address.task, sent.node.name if sent is not None else None):
                 self._deliveries[delivery.sequence] = delivery

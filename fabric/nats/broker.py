@@ -23,6 +23,7 @@ from fedtide.fabric.nats.cancellation import cancellation_kept
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Ack, Received, api, parse_answer
 from fedtide.fabric.nats.stream_reads import StreamReads, received
+from fedtide.fabric.nats.tolerant_client import TolerantClient
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Broker(StreamReads):
             CredentialsRefused: one answered, and does not let us in.
             ConfigError: a file of `access` is missing or wrong.
         """
-        client = Client()
+        client = TolerantClient()
         broker = cls(client)
         options = access.options()
         try:

@@ -30,6 +30,8 @@ from fedtide.fabric.process.retry import Backoff, until_done
 
 log = logging.getLogger(__name__)
 
+ACKNOWLEDGE = "$JS.ACK."
+"""Begins the reply subject of what a consumer delivers, and of nothing else that comes to its inbox."""
 _PAGE = 1000
 _PAGE_BYTES = 32 * 1024 * 1024
 
@@ -209,7 +211,7 @@ async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
             except TimeoutError:
                 return
             status = (message.headers or {}).get("Status")
-            if status is None:
+            if status is None or message.reply.startswith(ACKNOWLEDGE):  # a sender may write that header too
                 break
             if status == "503":
                 await asyncio.sleep(0.25)

@@ -19,7 +19,7 @@ from fedtide.fabric.events.envelope import CoordinatorElected, Event, NodeOnline
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.streams import HUB_DOMAIN
-from fedtide.fabric.nats.subjects import DOWN, EVENTS, UP, Subjects
+from fedtide.fabric.nats.subjects import DOWN, EVENTS, HUB_REGION, UP, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Source, expires, get_blob, put_blob, read_blob
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
 from tests.conftest import NatsServer, Topology
@@ -236,3 +236,33 @@ async def test_what_a_frozen_broker_has_not_confirmed_is_shown_to_nobody(hub: Na
     assert await broker.last_sequence(EVENTS) == 51
     running.cancel()
     await broker.close()
+
+
+async def test_no_bytes_of_a_sender_deafen_who_listens(hub: NatsServer) -> None:
+    """Subjects and headers that are no UTF-8, a head that is none, and a header that looks like a poll's status."""
+    listener, honest = await Broker.connect(hub.url, "listener"), await Broker.connect(hub.url, "honest")
+    await Streams(listener, SUBJECTS).ensure_hub()
+    subject = SUBJECTS.report(HUB_REGION, "n1", "joined").encode()
+    heads = [b"NATS/1.0\r\nStatus: 503\r\n\r\n", b"NATS/1.0 \xff\xff\r\n\r\n", b"NATS/1.0\r\n\xff: \xff\r\n\r\n"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+    writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+    writer.write(b"PUB " + subject[:-2] + b"\xff\xfe 2\r\n{}\r\n")
+    writer.write(b"PUB " + subject + b" \xff\xfe 2\r\n{}\r\n")
+    for head in heads:
+        writer.write(b"HPUB " + subject + b" %d %d\r\n%s{}\r\n" % (len(head), len(head) + 2, head))
+    writer.write(b"PING\r\n")
+    while await reader.readline() != b"PONG\r\n":
+        pass
+    await honest.publish(subject.decode(), b"good")
+    got = []
+    async for delivery in listener.consume(UP, "c", SUBJECTS.all_reports):
+        got.append(delivery.data)
+        await delivery.ack()
+        if delivery.data == b"good":
+            break
+    assert got == [b"{}"] * 5 + [b"good"]
+    assert await listener.last_sequence(UP) == 6
+    writer.close()
+    await writer.wait_closed()
+    for broker in (listener, honest):
+        await broker.close()

@@ -1,0 +1,39 @@
+"""nats-py's client, for messages that others write: no bytes in them end the connection's reading."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+log = logging.getLogger(__name__)
+
+
+class TolerantClient(Client):
+    """Whoever may publish chooses subjects, reply subjects and headers, and a server passes any bytes on.
+
+    nats-py decodes them in its read loop, which ends at an error and leaves a connection that hears nothing (2.16).
+    """
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+            return found
+        except (ValueError, IndexError) as exc:
+            log.warning("broker.headers_unreadable", extra={"reason": str(exc)})
+            return {}
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Msg:
+        message: Msg = super()._build_message(sid, _readable(subject), _readable(reply), data, headers)
+        return message
+
+
+def _readable(text: bytes) -> bytes:
+    r"""The same if it is UTF-8; else with `\x..` for what is not, which no subject of ours has."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return text.decode("utf-8", "backslashreplace").encode()
+    return text
