@@ -1,0 +1,72 @@
+"""Aggregators on one machine: real forks, and launches that fail for want of files or memory."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fedtide.coordinator.commands import LaunchAggregator
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.launch.fork_server import ForkServer
+from fedtide.coordinator.launch.local import LocalLauncher
+from fedtide.fabric.plans.run_spec import RunSpec
+from fedtide.fabric.process import pid_file
+from tests.scenarios.build import APP
+
+
+async def test_a_fork_that_fails_ends_with_its_code_and_leaves_its_note_and_its_reason(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path)
+    run = tmp_path / "run-1"
+    run.mkdir()
+    (run / "attempt-1.json").write_text("{}")
+    forked = await server.fork(run / "attempt-1.json", run / "aggregator.pid", 1)
+    assert forked is not None
+    async with asyncio.timeout(30):
+        assert await forked.wait() == 1
+    assert pid_file.attempt_of(run / "aggregator.pid") == 1 and not pid_file.is_alive(forked.pid)
+    assert "ValidationError" in (run / "aggregator.log").read_text()
+    process = await server.start()
+    threads = len(list(Path(f"/proc/{process.pid}/task").iterdir()))
+    assert threads <= 1 + (os.cpu_count() or 1), "a library that starts threads is loaded: they do not survive a fork"
+    await server.close()
+
+
+async def test_who_asked_and_is_gone_gets_no_aggregator(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path)
+    process = await server.start()
+    assert process.stdin is not None
+    process.stdin.write(f'{{"config": "{tmp_path}/a.json", "note": "{tmp_path}/a.pid", "attempt": 1}}\n'.encode())
+    await server.close()  # while it still loads its libraries
+    assert process.returncode == 0 and not (tmp_path / "a.pid").exists()
+
+
+async def test_a_launch_that_finds_no_files_is_tried_again_as_the_same_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+    async def exited(run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
+        await ended.put((attempt, code))
+
+    fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": tmp_path, "http_port": 0}
+    config = CoordinatorConfig.model_validate({**fields, "warm_aggregator": False})
+    launcher = LocalLauncher(tmp_path / "runs", config, lambda _: None, exited)
+    failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOSPC, "No space left on device")]
+
+    async def spawn(*_: object) -> asyncio.subprocess.Process:
+        if failures:
+            raise failures.pop()
+        return await asyncio.create_subprocess_exec("true")
+
+    monkeypatch.setattr(launcher, "_spawn", spawn)
+    command = LaunchAggregator("run-1", 1, RunSpec(app=APP))
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"Too many|No space"):
+            await launcher.launch(command, lambda: True)
+    await launcher.launch(command, lambda: True)
+    assert await ended.get() == (1, 0) and ended.empty()
+    await launcher.close()
