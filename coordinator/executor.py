@@ -30,7 +30,7 @@ MOST_PARKED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PendingCommand:
     """A command on its way.
 
     Attributes:
@@ -57,22 +57,22 @@ class Executor:
         self._handle = handle
         self._group = group
         self._places: dict[str, asyncio.Semaphore] = {}
-        self._queues: dict[str, deque[Order]] = {}
+        self._queues: dict[str, deque[PendingCommand]] = {}
         self._numbers = count(1)
         self._boot = secrets.token_hex(3)
         """Ids of two processes differ: a retry must not take another command."""
-        self.parked: dict[str, Order] = {}
+        self.parked: dict[str, PendingCommand] = {}
 
     def start(self, cause: str, commands: Commands) -> None:
         """Queue commands behind those of the same subject."""
         for command in commands:
-            self._put(Order(f"cmd-{self._boot}-{next(self._numbers)}", cause, command, subject_of(command)))
+            self._put(PendingCommand(f"cmd-{self._boot}-{next(self._numbers)}", cause, command, subject_of(command)))
 
-    def parked_about(self, name: str) -> list[Order]:
+    def parked_about(self, name: str) -> list[PendingCommand]:
         """What could not be carried out for a run, roll-out, node, model or rule."""
         return [order for order in self.parked.values() if name in order.subject.split("/")]
 
-    def retry(self, id: str) -> Order:
+    def retry(self, id: str) -> PendingCommand:
         """Queue a parked command again. Raises NotFound."""
         order = self.parked.pop(id, None)
         if order is None:
@@ -80,7 +80,7 @@ class Executor:
         self._put(replace(order, reason="", parked_at=None))
         return order
 
-    def _put(self, order: Order) -> None:
+    def _put(self, order: PendingCommand) -> None:
         queue = self._queues.get(order.subject)
         if queue is not None:
             queue.append(order)
@@ -97,7 +97,7 @@ class Executor:
         finally:
             del self._queues[subject]
 
-    async def _until_done(self, order: Order) -> None:
+    async def _until_done(self, order: PendingCommand) -> None:
         backoff = Backoff()
         place = self._place_of(order.command)
         while True:
@@ -127,7 +127,7 @@ class Executor:
                 kind, where = "control", ""
         return self._places.setdefault(f"{kind}/{where}", asyncio.Semaphore(AT_ONCE[kind]))
 
-    def _park(self, order: Order, error: Exception) -> None:
+    def _park(self, order: PendingCommand, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         log.error(
             "command.parked",

@@ -1,7 +1,7 @@
 """What has become of each task's reply: events in, actions out. Pure, as the state machine of h11 is.
 
     (unknown) --Sent--> Waiting --Delivered--> Reading --ReadDone/ReadFailed--> Taken --RoundClosed--> Closed
-    (unknown) --Delivered--> Held --Sent--> Reading
+    (unknown) --Delivered--> Held --Sent--> Reading --ReadBrokenOff--> Waiting --NoReply/GivenUp--> (unknown)
 
 A reply is acknowledged with its round, so that the next attempt finds it if this one dies: until then it is `Held` (it
 came before it was asked for) or `Taken`. Of two replies to one task the first counts. A task whose reply is no longer

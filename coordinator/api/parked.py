@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of
-from fedtide.coordinator.executor import Executor, Order
+from fedtide.coordinator.executor import Executor, PendingCommand
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.reports import Reports
 from fedtide.fabric.errors import NotFound
@@ -68,7 +68,7 @@ class ParkedApi:
         return answer(view)
 
 
-def _command(order: Order) -> ParkedView:
+def _command(order: PendingCommand) -> ParkedView:
     assert order.parked_at is not None
     return ParkedView(
         id=order.id,

@@ -2,7 +2,7 @@
 
 1. Step. Each event goes through the reducers (`fedtide.coordinator.reducers`), on a draft of the world. One that cannot
    be applied is refused, and costs the others nothing.
-2. Append. Those that were taken go to the log, as one batch: all of them are in it, or none.
+2. Append. Those that were accepted go to the log, as one batch: all of them are in it, or none.
 3. Commit. Only now the draft becomes the world: what no log holds is shown to nobody.
 4. Command. What follows is handed to the executor, in the order of the log.
 5. Acknowledge. Whoever asked learns what came of it; the next batch begins.
@@ -45,7 +45,8 @@ _REMEMBERED_IDS = 100_000
 _QUEUED = 10_000
 
 BATCH_FROM, BATCH_TO, BATCH_BYTES = 32, 1000, 8 * 1024 * 1024
-"""So many events are appended together. Fewer go one by one: a batch costs the broker some milliseconds in any case."""
+"""From how many events on they are appended together, and the most of one batch. Fewer go one by one: a batch costs the
+broker some milliseconds in any case."""
 
 Execute = Callable[[str, Commands], None]
 """Takes the commands that follow from an event, and its id, and returns at once."""
@@ -61,8 +62,8 @@ class Queued(NamedTuple):
     done: asyncio.Future[None]
 
 
-class Taken(NamedTuple):
-    """An event that the reducers have taken: as it is to be logged, also as JSON, and what follows from it."""
+class Accepted(NamedTuple):
+    """An event that the reducers accept: as it is to be logged, also as JSON, and what follows from it."""
 
     event: Event
     data: bytes
@@ -233,21 +234,21 @@ class Engine:
         draft = self.world.draft()
         left = list(queued)
         while left:
-            taken, left = self._step(draft, left)
-            if taken:
-                await self._log.append([(each.event, each.data) for each in taken])
+            accepted, left = self._step(draft, left)
+            if accepted:
+                await self._log.append([(each.event, each.data) for each in accepted])
                 draft.commit()
-                self._committed(taken)
+                self._committed(accepted)
 
-    def _step(self, draft: World, queued: Sequence[Queued]) -> tuple[list[Taken], list[Queued]]:
+    def _step(self, draft: World, queued: Sequence[Queued]) -> tuple[list[Accepted], list[Queued]]:
         """Step 1, as far as one append goes; also returns what is left for the next one."""
-        taken: dict[str, Taken] = {}
+        accepted: dict[str, Accepted] = {}
         size = 0
         for position, (event, done) in enumerate(queued):
             if event.id in self._seen:
                 self._tell(done, None)
                 continue
-            if (same := taken.get(event.id)) is not None:
+            if (same := accepted.get(event.id)) is not None:
                 same.copies.append(done)
                 continue
             try:
@@ -257,11 +258,11 @@ class Engine:
                 log.warning("event.refused", extra={"event": event.id, "reason": str(exc)})
                 self._tell(done, exc)
                 continue
-            taken[event.id] = Taken(logged, data, commands, [done])
+            accepted[event.id] = Accepted(logged, data, commands, [done])
             size += len(data)
             if size > BATCH_BYTES:
-                return list(taken.values()), list(queued[position + 1 :])
-        return list(taken.values()), []
+                return list(accepted.values()), list(queued[position + 1 :])
+        return list(accepted.values()), []
 
     @staticmethod
     def _decide(world: World, event: Event) -> tuple[Event, bytes, Commands]:
@@ -286,9 +287,9 @@ class Engine:
             reason = f"event {event.id} cannot be applied: {type(exc).__name__}: {exc}"
             raise InvalidTransition(reason, "This is an error of fedtide; see the coordinator's log") from exc
 
-    def _committed(self, taken: Sequence[Taken]) -> None:
+    def _committed(self, accepted: Sequence[Accepted]) -> None:
         """Steps 4 and 5: the events are in the log and in the world."""
-        for event, _, commands, copies in taken:
+        for event, _, commands, copies in accepted:
             self._remember(event)
             log.debug("event.applied", extra={"kind": event.data.kind, "id": event.id})
             if commands and self._execute is not None:
