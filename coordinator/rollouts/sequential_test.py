@@ -68,4 +68,7 @@ def _missing(have: float, needed: float, n: int) -> int:
     if n == 0:
         return 1
     growth = have / n
-    return max(1, min(10 * n, math.ceil((needed - have) / growth))) if growth > 0 else max(10, n)
+    if growth <= 0:
+        return max(10, n)
+    missing = min(10.0 * n, (needed - have) / growth)  # infinite, if it hardly grows
+    return max(1, math.ceil(missing))

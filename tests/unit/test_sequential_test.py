@@ -57,6 +57,7 @@ def test_without_evidence_it_says_about_how_much_is_missing() -> None:
     assert not early.below
     decided = _until_decided(samples, -0.02, 0.001)
     assert 0 < early.more < 10 * decided.n
+    assert judge({0.0: 1}, 5e-324, -1.0, 1.0, 0.25).more == 10
     assert judge({}, 0.0, -1.0, 1.0, 0.01) == Verdict(False, False, 0.0, 0, 1)
 
 
