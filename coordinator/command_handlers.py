@@ -33,13 +33,14 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
-from fedtide.fabric.encoding import to_json
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, InvalidTransition, MalformedMessage, NotFound
 from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decode_event
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutSettled
 from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
 from fedtide.fabric.messages.tasks import Cancel
 from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as, reply_consumer
 from fedtide.fabric.plans.release import Lineage, ReleaseManifest
 from fedtide.fabric.plans.round_policy import TimeIsUp
@@ -144,7 +145,16 @@ class CommandHandlers:
 
     async def _tell_time_is_up(self, command: TellTimeIsUp) -> None:
         order = TimeIsUp(round=command.round, trial=command.trial, phase=command.phase, cause=command.cause)
-        await self._broker.publish(self._subjects.order(command.run), to_json(order))
+
+        def replaces(stored: bytes) -> bool:
+            try:
+                found = from_json(TimeIsUp, stored, "order")
+            except MalformedMessage:
+                return True
+            return found != order and (found.round, found.trial) <= (order.round, order.trial)
+
+        subject = self._subjects.order(command.run)
+        await replace_stored(self._broker, CHECKPOINTS, subject, to_json(order), replaces)
 
     async def _clean_up(self, command: CleanUp) -> None:
         await self._remove_data(command.run)

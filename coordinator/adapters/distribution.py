@@ -14,9 +14,10 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.state import World
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound, StaleWriter
+from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
 from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
 from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.rate_limit import Pace
 from fedtide.fabric.nats.subjects import CACHE, DOWN, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob, stream_blob
@@ -89,17 +90,9 @@ class Distribution:
             terms=command.terms,
         )
         subject = self._subjects.desired(node.region, node.name, command.model)
-        while True:
-            last = await self._broker.last(DOWN, subject)
-            if last is not None and not _replaces(desired, last.data, subject):
-                return  # it is there, or a newer one: an older desired state must not replace it
-            expected = last.sequence if last is not None else 0
-            try:
-                # Only over what was read: a leader that was frozen in between must not cover a newer one.
-                await self._broker.publish(subject, to_json(desired), expected_last_of_subject=expected)
-                return
-            except StaleWriter:
-                log.info("desired.changed_meanwhile", extra={"subject": subject, "read": expected})
+        await replace_stored(
+            self._broker, DOWN, subject, to_json(desired), lambda stored: _replaces(desired, stored, subject)
+        )
 
     async def _blobs(self, release: BlobRef) -> list[BlobRef]:
         raw = await read_blob(Source(self._broker, RELEASES), self._subjects.release_blob, release)

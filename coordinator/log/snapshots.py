@@ -10,6 +10,7 @@ from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
 from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.subjects import CONTROL, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob
 from fedtide.fabric.strict import Message
@@ -53,7 +54,15 @@ class Snapshots:
             old = None
         blob = await put_blob(self._broker, self._subjects.snapshot_blob, CONTROL, [data], ttl_s=None)
         ref = SnapshotRef(sequence=snapshot.sequence, blob=blob)
-        await self._broker.publish(self._subjects.snapshot, to_json(ref))
+
+        def replaces(stored: bytes) -> bool:
+            try:
+                return from_json(SnapshotRef, stored, "snapshot").sequence < ref.sequence
+            except MalformedMessage:
+                return True
+
+        if not await replace_stored(self._broker, CONTROL, self._subjects.snapshot, to_json(ref), replaces):
+            return  # the leader that followed has stored a newer one
         if old is not None and old.blob != blob:
             await self._broker.purge(CONTROL, f"{self._subjects.snapshot_blob(old.blob.digest)}.>")
         log.info("snapshot.saved", extra={"sequence": snapshot.sequence, "bytes": len(data)})
