@@ -38,7 +38,10 @@ class Alarms:
             timer.cancel()
 
     def _ring(self, alarm: SetAlarm) -> None:
-        self._timers.get((alarm.owner, alarm.id), {}).pop(alarm.key, None)
+        timers = self._timers.get((alarm.owner, alarm.id), {})
+        timers.pop(alarm.key, None)
+        if not timers:
+            self.forget(alarm.owner, alarm.id)
         if self._is_wanted(alarm, alarm.key):
             self._group.create_task(self._submit(alarm), name=f"alarm-{alarm.id}-{alarm.key}")
 
