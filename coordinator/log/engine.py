@@ -72,6 +72,13 @@ class Accepted(NamedTuple):
     """Who waits for it: one, or more if it came more than once."""
 
 
+class Refusal(NamedTuple):
+    """Who waits for an event that is not logged, and why it is not."""
+
+    done: asyncio.Future[None]
+    reason: Exception
+
+
 class Engine:
     """Owns the world, as of the last event that is in the log."""
 
@@ -234,15 +241,18 @@ class Engine:
         draft = self.world.draft()
         left = list(queued)
         while left:
-            accepted, left = self._step(draft, left)
+            accepted, refused, left = self._step(draft, left)
             if accepted:
                 await self._log.append([(each.event, each.data) for each in accepted])
                 draft.commit()
                 self._committed(accepted)
+            for done, reason in refused:  # only now: the reason may be an event that was not logged yet
+                self._tell(done, reason)
 
-    def _step(self, draft: World, queued: Sequence[Queued]) -> tuple[list[Accepted], list[Queued]]:
-        """Step 1, as far as one append goes; also returns what is left for the next one."""
+    def _step(self, draft: World, queued: Sequence[Queued]) -> tuple[list[Accepted], list[Refusal], list[Queued]]:
+        """Step 1, as far as one append goes; also returns what is refused, and what is left for the next append."""
         accepted: dict[str, Accepted] = {}
+        refused: list[Refusal] = []
         size = 0
         for position, (event, done) in enumerate(queued):
             if event.id in self._seen:
@@ -256,13 +266,13 @@ class Engine:
             except (InvalidTransition, TooLarge) as exc:
                 self.refused += 1
                 log.warning("event.refused", extra={"event": event.id, "reason": str(exc)})
-                self._tell(done, exc)
+                refused.append(Refusal(done, exc))
                 continue
             accepted[event.id] = Accepted(logged, data, commands, [done])
             size += len(data)
             if size > BATCH_BYTES:
-                return list(accepted.values()), list(queued[position + 1 :])
-        return list(accepted.values()), []
+                return list(accepted.values()), refused, list(queued[position + 1 :])
+        return list(accepted.values()), refused, []
 
     @staticmethod
     def _decide(world: World, event: Event) -> tuple[Event, bytes, Commands]:
