@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from fedtide.coordinator.adapters.distribution import kept_blobs
-from fedtide.coordinator.commands import PublishRelease
+from fedtide.coordinator.commands import PublishAccount, PublishRelease
 from fedtide.coordinator.rollouts.planning import least_seconds, plan
 from fedtide.fabric.errors import ConfigError, InvalidTransition, NotFound
 from fedtide.fabric.events.envelope import NodeOffline, NodeOnline
+from fedtide.fabric.events.identity import JoinTokenCreated, NodeEnrolled, NodeRevoked
 from fedtide.fabric.plans.rollout_request import RolloutRequest
-from tests.scenarios.build import Story, joined, produced, published, ref, requested, rollout, wave
+from tests.scenarios.build import START, Story, joined, produced, published, ref, requested, rollout, wave
 
 
 def _fleet(*, nodes: int = 3, regions: tuple[str, ...] = ("eu", "us")) -> Story:
@@ -180,3 +182,13 @@ def test_the_desired_counter_grows_by_two_a_roll_out() -> None:
     story = _with_release()
     story.tell(rollout(wave("eu", "", "eu-0"), counter=1))
     assert story.world.model("m").counter == 2
+
+
+def test_withdrawn_keys_are_told_again_after_a_restart() -> None:
+    story = Story()
+    assert PublishAccount() not in story.pending_commands()
+    expires = START + timedelta(days=365)
+    token = JoinTokenCreated(token="t1", key="UT", region="eu", uses=1, expires_at=expires, by="test")
+    story.tell(token, NodeEnrolled(node="a", region="eu", token="t1", key="UA", expires_at=expires))
+    assert PublishAccount() in story.tell(NodeRevoked(node="a", reason="stolen"))
+    assert PublishAccount() in story.pending_commands()
