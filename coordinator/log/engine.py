@@ -137,6 +137,7 @@ class Engine:
         self._log.start_after(snapshot.sequence)
         self._saved_at = snapshot.sequence
         self.last_at = snapshot.at
+        self.left_out = {event.id: (event, reason) for event, reason in snapshot.left_out}
 
     async def catch_up(self) -> None:
         """Apply what others have logged since. What this version cannot apply is left out, and told."""
@@ -221,8 +222,8 @@ class Engine:
     def _snapshot(self) -> None:
         if self._log.last - self._saved_at >= SNAPSHOT_EVERY and not self._to_save.full():
             self._saved_at = self._log.last
-            copy = Snapshot(self._log.last, self.applied, self.world.copy(), list(self._seen), self.last_at)
-            self._to_save.put_nowait(copy)
+            world, seen, left_out = self.world.copy(), list(self._seen), list(self.left_out.values())
+            self._to_save.put_nowait(Snapshot(self._log.last, self.applied, world, seen, self.last_at, left_out))
 
     async def run(self) -> None:
         """Apply events for ever.

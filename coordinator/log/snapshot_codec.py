@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -25,7 +25,9 @@ from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.coordinator.runs import rounds, runs
 from fedtide.coordinator.triggers import triggers
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.tensors import blobs
 
 FORMAT = 1
@@ -55,6 +57,8 @@ class Snapshot:
     seen: list[str]
     at: datetime | None = None
     """When its last event was logged."""
+    left_out: list[tuple[Event, str]] = field(default_factory=list)
+    """Events before it that no version has applied since, with the reason."""
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -65,6 +69,7 @@ def encode(snapshot: Snapshot) -> bytes:
         "applied": snapshot.applied,
         "seen": snapshot.seen,
         "at": snapshot.at.isoformat() if snapshot.at is not None else None,
+        "left_out": [[to_json(event).decode(), reason] for event, reason in snapshot.left_out],
         "world": tables,
     }
     return json.dumps(body, separators=(",", ":")).encode()
@@ -80,7 +85,8 @@ def decode(data: bytes) -> Snapshot:
             setattr(found, name, _CONVERTER.structure(tables[name], kind))
         found.serving = {model: Map(nodes) for model, nodes in found.serving.items()}
         at = datetime.fromisoformat(body["at"]) if body.get("at") else None
-        return Snapshot(body["sequence"], body["applied"], found, body["seen"], at)
+        left_out = [(decode_event(text.encode()), str(reason)) for text, reason in body.get("left_out", ())]
+        return Snapshot(body["sequence"], body["applied"], found, body["seen"], at, left_out)
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, ExceptionGroup) as exc:
         raise MalformedMessage(f"snapshot: {exc}") from exc
 

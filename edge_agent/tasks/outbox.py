@@ -43,11 +43,14 @@ class StoredChunks(set[str]):
         super().__init__()
         self._file = file
         try:
-            if time.time() - file.stat().st_mtime < STORED_FOR_S:
-                *whole, _ = file.read_text().split("\n")  # the last line may be cut
+            began, *whole, _ = file.read_text().split("\n")  # the last line may be cut
+            if 0 <= time.time() - float(began) < STORED_FOR_S:
                 self.update(whole)
-        except (OSError, UnicodeError):
-            return
+                return
+        except (OSError, ValueError):
+            pass  # none, or one that a power cut has left
+        with suppress(OSError):
+            file.write_text(f"{time.time()}\n")
 
     def add(self, subject: str) -> None:
         super().add(subject)

@@ -11,6 +11,7 @@ import pytest
 
 from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import Commands, LaunchAggregator
+from fedtide.coordinator.log import snapshot_codec
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.parked import ParkedReports
@@ -311,6 +312,8 @@ async def test_an_event_of_the_log_that_cannot_be_applied_is_left_out_and_told(
     assert "run-1" in successor.engine.world.runs and not successor.engine.world.nodes
     ((event, reason),) = successor.engine.left_out.values()
     assert event.data == joined("n1") and "another version" in reason
+    kept = Snapshot(9, 9, successor.engine.world, [], None, [(event, reason)])
+    assert snapshot_codec.decode(snapshot_codec.encode(kept)).left_out == [(event, reason)]
 
 
 async def test_a_standby_knows_what_the_leader_logged(nats: FakeNats, running: Running) -> None:
