@@ -89,12 +89,18 @@ class FakeBroker(Broker):
     def __init__(self, server: FakeNats) -> None:
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
+        self._on_reconnect = []
+        self._ended = asyncio.Event()
+
+    async def until_closed(self) -> None:
+        await self._ended.wait()
 
     def _needs_server(self, subject: str) -> None:
         if self._server.down:
             raise BrokerUnavailable(f"no answer on {subject}")
 
     async def close(self) -> None:
+        self._ended.set()
         for task in self._tasks:
             task.cancel()
         for task in list(self._tasks):
