@@ -108,6 +108,15 @@ class Installation:
     def events(self, about: str = "", kind: str = "", limit: int = 1000) -> list[EventView]:
         return self.client.send(endpoints.events(about=about, kind=kind, limit=limit)).items
 
+    def until_events(self, kind: str, about: str = "", count: int = 1, timeout_s: float = 60) -> list[EventView]:
+        """The events of a kind once there are `count`, as the API tells them."""
+        deadline = time.monotonic() + timeout_s
+        while len(found := self.events(about=about, kind=kind)) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} {kind} in {timeout_s} s"
+            # The next one, or one that came between the two questions: that is asked for again after a second.
+            next(iter(self.client.stream(endpoints.watch_events(kind, about), timeout_s=1.0)), None)
+        return found
+
     def until_run(self, run: str, holds: Callable[[RunView], bool]) -> RunView:
         """The first view of a run for which `holds`, as the API tells it: no polling."""
         for view in self.client.stream(endpoints.watch_run(run), timeout_s=90):

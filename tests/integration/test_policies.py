@@ -133,8 +133,7 @@ def test_nodes_say_how_good_a_release_is_and_nobody_trains(installation: Install
     run = _train(installation, "--rounds", "1").run
     arrays = [Tensor.of("w", np.ones(100, np.float32)), Tensor.of("b", np.zeros((), np.float64))]
     asyncio.run(produce(installation.hub, run, 2.0, model="judged", arrays=arrays))
-    until(lambda: "judged" in [m["model"] for m in installation.json("model", "ls")], "the model")
-    until(lambda: bool(installation.model("judged").releases), "its release")
+    installation.until_events("release.published", about="judged")
     view = installation.finish(installation.json("run", "evaluate", "judged")["run"])
     assert (view.state, view.reason) == ("completed", "evaluated; no release is made")
     assert list(view.rounds[-1].phases) == ["evaluate"]

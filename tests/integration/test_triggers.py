@@ -115,7 +115,7 @@ def test_a_schedule_fires_at_its_minute(installation: Installation, tmp_path: Pa
     file = tmp_path / "rule.yaml"
     file.write_text("name: clock\nschedule: {cron: '* * * * *'}\ndo: {kind: run, model: no-such-model}\n")
     assert installation.run("trigger", "apply", str(file)).returncode == 0
-    until(lambda: len(installation.json("trigger", "history", "clock")) >= 2, "the minute", timeout_s=75)
+    installation.until_events("trigger.firing_failed", about="clock", timeout_s=75)
     first = installation.json("trigger", "history", "clock")[0]
     assert first["outcome"] == "fired"
     assert first["signal"].endswith(":00+00:00")
@@ -140,7 +140,7 @@ def test_a_drift_report_of_a_region_starts_a_run(installation: Installation, tmp
     asyncio.run(report(0.1))
     asyncio.run(report(0.3))
     history = ("trigger", "history", "drifted")
-    until(lambda: len(installation.json(*history)) == 2, "both judgements")
+    installation.until_events("drift.reported", about="m", count=2)
     assert [line["outcome"] for line in installation.json(*history)] == ["condition", "fired"]
     assert installation.finish(installation.json(*history)[1]["started"]).state == "completed"
     why = installation.json("why", installation.json(*history)[1]["started"])
