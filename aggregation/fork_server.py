@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import select
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,7 @@ def _as_aggregator(request: dict[str, Any], of_others: dict[int, int]) -> Path:
         os.dup2(source, target)
     for handle in (nothing, logfile, *of_others):
         os.close(handle)
-    note, attempt = Path(request["note"]), int(request["attempt"])
-    if pid_file.attempt_of(note) > attempt:
-        os._exit(0)  # whoever asked is gone, and its successor has given this attempt up
-    if pid_file.attempt_of(note) < attempt and (older := pid_file.find(note, None)) is not None:
-        os.kill(older, signal.SIGKILL)  # two would take each other's replies
-    pid_file.leave(note, attempt)
+    if not pid_file.claim(Path(request["note"]), int(request["attempt"])):
+        os._exit(0)  # whoever asked is gone, and its successor has started this attempt, or given it up
     np.random.seed()  # an app that uses it must not get the same numbers as every other run
     return config

@@ -92,14 +92,6 @@ class Change:
         return self.event.time
 
 
-def decide(world: World, event: Event) -> tuple[Event, Commands]:
-    """Fold one event into `world`, whole or not at all; else as `step`."""
-    draft = world.draft()
-    decided = step(draft, event)
-    draft.commit()
-    return decided
-
-
 def step(draft: World, event: Event) -> tuple[Event, Commands]:
     """Fold one event into a draft, which is of no use any more if this raises.
 
@@ -116,11 +108,6 @@ def step(draft: World, event: Event) -> tuple[Event, Commands]:
         EFFECTS[type(effect)](change, effect)
     _signal(change)
     return event.model_copy(update={"decided": change.decisions.text}), tuple(change.commands)
-
-
-def apply(world: World, event: Event) -> Commands:
-    """As `decide`, of an event that is in the log."""
-    return decide(world, event)[1]
 
 
 def _nothing(change: Change, data: Any) -> None:

@@ -43,7 +43,7 @@ def next_after(schedule: Schedule, moment: datetime) -> datetime:
 async def keep(engine: Engine) -> None:
     """Fire every rule's schedule at its times, for ever; rules may change meanwhile."""
     now = datetime.now(UTC)
-    since = max(engine.before or now, now - timedelta(seconds=MAKE_UP_S))
+    since = max(engine.last_before_take_over or now, now - timedelta(seconds=MAKE_UP_S))
     with engine.watch() as changed:
         while True:
             rules = [t.rule for t in engine.world.triggers.values()]

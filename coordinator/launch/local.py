@@ -114,15 +114,13 @@ class LocalLauncher:
             return
         folder = self._root / command.run
         folder.mkdir(parents=True, exist_ok=True)
-        pid = self._alive(command.run, command.attempt)
-        process: _Process | None = None
+        pid, process = self._alive(command.run, command.attempt), None
         if pid is None and (folder / f"attempt-{command.attempt}.json").exists():
             await self._exited(command.run, command.attempt, GONE, "it was gone when the coordinator came back")
             return
         if pid is None:
             process = await self._start(command, folder)
-            pid = process.pid
-        self._watched[command.run] = command.attempt, asyncio.create_task(self._watch(command, pid, process))
+        self._watched[command.run] = command.attempt, asyncio.create_task(self._watch(command, process))
 
     async def _start(self, command: LaunchAggregator, folder: Path) -> _Process:
         config = worker_config(command, self._config, str(folder.resolve()))
@@ -156,16 +154,18 @@ class LocalLauncher:
                 stdout=logfile,
                 stderr=logfile,
                 start_new_session=True,
-                # Written by the child before it becomes the aggregator: there is no moment without a note.
-                preexec_fn=partial(process_note.leave, self._note(command.run), command.attempt),
+                # In the child, before it becomes the aggregator: there is no moment without a note.
+                preexec_fn=partial(_claim_or_end, self._note(command.run), command.attempt),
             )
 
-    async def _watch(self, command: LaunchAggregator, pid: int, process: _Process | None) -> None:
+    async def _watch(self, command: LaunchAggregator, process: _Process | None) -> None:
+        """Until no process of this attempt is left: the one that was started, or another that had claimed the note."""
         code = await process.wait() if process is not None else None
-        if code is None:
+        while (pid := self._alive(command.run, command.attempt)) is not None:
             await _until_gone(pid)
-            code = GONE
-        process_note.remove(self._note(command.run), pid)
+            code = None
+        process_note.remove(self._note(command.run), command.attempt)
+        code = code if code is not None else GONE
         await self._exited(command.run, command.attempt, code, _last_line(self._root / command.run / "aggregator.log"))
 
     async def stop(self, run: str) -> None:
@@ -188,6 +188,11 @@ class LocalLauncher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _claim_or_end(note: Path, attempt: int) -> None:
+    if not process_note.claim(note, attempt):
+        os._exit(0)  # the fork server was slow, not dead: its fork is the aggregator
 
 
 async def _end(pid: int) -> None:

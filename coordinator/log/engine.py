@@ -105,7 +105,7 @@ class Engine:
         self.world = World()
         self.applied = 0
         self.refused = 0
-        self.before: datetime | None = None
+        self.last_before_take_over: datetime | None = None
         """When the last event was logged before this process took over; None: it knows of none."""
         self.last_at: datetime | None = None
         """When the last event was logged that this process has read; None: it has read none."""
@@ -188,7 +188,7 @@ class Engine:
         event = Event.now(SOURCE, data)
         while True:
             await self.catch_up()
-            self.before = self.last_at
+            self.last_before_take_over = self.last_at
             try:
                 done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 await self._handle([Queued(event, done)])

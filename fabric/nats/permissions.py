@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedtide.fabric.nats.stream_reads import floor_keeper
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import (
     CACHE,
@@ -96,6 +97,7 @@ def order_consumer(node: str) -> str:
 def aggregator(subjects: Subjects, run: str) -> Permissions:
     """One run's aggregator and its shards. It reads that run's updates; it may ask any node to train."""
     root, consumer = subjects.root, reply_consumer(run)
+    keeper = floor_keeper(consumer)
     return Permissions(
         publish=(
             f"{root}.up.{HUB_REGION}.{run}.>",
@@ -117,8 +119,9 @@ def aggregator(subjects: Subjects, run: str) -> Permissions:
             f"$JS.API.DIRECT.GET.{CHECKPOINTS}",
             *(f"{api}.DIRECT.GET.{UP}.{root}.up.*.*.blob.{run}.>" for api in ("$JS.API", "$JS.*.API")),
             f"$JS.*.API.DIRECT.GET.{STAY}.{root}.stay.*.*.blob.{run}.>",
-            f"$JS.API.CONSUMER.CREATE.{UP}.{consumer}.{subjects.replies(run)}",
-            *(f"$JS.API.CONSUMER.{verb}.{UP}.{consumer}" for verb in ("MSG.NEXT", "INFO", "DELETE")),
+            f"$JS.API.CONSUMER.MSG.NEXT.{UP}.{consumer}",
+            *(f"$JS.API.CONSUMER.CREATE.{UP}.{name}.{subjects.replies(run)}" for name in (consumer, keeper)),
+            *(f"$JS.API.CONSUMER.{verb}.{UP}.{name}" for verb in ("INFO", "DELETE") for name in (consumer, keeper)),
             f"$JS.ACK.{UP}.{consumer}.>",
             f"$JS.ACK.*.*.{UP}.{consumer}.>",
         ),

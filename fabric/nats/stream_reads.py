@@ -112,14 +112,10 @@ class StreamReads(StreamCalls):
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        taken_over, backoff, floor = False, Backoff(), None
+        taken_over, backoff = False, Backoff()
 
         async def take_over() -> None:
-            """Kept over failures: between deletion and creation the server does not know it."""
-            nonlocal floor
-            known = await self._floor(stream, durable)
-            floor = known if known is not None else floor
-            await self._take_over(stream, durable, pattern, floor)
+            await self._take_over(stream, durable, pattern)
 
         try:
             while True:
@@ -143,9 +139,23 @@ class StreamReads(StreamCalls):
             if not self._client.is_closed:
                 await subscription.unsubscribe()
 
-    async def _take_over(self, stream: str, durable: str, pattern: str, start: int | None) -> None:
-        """Recreate the consumer at its position: a predecessor that is frozen, not dead, gets no more messages."""
-        await self.delete_consumer(stream, durable)
+    async def _take_over(self, stream: str, durable: str, pattern: str) -> None:
+        """Recreate the consumer at its position: a predecessor that is frozen, not dead, gets no more messages.
+
+        Meanwhile a second consumer, which nobody reads, keeps the position: this process may die half-way.
+        """
+        keeper = floor_keeper(durable)
+        floor = await self._floor(stream, durable)
+        if floor is not None:
+            await self.delete_consumer(stream, keeper)  # what an earlier take-over has left is older
+            await self._create(stream, keeper, pattern, floor)
+            await self.delete_consumer(stream, durable)
+        else:
+            floor = await self._floor(stream, keeper)
+        await self._create(stream, durable, pattern, floor)
+        await self.delete_consumer(stream, keeper)
+
+    async def _create(self, stream: str, durable: str, pattern: str, start: int | None) -> None:
         body = consumer_request(stream, durable, pattern, start)
         # The subject contains the pattern, so permissions can restrict it.
         await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
@@ -182,6 +192,11 @@ class StreamReads(StreamCalls):
             raise BrokerUnavailable(f"stream {stream} does not answer") from exc
         finally:
             await subscription.unsubscribe()
+
+
+def floor_keeper(durable: str) -> str:
+    """The consumer that keeps the position of `durable` while that one is made anew."""
+    return f"{durable}-floor"
 
 
 def received(message: Msg) -> Received:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,16 +14,31 @@ import psutil
 from fedtide.fabric.process.files import write_atomically
 
 
-def leave(note: Path, attempt: int, pid: int | None = None) -> None:
-    """Write down a process (None: this one)."""
-    pid = pid if pid is not None else os.getpid()
-    write_atomically(note, json.dumps({"pid": pid, "attempt": attempt, "born": _born(pid)}).encode())
+def claim(note: Path, attempt: int) -> bool:
+    """Write down this process as the one of `attempt`; ends the one of an earlier attempt: two would do the same work.
+
+    Returns:
+        False if this process must not work: one of this attempt lives, or a later attempt was made.
+
+    Raises:
+        OSError: the note cannot be written.
+    """
+    with note.with_suffix(".lock").open("w") as lock:  # released when it is closed, and when this process dies
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = find(note, None)
+        if attempt_of(note) > attempt or (other is not None and attempt_of(note) == attempt):
+            return False
+        if other is not None:
+            with suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+        pid = os.getpid()
+        write_atomically(note, json.dumps({"pid": pid, "attempt": attempt, "born": _born(pid)}).encode())
+        return True
 
 
-def remove(note: Path, pid: int) -> None:
-    """Forget a process that is gone; a note that another one has left meanwhile stays."""
-    found = _read(note)
-    if found is not None and found[0] == pid:
+def remove(note: Path, attempt: int) -> None:
+    """Forget the process of an attempt, which is gone; a note of another attempt stays."""
+    if attempt_of(note) == attempt:
         note.unlink(missing_ok=True)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from fedtide.coordinator import reducers
 from fedtide.coordinator.log import snapshot_codec
 from fedtide.coordinator.rollouts import gates, waves
 from fedtide.coordinator.runs import selection
@@ -35,7 +34,7 @@ from fedtide.fabric.messages.tasks import Order, Reply
 from fedtide.fabric.plans.release import ReleaseManifest
 from fedtide.fabric.plans.rollout_plan import Desired, MetricGate
 from fedtide.fabric.plans.round_policy import TimeIsUp
-from tests.scenarios.build import Story, joined, measured, phase, requested, rollout, wave
+from tests.scenarios.build import Story, apply, joined, measured, phase, requested, rollout, wave
 
 CORPUS = Path(__file__).parent / "corpus"
 VERSIONS = sorted(folder.name for folder in CORPUS.iterdir())
@@ -116,7 +115,7 @@ def test_the_log_of_every_version_gives_the_same_world(version: str) -> None:
     for each in (version, NEWEST):
         world = World()
         for event in _events(each):
-            reducers.apply(world, event)
+            apply(world, event)
         worlds.append(_as_text(world))
     assert worlds[0] == worlds[1]
 
@@ -125,7 +124,7 @@ def test_a_snapshot_of_every_format_is_the_world_of_its_log() -> None:
     for version in [v for v in VERSIONS if (CORPUS / v / "snapshot.json").exists()]:
         world = World()
         for event in _events(version):
-            reducers.apply(world, event)
+            apply(world, event)
         stored = snapshot_codec.decode((CORPUS / version / "snapshot.json").read_bytes())
         assert _as_text(stored.world) == _as_text(world)
 
@@ -177,7 +176,7 @@ def test_an_event_of_an_unknown_kind_is_read_and_changes_nothing() -> None:
     event = decode_event(json.dumps(newer).encode())
     assert event.data == UnknownEvent(named="node.moved")
     world = World()
-    assert reducers.apply(world, event) == ()
+    assert apply(world, event) == ()
     assert not world.nodes
     critical = {**newer, "data": {**newer["data"], "must_understand": ["kind"]}}
     with pytest.raises(MalformedMessage, match="must be understood"):
@@ -213,7 +212,7 @@ def test_a_verdict_is_taken_from_the_log_whatever_this_version_would_say(monkeyp
     monkeypatch.setattr(waves, "judge", always_fails)
     replayed = World()
     for event in logged:
-        reducers.apply(replayed, event)
+        apply(replayed, event)
     assert replayed.rollouts["ro-1"] == promoted
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from fedtide.coordinator import reducers
 from fedtide.coordinator.log import snapshot_codec
 from fedtide.coordinator.state import World
 from fedtide.fabric.encoding import to_json
@@ -35,6 +34,7 @@ from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.plans.trigger_rule import Signal, StartRun, TriggerRule
 from tests.compat.test_old_and_new_talk import fingerprint
 from tests.scenarios import build as b
+from tests.scenarios.build import decide
 
 PHASES: tuple[NodePhase, ...] = ("downloading", "verified", "staged", "smoke_tested", "active", "confirmed")
 END = datetime(2027, 1, 1, tzinfo=UTC)
@@ -118,7 +118,7 @@ def messages() -> list[BaseModel]:
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     world = World()
-    logged = [reducers.decide(world, event)[0] for event in story().events]
+    logged = [decide(world, event)[0] for event in story().events]
     (folder / "events.jsonl").write_bytes(b"".join(to_json(event) + b"\n" for event in logged))
     lines = [json.dumps({"kind": type(m).__name__, "json": to_json(m).decode()}) for m in messages()]
     (folder / "messages.jsonl").write_text("\n".join(lines) + "\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,6 +181,41 @@ async def test_a_delivery_that_was_not_acknowledged_comes_again_to_the_next_cons
     async for delivery in at_hub.consume(UP, "durable", SUBJECTS.all_reports):
         assert delivery.data == b"b"
         break
+
+
+async def test_a_process_that_dies_while_it_takes_over_does_not_bring_back_what_was_acknowledged(
+    at_hub: Broker, at_leaf: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), name.encode())
+    taken = await anext(at_hub.consume(UP, "dies", SUBJECTS.all_reports))
+    await taken.ack()
+    while await at_hub.backlog(UP, "dies") != (0, 1):  # noqa: ASYNC110 - a server has no event to wait for
+        await asyncio.sleep(0.01)
+    call, made = at_hub._call, 0
+
+    async def dies(subject: str, body: bytes, domain: str | None) -> dict[str, Any]:
+        nonlocal made
+        if made == lives:
+            raise ConnectionAbortedError
+        made += 1
+        return await call(subject, body, domain)
+
+    for lives in range(100):
+        made = 0
+        monkeypatch.setattr(at_hub, "_call", dies)
+        consumed = at_hub.consume(UP, "dies", SUBJECTS.all_reports)
+        with suppress(ConnectionAbortedError):
+            assert (await anext(consumed)).data == b"b"
+        await consumed.aclose()
+        monkeypatch.undo()
+        async for delivery in at_hub.consume(UP, "dies", SUBJECTS.all_reports):
+            assert delivery.data == b"b", f"after {lives} calls"
+            break
+        if made < lives:
+            assert made >= 6, "the test has not seen every step"
+            return
+    pytest.fail("the take-over does not end")
 
 
 async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> None:

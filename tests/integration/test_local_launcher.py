@@ -12,7 +12,7 @@ import pytest
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.launch.fork_server import ForkServer
-from fedtide.coordinator.launch.local import LocalLauncher
+from fedtide.coordinator.launch.local import GONE, LocalLauncher
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.process import pid_file
 from tests.scenarios.build import APP
@@ -42,6 +42,36 @@ async def test_who_asked_and_is_gone_gets_no_aggregator(tmp_path: Path) -> None:
     process.stdin.write(f'{{"config": "{tmp_path}/a.json", "note": "{tmp_path}/a.pid", "attempt": 1}}\n'.encode())
     await server.close()  # while it still loads its libraries
     assert process.returncode is not None and not (tmp_path / "a.pid").exists()
+
+
+async def test_a_fork_whose_answer_was_lost_is_the_aggregator_and_no_second_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+    async def exited(run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
+        await ended.put((attempt, code))
+
+    fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": tmp_path, "http_port": 0}
+    launcher = LocalLauncher(tmp_path / "runs", CoordinatorConfig.model_validate(fields), lambda _: None, exited)
+    server = ForkServer(tmp_path)
+    forked: list[int] = []
+
+    async def unheard(config: Path, note: Path, attempt: int) -> None:
+        child = await server.fork(config, note, attempt)
+        assert child is not None
+        forked.append(child.pid)
+        while pid_file.find(note, attempt) is None:  # noqa: ASYNC110 - another process has no event to wait for
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(launcher._fork_server, "fork", unheard)
+    await launcher.launch(LaunchAggregator("run-1", 1, RunSpec(app=APP)), lambda: True)
+    assert pid_file.find(tmp_path / "runs/run-1/aggregator.pid", 1) == forked[0]
+    assert ended.empty()
+    await launcher.stop("run-1")
+    assert await ended.get() == (1, GONE) and ended.empty()
+    await launcher.close()
+    await server.close()
 
 
 async def test_a_launch_that_finds_no_files_is_tried_again_as_the_same_attempt(

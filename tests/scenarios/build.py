@@ -25,6 +25,20 @@ from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, 
 from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
 
+
+def decide(world: World, event: Event) -> tuple[Event, tuple[Any, ...]]:
+    """Fold one event into `world`, whole or not at all, as the engine does; else as `reducers.step`."""
+    draft = world.draft()
+    decided = reducers.step(draft, event)
+    draft.commit()
+    return decided
+
+
+def apply(world: World, event: Event) -> tuple[Any, ...]:
+    """As `decide`, of an event that is in the log."""
+    return decide(world, event)[1]
+
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -49,7 +63,7 @@ class Story:
         commands: tuple[Any, ...] = ()
         for each in data:
             event = self.event(each, after_s)
-            logged, commands = reducers.decide(self.world, event)
+            logged, commands = decide(self.world, event)
             self.events.append(event)
             self.decided.append(logged)
             for asked in [c for c in commands if isinstance(c, CacheRelease) and caches]:
@@ -69,7 +83,7 @@ class Story:
     def replayed(self) -> World:
         world = World()
         for event in self.events:
-            reducers.apply(world, event)
+            apply(world, event)
         return world
 
     def pending_commands(self) -> list[Any]:

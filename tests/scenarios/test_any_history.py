@@ -9,7 +9,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedtide.coordinator import reducers
 from fedtide.coordinator.log import snapshot_codec as world_codec
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.runs import rounds, runs
@@ -50,6 +49,7 @@ from fedtide.fabric.plans.trigger_rule import Signal, StartRun, TriggerRule
 from tests.scenarios.build import (
     APP,
     Story,
+    apply,
     cached,
     closed,
     collected,
@@ -100,7 +100,7 @@ class AnyHistory(RuleBasedStateMachine):
         event = self.story.event(data)
         refusal = ""
         try:
-            reducers.apply(self.story.world, event)
+            apply(self.story.world, event)
         except InvalidTransition as exc:
             refusal = str(exc)
         if refusal:
@@ -115,7 +115,7 @@ class AnyHistory(RuleBasedStateMachine):
     def _again(self, event: Any) -> None:
         after = _tables(self.story.world.copy())
         with suppress(InvalidTransition):  # a second request under one id
-            reducers.apply(self.story.world, event)
+            apply(self.story.world, event)
         assert _tables(self.story.world.copy()) == after
 
     @rule(run=RUNS, grace_s=st.sampled_from([0.0, 5.0]))

@@ -9,7 +9,7 @@ from fedtide.coordinator import reducers
 from fedtide.coordinator.drafts import Draft
 from fedtide.coordinator.state import World
 from fedtide.fabric.events.envelope import NodeOnline
-from tests.scenarios.build import Story, joined, requested
+from tests.scenarios.build import Story, apply, joined, requested
 
 CHANGES = st.lists(st.tuples(st.sampled_from("abcde"), st.none() | st.integers(0, 9)), max_size=12)
 
@@ -46,7 +46,7 @@ def test_a_world_changes_with_the_commit_of_its_draft() -> None:
     story = Story()
     story.tell(joined("n1"))
     draft = story.world.draft()
-    reducers.apply(draft, story.event(requested()))
+    apply(draft, story.event(requested()))
     assert "run-1" in draft.runs and "run-1" not in story.world.runs
     draft.commit()
     assert "run-1" in story.world.runs
@@ -66,7 +66,7 @@ def test_an_event_that_is_refused_changes_nothing() -> None:
     world, story = World(), Story()
     for data in (NodeOnline(node="n1"), joined("n1")):
         try:
-            reducers.apply(world, story.event(data))
+            apply(world, story.event(data))
         except Exception:
             assert not world.nodes
     assert set(world.nodes) == {"n1"}

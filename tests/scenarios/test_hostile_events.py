@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fedtide.coordinator import reducers
 from fedtide.coordinator.log.reports import why_unbounded
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import FedtideError, InvalidTransition, MalformedMessage
@@ -15,7 +14,7 @@ from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.plans.windows import Window, is_open
 from tests.compat.test_old_and_new_talk import CORPUS, NEWEST
 from tests.hostile import with_a_value_replaced
-from tests.scenarios.build import Story, produced, requested
+from tests.scenarios.build import Story, apply, produced, requested
 
 
 def _hostile(line: bytes, rng: random.Random) -> Event | None:
@@ -41,7 +40,7 @@ def test_no_reducer_fails(rounds: int) -> None:
                 continue
             draft = world.draft()
             try:
-                reducers.apply(draft, event)
+                apply(draft, event)
                 for commands in draft.pending_commands():
                     assert commands is not None
                 applied += 1
@@ -49,7 +48,7 @@ def test_no_reducer_fails(rounds: int) -> None:
                 refused += 1
             except FedtideError as exc:
                 raise AssertionError(f"{exc!r} for {event!r}") from exc
-        reducers.apply(world, decode_event(line))
+        apply(world, decode_event(line))
     assert applied > 50 and refused > 10
 
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import CacheRelease, CancelRun, SetAlarm, SetDesired, SettleNodes
 from fedtide.coordinator.log import snapshot_codec as world_codec
 from fedtide.coordinator.rollouts import rollouts, waves
@@ -27,6 +26,7 @@ from fedtide.fabric.events.rollouts import (
 from fedtide.fabric.plans.rollout_plan import Bake, NodePhase, PairedGate, Terms
 from tests.scenarios.build import (
     Story,
+    apply,
     cached,
     joined,
     phase,
@@ -346,7 +346,7 @@ def test_redelivery_changes_nothing_and_a_replay_gives_the_same_world(reports: l
     for node, name in reports:
         story.tell(phase(node, name))
         once, owed = nodes_of(story), story.pending_commands()
-        reducers.apply(story.world, story.event(phase(node, name)))
+        apply(story.world, story.event(phase(node, name)))
         assert nodes_of(story) == once
         assert story.pending_commands() == owed
     assert story.replayed().rollouts == story.world.rollouts

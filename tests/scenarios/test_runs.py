@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import pytest
 
-from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
 from fedtide.coordinator.runs import rounds, runs, views
 from fedtide.fabric.errors import InvalidTransition
@@ -23,7 +22,7 @@ from fedtide.fabric.events.runs import (
 )
 from fedtide.fabric.messages.views import RefusalView
 from fedtide.fabric.plans.round_policy import RoundPolicy
-from tests.scenarios.build import Story, closed, opened, produced, published, received, refused, requested
+from tests.scenarios.build import Story, apply, closed, opened, produced, published, received, refused, requested
 
 
 def test_a_request_launches_the_first_attempt() -> None:
@@ -160,7 +159,7 @@ def test_an_event_of_an_unknown_run_is_refused_and_changes_nothing() -> None:
         story.tell(opened(1, "a"))
     story.tell(requested())
     with pytest.raises(InvalidTransition, match="twice"):
-        reducers.apply(story.world, story.event(requested()))
+        apply(story.world, story.event(requested()))
     assert len(story.world.runs) == 1
 
 

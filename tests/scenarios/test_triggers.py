@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fedtide.coordinator import reducers
 from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.commands import Fire, StopFired
 from fedtide.coordinator.conditions import check, holds
@@ -16,7 +15,7 @@ from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import FiringFailed, SignalReceived, TriggerApplied, TriggerRemoved
 from fedtide.fabric.events.runs import RunCompleted
 from fedtide.fabric.plans.trigger_rule import Schedule, Signal, StartRound, StartRun, TriggerRule
-from tests.scenarios.build import APP, Story, joined, phase, produced, published, requested, rollout, wave
+from tests.scenarios.build import APP, Story, apply, joined, phase, produced, published, requested, rollout, wave
 
 
 def _rule(**changes: Any) -> TriggerApplied:
@@ -59,7 +58,7 @@ def test_a_restart_asks_again_for_what_was_fired_and_did_not_start_and_for_nothi
 def test_a_storm_of_events_starts_one_run() -> None:
     story = Story()
     story.tell(_rule())
-    fired = [k for n in range(10_000) for k in _fired(reducers.apply(story.world, story.event(_signal(str(n)))))]
+    fired = [k for n in range(10_000) for k in _fired(apply(story.world, story.event(_signal(str(n)))))]
     assert len(fired) == 1
     assert len(story.world.trigger("r").history) == triggers.HISTORY
 
