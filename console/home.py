@@ -13,6 +13,8 @@ from fedtide.fabric.errors import NotFound
 from fedtide.fabric.strict import Strict
 
 ENVIRONMENT = "FEDTIDE_HOME"
+SUPERVISOR_SAYS = "fedtide up: "
+"""Begins the line in which a supervisor says why it ends."""
 
 
 class UpState(Strict):

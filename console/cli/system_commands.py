@@ -17,7 +17,7 @@ from fedtide.console import endpoints
 from fedtide.console.app_bundles import Train, TrainWith
 from fedtide.console.cli import grammar
 from fedtide.console.client import Client
-from fedtide.console.home import Home, UpState
+from fedtide.console.home import SUPERVISOR_SAYS, Home, UpState
 from fedtide.console.output import Format, Output, say, show_fields
 from fedtide.console.servers import SERVER
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
@@ -61,15 +61,16 @@ def up(
     command += ["--agent", json.dumps(fields)]
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:
+        since = file.tell()
         bound = None if detach else end_with_parent
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, preexec_fn=bound)
     try:
-        state = _until_up(home, process, logfile)
+        state = _until_up(home, process, logfile, since)
         say(f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.apis[0]}; logs in {home.logs}")
         if not detach:
             say("Ctrl-C ends it.")
             code = process.wait()
-            raise UpFailed(_last_line(logfile), f"See {logfile}", code) if code else typer.Exit()
+            raise UpFailed(_reason(logfile, since), f"See {logfile}", code) if code else typer.Exit()
     except KeyboardInterrupt:
         say("going down ...")
         process.terminate()
@@ -77,13 +78,13 @@ def up(
         raise typer.Exit(INTERRUPTED if detach else 0) from None
 
 
-def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> UpState:
+def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path, since: int) -> UpState:
     """Poll until everything is up: other processes give no signal when they are ready."""
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline:
         code = process.poll()
         if code is not None:
-            raise UpFailed(_last_line(logfile), "" if code == ConfigError.exit_code else f"See {logfile}", code)
+            raise UpFailed(_reason(logfile, since), "" if code == ConfigError.exit_code else f"See {logfile}", code)
         try:
             state = home.state()
             if state.pid == process.pid and _all_online(state):
@@ -95,9 +96,11 @@ def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path) -> Up
     raise TransientError(f"not everything was up after {UP_WITHIN_S:.0f} s", f"See {home.logs}")
 
 
-def _last_line(logfile: Path) -> str:
-    lines = logfile.read_text(errors="replace").strip().splitlines() or ["no output"]
-    return lines[-1].removeprefix("fedtide up: ")
+def _reason(logfile: Path, since: int) -> str:
+    """Why a supervisor ended, from what was logged since byte `since`; another one, which is up, writes there too."""
+    lines = logfile.read_bytes()[since:].decode(errors="replace").strip().splitlines() or ["no output"]
+    said = [line for line in lines if line.startswith(SUPERVISOR_SAYS)] or lines
+    return said[-1].removeprefix(SUPERVISOR_SAYS)
 
 
 def _all_online(state: UpState) -> bool:

@@ -11,7 +11,7 @@ import sys
 
 from fedtide.console.embedded.plan import Layout, lay_out
 from fedtide.console.embedded.supervisor import Supervisor, locked
-from fedtide.console.home import Home
+from fedtide.console.home import SUPERVISOR_SAYS, Home
 from fedtide.fabric import logs
 from fedtide.fabric.errors import ConfigError, FedtideError
 
@@ -56,7 +56,7 @@ def main() -> int:
                 _check_agent(layout)
             asyncio.run(_until_signalled(Supervisor(home, layout)))
     except FedtideError as exc:
-        print(f"fedtide up: {exc}", file=sys.stderr)
+        print(f"{SUPERVISOR_SAYS}{exc}", file=sys.stderr)
         return exc.exit_code
     return 0
 

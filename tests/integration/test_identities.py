@@ -200,7 +200,7 @@ async def test_a_revoked_node_is_thrown_out_wherever_it_is(installation: Install
     away = await _enrolment(installation, tmp_path, token, "bad-2", "us").access()
     broker = await Broker.connect(url, "bad", here)
     assert installation.run("fleet", "revoke", "bad-1", "--reason", "stolen").returncode == 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(CredentialsRefused):
             await broker.until_closed()
 
