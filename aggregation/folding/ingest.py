@@ -1,13 +1,13 @@
 """Reads the tensors of a reply from the broker: into a file, or chunk by chunk into the round's sum.
 
-Owns partially folded updates: each is completed, or withdrawn before the sum is used.
+Each update of a sum is completed, or withdrawn before the sum is used (`sum_ledger`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedtide.aggregation.config import WorkerConfig
@@ -15,8 +15,28 @@ from fedtide.aggregation.folding.in_flight import Node, RefusalCategory
 from fedtide.aggregation.folding.regions import Regions
 from fedtide.aggregation.folding.shards import Shards
 from fedtide.aggregation.folding.storage import Storage, StoredUpdate
+from fedtide.aggregation.folding.sum_ledger import (
+    SHARDS,
+    Actions,
+    Arrived,
+    ArrivedFor,
+    Ask,
+    BrokenOff,
+    Drop,
+    Fold,
+    Folded,
+    FoldInstead,
+    Lost,
+    Merged,
+    NoAnswer,
+    Promised,
+    Refused,
+    SumLedger,
+    Withdraw,
+    Withdrawn,
+)
 from fedtide.aggregation.sums.admission import Refusal
-from fedtide.aggregation.sums.round_sum import RoundSum, StreamingUpdate, UpdateRollback, Weight
+from fedtide.aggregation.sums.round_sum import RoundSum, StreamingUpdate
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.messages.fold import FoldEntry
 from fedtide.fabric.messages.tasks import Arrays, Reply
@@ -49,14 +69,14 @@ class RefusedUpdate(FedtideError):
 
 
 class Ingest:
-    """Reads one update at a time."""
+    """Reads one update at a time, and does what `sum_ledger` says of each that is folded."""
 
     def __init__(self, storage: Storage, regions: Regions, shards: Shards, folder: Path) -> None:
         self._storage = storage
         self._folder = folder
         self._expect: Expect | None = None
-        self._partial: dict[str, tuple[StreamingUpdate, StoredUpdate]] = {}
-        self._withdrawals: dict[str, UpdateRollback] = {}
+        self._ledger = SumLedger()
+        self._updates: dict[str, tuple[StreamingUpdate, StoredUpdate]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._closing = False
         self.regions = regions
@@ -72,8 +92,8 @@ class Ingest:
         """Fold updates on arrival from now on, using `expect`; None: receive them whole."""
         self._expect = expect
         self._closing = False
-        self._partial.clear()  # these belong to an abandoned sum
-        self._withdrawals.clear()
+        self._ledger = SumLedger()  # what the one before knows belongs to an abandoned sum
+        self._updates.clear()
 
     async def read(self, reply: Reply, node: Node, wanted: Callable[[], bool]) -> dict[str, Buffer] | None:
         """The frames of a reply by digest; None if they were folded instead.
@@ -91,19 +111,33 @@ class Ingest:
         if self._expect is None or blob is None:
             refs = reply.message.blobs()
             return {r.digest: await self._receive(StoredUpdate(r, node.region, node.name, reply.stays)) for r in refs}
-        update = StoredUpdate(blob, node.region, node.name, reply.stays)
         async with self._one_at_a_time:
             if self._closing:
                 raise _too_late()
-            if reply.task not in self._partial:
+            if reply.task not in self._updates:
                 incoming = self._expect(reply, blob.size_bytes)
                 if isinstance(incoming, Refusal):
                     raise RefusedUpdate(incoming.category, incoming.reason)
-                if (reply.stays or self.shards.active) and await self._hand_over(reply.task, incoming, update, wanted):
-                    return None
-                self._partial[reply.task] = (incoming, update)
-            await self._fold(reply.task, wanted)
+                self._updates[reply.task] = incoming, StoredUpdate(blob, node.region, node.name, reply.stays)
+            place = SHARDS if self.shards.active else node.region if reply.stays else None
+            arrived = Arrived(reply.task) if place is None else ArrivedFor(reply.task, place)
+            await self._carry_out(self._ledger.step(arrived), wanted)
         return None
+
+    async def _carry_out(self, actions: Actions, wanted: Callable[[], bool] = lambda: False) -> None:
+        """Do what the ledger asks for, in order; raises as `read`."""
+        for action in actions:
+            match action:
+                case Ask():
+                    await self._ask(action, wanted)
+                case Fold():
+                    await self._fold(action.task, wanted)
+                case FoldInstead():
+                    await self._fold_instead(action.task)
+                case Drop():
+                    self._updates.pop(action.task)[0].drop()
+                case Withdraw():
+                    await self._withdraw(action.task)
 
     async def settle(self, total: RoundSum | None = None) -> None:
         """Settle the sum before its use: withdraw partially folded updates, and fold nothing more.
@@ -116,20 +150,34 @@ class Ingest:
         """
         self._closing = True
         async with self._one_at_a_time:
-            for task in list(self._partial):
-                await self._withdraw(task)
+            await self._carry_out(self._ledger.close())
             if total is not None:
-                for region in list(self.regions.promised):
-                    await self._merge(region, total)
-                if self.shards.promised:
-                    await self.shards.finish(total.total)
+                for place, tasks in self._ledger.elsewhere().items():
+                    await self._merge(place, tasks, total)
             self._expect = None
 
-    async def _hand_over(
-        self, task: str, incoming: StreamingUpdate, update: StoredUpdate, wanted: Callable[[], bool]
-    ) -> bool:
-        """Ask the region or the shards to sum an update; False if the region cannot."""
-        entry = FoldEntry(
+    async def _ask(self, ask: Ask, wanted: Callable[[], bool]) -> None:
+        try:
+            fault = await (self.shards if ask.place == SHARDS else self.regions).fold(self._entry(ask.task))
+            if fault is not None:
+                raise RefusedUpdate(fault.category, fault.reason)
+            if self._closing or not wanted():
+                raise _too_late()
+        except TransientError as exc:
+            log.warning("ingest.place_does_not_sum", extra={"place": ask.place or "shards", "reason": str(exc)})
+            await self._carry_out(self._ledger.step(NoAnswer(ask.task)), wanted)
+            if not self._ledger.counts(ask.task):
+                raise  # the reply comes again
+        except Exception:
+            await self._carry_out(self._ledger.step(Refused(ask.task)))
+            raise
+        else:
+            self._updates[ask.task][0].promise()
+            await self._carry_out(self._ledger.step(Promised(ask.task)))
+
+    def _entry(self, task: str) -> FoldEntry:
+        incoming, update = self._updates[task]
+        return FoldEntry(
             task=task,
             region=update.region,
             node=update.node,
@@ -137,45 +185,33 @@ class Ingest:
             blob=update.blob,
             term=incoming.weight.term,
         )
-        try:
-            fault = await (self.shards if self.shards.active else self.regions).fold(entry)
-        except TransientError as exc:
-            if self.shards.active:
-                incoming.drop()
-                raise
-            log.warning("ingest.region_does_not_sum", extra={"region": update.region, "reason": str(exc)})
-            return False
-        if fault is not None:
-            incoming.drop()
-            raise RefusedUpdate(fault.category, fault.reason)
-        if self._closing or not wanted():
-            # The fold worker withdraws updates that the final request does not list.
-            self.regions.promised.get(update.region, {}).pop(task, None)
-            self.shards.promised.pop(task, None)
-            incoming.drop()
-            raise _too_late()
-        incoming.promise()
-        return True
 
-    async def _merge(self, region: str, total: RoundSum) -> None:
-        """Merge a region's sum, or else fold its updates here; the result is the same to the byte."""
-        try:
-            total.total.merge(await self.regions.collect(region))
-        except (TransientError, MalformedMessage) as exc:
-            log.warning("ingest.region_does_not_sum", extra={"region": region, "reason": str(exc)})
-            for entry in self.regions.promised[region].values():
-                await self._fold_promised(StoredUpdate(entry.blob, region, entry.node, stays=True), entry, total)
-        del self.regions.promised[region]
+    async def _merge(self, place: str, tasks: Sequence[str], total: RoundSum) -> None:
+        """Merge the sum of a place. What a region does not deliver is folded here: the result is the same."""
+        entries = [self._entry(task) for task in tasks]
+        if place == SHARDS:
+            await self.shards.finish(entries, total.total)
+        else:
+            try:
+                total.total.merge(await self.regions.collect(place, entries))
+            except (TransientError, MalformedMessage) as exc:
+                log.warning("ingest.place_does_not_sum", extra={"place": place, "reason": str(exc)})
+                for task in tasks:
+                    await self._carry_out(self._ledger.step(Lost(task)))
+                return
+        for task in tasks:
+            self._ledger.step(Merged(task))
 
-    async def _fold_promised(self, update: StoredUpdate, entry: FoldEntry, total: RoundSum) -> None:
-        incoming = total.expect(entry.task, Weight(entry.term, 0.0), entry.blob.size_bytes)
+    async def _fold_instead(self, task: str) -> None:
+        incoming, update = self._updates[task]
+        again = incoming.anew()
 
         async def feed() -> None:
-            async for chunk in self._storage.stream_update(update, incoming.fed):
-                await asyncio.to_thread(incoming.feed, chunk)
+            async for chunk in self._storage.stream_update(update, again.fed):
+                await asyncio.to_thread(again.feed, chunk)
 
         try:
-            await until_done(log, "ingest.update_waits", feed, give_up_after_s=OUT_OF_REACH_S, task=entry.task)
+            await until_done(log, "ingest.update_waits", feed, give_up_after_s=OUT_OF_REACH_S, task=task)
         except TransientError as exc:
             raise FedtideError(f"{update.region} holds an update that counts, and is out of reach: {exc}") from exc
 
@@ -191,7 +227,7 @@ class Ingest:
         return frame
 
     async def _fold(self, task: str, wanted: Callable[[], bool]) -> None:
-        incoming, update = self._partial[task]
+        incoming, update = self._updates[task]
         try:
             async for chunk in self._storage.stream_update(update, incoming.fed):
                 refusal = await asyncio.to_thread(incoming.feed, chunk)
@@ -203,15 +239,17 @@ class Ingest:
                 raise _too_late()
             incoming.accept()
         except TransientError:
+            await self._carry_out(self._ledger.step(BrokenOff(task)))
             raise
-        except FedtideError:
-            await self._withdraw(task)
+        except Exception:  # whatever it is: nothing of it may stay in the sum
+            await self._carry_out(self._ledger.step(Refused(task)))
             raise
-        del self._partial[task]
+        await self._carry_out(self._ledger.step(Folded(task)))
+        del self._updates[task]
 
     async def _withdraw(self, task: str) -> None:
-        incoming, update = self._partial[task]
-        taking = self._withdrawals.setdefault(task, incoming.withdrawal())
+        incoming, update = self._updates[task]
+        taking = incoming.withdrawal()
 
         async def take() -> None:
             if taking.fed >= incoming.fed:
@@ -223,7 +261,8 @@ class Ingest:
 
         await until_done(log, "ingest.withdrawal_waits", take, task=task)
         taking.done()
-        del self._partial[task], self._withdrawals[task]
+        self._ledger.step(Withdrawn(task))
+        del self._updates[task]
 
 
 def _too_late() -> RefusedUpdate:

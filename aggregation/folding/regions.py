@@ -1,4 +1,4 @@
-"""The aggregator's side of regional aggregation: which regions sum, and which updates their sums must hold.
+"""The aggregator's side of regional aggregation: which regions sum, and their sums.
 
 Owns no sum: it returns partial sums, or raises if a region is unreachable.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from fedtide.aggregation.folding.fold_client import ask, in_steps, instance_of
@@ -33,13 +33,10 @@ class Regions:
         self._storage = storage
         self._run = run
         self._plan: FoldPlan | None = None
-        self.promised: dict[str, dict[str, FoldEntry]] = {}
-        """Updates that each region's sum must hold, by region, then task."""
 
     async def begin(self, key: str, agreement: Agreement, regions: Iterable[str]) -> frozenset[str]:
-        """Begin a round, with no updates promised yet. Returns the `regions` whose fold worker answers."""
+        """Begin a round. Returns the `regions` whose fold worker answers."""
         self._plan = plan_of(agreement, self._run, key)
-        self.promised = {}
         names = list(regions)
         there = await asyncio.gather(*(self._is_there(region) for region in names))
         return frozenset(region for region, answers in zip(names, there, strict=True) if answers)
@@ -51,22 +48,18 @@ class Regions:
             TransientError: it did not answer.
         """
         answer = await self._ask(entry.region, FoldRequest(plan=self._plan, entries=[entry]))
-        fault = answer.faults.get(entry.task)
-        if fault is None:
-            self.promised.setdefault(entry.region, {})[entry.task] = entry
-        return fault
+        return answer.faults.get(entry.task)
 
-    async def collect(self, region: str) -> Partial:
-        """The region's sum of exactly the promised updates.
+    async def collect(self, region: str, entries: Sequence[FoldEntry]) -> Partial:
+        """The region's sum of exactly these updates.
 
         Raises:
             TransientError: the region did not answer, or cannot deliver the sum.
         """
-        entries = list(self.promised[region].values())
         assert self._plan is not None
         for step in in_steps(self._plan, entries):
             await self._ask(region, step)
-        answer = await self._ask(region, FoldRequest(plan=self._plan, entries=entries, finish="sum"))
+        answer = await self._ask(region, FoldRequest(plan=self._plan, entries=list(entries), finish="sum"))
         weight = sum((Fraction(entry.term) for entry in entries), Fraction(0))
         if answer.faults or answer.result is None or (answer.terms, answer.weight) != (len(entries), str(weight)):
             raise TransientError(f"the aggregator of {region} holds {answer.terms} of {len(entries)} updates")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -44,8 +45,6 @@ class Shards:
         self._count = config.spec.policy.shards
         self._plans: list[FoldPlan] = []
         self._workers: dict[int, asyncio.subprocess.Process] = {}
-        self.promised: dict[str, FoldEntry] = {}
-        """Updates that the sums of the shards must hold, by task."""
 
     @property
     def active(self) -> bool:
@@ -53,12 +52,11 @@ class Shards:
         return bool(self._plans)
 
     async def begin(self, key: str, agreement: Agreement) -> None:
-        """Begin a round, with no updates promised yet. Missing workers are started while nodes train."""
+        """Begin a round. Missing workers are started while nodes train."""
         # Models small enough to travel inside messages are not sharded.
         large = sum(s.size_bytes for s in agreement.specs) > INLINE_BYTES
         shards = [(number, self._count) for number in range(self._count)] if self._count > 1 and large else []
         self._plans = [plan_of(agreement, self._config.run, key, shard) for shard in shards]
-        self.promised = {}
         for number in range(len(shards)):
             await self._ensure_started(number)
 
@@ -70,24 +68,20 @@ class Shards:
         """
         answers = await self._every([entry], "")
         faults = [a.faults[entry.task] for a in answers if entry.task in a.faults]
-        if not faults:
-            self.promised[entry.task] = entry
         return faults[0] if faults else None
 
-    async def finish(self, total: WeightedSum) -> None:
-        """Put the mean of exactly the promised updates into `total`, shard by shard.
+    async def finish(self, entries: Sequence[FoldEntry], total: WeightedSum) -> None:
+        """Put the mean of exactly these updates into `total`, shard by shard.
 
         Raises:
             TransientError: as above.
         """
-        entries = list(self.promised.values())
         for answer in await self._every(entries, "mean"):
             if answer.result is None or answer.terms != len(entries) or answer.faults:
                 raise TransientError(f"a shard holds {answer.terms} of {len(entries)} updates")
             prefix = lambda d: self._subjects.update_blob(HUB_REGION, FOLD_WORKER, self._config.run, d)  # noqa: E731
             frame = await self._storage.fetch(answer.result, stream=UP, prefix=prefix)
             total.adopt(decode(memoryview(frame)), Fraction(answer.weight), answer.terms)
-        self.promised = {}
 
     async def stop(self) -> None:
         """End the workers."""
@@ -97,17 +91,17 @@ class Shards:
             await worker.wait()
         self._workers.clear()
 
-    async def _every(self, entries: list[FoldEntry], finish: Literal["", "mean"]) -> list[FoldAnswer]:
+    async def _every(self, entries: Sequence[FoldEntry], finish: Literal["", "mean"]) -> list[FoldAnswer]:
         return list(await asyncio.gather(*(self._ask(k, entries, finish) for k in range(self._count))))
 
-    async def _ask(self, number: int, entries: list[FoldEntry], finish: Literal["", "mean"]) -> FoldAnswer:
+    async def _ask(self, number: int, entries: Sequence[FoldEntry], finish: Literal["", "mean"]) -> FoldAnswer:
         plan, who = self._plans[number], f"shard {number}"
         for again in range(_RESTARTS + 1):
             await self._until_there(number)
             try:
                 for step in in_steps(plan, entries) if finish else []:
                     await ask(self._broker, self._subject(number), step, who)
-                request = FoldRequest(plan=plan, entries=entries, finish=finish)
+                request = FoldRequest(plan=plan, entries=list(entries), finish=finish)
                 return await ask(self._broker, self._subject(number), request, who)
             except TransientError as exc:
                 if again == _RESTARTS:

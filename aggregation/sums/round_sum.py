@@ -235,6 +235,10 @@ class StreamingUpdate(_Folding):
         self._sum.total.discount(self.weight.term)
         self._sum.take(self.weight, self._key)
 
+    def anew(self) -> StreamingUpdate:
+        """The same update once more, of one that was promised and was not delivered: it counts already."""
+        return self._sum.expect(self._key, Weight(self.weight.term, 0.0), self._frame_bytes)
+
     def drop(self) -> None:
         """Cancel the update, before any of it was fed."""
         assert not self.fed

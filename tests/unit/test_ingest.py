@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from fedtide.aggregation.folding.shards import Shards
 from fedtide.aggregation.folding.storage import StoredUpdate
 from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.round_sum import RoundSum, Weight
+from fedtide.aggregation.sums.weighted_sum import Partial
 from fedtide.fabric.errors import DigestMismatch, TransientError
+from fedtide.fabric.messages.fold import FoldEntry, FoldFault
 from fedtide.fabric.messages.tasks import Arrays, Reply, Values, WireMessage
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.run_spec import AppRef, RunSpec
@@ -162,3 +164,32 @@ async def test_an_update_of_another_form_is_refused_at_its_header(setting: Setti
     with pytest.raises(RefusedUpdate, match="shape"):
         await setting.take(setting.reply("t", np.zeros(SIZE + 1, "f4")))
     assert setting.sum.total.terms == 0
+
+
+class Region:
+    """A region's aggregator that promises, and delivers no sum; or does not answer at all."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self.answers = answers
+
+    async def fold(self, entry: FoldEntry) -> FoldFault | None:
+        if not self.answers:
+            raise TransientError("the region does not answer")
+        return FoldFault(category="not_finite", reason="NaN") if entry.task == "bad" else None
+
+    async def collect(self, region: str, entries: Sequence[FoldEntry]) -> Partial:
+        assert (region, [entry.task for entry in entries]) == ("eu", ["good"])
+        raise TransientError("the region does not answer any more")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_what_a_region_does_not_deliver_is_summed_here(setting: Setting, answers: bool) -> None:
+    setting.ingest.regions = Region(answers=answers)
+    stays = {"stays": True}
+    await setting.take(setting.reply("good", _draw(1)).model_copy(update=stays))
+    with pytest.raises(RefusedUpdate, match="NaN"):
+        bad = _draw(2) if answers else np.full(SIZE, np.nan, "f4")
+        await setting.take(setting.reply("bad", bad).model_copy(update=stays))
+    assert setting.sum.holds("good") and not setting.sum.holds("bad")
+    await setting.ingest.settle(setting.sum)
+    assert setting.holds_only(_draw(1))
