@@ -187,9 +187,9 @@ async def test_what_a_region_does_not_deliver_is_summed_here(setting: Setting, a
     setting.ingest.regions = Region(answers=answers)
     stays = {"stays": True}
     await setting.take(setting.reply("good", _draw(1)).model_copy(update=stays))
+    bad = setting.reply("bad", _draw(2) if answers else np.full(SIZE, np.nan, "f4")).model_copy(update=stays)
     with pytest.raises(RefusedUpdate, match="NaN"):
-        bad = _draw(2) if answers else np.full(SIZE, np.nan, "f4")
-        await setting.take(setting.reply("bad", bad).model_copy(update=stays))
+        await setting.take(bad)
     assert setting.sum.holds("good") and not setting.sum.holds("bad")
     await setting.ingest.settle(setting.sum)
     assert setting.holds_only(_draw(1))
