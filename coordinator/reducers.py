@@ -114,6 +114,10 @@ def _nothing(change: Change, data: Any) -> None:
     """It means something to trigger rules only, or to nobody."""
 
 
+def _unreadable(change: Change, data: event_types.UnreadableEvent) -> None:
+    raise InvalidTransition(f"event {data.sequence} of the log cannot be read: {data.reason}")
+
+
 def _node(change: Change, data: fleet.NodeEvent) -> None:
     node, commands = fleet.step(change.world.nodes.get(data.node), data, change.at)
     change.world.nodes[data.node] = node
@@ -308,6 +312,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     event_types.TriggerApplied: _rule_applied,
     event_types.TriggerRemoved: _rule_removed,
     event_types.UnknownEvent: _nothing,
+    event_types.UnreadableEvent: _unreadable,
     identity_events.JoinTokenCreated: _identity,
     identity_events.JoinTokenRevoked: _identity,
     identity_events.NodeEnrolled: _identity,

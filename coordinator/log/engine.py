@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 
 from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import Commands
-from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.event_log import SOURCE, EventLog
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.state import World
@@ -37,7 +37,6 @@ from fedtide.fabric.process.retry import Backoff
 
 log = logging.getLogger(__name__)
 
-SOURCE = "coordinator"
 MAX_EVENT_BYTES = 1024 * 1024
 SNAPSHOT_EVERY = 10_000
 VIEW_EVERY_S = 0.1

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 
 from fedtide.fabric.errors import MalformedMessage, StaleWriter, TransientError
-from fedtide.fabric.events.envelope import Event, decode_event
+from fedtide.fabric.events.envelope import Event, UnreadableEvent, decode_event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import EVENTS, Subjects
@@ -14,7 +14,9 @@ from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
 
+SOURCE = "coordinator"
 _PAGE = 500
+_MUST_UNDERSTAND = b'"must_understand"'
 
 
 class EventLog:
@@ -99,9 +101,16 @@ class EventLog:
 
     @staticmethod
     def _decode(message: Received) -> Event:
+        """An event of the log; whatever else stands there becomes an `UnreadableEvent`.
+
+        Raises:
+            MalformedMessage: an event that must be understood, and is not.
+        """
         try:
             return decode_event(message.data)
         except MalformedMessage as exc:
-            raise MalformedMessage(
-                f"event {message.sequence} of the log: {exc.what}", "A newer fedtide may have written it: upgrade"
-            ) from exc
+            if _MUST_UNDERSTAND in message.data:
+                what = f"event {message.sequence} of the log: {exc.what}"
+                raise MalformedMessage(what, "A newer fedtide has written it: upgrade") from exc
+            data = UnreadableEvent(sequence=message.sequence, reason=exc.what)
+            return Event.now(SOURCE, data, id=f"unreadable-{message.sequence}")

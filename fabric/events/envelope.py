@@ -167,8 +167,17 @@ class UnknownEvent(TaggedMessage):
     named: str
 
 
+class UnreadableEvent(TaggedMessage):
+    """What stands at a place of the log that is no event. It is never written there."""
+
+    kind: Literal["unreadable"] = "unreadable"
+    sequence: int
+    reason: str
+
+
 EventData = Annotated[
     UnknownEvent
+    | UnreadableEvent
     | NodeJoined
     | NodeOnline
     | NodeOffline

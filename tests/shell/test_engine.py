@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, LogLost, StaleWriter, TooLarge
+from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, LogLost, MalformedMessage, StaleWriter, TooLarge
 from fedtide.fabric.events.envelope import CoordinatorElected, Event, EventData, NodeJoined, NodeOnline
 from fedtide.fabric.events.runs import RunCancelRequested
 from fedtide.fabric.nats.jetstream import Received
@@ -294,6 +295,26 @@ async def test_a_log_that_ends_before_its_snapshot_is_not_led(nats: FakeNats, br
     await Snapshots(broker, SUBJECTS).save(Snapshot(7, 7, first.engine.world, []))
     with pytest.raises(LogLost, match="ends at 1, but its snapshot is of event 7"):
         await Running(nats.connect()).engine.load()
+
+
+async def test_what_is_no_event_in_the_log_is_left_out_unless_it_must_be_understood(
+    nats: FakeNats, broker: FakeBroker, running: Running
+) -> None:
+    await running.engine.submit(joined("n1"))
+    await broker.publish(SUBJECTS.event("node", "joined"), b"\xff{", expected_last=2)
+    await broker.publish(SUBJECTS.event("node", "online"), to_json(Event.now("t", NodeOnline(node="n1"))))
+    successor = Running(nats.connect())
+    await successor.engine.take_over(CoordinatorElected(name="two"))
+    assert successor.engine.world.nodes["n1"].online
+    ((event, reason),) = successor.engine.left_out.values()
+    assert event.id == "unreadable-3" and "event 3 of the log cannot be read" in reason
+    kept = Snapshot(9, 9, successor.engine.world, [], None, [(event, reason)])
+    assert snapshot_codec.decode(snapshot_codec.encode(kept)).left_out == [(event, reason)]
+
+    newer = {"type": "dev.fedtide.node.moved.v1", "data": {"kind": "node.moved", "must_understand": ["kind"]}}
+    await broker.publish(SUBJECTS.event("node", "moved"), json.dumps(newer).encode())
+    with pytest.raises(MalformedMessage, match="A newer fedtide has written it"):
+        await Running(nats.connect()).engine.catch_up()
 
 
 async def test_an_event_of_the_log_that_cannot_be_applied_is_left_out_and_told(
