@@ -73,9 +73,9 @@ def run(config: WorkerConfig, end: End) -> int:
             link.call(link.report(_failed(config, f"the ServerApp raised {type(exc).__name__}: {exc}")))
         else:
             link.call(link.close_round((), carries=False))
+            link.call(link.storage.forget_anchors())
             link.call(link.stop_listening())
             link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
-            link.call(link.storage.forget_anchors())
     finally:
         link.close()
     return 0

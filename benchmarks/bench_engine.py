@@ -70,7 +70,7 @@ async def measure() -> list[Row]:
     p99: dict[bool, list[float]] = {True: [], False: []}
     with hub() as (url, _):
         broker = await Broker.connect(url, "bench")
-        await Topology(broker, Subjects()).ensure_hub()
+        await Topology(broker, Subjects(), []).ensure_hub()
         await broker.close()
         for _ in range(TIMES):
             for together in (False, True):

@@ -74,7 +74,7 @@ def _raw() -> tuple[float, float]:
 
 async def _ours(url: str, server: int) -> tuple[float, float]:
     broker = await Broker.connect(url, "bench", wait_s=30)
-    await Topology(broker, SUBJECTS).ensure_hub()
+    await Topology(broker, SUBJECTS, []).ensure_hub()
     rng = np.random.default_rng(0)
     base = [Tensor.of("w", rng.standard_normal(ELEMENTS, dtype=np.float32))]
 

@@ -57,7 +57,7 @@ def main() -> None:
 async def _measure(url: str, size: int) -> tuple[float, float]:
     """Seconds with a snapshot (median), and without."""
     broker = await Broker.connect(url, "bench")
-    await Topology(broker, SUBJECTS).ensure_hub()
+    await Topology(broker, SUBJECTS, []).ensure_hub()
     events = _history()
     await _publish(broker, events, size - SNAPSHOT_EVERY + 1)
     await _save_snapshot(broker)

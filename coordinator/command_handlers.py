@@ -9,6 +9,7 @@ from typing import Any
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.run_services import RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.commands import (
     AnnouncePresence,
@@ -41,7 +42,7 @@ from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, Run
 from fedtide.fabric.messages.tasks import Cancel
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
-from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as, reply_consumer
+from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.release import Lineage, ReleaseManifest
 from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.process.retry import until_done
@@ -62,6 +63,7 @@ class CommandHandlers:
         presence: Presence,
         alarms: Alarms,
         enroller: Enroller | None,
+        streams: RunStreams,
     ) -> None:
         self._broker = broker
         self._subjects = subjects
@@ -71,6 +73,7 @@ class CommandHandlers:
         self._presence = presence
         self._alarms = alarms
         self._enroller = enroller
+        self._streams = streams
         self._distribution = Distribution(broker, subjects)
         self._handlers: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             AnnouncePresence: self._announce_presence,
@@ -126,7 +129,7 @@ class CommandHandlers:
 
     async def _publish_account(self, _: PublishAccount) -> None:
         if self._enroller is not None:
-            self._enroller.account_changed()
+            self._enroller.accounts_changed()
 
     async def _launch(self, command: LaunchAggregator) -> None:
         world = self._engine.world
@@ -179,19 +182,16 @@ class CommandHandlers:
 
     async def _cancel_tasks(self, run: str) -> None:
         """Replace every task of the run that is still in the stream by its cancellation."""
-        for subject in await self._broker.subjects_of(DOWN, self._subjects.all_tasks):
-            task = parse_as(OrderFor, subject).name
-            if task.startswith(f"{run}-"):
-                await self._broker.publish(subject, to_json(Cancel(task=task, run=run)), ttl_s=3600)
+        for subject in await self._broker.subjects_of(DOWN, self._subjects.tasks_of(run)):
+            cancel = Cancel(task=parse_as(OrderFor, subject).name, run=run)
+            await self._broker.publish(subject, to_json(cancel), ttl_s=3600)
 
     async def _remove_data(self, run: str) -> None:
-        await self._broker.delete_consumer(UP, reply_consumer(run))
+        await self._streams.remove(run)
         await self._broker.purge(CHECKPOINTS, self._subjects.checkpoints(run))
-        for pattern in (self._subjects.replies(run), self._subjects.update_blobs(run)):
-            await self._broker.purge(UP, pattern)
-        await self._broker.purge(DOWN, self._subjects.round_blobs(run))
         self._alarms.forget("run", run)
-        await self._engine.submit(RunCleanedUp(run=run), id=f"{run}.cleaned")
+        key = self._enroller.run_key(run) if self._enroller is not None else ""
+        await self._engine.submit(RunCleanedUp(run=run, key=key), id=f"{run}.cleaned")
 
     async def _publish_release(self, command: PublishRelease) -> None:
         produced = command.produced
@@ -216,6 +216,7 @@ class CommandHandlers:
                 privacy=produced.privacy,
             ),
         )
+        await self._distribution.keep(produced.run, manifest)
         ref = await self._distribution.store(manifest)
         await self._engine.submit(ReleasePublished(release=ref, manifest=manifest), id=f"{produced.run}.released")
 

@@ -156,6 +156,13 @@ def _run(change: Change, data: Any) -> None:
     _step_run(change, data.run, data)
 
 
+def _cleaned_up(change: Change, data: run_events.RunCleanedUp) -> None:
+    _step_run(change, data.run, data)
+    if data.key:
+        change.world.identities, commands = identities.run_ended(change.world.identities, data.key, change.at)
+        change.commands += commands
+
+
 def _run_requested(change: Change, data: run_events.RunRequested) -> None:
     _step_run(change, data.run, data)
     change.effects.append(Started(data.run))
@@ -339,7 +346,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     run_events.RoundOpened: _round_opened,
     run_events.RoundsRestarted: _run,
     run_events.RunCancelRequested: _run,
-    run_events.RunCleanedUp: _run,
+    run_events.RunCleanedUp: _cleaned_up,
     run_events.RunCompleted: _run,
     run_events.RunFailed: _run,
     run_events.RunPauseRequested: _run,

@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from fedtide.coordinator.adapters import schedules
-from fedtide.coordinator.adapters.cohorts import CohortAnswers
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
+from fedtide.coordinator.adapters.order_lists import OrderLists
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.api import metrics
@@ -39,7 +40,7 @@ from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.events.envelope import CoordinatorElected
-from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM, Authority
+from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM_CREDENTIALS, Authority
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.subjects import Subjects
@@ -65,7 +66,7 @@ async def serve(config: CoordinatorConfig) -> None:
         stack.push_async_callback(door.close)
         url = await door.open()
         broker, subjects = links.broker, Subjects(config.tenant)
-        topology = Topology(broker, subjects, config.stream_replicas)
+        topology = Topology(broker, subjects, config.regions, config.stream_replicas)
         await topology.create_missing()
         leadership = Leadership(broker, subjects, config.name, url)
         stack.push_async_callback(_release, leadership)
@@ -95,7 +96,7 @@ async def _connect(config: CoordinatorConfig, authority: Authority | None, stack
         stack.push_async_callback(broker.close)
         return broker
 
-    return _Links(await to(COORDINATOR), await to(SYSTEM) if authority is not None else None, authority)
+    return _Links(await to(COORDINATOR), await to(SYSTEM_CREDENTIALS) if authority is not None else None, authority)
 
 
 async def _release(leadership: Leadership) -> None:
@@ -119,9 +120,10 @@ async def _work(
     launcher = _launcher(config, enroller, AggregatorExits(broker, subjects, engine).report, engine)
     starter, presence = Starter(engine), Presence(broker, subjects, engine, group)
     alarms = Alarms(engine, group)
-    handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller)
+    streams = RunStreams(broker, subjects, config.regions)
+    handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams)
     executor = Executor(handlers.handle, group)
-    reports = Reports(broker, subjects, engine, ParkedReports(broker, subjects))
+    reports = Reports(broker, subjects, engine, ParkedReports(broker, subjects), config.regions)
     try:
         # The first append fences off the previous leader; only then may this process act.
         await engine.take_over(CoordinatorElected(name=config.name, url=door.advertised))
@@ -130,10 +132,11 @@ async def _work(
         await until_done(log, "parked.waits", reports.parked.load)
         engine.lead(executor.start)
         await presence.start()
-        await CohortAnswers(broker, subjects, engine).listen()
+        await RunServices(broker, subjects, engine, streams).listen()
+        await OrderLists(broker, subjects, config.regions).listen()
         if enroller is not None:
             await enroller.listen()
-            group.create_task(enroller.keep_account(), name="account")
+            group.create_task(enroller.keep_accounts(), name="accounts")
         group.create_task(reports.listen(leadership.wait_until_fresh), name="reports")
         group.create_task(engine.save_snapshots(), name="snapshots")
 

@@ -31,11 +31,11 @@ from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.messages.heartbeat import Heartbeat
+from fedtide.fabric.messages.orders import OrderList
 from fedtide.fabric.messages.tasks import Order
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.permissions import order_consumer
 from fedtide.fabric.nats.subjects import DOWN, OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 from fedtide.fabric.process.retry import until_done
@@ -43,6 +43,7 @@ from fedtide.fabric.process.retry import until_done
 log = logging.getLogger(__name__)
 
 NOT_LET_IN_S = 15.0
+ANSWER_WITHIN_S = 10.0
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 
@@ -173,30 +174,37 @@ class Agent:
         await self._publish(joined, f"{self._config.node}.joined.{self._boot}.{self._joined}")
 
     async def _catch_up(self) -> None:
-        """Read the messages missed while disconnected: the newest of each subject."""
-        region, node = self._config.region, self._config.node
-        orders = self._subjects.down_node(region, node)
-        missed = await until_done(
-            log, "agent.waits_for_region", lambda: self._broker.backlog_of(DOWN, order_consumer(node), orders)
-        )
-        for message in missed:
+        """Read the messages missed while disconnected. Which there are the coordinator knows; its answer is a hint."""
+        question = self._subjects.orders(self._config.region, self._config.node)
+
+        async def ask() -> OrderList:
+            return from_json(OrderList, await self._broker.ask(question, timeout_s=ANSWER_WITHIN_S), "orders")
+
+        for subject in (await until_done(log, "agent.waits_for_orders", ask)).subjects:
             try:
-                await self._take(message)
+                await self._read_order(subject)
             except MalformedMessage as exc:
                 log.warning("agent.order_refused", extra={"reason": str(exc)})
 
     async def _on_live(self, message: Received) -> None:
-        """Take the message as a hint only, since its sender is not verified, and read the order from the stream."""
-        stored = await self._broker.last(DOWN, message.subject)
-        if stored is not None:
-            await self._take(stored)
+        """Take the message as a hint only, since its sender is not verified."""
+        await self._read_order(message.subject)
 
-    async def _take(self, message: Received) -> None:
-        match parse_as(OrderFor, message.subject).kind:
-            case "task":
-                await self._tasks.order(one_of_from_json(_ORDER, message.data, message.subject))
-            case "desired":
-                await self._activation.want(from_json(Desired, message.data, message.subject))
+    async def _read_order(self, subject: str) -> None:
+        """Read an order from the region's stream, and follow it if it is for this node."""
+        address = parse_as(OrderFor, subject)
+        if (address.region, address.node) != (self._config.region, self._config.node):
+            raise MalformedMessage(f"{subject!r} is no order for this node")
+        stored = await self._broker.last(DOWN, subject, domain=self._broker.streams_of(self._config.region))
+        if stored is None:
+            return  # it comes live, once the region has it
+        if address.kind == "desired":
+            await self._activation.want(from_json(Desired, stored.data, subject))
+            return
+        order = one_of_from_json(_ORDER, stored.data, subject)
+        if (order.run, order.task) != (address.run, address.name):
+            raise MalformedMessage(f"{subject!r} holds an order of another run or task")
+        await self._tasks.order(order)
 
     async def _heartbeat(self) -> None:
         trainer = self._tasks.trainer_pid

@@ -89,7 +89,7 @@ async def topology(tmp_path: Path) -> AsyncIterator[Topology]:
     leaf.start()
     subjects = Subjects()
     broker = await Broker.connect(hub.url, "test-topology")
-    streams = Streams(broker, subjects)
+    streams = Streams(broker, subjects, ["eu"])
     await streams.ensure_hub()
     async with asyncio.timeout(30):
         await streams.ensure_region("eu")

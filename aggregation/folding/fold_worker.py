@@ -29,7 +29,7 @@ from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldP
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import FOLD_WORKER, STAY, UP, Subjects
+from fedtide.fabric.nats.subjects import FOLD_WORKER, HUB_REGION, STAY, UP, Subjects, up_stream
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
@@ -45,7 +45,8 @@ IDLE_S = 900.0
 class FoldWorkerConfig(Strict):
     """Read from a JSON file."""
 
-    name: str = Field(description="Answers on the subject `fold.NAME`: its region, or a name given by an aggregator")
+    name: str = Field(description="Its region, or the name that an aggregator has given it")
+    run: str = Field(default="", description="The run whose aggregator has started it; empty: it is a region's")
     region: str = Field(description="Region whose leaf server it connects to; `hub`: the hub")
     nats_url: str = Field(description="The server that it connects to")
     tenant: str = Field(default="default", description="As for agents")
@@ -72,6 +73,7 @@ class FoldWorker:
 
     def __init__(self, config: FoldWorkerConfig, broker: Broker) -> None:
         self._name = config.name
+        self._run = config.run
         self._region = config.region
         self._broker = broker
         self._subjects = Subjects(config.tenant)
@@ -80,7 +82,8 @@ class FoldWorker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
-        await self._broker.subscribe(self._subjects.rpc(f"fold.{self._name}"), self._on_request)
+        subject = self._subjects.shard(self._run, self._name) if self._run else self._subjects.fold(self._name)
+        await self._broker.subscribe(subject, self._on_request)
 
     async def _on_request(self, message: Received) -> None:
         # A ping must not wait behind a long fold.
@@ -153,7 +156,7 @@ class FoldWorker:
             total.partial().tensors if request.finish == "sum" else list(total.mean_blocks() if total.weight else ())
         )
         prefix = lambda digest: self._subjects.update_blob(self._region, FOLD_WORKER, plan.run, digest)  # noqa: E731
-        blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=RESULT_TTL_S)
+        blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=RESULT_TTL_S, stored=set())
         if request.finish == "mean":
             self._forget(sum_, plan.run)
         log.info("fold.forwarded", extra={"sum": plan.key, "updates": terms, "bytes": blob.size_bytes})
@@ -189,7 +192,9 @@ class FoldWorker:
 
     async def _wanted(self, run: str, entry: FoldEntry, to: StreamingUpdate | UpdateRollback) -> AsyncIterator[bytes]:
         """The chunks that overlap this worker's shard; `to` skips the others."""
-        source = Source(self._broker, STAY if entry.stays else UP)
+        at_hub = self._region == HUB_REGION
+        stream = STAY if entry.stays else up_stream(entry.region) if at_hub else UP
+        source = Source(self._broker, stream, domain=None if at_hub else self._broker.streams_of(self._region))
         where = self._subjects.stay_blob if entry.stays else self._subjects.update_blob
         prefix = lambda digest: where(entry.region, entry.node, run, digest)  # noqa: E731
         async for chunk in stream_blob(source, prefix, entry.blob):

@@ -81,4 +81,4 @@ class Regions:
         return await ask(self._broker, self._subject(region), request, f"the aggregator of {region}")
 
     def _subject(self, region: str) -> str:
-        return self._subjects.rpc(f"fold.{region}")
+        return self._subjects.fold(region)

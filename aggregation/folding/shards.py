@@ -128,6 +128,7 @@ class Shards:
     async def _start(self, number: int) -> asyncio.subprocess.Process:
         config = FoldWorkerConfig(
             name=self._name(number),
+            run=self._config.run,
             region=HUB_REGION,
             nats_url=self._config.nats_url,
             tenant=self._config.tenant,
@@ -154,4 +155,4 @@ class Shards:
         return f"{self._config.run}-a{self._config.attempt}-shard-{number}"
 
     def _subject(self, number: int) -> str:
-        return self._subjects.rpc(f"fold.{self._name(number)}")
+        return self._subjects.shard(self._config.run, self._name(number))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from fedtide.aggregation.config import WorkerConfig
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.messages.run_questions import Purge
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.streams import HUB_DOMAIN
-from fedtide.fabric.nats.subjects import DOWN, RELEASES, STAY, UP, Subjects
+from fedtide.fabric.nats.subjects import DOWN, RELEASES, STAY, Subjects, up_stream
 from fedtide.fabric.nats.transfer import Prefix, Sink, Source, get_blob, put_blob, read_blob, stream_blob
 from fedtide.fabric.process.retry import until_done
-from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, frame_size
 
 log = logging.getLogger(__name__)
 
 ROUND_BLOB_TTL_S = 30 * 24 * 3600.0
 """As long as checkpoints: a run that is paused needs its model. A run that ends deletes what it has stored."""
+
+
+PURGE_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +59,34 @@ class Storage:
         """Make a frame available to every node: inline when small, else as a blob of this run's rounds."""
         if frame_size(frame) <= INLINE_BYTES:
             return Arrays(inline=b"".join(frame))
-        return Arrays(blob=await self.store(frame, keep=False, prefix=self.round_prefix))
+        return Arrays(blob=await self.store(frame, prefix=self.round_prefix))
 
     async def store(
         self,
         parts: Iterable[Buffer],
         *,
-        keep: bool,
+        prefix: Prefix,
         stream: str = DOWN,
-        prefix: Prefix | None = None,
         ttl_s: float = ROUND_BLOB_TTL_S,
     ) -> BlobRef:
-        """Store a blob; without `keep` it expires after `ttl_s` seconds."""
-        return await put_blob(self._broker, prefix or self._subjects.blob, stream, parts, ttl_s=None if keep else ttl_s)
+        """Store a blob that expires after `ttl_s` seconds; nothing is sent if it is there."""
+        pieces = list(parts)
+        ref = await asyncio.to_thread(lambda: manifest_of(list(chunked(pieces))).ref)
+        if await self._broker.last(stream, f"{prefix(ref.digest)}.{MANIFEST_CHUNK}") is not None:
+            return ref
+        # What of it is there this process has no right to list: it is sent again as a whole.
+        return await put_blob(self._broker, prefix, stream, pieces, ttl_s=ttl_s, stored=set())
 
     async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
         return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)
 
     async def store_release(self, parts: Iterable[Buffer]) -> BlobRef:
-        """Store a blob of a release; it does not expire."""
-        return await self.store(parts, keep=True, stream=RELEASES, prefix=self._subjects.release_blob)
+        """Store a blob of a release; the coordinator keeps it if it publishes that."""
+
+        def prefix(digest: str) -> str:
+            return self._subjects.release_upload(self._config.run, digest)
+
+        return await self.store(parts, stream=RELEASES, prefix=prefix)
 
     async def fetch_release(self, ref: BlobRef) -> bytearray:
         return await self.fetch(ref, stream=RELEASES, prefix=self._subjects.release_blob)
@@ -93,7 +106,7 @@ class Storage:
     def _source(self, update: StoredUpdate) -> Source:
         if update.stays:
             return Source(self._broker, STAY, domain=update.region)
-        return Source(self._broker, UP)
+        return Source(self._broker, up_stream(update.region))
 
     async def read(self, stream: str, subject: str) -> bytes | None:
         found = await self._broker.last(stream, subject)
@@ -105,28 +118,21 @@ class Storage:
 
     async def forget_updates(self, digests: Iterable[str] | None = None) -> None:
         """Delete the run's folded updates (None: all) from the hub and the regions (they expire anyway)."""
-        run = self._config.run
-        patterns = [self._subjects.update_blobs(run, d) for d in digests] if digests is not None else [None]
-        for pattern in patterns:
-            for domain in [HUB_DOMAIN, *self._config.regions]:
-                await self._purge(UP, pattern or self._subjects.update_blobs(run), domain)
-        if self._config.spec.policy.regional:
-            for digest in digests if digests is not None else ["*"]:
-                for domain in self._config.regions:
-                    await self._purge(STAY, self._subjects.stay_blobs(run, digest), domain)
+        updates = None if digests is None else list(digests)
+        await self._purge(Purge(updates=updates, staying=updates if self._config.spec.policy.regional else []))
 
     async def forget_anchors(self) -> None:
         """Delete the anchor models, once the run has ended."""
-        for ref in self.anchors:
-            await self.forget_blob(ref)
+        if self.anchors:
+            await self._purge(Purge(models=[ref.digest for ref in self.anchors]))
 
     async def forget_blob(self, ref: BlobRef) -> None:
         """Delete a round's model from the hub and every region's cache."""
-        for domain in [HUB_DOMAIN, *self._config.regions]:
-            await self._purge(DOWN, f"{self.round_prefix(ref.digest)}.>", domain)
+        await self._purge(Purge(models=[ref.digest]))
 
-    async def _purge(self, stream: str, pattern: str, domain: str) -> None:
+    async def _purge(self, what: Purge) -> None:
         try:
-            await self._broker.purge(stream, pattern, domain=domain)
+            subject = self._subjects.asked_by_run(self._config.run, "purge")
+            await self._broker.ask(subject, to_json(what), timeout_s=PURGE_WITHIN_S)
         except FedtideError as exc:
-            log.info("grid.purge_left_to_expiry", extra={"domain": domain, "reason": str(exc)})
+            log.info("grid.purge_left_to_expiry", extra={"reason": str(exc)})

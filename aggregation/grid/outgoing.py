@@ -82,7 +82,7 @@ class Outgoing:
         frame = flower.frame_of(anchor)
         if frame_size(frame) > INLINE_BYTES:
             storage = self._link.storage
-            ref = self._link.call(storage.store(frame, keep=False, prefix=storage.round_prefix))
+            ref = self._link.call(storage.store(frame, prefix=storage.round_prefix))
             storage.anchors.append(ref)
             self._anchor = (ref, {t.name: t for t in flower.tensors_of(anchor)})
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.messages.cohort import Cohort, CohortQuestion
+from fedtide.fabric.messages.run_questions import Cohort, CohortQuestion
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.process.retry import until_done
@@ -33,7 +33,7 @@ class Cohorts:
         self._broker = broker
         self._config = config
         self._end = end
-        self._question = Subjects(config.tenant).rpc("cohort")
+        self._question = Subjects(config.tenant).asked_by_run(config.run, "cohort")
         self.news = asyncio.Event()
         self._last: tuple[float, frozenset[str]] = (0.0, frozenset())
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,7 +26,7 @@ from fedtide.aggregation.folding.in_flight import (
 )
 from fedtide.aggregation.folding.ingest import Ingest, RefusedUpdate
 from fedtide.aggregation.folding.storage import Storage
-from fedtide.aggregation.link.cohorts import Cohorts, End
+from fedtide.aggregation.link.cohorts import SUPERSEDED_CODE, Cohorts, End
 from fedtide.aggregation.link.reply_ledger import (
     Acknowledge,
     Action,
@@ -53,6 +54,7 @@ from fedtide.aggregation.link.reply_ledger import Event as LedgerEvent
 from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
+from fedtide.fabric.messages.run_questions import RepliesReady, RepliesWanted, ReplyBacklog
 from fedtide.fabric.messages.tasks import Cancel, Order, Reply, Task
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Delivery, Received
@@ -60,12 +62,12 @@ from fedtide.fabric.nats.subjects import (
     CHECKPOINTS,
     DOWN,
     HUB_REGION,
-    UP,
     Presence,
     ReplyTo,
     Subjects,
     parse_as,
     reply_consumer,
+    up_stream,
 )
 from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.process.retry import until_done
@@ -76,6 +78,7 @@ log = logging.getLogger(__name__)
 CANCEL_TTL_S = 24 * 3600.0
 LISTENER_FAILED_CODE = 70
 CATCH_UP_WITHIN_S = 60.0
+TAKE_OVER_WITHIN_S = 30.0
 CANCELLED_BEFORE = "given up before the aggregator was restarted"
 
 
@@ -120,10 +123,20 @@ class RunLink:
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self._on_reconnect)
-        for needed, name in ((self._listen(), "replies"), (self._broker.until_closed(), "connection")):
-            task = asyncio.create_task(needed, name=name)
+        await until_done(log, "grid.waits_for_coordinator", self._take_over_replies)
+        needed = [(f"replies-{region}", self._listen(n, region)) for n, region in enumerate(self._config.regions)]
+        for name, work in [("connection", self._broker.until_closed()), *needed]:
+            task = asyncio.create_task(work, name=name)
             task.add_done_callback(self._end_if_over)
             self._tasks.add(task)
+
+    async def _take_over_replies(self) -> None:
+        wanted = RepliesWanted(attempt=self._config.attempt)
+        subject = self._subjects.asked_by_run(self._config.run, "replies")
+        raw = await self._broker.ask(subject, to_json(wanted), timeout_s=TAKE_OVER_WITHIN_S)
+        if from_json(RepliesReady, raw, "replies").superseded:
+            log.critical("grid.superseded", extra={"run": self._config.run, "attempt": self._config.attempt})
+            self._end(SUPERSEDED_CODE)
 
     async def stop(self) -> None:
         """Disconnect. Outstanding tasks stay outstanding: the next attempt may adopt them."""
@@ -172,15 +185,15 @@ class RunLink:
 
     async def _caught_up(self) -> None:
         """Wait for the replies that arrived before this attempt began: they count despite a TimeIsUp."""
-        durable = reply_consumer(self._config.run)
+        subject = self._subjects.asked_by_run(self._config.run, "backlog")
         deadline = asyncio.get_running_loop().time() + CATCH_UP_WITHIN_S
         while asyncio.get_running_loop().time() < deadline:
             try:
-                pending, unacknowledged = await self._broker.backlog(UP, durable)
+                there = from_json(ReplyBacklog, await self._broker.ask(subject), "backlog")
             except TransientError:
-                pending = 1
+                pass
             else:
-                if not pending and unacknowledged <= self._ledger.unacknowledged:
+                if not there.waiting and there.unacknowledged <= self._ledger.unacknowledged:
                     return
             await asyncio.sleep(0.05)
 
@@ -216,7 +229,7 @@ class RunLink:
         await self._step(sent)
 
     async def _was_cancelled(self, task: str, node: Node) -> bool:
-        last = await self._broker.last(DOWN, self._subjects.task(node.region, node.name, task))
+        last = await self._broker.last(DOWN, self._subjects.task(node.region, node.name, self._config.run, task))
         return last is not None and isinstance(one_of_from_json(_ORDER, last.data, "order"), Cancel)
 
     async def give_up(self, tasks: Iterable[str]) -> None:
@@ -252,7 +265,7 @@ class RunLink:
             await self._step(NoReply(task.task, CANCELLED_BEFORE))
             return
         await self._broker.publish(
-            self._subjects.task(node.region, node.name, task.task),
+            self._subjects.task(node.region, node.name, self._config.run, task.task),
             to_json(task),
             message_id=task.task,
             ttl_s=max(1.0, task.expires_at - time.time()),
@@ -260,7 +273,7 @@ class RunLink:
 
     async def _publish_cancel(self, task: str, node: Node) -> None:
         order = Cancel(task=task, run=self._config.run)
-        subject = self._subjects.task(node.region, node.name, task)
+        subject = self._subjects.task(node.region, node.name, self._config.run, task)
         try:
             await self._broker.publish(subject, to_json(order), ttl_s=CANCEL_TTL_S)
         except TransientError as exc:
@@ -296,9 +309,12 @@ class RunLink:
         await self.storage.forget_updates(digests if carries else None)
         return late
 
-    async def _listen(self) -> None:
-        durable = reply_consumer(self._config.run)
-        async for delivery in self._broker.consume(UP, durable, self._subjects.replies(self._config.run)):
+    async def _listen(self, number: int, region: str) -> None:
+        """Take in the replies of a region, the `number`-th."""
+        durable, streams = reply_consumer(self._config.run), len(self._config.regions)
+        async for delivered in self._broker.pull(up_stream(region), durable):
+            # Sequences are a stream's; these are of all streams together.
+            delivery = replace(delivered, sequence=delivered.sequence * streams + number)
             try:
                 address = parse_as(ReplyTo, delivery.subject)
             except MalformedMessage as exc:

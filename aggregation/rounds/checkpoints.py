@@ -161,7 +161,7 @@ class Checkpoints:
     def _store(self, state: StrategyState) -> BlobRef | None:
         if not state.tensors:
             return None
-        return self._link.call(self._link.storage.store(encode(state.tensors), keep=False, **self._place))
+        return self._link.call(self._link.storage.store(encode(state.tensors), **self._place))
 
     def _fetch(self, ref: BlobRef) -> bytearray:
         return self._link.call(self._link.storage.fetch(ref, **self._place))

@@ -9,14 +9,16 @@ from fedtide.fabric.nats.authority import TRUST
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 
 MAX_PAYLOAD = "8MB"
+FEATURES = "feature_flags { js_ack_fc_v2: true, js_api_reply_v2: true }"
+"""Domain and account in the subjects of acknowledgements and answers, so that each can be let through by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The accounts that a server trusts, as defined by `trust.conf` beside its configuration."""
+    """`trust.conf` stands beside the server's configuration. A leaf links these accounts to the hub, by public key."""
 
-    account: str
-    system_account: str
+    region_account: str = ""
+    system_account: str = ""
 
 
 def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None, monitor: int | None = None) -> str:
@@ -28,6 +30,7 @@ def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None, moni
     return f"""server_name: hub
 {_believes(trust, store)}listen: 127.0.0.1:{port}
 {_monitor(monitor)}max_payload: {MAX_PAYLOAD}
+{FEATURES}
 jetstream {{ store_dir: "{store}", domain: {HUB_DOMAIN}, max_mem: 256MB, max_file: 64GB }}
 leafnodes {{ listen: 127.0.0.1:{leaf_port}, no_advertise: true }}
 """
@@ -40,6 +43,7 @@ def leaf(
     return f"""server_name: leaf-{region}
 {_believes(trust, store)}listen: 127.0.0.1:{port}
 {_monitor(monitor)}max_payload: {MAX_PAYLOAD}
+{FEATURES}
 jetstream {{ store_dir: "{store}", domain: {region}, max_mem: 256MB, max_file: 64GB }}
 leafnodes {{ reconnect: 1s, remotes: [ {_remotes(hub_leaf_port, store, trust)} ] }}
 """
@@ -50,6 +54,11 @@ def identity_of(store: Path) -> Path:
     return store.with_name(f"{store.name}-identity")
 
 
+def resolver_of(store: Path) -> Path:
+    """Where a server keeps the accounts that it was told of."""
+    return store.with_name(f"{store.name}-accounts")
+
+
 def _monitor(port: int | None) -> str:
     return "" if port is None else f"http: 127.0.0.1:{port}\n"
 
@@ -58,9 +67,8 @@ def _believes(trust: Trust | None, store: Path) -> str:
     if trust is None:
         return ""
     # A full resolver stores account updates across restarts: a revoked key stays revoked.
-    folder = store.with_name(f"{store.name}-accounts")
     return f'''include "{TRUST}"
-resolver: {{ type: full, dir: "{folder}", allow_delete: false, interval: "10m" }}
+resolver: {{ type: full, dir: "{resolver_of(store)}", allow_delete: false, interval: "10m" }}
 '''
 
 
@@ -68,7 +76,7 @@ def _remotes(hub_leaf_port: int, store: Path, trust: Trust | None) -> str:
     url = f'url: "nats-leaf://127.0.0.1:{hub_leaf_port}"'
     if trust is None:
         return f"{{ {url} }}"
-    links = (trust.account, "leaf"), (trust.system_account, "system")
+    links = (trust.region_account, "leaf"), (trust.system_account, "system")
     return ", ".join(
         f'{{ {url}, account: {account}, credentials: "{identity_of(store)}/{name}.creds" }}' for account, name in links
     )

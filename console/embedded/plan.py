@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtide.console.embedded import nats_config
+from fedtide.console.embedded import migration, nats_config
 from fedtide.console.home import Home
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.ids import check_token
@@ -84,10 +84,12 @@ def lay_out(
     config_dir = home.root / "config"
     for folder in (config_dir, home.logs, home.root / "coordinator"):
         folder.mkdir(parents=True, exist_ok=True)
-    trust = _identities(home, config_dir, regions)
-    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), trust, hub_monitor)
+    authority = _identities(home, config_dir, regions)
+    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), nats_config.Trust(), hub_monitor)
     children = [_nats(server, config_dir, "hub", text, hub_port, Broker(_local(hub_monitor), home.store("hub")))]
     for region, port, monitor in zip(regions, ports, monitors, strict=True):
+        linked = authority.leaf_accounts(region)
+        trust = nats_config.Trust(linked["region"], linked["system"])
         text = nats_config.leaf(region, port, leaf_port, home.store(region), trust, monitor)
         broker = Broker(_local(monitor), home.store(region))
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port, broker))
@@ -109,20 +111,23 @@ def lay_out(
     return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes), apis)
 
 
-def _identities(home: Home, config_dir: Path, regions: list[str]) -> nats_config.Trust:
+def _identities(home: Home, config_dir: Path, regions: list[str]) -> Authority:
     """The installation's authority, made the first time, and what its servers need."""
-    if not (home.identity / FILE).exists():
+    file = home.identity / FILE
+    if not file.exists():
         authority, operator_seed = Authority.create("default")
-        authority.save(home.identity)
+        authority.save(home.identity, regions)
         write_secret(home.identity / OPERATOR, operator_seed)
+    elif (migrated := Authority.migrated(file.read_bytes())) is not None:
+        migration.begin(home, migrated, regions)
     authority = Authority.load(home.identity)
-    shutil.copyfile(home.identity / TRUST, config_dir / TRUST)
+    write_secret(config_dir / TRUST, authority.trust(regions))
     for region in regions:
         folder = nats_config.identity_of(home.store(region))
         if not folder.exists():
             for name, credentials in authority.region_credentials(region).items():
                 credentials.save(folder / name)
-    return nats_config.Trust(authority.account, authority.system_account)
+    return authority
 
 
 def _check(regions: list[str], nodes_per_region: int) -> None:

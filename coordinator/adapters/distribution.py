@@ -38,6 +38,29 @@ class Distribution:
         self._broker = broker
         self._subjects = subjects
 
+    async def keep(self, run: str, manifest: ReleaseManifest) -> None:
+        """Keep the blobs that a run has made for a release, under names that only the coordinator may write.
+
+        Raises:
+            NotFound, DigestMismatch: the run did not store what it reported.
+        """
+        source = Source(self._broker, RELEASES)
+
+        def upload(digest: str) -> str:
+            return self._subjects.release_upload(run, digest)
+
+        for ref in dict.fromkeys([*manifest.served, manifest.arrays]):
+            base = self._subjects.release_blob(ref.digest)
+            if await self._broker.last(RELEASES, f"{base}.{MANIFEST_CHUNK}") is not None:
+                continue
+            chunk_list = await source.manifest(upload(ref.digest), ref)
+            number = 0
+            async for chunk in stream_blob(source, upload, ref):
+                await self._broker.publish(f"{base}.{number}", chunk, timeout_s=60)
+                number += 1
+            await self._broker.publish(f"{base}.{MANIFEST_CHUNK}", chunk_list.encode())
+        await self._broker.purge(RELEASES, self._subjects.release_uploads(run))
+
     async def store(self, manifest: ReleaseManifest) -> BlobRef:
         parts: list[bytes | memoryview] = [to_json(manifest)]
         return await put_blob(self._broker, self._subjects.release_blob, RELEASES, parts, ttl_s=None)

@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,11 +30,11 @@ from fedtide.fabric.events.identity import (
 )
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats import jwt as nats_jwt
-from fedtide.fabric.nats import permissions
-from fedtide.fabric.nats.authority import NODE_LIFETIME_S, RUN_LIFETIME_S, TRUST, Authority
+from fedtide.fabric.nats.authority import NODE_LIFETIME_S, TRUST, Authority
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.permissions import SYSTEM
 from fedtide.fabric.nats.subjects import EnrolmentAsked, RenewalAsked, parse_as
 
 log = logging.getLogger(__name__)
@@ -62,32 +63,38 @@ class Enroller:
         self._stale = asyncio.Event()
 
     async def listen(self) -> None:
-        await self._broker.answer(self._subjects.enrolment("*"), self._on_enrolment)
         # One subscription per region: the permissions of a region's server do not let a wider one through.
         for region in self._regions:
+            await self._broker.answer(self._subjects.enrolment(region, "*"), self._on_enrolment)
             await self._broker.answer(self._subjects.renewal(region, "*"), self._on_renewal)
         # A server that was away has missed what was withdrawn meanwhile.
-        await self._system.subscribe(_CONNECTS.format(self._authority.system_account), self._on_server)
+        await self._system.subscribe(_CONNECTS.format(self._authority.public(SYSTEM)), self._on_server)
 
     async def _on_server(self, _: Received) -> None:
         """Tell a server that has come what is withdrawn: again later, because its subscriptions come after itself."""
-        if self._engine.world.identities.withdrawn:
-            loop = asyncio.get_running_loop()
-            for delay in AGAIN_AFTER_S:
-                loop.call_later(delay, self.account_changed)
+        loop = asyncio.get_running_loop()
+        for delay in AGAIN_AFTER_S:
+            loop.call_later(delay, self.accounts_changed)
 
-    def account_changed(self) -> None:
-        """Tell every server, soon, which keys are withdrawn."""
+    def accounts_changed(self) -> None:
+        """Tell every server, soon, which accounts there are and which keys are withdrawn."""
         self._stale.set()
 
-    async def keep_account(self) -> None:
-        """Publish the account whenever it changed, for ever."""
+    async def keep_accounts(self) -> None:
+        """Publish the accounts now, and whenever they changed, for ever."""
+        elected = time.time()
         while True:
-            await self._stale.wait()
             self._stale.clear()
-            withdrawn = {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
-            await self._system.tell(_CLAIMS, self._authority.account_jwt(withdrawn).encode())
-            log.info("account.published", extra={"withdrawn": len(withdrawn)})
+            withdrawn = self._withdrawn()
+            # A leader that was replaced while it was frozen must not cover what its successor has withdrawn.
+            issued = max([elected, *(at.timestamp() for at in withdrawn.values())])
+            for jwt in self._authority.account_jwts(self._regions, withdrawn, issued):
+                await self._system.tell(_CLAIMS, jwt.encode())
+            log.info("accounts.published", extra={"withdrawn": len(withdrawn)})
+            await self._stale.wait()
+
+    def _withdrawn(self) -> dict[str, datetime]:
+        return {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
 
     async def create_token(self, region: str, uses: int, ttl: timedelta, *, replaces: bool, by: str) -> str:
         """Create a join token: credentials that only allow to ask for a node's credentials.
@@ -98,8 +105,7 @@ class Enroller:
         if region and region not in self._regions:
             raise ConfigError("region", f"there is no region {region!r}", f"There are {', '.join(self._regions)}")
         name = f"t{secrets.token_hex(5)}"
-        allowed = permissions.joiner(self._subjects, name)
-        made = self._authority.credentials(f"join-{name}", allowed, ttl.total_seconds())
+        made = self._authority.joiner(name, ttl.total_seconds())
         created = JoinTokenCreated(
             token=name,
             key=made.key.public,
@@ -137,9 +143,8 @@ class Enroller:
         keys = [c.key.public for name, c in made.items() if name != "system.creds"]
         certificate = self._certificate(hosts) if hosts else {}
         await self._engine.submit(RegionIssued(region=region, keys=keys))
-        withdrawn = {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
         return {
-            TRUST: self._authority.trust(withdrawn),
+            TRUST: self._authority.trust(self._regions, self._withdrawn()),
             **{name: c.text for name, c in made.items()},
             **certificate,
         }
@@ -154,28 +159,23 @@ class Enroller:
         hub = self._hub_ca.read_text(encoding="utf-8") if self._hub_ca is not None else ca_cert
         return {CA_CERT: hub if hub == ca_cert else f"{hub.rstrip()}\n{ca_cert}", CERT: cert, KEY: key}
 
-    @property
-    def accounts(self) -> dict[str, str]:
-        """Public names of the accounts that a leaf connects to."""
-        return {"tenant": self._authority.account, "system": self._authority.system_account}
+    def accounts(self, region: str) -> dict[str, str]:
+        """Public keys of the accounts that a region's server links to the hub."""
+        return self._authority.leaf_accounts(region)
 
     async def _on_enrolment(self, message: Received) -> tuple[bytes, dict[str, str]]:
-        token = parse_as(EnrolmentAsked, message.subject).token
+        asker = parse_as(EnrolmentAsked, message.subject)
         try:
             asked = from_json(EnrolmentRequest, message.data, "enrolment")
         except MalformedMessage as exc:
             return _refusal(exc.what, "")
-        if not message.reply.startswith(f"_INBOX.join.{token}."):
-            return _refusal("answers go to the inbox of the token only", "")
-        if asked.region not in self._regions:
-            return _refusal(f"there is no region {asked.region!r}", f"There are {', '.join(self._regions)}")
-        return await self._issue(asked.node, asked.region, asked.key, token)
+        if asked.region != asker.region:
+            return _refusal(f"this is region {asker.region!r}, not {asked.region!r}", "Set the agent's region")
+        return await self._issue(asked.node, asked.region, asked.key, asker.token)
 
     async def _on_renewal(self, message: Received) -> tuple[bytes, dict[str, str]]:
         asker = parse_as(RenewalAsked, message.subject)
         region, node = asker.region, asker.node
-        if not message.reply.startswith(f"{permissions.node_inbox(region, node)}."):
-            return _refusal("answers go to the inbox of the node only", "")
         try:
             asked = from_json(RenewalRequest, message.data, "renewal")
         except MalformedMessage as exc:
@@ -194,13 +194,15 @@ class Enroller:
             log.warning("enrolment.refused", extra={"node": node, "region": region, "reason": str(exc)})
             return _refusal(exc.what, exc.remedy)
         log.info("enrolment.granted", extra={"node": node, "region": region})
-        allowed = permissions.node(self._subjects, region, node)
-        return _answer(CredentialsAnswer(jwt=self._authority.user_jwt(node, key, allowed, NODE_LIFETIME_S)))
+        return _answer(CredentialsAnswer(jwt=self._authority.node_jwt(region, node, key)))
 
     def aggregator_credentials(self, run: str) -> Credentials:
         """For the aggregator of one run."""
-        allowed = permissions.aggregator(self._subjects, run)
-        return self._authority.credentials(f"agg-{run}", allowed, RUN_LIFETIME_S)
+        return self._authority.aggregator(run)
+
+    def run_key(self, run: str) -> str:
+        """The public key of the run's aggregators: it is withdrawn when the run has ended."""
+        return self._authority.run_key(run).public
 
 
 def _refusal(error: str, remedy: str) -> tuple[bytes, dict[str, str]]:

@@ -20,7 +20,7 @@ from fedtide.coordinator.identity.installation_secrets import Files, complete
 _CONFLICT, _MISSING = 409, 404
 
 
-def keep(api: Any, namespace: str, name: str, tenant: str, hosts: list[str]) -> list[str]:
+def keep(api: Any, namespace: str, name: str, tenant: str, hosts: list[str], regions: list[str]) -> list[str]:
     """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
 
     Raises:
@@ -28,7 +28,7 @@ def keep(api: Any, namespace: str, name: str, tenant: str, hosts: list[str]) -> 
     """
     names = f"{name}-identity", f"{name}-servers"
     found = [_read(api, namespace, secret) for secret in names]
-    wanted = complete(found[0] or {}, found[1] or {}, tenant, hosts)
+    wanted = complete(found[0] or {}, found[1] or {}, tenant, hosts, regions)
     changed = []
     for secret, old, new in zip(names, found, wanted, strict=True):
         if old != new:
@@ -69,10 +69,12 @@ def main() -> int:
     parser.add_argument("--name", required=True, help="The Secrets are called NAME-identity and NAME-servers")
     parser.add_argument("--tenant", default="default")
     parser.add_argument("--hosts", required=True, help="Names and addresses of the servers, separated by commas")
+    parser.add_argument("--regions", default="", help="Names of the regions, separated by commas")
     asked = parser.parse_args()
     config.load_incluster_config()
     try:
-        changed = keep(client.CoreV1Api(), asked.namespace, asked.name, asked.tenant, asked.hosts.split(","))
+        hosts, regions = asked.hosts.split(","), [name for name in asked.regions.split(",") if name]
+        changed = keep(client.CoreV1Api(), asked.namespace, asked.name, asked.tenant, hosts, regions)
     except ApiException as exc:
         remedy = "The hook's service account needs to get, create and patch Secrets here"
         print(f"fedtide identity: the API server says {exc.status} {exc.reason}. {remedy}", file=sys.stderr)

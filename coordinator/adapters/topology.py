@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.streams import hub_streams, leaf_streams
-from fedtide.fabric.nats.subjects import UP, Subjects
+from fedtide.fabric.nats.streams import (
+    Config,
+    hub_streams,
+    leaf_streams,
+    mirror_consumer,
+    mirror_consumer_config,
+    region_stream,
+)
+from fedtide.fabric.nats.subjects import DOWN, Subjects
 from fedtide.fabric.process.retry import Backoff, until_done
 
 log = logging.getLogger(__name__)
@@ -24,23 +32,25 @@ class Topology:
     and only then does the hub collect from the region.
     """
 
-    def __init__(self, broker: Broker, subjects: Subjects, replicas: int = 1) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, regions: Sequence[str], replicas: int = 1) -> None:
         self._replicas = replicas
+        self._regions = regions
         self._broker = broker
         self._subjects = subjects
-        self._one_at_a_time = asyncio.Lock()
+
+    def _of_hub(self) -> list[Config]:
+        of_regions = [region_stream(self._subjects, r, sourced=False, replicas=self._replicas) for r in self._regions]
+        return [*hub_streams(self._subjects, self._replicas), *of_regions]
 
     async def create_missing(self) -> None:
         """Create the hub's streams if they are missing; a standby may do no more than that."""
-        for config in hub_streams(self._subjects, (), self._replicas):
+        for config in self._of_hub():
             await self._broker.ensure_stream(config, update=False)
 
     async def ensure_hub(self) -> None:
-        """Create or update the hub's streams; the sources that it has already are kept."""
-        async with self._one_at_a_time:
-            known = await self._broker.sourced_domains(UP)
-            for config in hub_streams(self._subjects, known, self._replicas):
-                await _until_ensured(self._broker, config, None)
+        """Create or update the hub's streams; what is collected from regions goes on."""
+        for config in hub_streams(self._subjects, self._replicas):
+            await _until_ensured(self._broker, config, None)
 
     async def keep_region(self, region: str, look_again: asyncio.Event) -> None:
         """As `ensure_region`, now and whenever `look_again` is set, for ever.
@@ -60,23 +70,29 @@ class Topology:
                 await look_again.wait()
 
     async def ensure_region(self, region: str) -> None:
-        """Create a region's streams as soon as it can be reached, and make them a source of the hub.
+        """Create a region's streams as soon as it can be reached, and collect from it.
 
         A source that the hub has already is removed and added again: a hub that was away would wait for
         its next try otherwise. The messages from a source carry its position: none is lost or doubled.
         """
         for config in leaf_streams(self._subjects, region):
+            if "mirror" in config:
+                await until_done(log, "topology.waits", lambda: self._prepare_mirror(region), domain=region)
             await _until_ensured(self._broker, config, region)
-        async with self._one_at_a_time:
-            known = await self._broker.sourced_domains(UP)
-            for regions in [known - {region}, known | {region}] if region in known else [known | {region}]:
-                for config in hub_streams(self._subjects, regions, self._replicas):
-                    if config["name"] == UP:
-                        await _until_ensured(self._broker, config, None)
+        for sourced in (False, True):
+            config = region_stream(self._subjects, region, sourced=sourced, replicas=self._replicas)
+            await _until_ensured(self._broker, config, None)
         log.info("region.ready", extra={"region": region})
 
+    async def _prepare_mirror(self, region: str) -> None:
+        """Make the consumer that the region's mirror reads; a mirror that is new reads from the beginning."""
+        wanted = mirror_consumer_config(self._subjects, region)
+        if not await self._broker.has_stream(DOWN, domain=region):
+            await self._broker.delete_consumer(DOWN, mirror_consumer(region))
+        await self._broker.ensure_consumer(DOWN, wanted)
 
-async def _until_ensured(broker: Broker, config: dict[str, object], domain: str | None) -> None:
+
+async def _until_ensured(broker: Broker, config: Config, domain: str | None) -> None:
     stream = config["name"]
     try:
         await until_done(

@@ -72,8 +72,9 @@ class IdentityApi:
 
     async def _region(self, request: web.Request) -> web.Response:
         asked = await read_body(request, RegionRequest)
-        files = await self._enroller.region_files(name_in(request, "region"), asked.hosts)
-        return answer(RegionCredentials(files=files, accounts=self._enroller.accounts), status=201)
+        region = name_in(request, "region")
+        files = await self._enroller.region_files(region, asked.hosts)
+        return answer(RegionCredentials(files=files, accounts=self._enroller.accounts(region)), status=201)
 
 
 def token_view(token: identities.Token, now: datetime) -> JoinTokenView:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from fedtide.coordinator.commands import Commands, PublishAccount
 from fedtide.fabric.errors import InvalidTransition
@@ -16,6 +16,7 @@ from fedtide.fabric.events.identity import (
     NodeRevoked,
     RegionIssued,
 )
+from fedtide.fabric.nats.authority import RUN_LIFETIME_S
 from fedtide.fabric.nats.subjects import RESERVED
 
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -157,6 +158,11 @@ def pending_commands(state: Identities) -> Commands:
 def is_revoked(state: Identities, node: str) -> bool:
     known = state.nodes.get(node)
     return known is not None and known.revoked
+
+
+def run_ended(state: Identities, key: str, at: datetime) -> tuple[Identities, Commands]:
+    """The key of a run's aggregators is void."""
+    return _withdraw(state, [(key, at + timedelta(seconds=RUN_LIFETIME_S))], at)
 
 
 def _holds(known: NodeIdentity, key: str) -> bool:

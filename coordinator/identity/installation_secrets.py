@@ -19,19 +19,25 @@ Files = dict[str, str]
 
 
 def complete(
-    own: Mapping[str, str], shared: Mapping[str, str], tenant: str, hosts: Sequence[str]
+    own: Mapping[str, str], shared: Mapping[str, str], tenant: str, hosts: Sequence[str], regions: Sequence[str]
 ) -> tuple[Files, Files]:
     """The existing files, completed and with soon expiring certificates renewed; an authority is never replaced.
+
+    One of a version before 0.2 is brought to this one: the streams stay, all credentials become void.
 
     Args:
         own: what coordinators know.
         shared: what servers know.
         hosts: names and addresses under which servers are reached; the first names the certificate.
+        regions: those that take part; servers learn their accounts.
     """
     own, shared = dict(own), dict(shared)
     if FILE not in own:
         authority, operator_seed = Authority.create(tenant)
-        own |= {**authority.files(), OPERATOR: operator_seed}
+        own |= {**authority.files(regions), OPERATOR: operator_seed}
+    elif (migrated := Authority.migrated(own[FILE].encode())) is not None:
+        own |= migrated.files(regions)
+    own[TRUST] = Authority.parse(own[FILE].encode()).trust(regions)
     own.setdefault(API_TOKEN, secrets.token_urlsafe(32))
     if CA_KEY not in own:
         own[CA_CERT], own[CA_KEY] = certificates.authority("fedtide")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from fedtide.fabric.errors import InvalidTransition, MalformedMessage, NotFound,
 from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Delivery
-from fedtide.fabric.nats.subjects import UP, Report, Subjects, parse_as
+from fedtide.fabric.nats.subjects import HUB_REGION, Report, Subjects, parse_as, up_stream
 
 DURABLE = "coordinator"
 _WAITING = 10_000
@@ -26,10 +26,13 @@ _LARGEST_INTEGER = 2**63
 
 
 class Reports:
-    """Takes reports from the stream UP, in their order."""
+    """Takes reports from the stream of each region, and of the processes beside the hub, each in its order."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, parked: ParkedReports) -> None:
+    def __init__(
+        self, broker: Broker, subjects: Subjects, engine: Engine, parked: ParkedReports, regions: Sequence[str]
+    ) -> None:
         self._broker = broker
+        self._regions = regions
         self._subjects = subjects
         self._engine = engine
         self.parked = parked
@@ -43,14 +46,19 @@ class Reports:
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._acknowledge(), name="acknowledge")
-            async for delivery in self._broker.consume(UP, DURABLE, self._subjects.all_reports, may_ask=leads):
-                try:
-                    event = self._checked(delivery.subject, delivery.data)
-                except MalformedMessage as exc:
-                    await self.parked.park(delivery.subject, delivery.data, str(exc))
-                    await delivery.ack()
-                else:
-                    await self._to_acknowledge.put((delivery, await self._engine.put(event)))
+            for region in (HUB_REGION, *self._regions):
+                group.create_task(self._take_in(region, leads), name=f"reports-{region}")
+
+    async def _take_in(self, region: str, leads: Callable[[], Awaitable[None]]) -> None:
+        stream, pattern = up_stream(region), self._subjects.reports_of(region)
+        async for delivery in self._broker.consume(stream, DURABLE, pattern, may_ask=leads):
+            try:
+                event = self._checked(delivery.subject, delivery.data)
+            except MalformedMessage as exc:
+                await self.parked.park(delivery.subject, delivery.data, str(exc))
+                await delivery.ack()
+            else:
+                await self._to_acknowledge.put((delivery, await self._engine.put(event)))
 
     async def _acknowledge(self) -> None:
         while True:

@@ -86,14 +86,16 @@ class Collector:
             log.info("drift.window_lost", extra={"model": model, "window": window, "reason": str(exc)})
 
     async def _sum(self, name: str, window: int, release: str, window_s: float) -> None:
-        left = await self._broker.last_of_each(STAY, self._subjects.drifts(self._region, name, window))
+        left = await self._broker.last_of_each(
+            STAY, self._subjects.drifts(self._region, name, window), domain=self._broker.streams_of(self._region)
+        )
         same = [sketch for digest, sketch, _ in map(unpack, (m.data for m in left)) if digest == release]
         now = total(same)
         if len(same) < self._limits.min_nodes or now.samples < self._limits.min_samples:
             log.info("drift.too_few", extra={"model": name, "nodes": len(same), "samples": now.samples})
             return
         subject = self._subjects.drift_reference(self._region, name, release[:16])
-        stored = await self._broker.last(STAY, subject)
+        stored = await self._broker.last(STAY, subject, domain=self._broker.streams_of(self._region))
         reference = unpack(stored.data)[1] if stored is not None else now
         # Rewritten each time: messages of this stream expire after a week.
         await self._broker.publish(subject, pack(release, reference, window_s))

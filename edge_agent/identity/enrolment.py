@@ -98,7 +98,7 @@ class Enrolment:
             access = Access(show, config.ca_file)
             broker = await Broker.connect(config.nats_url, f"join-{config.node}", access, wait_s=None)
             try:
-                jwt = await _ask(broker, Subjects(config.tenant).enrolment(token.name), asked)
+                jwt = await _ask(broker, Subjects(config.tenant).enrolment(config.region, token.name), asked)
             finally:
                 await broker.close()
         Credentials(jwt, key).save(self._file)

@@ -9,7 +9,6 @@ from pathlib import Path
 from fedtide.fabric.errors import NotFound, TransientError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.rate_limit import Pace
-from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import CACHE, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Sink, Source, get_blob, read_blob
 from fedtide.fabric.plans.release import ReleaseManifest, decode_release
@@ -28,8 +27,8 @@ class ReleaseDownload:
         pace = Pace(bytes_per_s)
         self._region = region
         self._subjects = subjects
-        self._cache = Source(broker, CACHE, pace=pace)
-        self._hub = Source(broker, RELEASES, domain=HUB_DOMAIN, pace=pace)
+        self._cache = Source(broker, CACHE, domain=broker.streams_of(region), pace=pace)
+        self._hub = Source(broker, RELEASES, domain=broker.hub_of(region), pace=pace)
         self.wan_bytes = 0
         self.reused_bytes = 0
 

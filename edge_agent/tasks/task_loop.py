@@ -22,7 +22,6 @@ from fedtide.fabric.flower.apps import unpack
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.messages.tasks import Cancel, Reply, Task, WireError, WireMessage
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.streams import HUB_DOMAIN
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, put_blob, read_blob
 from fedtide.fabric.process.files import is_full, map_file
@@ -258,7 +257,9 @@ class TaskLoop:
 
     @property
     def _source(self) -> Source:
-        return Source(self._broker, DOWN, fallback_domain=HUB_DOMAIN)
+        region = self._config.region
+        here, hub = self._broker.streams_of(region), self._broker.hub_of(region)
+        return Source(self._broker, DOWN, domain=here, fallback_domain=hub)
 
     async def send(self) -> None:
         """Send finished answers for ever, each until the broker has it."""

@@ -57,10 +57,11 @@ class AggregatorExited(TaggedMessage):
 
 
 class RunCleanedUp(TaggedMessage):
-    """Nothing of an ended run is left in the broker."""
+    """Nothing of an ended run is left in the broker. `key`: that of its aggregators, which is void from now on."""
 
     kind: Literal["run.cleaned_up"] = "run.cleaned_up"
     run: str
+    key: str = ""
 
 
 class RoundsRestarted(TaggedMessage):

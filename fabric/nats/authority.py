@@ -1,12 +1,18 @@
-"""The authority of an installation: the operator's signing key, the tenant's account, and what they sign.
+"""The authority of an installation: what it signs, and with which key. Pure but for `load` and `save`.
 
-The operator's own key is created, signs once and is handed out, to be kept offline: it can replace the other keys.
+The operator's own key signs once and is handed out, to be kept offline: it can replace the others. Accounts are signed
+by the operator's signing key. Nobody holds the key of an account; each role has a signing key of its own, whose scope
+(in the account's JWT) gives its users exactly the role's rights. These keys are derived from one secret, so that a new
+region needs nothing to be stored.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -15,9 +21,10 @@ from pydantic import ValidationError
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats import permissions
+from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, Account, accounts, leaf_account, region_account
 from fedtide.fabric.nats.credentials import Credentials, write_secret
 from fedtide.fabric.nats.jwt import Key
-from fedtide.fabric.nats.permissions import Permissions
+from fedtide.fabric.nats.permissions import AGGREGATOR, COLLECTS, FOLDS, JOINER, NODE, SYSTEM, SYSTEM_LEAF
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.strict import Strict
 
@@ -25,18 +32,32 @@ FILE = "authority.json"
 TRUST = "trust.conf"
 """A part of nats-server's configuration: whom a server trusts. It holds no secret."""
 COORDINATOR = "coordinator.creds"
-SYSTEM = "system.creds"
+SYSTEM_CREDENTIALS = "system.creds"
 OPERATOR = "operator.seed"
 
 NODE_LIFETIME_S = 90 * 86_400.0
 RUN_LIFETIME_S = 30 * 86_400.0
 
-_UNLIMITED: dict[str, object] = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1)
+_UNLIMITED: dict[str, object] = dict.fromkeys(("subs", "data", "payload", "imports", "exports"), -1)
 _STORAGE: dict[str, object] = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
-_ANYTHING: dict[str, object] = {"pub": {}, "sub": {}}
+_NOTHING: dict[str, object] = {"pub": {"deny": [">"]}, "sub": {"deny": [">"]}}
 
 
 class _Kept(Strict):
+    """`account` and `system` are public keys. `revoked_before`: no credentials of these accounts from before count."""
+
+    tenant: str
+    operator_jwt: str
+    signing_seed: str
+    account: str
+    system: str
+    secret: str
+    revoked_before: int = 0
+
+
+class _KeptBefore(Strict):
+    """As versions before 0.2 kept it: one account for all, whose own key signed every user."""
+
     tenant: str
     operator_jwt: str
     signing_seed: str
@@ -48,125 +69,197 @@ class Authority:
     """Signs for one installation. `load` reads what `create` has left in a folder."""
 
     def __init__(self, kept: _Kept) -> None:
-        self._operator_jwt = kept.operator_jwt
-        self._signing = Key.of(kept.signing_seed)
-        self._account = Key.of(kept.account_seed)
-        self._system = Key.of(kept.system_seed)
         self._kept = kept
+        self._signing = Key.of(kept.signing_seed)
         self.subjects = Subjects(kept.tenant)
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
         """Raises ConfigError if the folder holds no authority."""
         try:
-            return cls(_Kept.model_validate_json((folder / FILE).read_bytes()))
+            return cls.parse((folder / FILE).read_bytes(), str(folder / FILE))
         except OSError as exc:
             raise ConfigError(
                 str(folder / FILE), f"cannot be read: {exc.strerror}", "`fedtide up` and the Helm chart's hook make one"
             ) from exc
+
+    @classmethod
+    def parse(cls, text: bytes, path: str = FILE) -> Authority:
+        """Raises ConfigError if it is no authority of this version."""
+        try:
+            return cls(_Kept.model_validate_json(text))
         except ValidationError as exc:
-            raise ConfigError(str(folder / FILE), f"is no authority: {exc.errors()[0]['msg']}") from exc
+            if _of_before(text) is not None:
+                raise ConfigError(path, "is of a version before 0.2", "See docs/upgrading.md, `Accounts`") from exc
+            raise ConfigError(path, f"is no authority: {exc.errors()[0]['msg']}") from exc
 
     @classmethod
     def create(cls, tenant: str) -> tuple[Authority, str]:
         """The authority of a new installation, and the seed of its operator, which must be kept elsewhere."""
         operator, signing = Key.new(nats_jwt.OPERATOR), Key.new(nats_jwt.OPERATOR)
-        account, system = Key.new(nats_jwt.ACCOUNT), Key.new(nats_jwt.ACCOUNT)
-        about = {"system_account": system.public, "signing_keys": [signing.public]}
+        secret = secrets.token_hex(32)
+        account, system = _nobodys_key(secret, CORE), _nobodys_key(secret, SYSTEM)
+        about = {"system_account": system, "signing_keys": [signing.public]}
         jwt = nats_jwt.sign("operator", operator.public, "fedtide", about, operator)
         kept = _Kept(
-            tenant=tenant,
-            operator_jwt=jwt,
-            signing_seed=signing.seed,
-            account_seed=account.seed,
-            system_seed=system.seed,
+            tenant=tenant, operator_jwt=jwt, signing_seed=signing.seed, account=account, system=system, secret=secret
         )
         return cls(kept), operator.seed
 
-    def save(self, folder: Path) -> None:
-        """Write everything that the coordinator and its servers need into a folder."""
-        for name, text in self.files().items():
-            write_secret(folder / name, text)
+    @classmethod
+    def migrated(cls, text: bytes) -> Authority | None:
+        """The authority of an installation of a version before 0.2, which keeps its streams; None if it is not one.
 
-    def files(self) -> dict[str, str]:
-        coordinator = self.credentials("coordinator", permissions.everything("coordinator"))
+        All credentials that were made before are void: they were of the account that holds the streams.
+        """
+        old = _of_before(text)
+        if old is None:
+            return None
+        kept = _Kept(
+            tenant=old.tenant,
+            operator_jwt=old.operator_jwt,
+            signing_seed=old.signing_seed,
+            account=Key.of(old.account_seed).public,
+            system=Key.of(old.system_seed).public,
+            secret=secrets.token_hex(32),
+            revoked_before=int(time.time()) - 1,
+        )
+        return cls(kept)
+
+    def save(self, folder: Path, regions: Sequence[str]) -> None:
+        """Write everything that the coordinator and its servers need into a folder."""
+        files = self.files(regions)
+        for name in sorted(files, key=lambda name: name == FILE):  # the last: it says that the others are there
+            write_secret(folder / name, files[name])
+
+    def files(self, regions: Sequence[str]) -> dict[str, str]:
         return {
             FILE: self._kept.model_dump_json(),
-            TRUST: self.trust(),
-            COORDINATOR: coordinator.text,
-            SYSTEM: self.system_credentials("coordinator", permissions.system()).text,
+            TRUST: self.trust(regions),
+            COORDINATOR: self.credentials(CORE, permissions.COORDINATOR, "coordinator").text,
+            SYSTEM_CREDENTIALS: self.credentials(SYSTEM, SYSTEM, "coordinator").text,
         }
 
-    @property
-    def account(self) -> str:
-        """The public key of the tenant's account."""
-        return self._account.public
+    def public(self, account: str) -> str:
+        """The public key of an account."""
+        if account == CORE:
+            return self._kept.account
+        return self._kept.system if account == SYSTEM else _nobodys_key(self._kept.secret, account)
 
-    @property
-    def system_account(self) -> str:
-        return self._system.public
+    def account_jwts(
+        self, regions: Sequence[str], withdrawn: Mapping[str, datetime] | None = None, issued: float | None = None
+    ) -> list[str]:
+        """Every account but the servers' own; keys in `withdrawn` are let in only with credentials made after that.
 
-    def account_jwt(self, withdrawn: Mapping[str, datetime] | None = None) -> str:
-        """The tenant's account; keys in `withdrawn` are let in only with credentials made after that time."""
-        about: dict[str, object] = {"limits": {**_UNLIMITED, "wildcards": True, **_STORAGE}}
-        issued: float | None = None
-        if withdrawn:
-            issued = max(withdrawn.values()).timestamp()
-            about["revocations"] = {key: int(at.timestamp()) for key, at in withdrawn.items()}
-        return nats_jwt.sign(
-            "account",
-            self._account.public,
-            self.subjects.tenant,
-            {**about, "default_permissions": _ANYTHING},
-            self._signing,
-            issued=issued,
-        )
+        Args:
+            issued: seconds since the epoch; a server keeps the one that was issued last.
+        """
+        gone = {key: int(at.timestamp()) for key, at in (withdrawn or {}).items()}
+        found = accounts(self.subjects, regions)
+        return [self._account(name, about, gone, issued) for name, about in found.items()]
 
-    def trust(self, withdrawn: Mapping[str, datetime] | None = None) -> str:
+    def _account(self, name: str, about: Account, gone: Mapping[str, int], issued: float | None) -> str:
+        limits = {**_UNLIMITED, "wildcards": True, "conn": about.clients, "leaf": about.links}
+        revoked = {**gone, **({"*": self._kept.revoked_before} if name == CORE and self._kept.revoked_before else {})}
+        claims: dict[str, object] = {
+            "limits": {**limits, **(_STORAGE if about.jetstream else {})},
+            "signing_keys": self._scopes(name),
+            "exports": [each.claims() for each in about.exports],
+            "imports": [each.claims(self.public(each.account)) for each in about.imports],
+            "default_permissions": _NOTHING,
+        }
+        if revoked:
+            claims["revocations"] = revoked
+        title = self.subjects.tenant if name == CORE else f"{self.subjects.tenant} {name}"
+        return nats_jwt.sign("account", self.public(name), title, claims, self._signing, issued=issued)
+
+    def _scopes(self, account: str) -> list[dict[str, object]]:
+        return [
+            {"kind": "user_scope", "key": self._key(account, role).public, "role": role, "template": allowed.claims()}
+            for role, allowed in permissions.of_account(self.subjects, account).items()
+        ]
+
+    def _key(self, account: str, role: str) -> Key:
+        """The key that signs the users of a role."""
+        return _derived(self._kept.secret, f"{account}/{role}", nats_jwt.ACCOUNT)
+
+    def trust(self, regions: Sequence[str], withdrawn: Mapping[str, datetime] | None = None) -> str:
         """What a nats-server has to know (https://docs.nats.io, "JWT resolver")."""
-        system = nats_jwt.sign(
-            "account",
-            self._system.public,
-            "SYS",
-            {"limits": {**_UNLIMITED, "wildcards": True}, "default_permissions": _ANYTHING},
-            self._signing,
-        )
+        limits = {**_UNLIMITED, "wildcards": True, "conn": -1, "leaf": -1}
+        claims = {"limits": limits, "signing_keys": self._scopes(SYSTEM), "default_permissions": _NOTHING}
+        if self._kept.revoked_before:
+            claims["revocations"] = {"*": self._kept.revoked_before}
+        # Older than anything that a coordinator publishes: a server that has heard of it keeps that.
+        issued = max((at.timestamp() for at in (withdrawn or {}).values()), default=1.0)
+        system = nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=issued)
+        known = [system, *self.account_jwts(regions, withdrawn, issued)]
+        lines = "".join(f"  {nats_jwt.read(jwt)['sub']}: {jwt}\n" for jwt in known)
         return (
-            f"operator: {self._operator_jwt}\n"
-            f"system_account: {self._system.public}\n"
-            "resolver_preload: {\n"
-            f"  {self._system.public}: {system}\n"
-            f"  {self._account.public}: {self.account_jwt(withdrawn)}\n"
-            "}\n"
+            f"operator: {self._kept.operator_jwt}\n"
+            f"system_account: {self.public(SYSTEM)}\n"
+            f"resolver_preload: {{\n{lines}}}\n"
         )
 
-    def user_jwt(self, name: str, key: str, allowed: Permissions, lifetime_s: float | None = None) -> str:
-        return _user(self._account, name, key, allowed, lifetime_s)
+    def user_jwt(
+        self, account: str, role: str, name: str, key: str, *, region: str = "", lifetime_s: float | None = None
+    ) -> str:
+        """Lets the holder of `key` in as `name`; its rights are those of the role."""
+        tags = [f"role:{role}", *([f"region:{region}"] if region else [])]
+        about = {"issuer_account": self.public(account), "tags": tags}
+        expires = None if lifetime_s is None else time.time() + lifetime_s
+        return nats_jwt.sign("user", key, name, about, self._key(account, role), expires=expires)
 
-    def credentials(self, name: str, allowed: Permissions, lifetime_s: float | None = None) -> Credentials:
+    def credentials(
+        self, account: str, role: str, name: str, *, region: str = "", lifetime_s: float | None = None
+    ) -> Credentials:
         """Credentials with a key of their own."""
-        return _credentials(self._account, name, allowed, lifetime_s)
+        key = Key.new(nats_jwt.USER)
+        jwt = self.user_jwt(account, role, name, key.public, region=region, lifetime_s=lifetime_s)
+        return Credentials(jwt, key)
 
-    def system_credentials(self, name: str, allowed: Permissions) -> Credentials:
-        return _credentials(self._system, name, allowed, None)
+    def node_jwt(self, region: str, node: str, key: str) -> str:
+        return self.user_jwt(NODES, NODE, node, key, region=region, lifetime_s=NODE_LIFETIME_S)
+
+    def joiner(self, token: str, lifetime_s: float) -> Credentials:
+        return self.credentials(NODES, JOINER, token, lifetime_s=lifetime_s)
+
+    def aggregator(self, run: str) -> Credentials:
+        """Of all attempts of a run; the same whenever it is asked for, but for its dates."""
+        key = self.run_key(run)
+        return Credentials(self.user_jwt(RUNS, AGGREGATOR, run, key.public, lifetime_s=RUN_LIFETIME_S), key)
+
+    def run_key(self, run: str) -> Key:
+        return _derived(self._kept.secret, f"run/{run}", nats_jwt.USER)
 
     def region_credentials(self, region: str) -> dict[str, Credentials]:
-        """What the processes of a region need, by file name. Only `system` is not of the tenant's account."""
-        subjects = self.subjects
+        """What the processes of a region need, by file name."""
         return {
-            "leaf.creds": self.credentials(f"leaf-{region}", permissions.leaf(subjects, region)),
-            "system.creds": self.system_credentials(f"leaf-{region}", permissions.leaf_system()),
-            "collector.creds": self.credentials(f"collector-{region}", permissions.collector(subjects, region)),
-            "regional.creds": self.credentials(f"regional-{region}", permissions.folder(subjects, region)),
+            "leaf.creds": self.credentials(region_account(region), "leaf", f"leaf-{region}"),
+            "system.creds": self.credentials(SYSTEM, SYSTEM_LEAF, f"leaf-{region}"),
+            "collector.creds": self.credentials(NODES, COLLECTS, f"collector-{region}", region=region),
+            "regional.creds": self.credentials(NODES, FOLDS, f"regional-{region}", region=region),
         }
 
+    def leaf_accounts(self, region: str) -> dict[str, str]:
+        """Public keys of the accounts that a region's server links to the hub, and of the hub's own."""
+        return {"region": self.public(leaf_account(region)), "system": self.public(SYSTEM), "hub": self.public(CORE)}
 
-def _credentials(account: Key, name: str, allowed: Permissions, lifetime_s: float | None) -> Credentials:
-    key = Key.new(nats_jwt.USER)
-    return Credentials(_user(account, name, key.public, allowed, lifetime_s), key)
+
+def _of_before(text: bytes) -> _KeptBefore | None:
+    try:
+        return _KeptBefore.model_validate_json(text)
+    except ValidationError:
+        return None
 
 
-def _user(account: Key, name: str, key: str, allowed: Permissions, lifetime_s: float | None) -> str:
-    about = {"subs": -1, "data": -1, "payload": -1, **allowed.claims()}
-    expires = None if lifetime_s is None else time.time() + lifetime_s
-    return nats_jwt.sign("user", key, name, about, account, expires=expires)
+def _digest(secret: str, label: str) -> bytes:
+    return hmac.new(bytes.fromhex(secret), label.encode(), hashlib.sha256).digest()
+
+
+def _derived(secret: str, label: str, kind: int) -> Key:
+    return Key.from_bytes(_digest(secret, label), kind)
+
+
+def _nobodys_key(secret: str, account: str) -> str:
+    """A public key whose private one nobody knows: all that it signs is signed by others."""
+    return nats_jwt.public_key(_digest(secret, f"account/{account}"), nats_jwt.ACCOUNT)

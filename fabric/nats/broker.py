@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from fedtide.fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, MalformedMessage, TooLarge
+from fedtide.fabric.nats import accounts
 from fedtide.fabric.nats.cancellation import cancellation_kept
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Ack, Received, api, parse_answer
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _RECONNECT_WAIT_S: Any = 0.25  # a number of seconds; nats-py's annotation admits whole ones only
 NO_ACCESS = Access()
 INBOX = "_INBOX."
+INBOXES = (INBOX, "_R_.")
+"""What an answer may go to; the second stands for an inbox of another account."""
 MAX_BATCH = 1000
 """Messages that a server takes as one atomic batch."""
 CLOSE_WITHIN_S = 5.0
@@ -43,6 +46,17 @@ Answerer = Callable[["Received"], Awaitable[tuple[bytes, dict[str, str]]]]
 
 class Broker(StreamReads):
     """A connection to one NATS server. Create it with `connect`, end it with `close`."""
+
+    has_identity = False
+    """Whether it connects with credentials; without, all is one account."""
+
+    def streams_of(self, region: str) -> str:
+        """The domain under which a process of a region reads that region's streams (`accounts.streams_of`)."""
+        return accounts.streams_of(region, has_identity=self.has_identity)
+
+    def hub_of(self, region: str) -> str:
+        """The same, of the hub's streams."""
+        return accounts.hub_of(region, has_identity=self.has_identity)
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -65,6 +79,7 @@ class Broker(StreamReads):
         """
         client = TolerantClient()
         broker = cls(client)
+        broker.has_identity = access.credentials is not None
         options = access.options()
         try:
             async with cancellation_kept(), asyncio.timeout(wait_s):
@@ -167,7 +182,7 @@ class Broker(StreamReads):
 
     async def respond(self, asked: Received, data: bytes) -> None:
         """Answer a request, only to an inbox: the sender may name subjects to which it must not publish itself."""
-        if not asked.reply.startswith(INBOX):
+        if not asked.reply.startswith(INBOXES):
             raise MalformedMessage(f"a request on {asked.subject} wants its answer on {asked.reply!r}, no inbox")
         await self.tell(asked.reply, data)
 
@@ -271,7 +286,7 @@ class Broker(StreamReads):
                 log.warning("broker.answer_lost", extra={"subject": message.subject, "reason": str(exc)})
 
         async def take(message: Msg) -> None:
-            if message.reply.startswith(INBOX):
+            if message.reply.startswith(INBOXES):
                 task = asyncio.create_task(reply(message))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)

@@ -69,9 +69,10 @@ class Credentials:
 
     @property
     def inbox(self) -> str:
-        """The prefix of the subjects on which answers may reach this user."""
-        allowed = nats_jwt.read(self.jwt)["nats"].get("sub", {}).get("allow", [])
-        return next((s.removesuffix(".>") for s in allowed if s.startswith("_INBOX.")), "_INBOX")
+        """The prefix of the subjects on which answers may reach this user (`permissions.inbox`)."""
+        claims = nats_jwt.read(self.jwt)
+        tags = dict(tag.partition(":")[::2] for tag in claims["nats"].get("tags", []))
+        return f"_INBOX.{tags['role']}.{claims['name']}" if "role" in tags else "_INBOX"
 
 
 @dataclass(frozen=True, slots=True)

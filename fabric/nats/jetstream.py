@@ -95,19 +95,6 @@ def pull_request() -> bytes:
     return json.dumps({"batch": PULL_BATCH, "expires": expires, "idle_heartbeat": heartbeat}).encode()
 
 
-def backlog_request(stream: str, name: str, pattern: str) -> bytes:
-    """The body that creates a consumer in memory, for one reading of what is under `pattern` now."""
-    config = {
-        "name": name,
-        "filter_subject": pattern,
-        "ack_policy": "none",
-        "deliver_policy": "all",
-        "mem_storage": True,
-        "inactive_threshold": 30 * _NANOSECONDS,
-    }
-    return json.dumps({"stream_name": stream, "config": config, "action": ""}).encode()
-
-
 def consumer_request(stream: str, durable: str, pattern: str, start: int | None) -> bytes:
     """The body that creates a durable consumer; `start` is the first sequence it delivers (None: all)."""
     config = {

@@ -33,7 +33,12 @@ class Key:
 
     @classmethod
     def new(cls, prefix: int) -> Key:
-        return cls.of(bytes(nkeys.encode_seed(os.urandom(32), prefix)).decode())
+        return cls.from_bytes(os.urandom(32), prefix)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, prefix: int) -> Key:
+        """The key whose private part is these 32 bytes."""
+        return cls.of(bytes(nkeys.encode_seed(raw, prefix)).decode())
 
     @classmethod
     def of(cls, seed: str) -> Key:
@@ -49,6 +54,12 @@ class Key:
 
     def __repr__(self) -> str:
         return f"Key({self.public})"  # never the seed: this may come into a log
+
+
+def public_key(raw: bytes, prefix: int) -> str:
+    """32 bytes as a public nkey: kind, bytes and checksum in base32."""
+    body = bytearray([prefix, *raw])
+    return base64.b32encode(bytes(body) + nkeys.crc16(body).to_bytes(2, "little")).rstrip(b"=").decode()
 
 
 def is_user_key(public: str) -> bool:

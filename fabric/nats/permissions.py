@@ -1,16 +1,16 @@
 """Which subjects each role may use. Everything that is not listed is refused by the server. Pure.
 
-A server sends an answer to whatever subject the request names. So a role that can store arbitrary data must not be
-able to make the server read it back: it could have it sent in somebody else's name. Nodes read streams that only the
-cloud writes, and nothing from the streams that nodes write (docs/decisions/0016-identities.md).
+A role is a template: `{{name()}}` and `{{tag(region)}}` are those of the user, and the server fills them in. Accounts
+(`accounts`) decide what a subject leads to; this, who may use it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedtide.fabric.nats.stream_reads import floor_keeper
-from fedtide.fabric.nats.streams import HUB_DOMAIN
+from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, hub_of, region_account, streams_of
+from fedtide.fabric.nats.streams import HUB_DOMAIN, down_delivery, mirror_consumer, up_delivery
 from fedtide.fabric.nats.subjects import (
     CACHE,
     CHECKPOINTS,
@@ -26,173 +26,204 @@ from fedtide.fabric.nats.subjects import (
 )
 
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
+NAME, REGION = "{{name()}}", "{{tag(region)}}"
+COORDINATOR, AGGREGATOR, NODE, JOINER, COLLECTS, FOLDS = (
+    "coordinator",
+    "aggregator",
+    "node",
+    "joiner",
+    "collector",
+    "folder",
+)
+SYSTEM, SYSTEM_LEAF = "system", "system-leaf"
+_KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """`answers`: may answer requests that reach it, once each, within five minutes."""
+    """What users of a role may do.
+
+    Args:
+        answers: may answer requests that reach it, once each, within five minutes.
+        subscriptions: how many it may have at a time (-1: any number).
+        payload_bytes: of one message (-1: as large as the server takes).
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     answers: bool = False
+    subscriptions: int = -1
+    payload_bytes: int = -1
 
     def claims(self) -> dict[str, object]:
         """As the `nats` part of a user's JWT has them. An empty list would allow everything: it is never written."""
         about: dict[str, object] = {
             "pub": {"allow": list(self.publish)} if self.publish else {"deny": [">"]},
             "sub": {"allow": list(self.subscribe)} if self.subscribe else {"deny": [">"]},
+            "subs": self.subscriptions,
+            "data": -1,
+            "payload": self.payload_bytes,
         }
         if self.answers:
             about["resp"] = {"max": 1, "ttl": ANSWER_WITHIN_NS}
         return about
 
 
-def everything(inbox: str) -> Permissions:
-    """A coordinator: everything in the account of its tenant, and in no other."""
-    return Permissions((">",), (f"_INBOX.{inbox}.>", ">"))
+def inbox(role: str, name: str = NAME) -> str:
+    """The prefix of the subjects on which answers reach a user; what follows is random for each connection."""
+    return f"_INBOX.{role}.{name}"
 
 
-def joiner(subjects: Subjects, token: str) -> Permissions:
+def roles(subjects: Subjects) -> Mapping[str, Mapping[str, Permissions]]:
+    """By account, then by role, but for those of regions (`leaf`)."""
+    return {
+        CORE: {COORDINATOR: Permissions((">",), (">",))},
+        RUNS: {AGGREGATOR: aggregator(subjects)},
+        NODES: {
+            NODE: node(subjects),
+            JOINER: joiner(subjects),
+            COLLECTS: collector(subjects),
+            FOLDS: folder(subjects),
+        },
+    }
+
+
+def of_account(subjects: Subjects, account: str) -> Mapping[str, Permissions]:
+    """The roles of an account, by name; those of a region's link and of the servers' own account too."""
+    if account.startswith(region_account("")):
+        return {"leaf": leaf(subjects, account.removeprefix(region_account("")))}
+    if account == SYSTEM:
+        return {SYSTEM: system(), SYSTEM_LEAF: leaf_system()}
+    return roles(subjects).get(account, {})
+
+
+def joiner(subjects: Subjects) -> Permissions:
     """What a join token allows: to ask for credentials, nothing else."""
-    return Permissions((subjects.rpc(f"enrol.{token}"),), (f"_INBOX.join.{token}.>",))
+    return Permissions(
+        (subjects.enrolment("*", NAME),), (f"{inbox(JOINER)}.>",), subscriptions=8, payload_bytes=64 * _KIB
+    )
 
 
-def node_inbox(region: str, node: str) -> str:
-    return f"_INBOX.node.{region}.{node}"
-
-
-def node(subjects: Subjects, region: str, node: str) -> Permissions:
+def node(subjects: Subjects) -> Permissions:
     """One node: its own messages, the orders for it, and blobs by their digests."""
-    root, orders = subjects.root, subjects.down_node(region, node)
-    name = order_consumer(node)
+    root = subjects.root
+    here, hub = f"$JS.{streams_of(REGION)}.API.DIRECT.GET", f"$JS.{hub_of(REGION)}.API.DIRECT.GET"
+    blobs = [f"{DOWN}.{root}.down.{kind}.>" for kind in ("blob", "round")]
     return Permissions(
         publish=(
-            f"{root}.up.{region}.{node}.>",
-            f"{root}.stay.{region}.{node}.>",
-            subjects.telemetry(region, node),
-            subjects.renewal(region, node),
-            f"$JS.API.DIRECT.GET.{DOWN}.{orders}",
-            f"$JS.API.CONSUMER.CREATE.{DOWN}.{name}.{orders}",
-            f"$JS.API.CONSUMER.MSG.NEXT.{DOWN}.{name}",
-            f"$JS.API.CONSUMER.DELETE.{DOWN}.{name}",
-            f"$JS.API.DIRECT.GET.{CACHE}.{subjects.all_cached(region)}",
-            f"$JS.{HUB_DOMAIN}.API.DIRECT.GET.{RELEASES}.{subjects.all_releases}",
-            *(f"{api}.DIRECT.GET.{DOWN}.{root}.down.{kind}.>" for api in _APIS for kind in ("blob", "round")),
+            f"{root}.up.{REGION}.{NAME}.>",
+            f"{root}.stay.{REGION}.{NAME}.>",
+            subjects.telemetry(REGION, NAME),
+            subjects.renewal(REGION, NAME),
+            subjects.orders(REGION, NAME),
+            f"{here}.{DOWN}.{subjects.down_node(REGION, NAME)}",
+            f"{here}.{CACHE}.{subjects.all_cached(REGION)}",
+            *(f"{there}.{blob}" for there in (here, hub) for blob in blobs),
+            f"{hub}.{RELEASES}.{subjects.root}.rel.blob.>",
         ),
         subscribe=(
-            f"{node_inbox(region, node)}.>",
-            subjects.live_node(region, node),
-            subjects.infer(region, node, "*"),
-            subjects.samples(region, node, "*"),
+            f"{inbox(NODE)}.>",
+            subjects.live_node(REGION, NAME),
+            subjects.infer(REGION, NAME, "*"),
+            subjects.samples(REGION, NAME, "*"),
         ),
         answers=True,
+        subscriptions=256,
     )
 
 
-def order_consumer(node: str) -> str:
-    """The short-lived consumer through which a node reads what it missed."""
-    return f"node-{node}"
-
-
-def aggregator(subjects: Subjects, run: str) -> Permissions:
-    """One run's aggregator and its shards. It reads that run's updates; it may ask any node to train."""
-    root, consumer = subjects.root, reply_consumer(run)
-    keeper = floor_keeper(consumer)
+def aggregator(subjects: Subjects) -> Permissions:
+    """One run's aggregator and its shards. It reads that run's updates; it may ask any node to train for that run."""
+    root, consumer = subjects.root, reply_consumer(NAME)
     return Permissions(
         publish=(
-            f"{root}.up.{HUB_REGION}.{run}.>",
-            f"{root}.up.{HUB_REGION}.{FOLD_WORKER}.blob.{run}.>",
-            subjects.all_tasks,
-            f"{root}.down.round.{run}.>",
-            f"{root}.down.blob.>",
-            subjects.all_releases,
-            subjects.checkpoints(run),
-            subjects.rpc("cohort"),
-            subjects.rpc("fold.*"),
-            *(f"$JS.API.STREAM.INFO.{stream}" for stream in (DOWN, UP, RELEASES, CHECKPOINTS)),
-            # A server reads `$JS.hub.API` as its own `$JS.API` before it looks at permissions.
-            *(f"{api}.STREAM.PURGE.{stream}" for api in ("$JS.API", "$JS.*.API") for stream in (DOWN, UP, STAY)),
-            f"$JS.API.STREAM.PURGE.{CHECKPOINTS}",
-            f"$JS.API.DIRECT.GET.{DOWN}.{subjects.all_down}",
-            f"$JS.API.DIRECT.GET.{RELEASES}.{subjects.all_releases}",
-            f"$JS.API.DIRECT.GET.{CHECKPOINTS}.{subjects.checkpoints(run)}",
-            f"$JS.API.DIRECT.GET.{CHECKPOINTS}",
-            *(f"{api}.DIRECT.GET.{UP}.{root}.up.*.*.blob.{run}.>" for api in ("$JS.API", "$JS.*.API")),
-            f"$JS.*.API.DIRECT.GET.{STAY}.{root}.stay.*.*.blob.{run}.>",
-            f"$JS.API.CONSUMER.MSG.NEXT.{UP}.{consumer}",
-            *(f"$JS.API.CONSUMER.CREATE.{UP}.{name}.{subjects.replies(run)}" for name in (consumer, keeper)),
-            *(f"$JS.API.CONSUMER.{verb}.{UP}.{name}" for verb in ("INFO", "DELETE") for name in (consumer, keeper)),
-            f"$JS.ACK.{UP}.{consumer}.>",
-            f"$JS.ACK.*.*.{UP}.{consumer}.>",
+            f"{root}.up.{HUB_REGION}.{NAME}.>",
+            f"{root}.up.{HUB_REGION}.{FOLD_WORKER}.blob.{NAME}.>",
+            f"{root}.down.node.*.*.task.{NAME}.*",
+            subjects.round_blobs(NAME),
+            subjects.release_uploads(NAME),
+            subjects.checkpoints(NAME),
+            subjects.asked_by_run(NAME, "*"),
+            subjects.fold("*"),
+            subjects.shard(NAME, "*"),
+            f"$JS.API.DIRECT.GET.{DOWN}.{root}.down.blob.>",
+            f"$JS.API.DIRECT.GET.{DOWN}.{subjects.round_blobs(NAME)}",
+            f"$JS.API.DIRECT.GET.{DOWN}.{subjects.tasks_of(NAME)}",
+            f"$JS.API.DIRECT.GET.{RELEASES}.{root}.rel.blob.>",
+            f"$JS.API.DIRECT.GET.{RELEASES}.{subjects.release_uploads(NAME)}",
+            f"$JS.API.DIRECT.GET.{CHECKPOINTS}.{subjects.checkpoints(NAME)}",
+            f"$JS.API.DIRECT.GET.*.{root}.up.*.*.blob.{NAME}.>",
+            f"$JS.*.API.DIRECT.GET.{UP}.{root}.up.*.*.blob.{NAME}.>",
+            f"$JS.*.API.DIRECT.GET.{STAY}.{root}.stay.*.*.blob.{NAME}.>",
+            f"$JS.API.CONSUMER.MSG.NEXT.*.{consumer}",
+            f"$JS.ACK.*.{consumer}.>",
+            f"$JS.ACK.*.*.*.{consumer}.>",
         ),
-        subscribe=(f"_INBOX.agg.{run}.>", subjects.all_presence, subjects.order(run), subjects.rpc("fold.*")),
+        subscribe=(f"{inbox(AGGREGATOR)}.>", subjects.all_presence, subjects.order(NAME), subjects.shard(NAME, "*")),
         answers=True,
     )
 
 
-def folder(subjects: Subjects, region: str) -> Permissions:
+def folder(subjects: Subjects) -> Permissions:
     """A regional aggregator: it reads its region's updates, and stores their sums."""
-    root = subjects.root
+    root, here = subjects.root, f"$JS.{streams_of(REGION)}.API.DIRECT.GET"
     return Permissions(
         publish=(
-            f"{root}.up.{region}.{FOLD_WORKER}.blob.>",
-            *(f"$JS.API.STREAM.INFO.{stream}" for stream in (UP, STAY)),
-            f"$JS.API.DIRECT.GET.{UP}.{root}.up.{region}.*.blob.>",
-            f"$JS.API.DIRECT.GET.{STAY}.{root}.stay.{region}.*.blob.>",
+            f"{root}.up.{REGION}.{FOLD_WORKER}.blob.>",
+            f"{here}.{UP}.{root}.up.{REGION}.*.blob.>",
+            f"{here}.{STAY}.{root}.stay.{REGION}.*.blob.>",
         ),
-        subscribe=(f"_INBOX.fold.{region}.>", subjects.rpc(f"fold.{region}")),
+        subscribe=(f"{inbox(FOLDS)}.>", subjects.fold(REGION)),
         answers=True,
+        subscriptions=64,
     )
 
 
-def collector(subjects: Subjects, region: str) -> Permissions:
+def collector(subjects: Subjects) -> Permissions:
     """A drift collector: it sums the drift sketches of a region's nodes."""
-    sketches = subjects.drifts(region, "*", "*")
+    root, here = subjects.root, f"$JS.{streams_of(REGION)}.API.DIRECT.GET"
     return Permissions(
         publish=(
-            subjects.report(region, COLLECTOR, "drift-reported"),
-            f"{subjects.root}.stay.{region}.{COLLECTOR}.>",
-            f"$JS.API.DIRECT.GET.{STAY}",
-            f"$JS.API.DIRECT.GET.{STAY}.{subjects.root}.stay.{region}.{COLLECTOR}.>",
+            subjects.report(REGION, COLLECTOR, "drift-reported"),
+            f"{root}.stay.{REGION}.{COLLECTOR}.>",
+            f"{here}.{STAY}",
+            f"{here}.{STAY}.{root}.stay.{REGION}.{COLLECTOR}.>",
         ),
-        subscribe=(f"_INBOX.collector.{region}.>", sketches),
+        subscribe=(f"{inbox(COLLECTS)}.>", subjects.drifts(REGION, "*", "*")),
+        subscriptions=64,
     )
 
 
 def leaf(subjects: Subjects, region: str) -> Permissions:
     """A region's server, as the hub sees it: it publishes for its own region only, and receives only what goes there.
 
-    `$JS.S` and `$JS.M` are deliveries to sources and mirrors, `$JS.FC` their flow control, `$JSC.R` answers between
-    servers.
+    `$JSC.R` and `_R_` are answers between servers, `$JS.FC` the flow control of sources and mirrors.
     """
-    root, hub = subjects.root, f"$JS.{HUB_DOMAIN}.API"
+    root, hub, consumer = subjects.root, f"$JS.{HUB_DOMAIN}.API", mirror_consumer(region)
     return Permissions(
         publish=(
-            f"{root}.up.{region}.>",
-            f"{root}.tel.{region}.*",
-            subjects.enrolment("*"),
+            f"{up_delivery(region)}.>",
+            subjects.telemetry(region, "*"),
+            subjects.enrolment(region, "*"),
             subjects.renewal(region, "*"),
-            "_INBOX.>",
-            "$JS.FC.>",
-            "$JS.S.>",
+            subjects.orders(region, "*"),
+            f"{hub}.CONSUMER.RESET.{DOWN}.{consumer}",
+            *(f"$JS.FC.{where}{DOWN}.{consumer}.>" for where in ("", f"{HUB_DOMAIN}.*.")),
+            f"{hub}.DIRECT.GET.{RELEASES}.{root}.rel.blob.>",
+            *(f"{hub}.DIRECT.GET.{DOWN}.{root}.down.{kind}.>" for kind in ("blob", "round")),
             "$JSC.R.>",
-            f"{hub}.DIRECT.GET.{RELEASES}.{subjects.all_releases}",
-            f"{hub}.DIRECT.GET.{DOWN}.{root}.down.blob.>",
-            f"{hub}.DIRECT.GET.{DOWN}.{root}.down.round.>",
-            f"{hub}.CONSUMER.CREATE.{DOWN}.>",
-            f"{hub}.CONSUMER.CREATE.{DOWN}",
+            "_R_.>",
         ),
         subscribe=(
-            "_INBOX.join.>",
-            *(f"_INBOX.{role}.{region}.>" for role in ("node", "fold", "collector")),
-            f"{root}.infer.{region}.>",
-            f"{root}.samples.{region}.>",
-            subjects.all_cached(region),
-            subjects.rpc(f"fold.{region}"),
+            down_delivery(region),
             f"$JS.{region}.API.>",
-            "$JS.FC.>",
-            "$JS.M.>",
+            f"$JS.FC.{region}.*.{UP}.>",
+            subjects.all_cached(region),
+            subjects.infer(region, "*", "*"),
+            subjects.samples(region, "*", "*"),
+            subjects.fold(region),
             "$JSC.R.>",
+            "_R_.>",
         ),
     )
 
@@ -204,7 +235,4 @@ def leaf_system() -> Permissions:
 
 def system() -> Permissions:
     """The coordinator's connection to the system account: it publishes accounts, and hears who connects."""
-    return Permissions(("$SYS.REQ.CLAIMS.UPDATE",), ("_INBOX.system.>", "$SYS.ACCOUNT.*.CONNECT"))
-
-
-_APIS = ("$JS.API", f"$JS.{HUB_DOMAIN}.API")
+    return Permissions(("$SYS.REQ.CLAIMS.UPDATE",), (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT"))

@@ -48,14 +48,17 @@ class StreamCalls(ABC):
             if update:
                 await self._call(f"STREAM.UPDATE.{config['name']}", body, domain)
 
-    async def sourced_domains(self, stream: str) -> frozenset[str]:
-        """The JetStream domains that a stream is sourced from now (none if there is no such stream)."""
+    async def has_stream(self, stream: str, *, domain: str | None = None) -> bool:
         try:
-            answer = await self._call(f"STREAM.INFO.{stream}", b"", None)
+            await self._call(f"STREAM.INFO.{stream}", b"", domain)
         except ApiError:
-            return frozenset()
-        apis = [source.get("external", {}).get("api", "") for source in answer["config"].get("sources") or []]
-        return frozenset(a.removeprefix("$JS.").removesuffix(".API") for a in apis)
+            return False
+        return True
+
+    async def ensure_consumer(self, stream: str, config: Mapping[str, object]) -> None:
+        """Create a durable consumer, or bring an existing one to `config`."""
+        body = json.dumps({"stream_name": stream, "config": config}).encode()
+        await self._call(f"CONSUMER.CREATE.{stream}.{config['durable_name']}", body, None)
 
     async def delete_consumer(self, stream: str, durable: str) -> None:
         """Forget a durable consumer; it is no error if there is none."""

@@ -21,7 +21,6 @@ from fedtide.fabric.nats.jetstream import (
     Delivery,
     Received,
     api,
-    backlog_request,
     consumer_request,
     pull_request,
 )
@@ -65,34 +64,6 @@ class StreamReads(StreamCalls):
             found += page
         return found
 
-    async def backlog_of(self, stream: str, name: str, pattern: str, *, timeout_s: float = 30.0) -> list[Received]:
-        """Every message under `pattern` now, oldest first, through a temporary consumer called `name`.
-
-        Like `last_of_each`, but the request's subject contains the pattern, so permissions can restrict it.
-        """
-        arrived: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = self._client.new_inbox()
-        await self.delete_consumer(stream, name)  # one that a predecessor left, or that was half read
-        made = await self._call(
-            f"CONSUMER.CREATE.{stream}.{name}.{pattern}", backlog_request(stream, name, pattern), None
-        )
-        subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        found: list[Received] = []
-        try:
-            while len(found) < int(made["num_pending"]):
-                ask = json.dumps({"batch": PULL_BATCH, "no_wait": True}).encode()
-                await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", ask, reply=inbox)
-                page = await _page(arrived, timeout_s)
-                if not page:
-                    break  # some were replaced or expired meanwhile
-                found += page
-        except (TimeoutError, nats.errors.Error) as exc:
-            raise BrokerUnavailable(f"stream {stream} does not answer") from exc
-        finally:
-            await subscription.unsubscribe()
-        await self.delete_consumer(stream, name)
-        return found
-
     async def read_from(
         self, stream: str, sequence: int, *, batch: int = _PAGE, timeout_s: float = 30.0
     ) -> list[Received]:
@@ -103,25 +74,29 @@ class StreamReads(StreamCalls):
     async def consume(
         self, stream: str, durable: str, pattern: str, *, may_ask: Callable[[], Awaitable[None]] | None = None
     ) -> AsyncGenerator[Delivery, None]:
-        """Every message under `pattern`, at least once, surviving restarts of both sides.
+        """As `pull`, through a consumer of every message under `pattern` that is taken over first."""
 
-        One long poll is open at a time; the server pushes into it as messages come. What a
-        predecessor took and did not acknowledge comes again at once. Before each poll `may_ask` is
+        async def take_over() -> None:
+            await self.take_over(stream, durable, pattern)
+
+        await until_done(log, "broker.consumer_waits", take_over, stream=stream)
+        async for delivery in self.pull(stream, durable, may_ask=may_ask):
+            yield delivery
+
+    async def pull(
+        self, stream: str, durable: str, *, may_ask: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncGenerator[Delivery, None]:
+        """Every message of a durable consumer, at least once, surviving restarts of both sides.
+
+        One long poll is open at a time; the server pushes into it as messages come. Before each poll `may_ask` is
         awaited: a process that was frozen may have been replaced, and must take no more messages.
         """
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
-        taken_over, backoff = False, Backoff()
-
-        async def take_over() -> None:
-            await self._take_over(stream, durable, pattern)
-
+        backoff = Backoff()
         try:
             while True:
-                if not taken_over:
-                    await until_done(log, "broker.consumer_waits", take_over, stream=stream)
-                    taken_over = True
                 if may_ask is not None:
                     await may_ask()
                 try:
@@ -139,12 +114,13 @@ class StreamReads(StreamCalls):
             if not self._client.is_closed:
                 await subscription.unsubscribe()
 
-    async def _take_over(self, stream: str, durable: str, pattern: str) -> None:
-        """Recreate the consumer at its position: a predecessor that is frozen, not dead, gets no more messages.
+    async def take_over(self, stream: str, durable: str, pattern: str) -> None:
+        """Make a durable consumer anew, at its position, or at the beginning if there was none.
 
-        Meanwhile a second consumer, which nobody reads, keeps the position: this process may die half-way.
+        What a predecessor took and did not acknowledge comes again at once, and one that is frozen, not dead, gets no
+        more messages. Meanwhile a second consumer, which nobody reads, keeps the position: this process may die.
         """
-        keeper = floor_keeper(durable)
+        keeper = f"{durable}-floor"
         floor = await self._floor(stream, durable)
         if floor is not None:
             await self.delete_consumer(stream, keeper)  # what an earlier take-over has left is older
@@ -157,7 +133,6 @@ class StreamReads(StreamCalls):
 
     async def _create(self, stream: str, durable: str, pattern: str, start: int | None) -> None:
         body = consumer_request(stream, durable, pattern, start)
-        # The subject contains the pattern, so permissions can restrict it.
         await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
 
     async def _floor(self, stream: str, durable: str) -> int | None:
@@ -194,27 +169,10 @@ class StreamReads(StreamCalls):
             await subscription.unsubscribe()
 
 
-def floor_keeper(durable: str) -> str:
-    """The consumer that keeps the position of `durable` while that one is made anew."""
-    return f"{durable}-floor"
-
-
 def received(message: Msg) -> Received:
     headers = dict(message.headers or {})
     # A message that was read from a stream arrives on an inbox; a header has its own subject.
     return Received(headers.get("Nats-Subject", message.subject), message.data, headers, message.reply or "")
-
-
-async def _page(arrived: asyncio.Queue[Msg], timeout_s: float) -> list[Received]:
-    """The messages of one pull that does not wait."""
-    found: list[Received] = []
-    while len(found) < PULL_BATCH:
-        async with asyncio.timeout(timeout_s):
-            message = await arrived.get()
-        if (message.headers or {}).get("Status") is not None:
-            break
-        found.append(received(message))
-    return found
 
 
 async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:

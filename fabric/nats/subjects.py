@@ -5,12 +5,13 @@ A subject is `ft.v1.<tenant>.` plus one of:
     evt.<kind>.<id>                               event log (fenced writer)          stream EVENTS, hub
     down.blob.<digest>.<chunk>                    content-addressed bytes            stream DOWN, hub + leaf mirrors
     down.round.<run>.<digest>.<chunk>             the same, of one run's rounds      stream DOWN
-    down.node.<region>.<node>.task.<task>         tasks                              stream DOWN
+    down.node.<region>.<node>.task.<run>.<task>   tasks                              stream DOWN
     down.node.<region>.<node>.desired.<model>     desired state                      stream DOWN
     live.node.<region>.<node>.>                   what the leaf's DOWN just stored   plain, republished
     rel.blob.<digest>.<chunk>                     what releases consist of           stream RELEASES, hub
+    rel.new.<run>.<digest>.<chunk>                the same, as a run has made it     stream RELEASES
     cache.<region>.blob.<digest>.<chunk>          the same, where it is to be served stream CACHE, leaf only
-    up.<region>.<node>.rpt.<kind>                 reports to the coordinator         stream UP, leaf, sourced to hub
+    up.<region>.<node>.rpt.<kind>                 reports to the coordinator         stream UP, leaf; UP_<region>, hub
     up.<region>.<node>.reply.<run>.<task>         replies to tasks                   stream UP
     up.<region>.<node>.blob.<run>.<digest>.<n>    tensors of updates                 stream UP
     stay.<region>.<node>.blob.<run>.<digest>.<n>  tensors that a partial aggregator sums  stream STAY, leaf only
@@ -23,14 +24,18 @@ A subject is `ft.v1.<tenant>.` plus one of:
     samples.<region>.<node>.<model>               labels and counts of its samples   plain
     tel.<region>.<node>                           heartbeats (lossy)                 plain
     fleet.<node>                                  presence changes                   plain
-    rpc.<verb>                                    questions to the coordinator       plain
-    rpc.enrol.<token>                             a new node asks for credentials    plain
+    rpc.run.<run>.<verb>                          an aggregator asks the coordinator plain
+    rpc.fold.<region>                             an aggregator asks a fold worker   plain
+    rpc.shard.<run>.<worker>                      the same, one that it has started  plain
+    rpc.enrol.<region>.<token>                    a new node asks for credentials    plain
     rpc.renew.<region>.<node>                     a node asks for fresh ones         plain
+    rpc.orders.<region>.<node>                    a node asks which orders it has    plain
 
 The node comes before the name, so one wildcard covers one node's whole permission. Blobs and the
 tasks that need them share one stream: a mirror keeps its order, so a node that sees a task finds
 its blobs already in the region. Releases are not mirrored: the coordinator copies them to the
-regions of a roll-out, before it offers them to a node.
+regions of a roll-out, before it offers them to a node. The hub keeps what comes up in one stream
+for each region: whatever a region's server sends, it is read as that region's only.
 """
 
 from __future__ import annotations
@@ -119,8 +124,11 @@ class Subjects:
     def live_node(self, region: str, node: str) -> str:
         return f"{self.root}.live.node.{region}.{node}.>"
 
-    def task(self, region: str, node: str, task: str) -> str:
-        return f"{self.root}.down.node.{region}.{node}.task.{task}"
+    def task(self, region: str, node: str, run: str, task: str) -> str:
+        return f"{self.root}.down.node.{region}.{node}.task.{run}.{task}"
+
+    def tasks_of(self, run: str) -> str:
+        return f"{self.root}.down.node.*.*.task.{run}.*"
 
     def desired(self, region: str, node: str, model: str) -> str:
         return f"{self.root}.down.node.{region}.{node}.desired.{model}"
@@ -131,26 +139,32 @@ class Subjects:
     def report(self, region: str, node: str, kind: str) -> str:
         return f"{self.root}.up.{region}.{node}.rpt.{kind}"
 
-    @property
-    def all_reports(self) -> str:
-        return f"{self.root}.up.*.*.rpt.>"
+    def reports_of(self, region: str) -> str:
+        return f"{self.root}.up.{region}.*.rpt.>"
 
     def reply(self, region: str, node: str, run: str, task: str) -> str:
         return f"{self.root}.up.{region}.{node}.reply.{run}.{task}"
 
-    def replies(self, run: str) -> str:
-        return f"{self.root}.up.*.*.reply.{run}.>"
+    def replies(self, region: str, run: str) -> str:
+        return f"{self.root}.up.{region}.*.reply.{run}.>"
 
     def update_blob(self, region: str, node: str, run: str, digest: str) -> str:
         """The prefix of one update's tensors; chunks and the manifest stand below it."""
         return f"{self.root}.up.{region}.{node}.blob.{run}.{digest}"
 
-    def update_blobs(self, run: str, digest: str = "*") -> str:
-        return f"{self.root}.up.*.*.blob.{run}.{digest}.>"
+    def update_blobs(self, region: str, run: str, digest: str = "*") -> str:
+        return f"{self.root}.up.{region}.*.blob.{run}.{digest}.>"
 
     def release_blob(self, digest: str) -> str:
         """The prefix of one blob of a release, at the hub."""
         return f"{self.root}.rel.blob.{digest}"
+
+    def release_upload(self, run: str, digest: str) -> str:
+        """As `release_blob`, where the run stores it that has made it."""
+        return f"{self.root}.rel.new.{run}.{digest}"
+
+    def release_uploads(self, run: str) -> str:
+        return f"{self.root}.rel.new.{run}.>"
 
     @property
     def all_releases(self) -> str:
@@ -186,8 +200,8 @@ class Subjects:
         """As `update_blob`, for what does not leave its region."""
         return f"{self.root}.stay.{region}.{node}.blob.{run}.{digest}"
 
-    def stay_blobs(self, run: str, digest: str = "*") -> str:
-        return f"{self.root}.stay.*.*.blob.{run}.{digest}.>"
+    def stay_blobs(self, region: str, run: str, digest: str = "*") -> str:
+        return f"{self.root}.stay.{region}.*.blob.{run}.{digest}.>"
 
     def checkpoint(self, run: str, what: str) -> str:
         return f"{self.root}.ckpt.{run}.{what}"
@@ -217,10 +231,6 @@ class Subjects:
     def snapshot_blob(self, digest: str) -> str:
         return f"{self.root}.ctl.blob.{digest}"
 
-    @property
-    def all_tasks(self) -> str:
-        return f"{self.root}.down.node.*.*.task.>"
-
     def telemetry(self, region: str, node: str) -> str:
         return f"{self.root}.tel.{region}.{node}"
 
@@ -235,18 +245,37 @@ class Subjects:
     def all_presence(self) -> str:
         return f"{self.root}.fleet.*"
 
-    def enrolment(self, token: str) -> str:
-        return self.rpc(f"enrol.{token}")
+    def enrolment(self, region: str, token: str) -> str:
+        return self.rpc(f"enrol.{region}.{token}")
 
     def renewal(self, region: str, node: str) -> str:
         return self.rpc(f"renew.{region}.{node}")
+
+    def orders(self, region: str, node: str) -> str:
+        return self.rpc(f"orders.{region}.{node}")
+
+    def fold(self, region: str) -> str:
+        """The fold worker of a region."""
+        return self.rpc(f"fold.{region}")
+
+    def shard(self, run: str, worker: str) -> str:
+        """A fold worker that a run's aggregator has started."""
+        return self.rpc(f"shard.{run}.{worker}")
+
+    def asked_by_run(self, run: str, verb: str) -> str:
+        return self.rpc(f"run.{run}.{verb}")
 
     def rpc(self, verb: str) -> str:
         return f"{self.root}.rpc.{verb}"
 
 
+def up_stream(region: str) -> str:
+    """The hub's stream of what comes from a region; on the region's own server it is `UP`."""
+    return UP if region == HUB_REGION else f"{UP}_{region}"
+
+
 def reply_consumer(run: str) -> str:
-    """The durable consumer through which a run's aggregators, one after the other, read replies."""
+    """The durable consumers, one of each region's stream, through which a run's aggregators read replies."""
     return f"agg-{run}"
 
 
@@ -271,12 +300,13 @@ class ReplyTo:
 
 @dataclass(frozen=True, slots=True)
 class OrderFor:
-    """`down.node.` or `live.node.`, then `<region>.<node>.task.<task>` or `...desired.<model>`."""
+    """`down.node.` or `live.node.`, then `<region>.<node>.task.<run>.<task>` or `...desired.<model>`."""
 
     region: str
     node: str
     kind: Literal["task", "desired"]
     name: str
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +346,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentAsked:
-    """`rpc.enrol.<token>`."""
+    """`rpc.enrol.<region>.<token>`."""
 
+    region: str
     token: str
 
 
@@ -329,7 +360,35 @@ class RenewalAsked:
     node: str
 
 
-Address = Report | ReplyTo | OrderFor | Telemetry | Presence | SketchOf | Question | EnrolmentAsked | RenewalAsked
+@dataclass(frozen=True, slots=True)
+class OrdersAsked:
+    """`rpc.orders.<region>.<node>`."""
+
+    region: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunAsks:
+    """`rpc.run.<run>.<verb>`."""
+
+    run: str
+    verb: str
+
+
+Address = (
+    Report
+    | ReplyTo
+    | OrderFor
+    | Telemetry
+    | Presence
+    | SketchOf
+    | Question
+    | EnrolmentAsked
+    | RenewalAsked
+    | OrdersAsked
+    | RunAsks
+)
 A = TypeVar("A", bound=Address)
 
 
@@ -347,8 +406,10 @@ def parse(subject: str) -> Address:  # noqa: C901  # one table of all subjects
             return Report(region, node, kind)
         case ["up", region, node, "reply", run, task]:
             return ReplyTo(region, node, run, task)
-        case ["down" | "live", "node", region, node, ("task" | "desired") as kind, name]:
-            return OrderFor(region, node, "task" if kind == "task" else "desired", name)
+        case ["down" | "live", "node", region, node, "task", run, task]:
+            return OrderFor(region, node, "task", task, run)
+        case ["down" | "live", "node", region, node, "desired", model]:
+            return OrderFor(region, node, "desired", model)
         case ["tel", region, node]:
             return Telemetry(region, node)
         case ["fleet", node]:
@@ -359,8 +420,12 @@ def parse(subject: str) -> Address:  # noqa: C901  # one table of all subjects
             return Question("infer", region, node, model)
         case ["samples", region, node, model]:
             return Question("samples", region, node, model)
-        case ["rpc", "enrol", token]:
-            return EnrolmentAsked(token)
+        case ["rpc", "enrol", region, token]:
+            return EnrolmentAsked(region, token)
+        case ["rpc", "orders", region, node]:
+            return OrdersAsked(region, node)
+        case ["rpc", "run", run, verb]:
+            return RunAsks(run, verb)
         case ["rpc", "renew", region, node]:
             return RenewalAsked(region, node)
         case _:

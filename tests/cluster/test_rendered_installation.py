@@ -144,7 +144,7 @@ def config_maps(objects: list[dict[str, Any]]) -> dict[str, str]:
 
 def start_cloud(there: Machine) -> Client:
     files = config_maps(render(CLOUD, {"regions": ["eu"]}))
-    own, servers = complete({}, {}, "default", ["localhost", "127.0.0.1", "ft-coordinator.fl.svc"])
+    own, servers = complete({}, {}, "default", ["localhost", "127.0.0.1", "ft-coordinator.fl.svc"], ["eu"])
     (there.folder / "ca.crt").write_text(servers["ca.crt"])
     there.mount("hub", "etc/nats/config", {"nats.conf": files["nats.conf"], "trust.conf": servers["trust.conf"]})
     there.mount("hub", "etc/nats/tls", servers)

@@ -35,18 +35,18 @@ HOSTS = ["localhost", "127.0.0.1"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """All secrets of an installation as files."""
-    for files in complete({}, {}, "default", HOSTS):
+    for files in complete({}, {}, "default", HOSTS, ["eu"]):
         for name, text in files.items():
             (tmp_path / name).write_text(text)
     return tmp_path
 
 
 def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None:
-    own, shared = complete({}, {}, "default", HOSTS)
-    assert complete(own, shared, "default", HOSTS) == (own, shared)
-    more, anew = complete(own, shared, "default", [*HOSTS, "hub.example.com"])
+    own, shared = complete({}, {}, "default", HOSTS, ["eu"])
+    assert complete(own, shared, "default", HOSTS, ["eu"]) == (own, shared)
+    more, anew = complete(own, shared, "default", [*HOSTS, "hub.example.com"], ["eu"])
     assert more == own
-    assert complete(own, {}, "default", HOSTS)[1]["ca.crt"] == shared["ca.crt"]  # the other Secret was lost
+    assert complete(own, {}, "default", HOSTS, ["eu"])[1]["ca.crt"] == shared["ca.crt"]  # the other Secret was lost
     assert anew[CERT] != shared[CERT]
     assert is_good(anew[CERT], ["hub.example.com"])
     assert not is_good(shared[CERT], ["hub.example.com"])
@@ -56,10 +56,10 @@ def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None
 def test_the_hook_leaves_what_is_there_alone() -> None:
     with ApiServer() as server:
         api = client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
-        assert keep(api, "fl", "ft", "default", HOSTS) == ["ft-identity", "ft-servers"]
+        assert keep(api, "fl", "ft", "default", HOSTS, ["eu"]) == ["ft-identity", "ft-servers"]
         before = {name: server.one("secrets", name)["data"] for name in server.names("secrets")}
-        assert keep(api, "fl", "ft", "default", HOSTS) == []
-        assert keep(api, "fl", "ft", "default", [*HOSTS, "hub"]) == ["ft-servers"]
+        assert keep(api, "fl", "ft", "default", HOSTS, ["eu"]) == []
+        assert keep(api, "fl", "ft", "default", [*HOSTS, "hub"], ["eu"]) == ["ft-servers"]
         assert server.one("secrets", "ft-identity")["data"] == before["ft-identity"]
 
 

@@ -26,10 +26,10 @@ from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.events.envelope import Event, UnknownEvent, decode_event
 from fedtide.fabric.events.identity import EnrolmentRequest
 from fedtide.fabric.messages import protocol
-from fedtide.fabric.messages.cohort import Cohort, CohortQuestion
 from fedtide.fabric.messages.fold import FoldAnswer, FoldRequest
 from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.messages.protocol import ProtocolRange
+from fedtide.fabric.messages.run_questions import Cohort, CohortQuestion
 from fedtide.fabric.messages.tasks import Order, Reply
 from fedtide.fabric.plans.release import ReleaseManifest
 from fedtide.fabric.plans.rollout_plan import Desired, MetricGate

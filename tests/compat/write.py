@@ -25,9 +25,9 @@ from fedtide.fabric.events.envelope import (
 from fedtide.fabric.events.identity import EnrolmentRequest, JoinTokenCreated, NodeEnrolled, NodeRevoked
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutPauseRequested, RolloutResumeRequested
 from fedtide.fabric.events.runs import AggregatorStarted, RunCancelRequested, RunCleanedUp, RunCompleted
-from fedtide.fabric.messages.cohort import Cohort, CohortQuestion, Member
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fedtide.fabric.messages.heartbeat import Heartbeat
+from fedtide.fabric.messages.run_questions import Cohort, CohortQuestion, Member
 from fedtide.fabric.messages.tasks import Arrays, Cancel, Packed, Reply, Task, Values, WireMessage
 from fedtide.fabric.plans.rollout_plan import Desired, NodePhase, Terms
 from fedtide.fabric.plans.round_policy import TimeIsUp

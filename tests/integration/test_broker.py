@@ -21,7 +21,7 @@ from fedtide.fabric.events.envelope import CoordinatorElected, Event, NodeOnline
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.streams import HUB_DOMAIN
-from fedtide.fabric.nats.subjects import DOWN, EVENTS, HUB_REGION, UP, Subjects
+from fedtide.fabric.nats.subjects import DOWN, EVENTS, HUB_REGION, UP, Subjects, up_stream
 from fedtide.fabric.nats.transfer import FileSink, Source, expires, get_blob, put_blob, read_blob
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES, BlobRef
 from tests.conftest import NatsServer, Topology
@@ -66,21 +66,21 @@ async def test_a_task_reaches_a_leaf_live_and_after_its_blob(
     await at_leaf.subscribe(SUBJECTS.live_node("eu", "n1"), arrived.put)
     data = os.urandom(3 * CHUNK_BYTES + 5)
     ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [data], ttl_s=60)
-    await at_hub.publish(SUBJECTS.task("eu", "n1", "t1"), b"go")
+    await at_hub.publish(SUBJECTS.task("eu", "n1", "run-1", "t1"), b"go")
     async with asyncio.timeout(10):
         message = await arrived.get()
     assert message.data == b"go"
-    assert message.subject == SUBJECTS.task("eu", "n1", "t1")
+    assert message.subject == SUBJECTS.task("eu", "n1", "run-1", "t1")
     assert await read_blob(Source(at_leaf, DOWN), SUBJECTS.blob, ref) == data
 
 
 async def test_what_was_missed_is_read_by_node_newest_of_each(at_hub: Broker, topology: Topology) -> None:
     for subject, data in (("t1", b"1"), ("t2", b"2"), ("t1", b"3")):
-        await at_hub.publish(SUBJECTS.task("eu", "n1", subject), data)
-    await at_hub.publish(SUBJECTS.task("eu", "n2", "t1"), b"not mine")
+        await at_hub.publish(SUBJECTS.task("eu", "n1", "run-1", subject), data)
+    await at_hub.publish(SUBJECTS.task("eu", "n2", "run-1", "t1"), b"not mine")
     missed = await at_hub.last_of_each(DOWN, SUBJECTS.down_node("eu", "n1"))
     assert [m.data for m in missed] == [b"2", b"3"]
-    assert missed[0].subject == SUBJECTS.task("eu", "n1", "t2")
+    assert missed[0].subject == SUBJECTS.task("eu", "n1", "run-1", "t2")
 
 
 @pytest.mark.parametrize("ttl_s", [None, 60])
@@ -138,7 +138,7 @@ async def test_a_missing_blob_is_not_found_and_a_leaf_falls_back_to_the_hub(at_h
     with pytest.raises(NotFound):
         await read_blob(Source(at_hub, DOWN), SUBJECTS.blob, nowhere)
     ref = await put_blob(at_hub, SUBJECTS.blob, DOWN, [b"only at the hub"], ttl_s=None)
-    await at_hub.publish(SUBJECTS.task("eu", "n1", "fence"), b"")
+    await at_hub.publish(SUBJECTS.task("eu", "n1", "run-1", "fence"), b"")
     while not await at_leaf.last_of_each(DOWN, SUBJECTS.down_node("eu", "n1")):  # noqa: ASYNC110
         await asyncio.sleep(0.01)  # a mirror tells nobody that it has caught up
     await at_leaf.purge(DOWN, f"{SUBJECTS.blob(ref.digest)}.>")
@@ -157,7 +157,7 @@ async def test_reports_published_while_the_hub_is_dead_arrive_once_each(topology
     broker = await Broker.connect(topology.hub.url, "test-reader")
     seen: list[int] = []
     async with asyncio.timeout(60):
-        async for delivery in broker.consume(UP, "test", SUBJECTS.all_reports):
+        async for delivery in broker.consume(up_stream("eu"), "test", SUBJECTS.reports_of("eu")):
             seen.append(int(delivery.data))
             await delivery.ack()
             if len(seen) == 20:
@@ -171,14 +171,14 @@ async def test_a_delivery_that_was_not_acknowledged_comes_again_to_the_next_cons
 ) -> None:
     for name in ("a", "b"):
         await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), name.encode())
-    first = at_hub.consume(UP, "durable", SUBJECTS.all_reports)
+    first = at_hub.consume(up_stream("eu"), "durable", SUBJECTS.reports_of("eu"))
     taken = await anext(first)
     assert taken.data == b"a"
     await taken.ack()
-    while await at_hub.backlog(UP, "durable") != (0, 1):  # noqa: ASYNC110 - a server has no event to wait for
+    while await at_hub.backlog(up_stream("eu"), "durable") != (0, 1):  # noqa: ASYNC110 - a server has no event to wait for
         await asyncio.sleep(0.01)
     await first.aclose()
-    async for delivery in at_hub.consume(UP, "durable", SUBJECTS.all_reports):
+    async for delivery in at_hub.consume(up_stream("eu"), "durable", SUBJECTS.reports_of("eu")):
         assert delivery.data == b"b"
         break
 
@@ -188,9 +188,9 @@ async def test_a_process_that_dies_while_it_takes_over_does_not_bring_back_what_
 ) -> None:
     for name in ("a", "b"):
         await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), name.encode())
-    taken = await anext(at_hub.consume(UP, "dies", SUBJECTS.all_reports))
+    taken = await anext(at_hub.consume(up_stream("eu"), "dies", SUBJECTS.reports_of("eu")))
     await taken.ack()
-    while await at_hub.backlog(UP, "dies") != (0, 1):  # noqa: ASYNC110 - a server has no event to wait for
+    while await at_hub.backlog(up_stream("eu"), "dies") != (0, 1):  # noqa: ASYNC110 - a server has no event to wait for
         await asyncio.sleep(0.01)
     call, made = at_hub._call, 0
 
@@ -204,12 +204,12 @@ async def test_a_process_that_dies_while_it_takes_over_does_not_bring_back_what_
     for lives in range(100):
         made = 0
         monkeypatch.setattr(at_hub, "_call", dies)
-        consumed = at_hub.consume(UP, "dies", SUBJECTS.all_reports)
+        consumed = at_hub.consume(up_stream("eu"), "dies", SUBJECTS.reports_of("eu"))
         with suppress(ConnectionAbortedError):
             assert (await anext(consumed)).data == b"b"
         await consumed.aclose()
         monkeypatch.undo()
-        async for delivery in at_hub.consume(UP, "dies", SUBJECTS.all_reports):
+        async for delivery in at_hub.consume(up_stream("eu"), "dies", SUBJECTS.reports_of("eu")):
             assert delivery.data == b"b", f"after {lives} calls"
             break
         if made < lives:
@@ -220,7 +220,7 @@ async def test_a_process_that_dies_while_it_takes_over_does_not_bring_back_what_
 
 async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> None:
     broker = await Broker.connect(hub.url, "test")
-    await Streams(broker, SUBJECTS).ensure_hub()
+    await Streams(broker, SUBJECTS, ["eu"]).ensure_hub()
     old, new = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
     assert [e async for e in old.replay()] == []
     await old.append([_logged("a")])
@@ -236,7 +236,7 @@ async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> No
 
 async def test_an_append_whose_answer_was_lost_is_not_mistaken_for_another_writer(hub: NatsServer) -> None:
     broker = await Broker.connect(hub.url, "test")
-    await Streams(broker, SUBJECTS).ensure_hub()
+    await Streams(broker, SUBJECTS, ["eu"]).ensure_hub()
     first, second = EventLog(broker, SUBJECTS), EventLog(broker, SUBJECTS)
     await first.append([_logged("a")])
     await second.append([_logged("a")])
@@ -246,10 +246,10 @@ async def test_an_append_whose_answer_was_lost_is_not_mistaken_for_another_write
 
 
 async def test_a_coordinator_that_comes_back_keeps_collecting_from_its_regions(at_hub: Broker, at_leaf: Broker) -> None:
-    await Streams(at_hub, SUBJECTS).ensure_hub()
-    assert await at_hub.sourced_domains(UP) == {"eu"}
+    await Streams(at_hub, SUBJECTS, ["eu"]).ensure_hub()
+
     await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), b"hello")
-    async for delivery in at_hub.consume(UP, "again", SUBJECTS.all_reports):
+    async for delivery in at_hub.consume(up_stream("eu"), "again", SUBJECTS.reports_of("eu")):
         assert delivery.data == b"hello"
         break
 
@@ -257,7 +257,7 @@ async def test_a_coordinator_that_comes_back_keeps_collecting_from_its_regions(a
 @pytest.mark.slow
 async def test_what_a_frozen_broker_has_not_confirmed_is_shown_to_nobody(hub: NatsServer) -> None:
     broker = await Broker.connect(hub.url, "test")
-    await Streams(broker, SUBJECTS).ensure_hub()
+    await Streams(broker, SUBJECTS, ["eu"]).ensure_hub()
     engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
     commands: list[Commands] = []
     await engine.take_over(CoordinatorElected(name="one"))
@@ -278,7 +278,7 @@ async def test_what_a_frozen_broker_has_not_confirmed_is_shown_to_nobody(hub: Na
 async def test_no_bytes_of_a_sender_deafen_who_listens(hub: NatsServer) -> None:
     """Subjects and headers that are no UTF-8, a head that is none, and a header that looks like a poll's status."""
     listener, honest = await Broker.connect(hub.url, "listener"), await Broker.connect(hub.url, "honest")
-    await Streams(listener, SUBJECTS).ensure_hub()
+    await Streams(listener, SUBJECTS, ["eu"]).ensure_hub()
     subject = SUBJECTS.report(HUB_REGION, "n1", "joined").encode()
     heads = [b"NATS/1.0\r\nStatus: 503\r\n\r\n", b"NATS/1.0 \xff\xff\r\n\r\n", b"NATS/1.0\r\n\xff: \xff\r\n\r\n"]
     reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
@@ -292,7 +292,7 @@ async def test_no_bytes_of_a_sender_deafen_who_listens(hub: NatsServer) -> None:
         pass
     await honest.publish(subject.decode(), b"good")
     got = []
-    async for delivery in listener.consume(UP, "c", SUBJECTS.all_reports):
+    async for delivery in listener.consume(UP, "c", SUBJECTS.reports_of(HUB_REGION)):
         got.append(delivery.data)
         await delivery.ack()
         if delivery.data == b"good":

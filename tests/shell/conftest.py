@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fedtide.fabric.nats.streams import hub_streams
-from fedtide.fabric.nats.subjects import UP, Subjects
+from fedtide.fabric.nats.streams import hub_streams, region_stream
+from fedtide.fabric.nats.subjects import Subjects
 from tests.shell.fake_broker import FakeBroker, FakeNats
 
 SUBJECTS = Subjects()
@@ -22,9 +22,7 @@ async def started_nats() -> FakeNats:
     """A server with the hub's streams."""
     server = FakeNats()
     setup = server.connect()
-    for config in hub_streams(SUBJECTS, ()):
-        if config["name"] == UP:  # there are no leaves: what regions report comes here as if it was sourced
-            config["subjects"] = [SUBJECTS.all_up("*")]
+    for config in [*hub_streams(SUBJECTS), *(region_stream(SUBJECTS, r, sourced=True) for r in ("eu", "us"))]:
         await setup.ensure_stream(config)
     return server
 

@@ -16,6 +16,7 @@ from fedtide.fabric.errors import BrokerUnavailable, FedtideError, StaleWriter
 from fedtide.fabric.nats.broker import INBOX, Answerer, Broker, Handler
 from fedtide.fabric.nats.jetstream import Ack, Delivery, Received
 from fedtide.fabric.nats.streams import Config
+from fedtide.fabric.nats.subjects import UP, up_stream
 
 Ready = Callable[[], Awaitable[None]]
 
@@ -35,6 +36,7 @@ class Consumer:
     delivered: set[int] = field(default_factory=set)
     done: set[int] = field(default_factory=set)
     poller: int = 0
+    pattern: str = ">"
 
 
 @dataclass
@@ -73,6 +75,8 @@ class FakeNats:
         for stream in self.streams.values():
             patterns = stream.config.get("subjects", [])
             assert isinstance(patterns, list)
+            # A hub's stream of a region captures what it is sourced from, as if that came at once.
+            patterns = [p + suffix for p in patterns for suffix in ("", ".>")]
             if any(matches(pattern, subject) for pattern in patterns):
                 return stream
         return None
@@ -181,6 +185,8 @@ class FakeBroker(Broker):
         self, config: Mapping[str, object], *, domain: str | None = None, update: bool = True
     ) -> None:
         self._needs_server("$JS.API")
+        if domain is not None and config["name"] == UP:
+            return  # what it captures comes into the hub's stream of its region at once
         stream = self._server.streams.setdefault(str(config["name"]), Stream(dict(config)))
         if update:
             stream.config = dict(config)
@@ -239,26 +245,24 @@ class FakeBroker(Broker):
             raise BrokerUnavailable(f"no answer on {messages[-1][0]}")
         return stream.last
 
-    def _stream(self, name: str) -> Stream:
+    def _stream(self, name: str, domain: str | None = None) -> Stream:
+        """What a region's own UP holds is in the hub's stream of that region."""
         self._needs_server(name)
         try:
-            return self._server.streams[name]
+            return self._server.streams[up_stream(domain) if domain is not None and name == UP else name]
         except KeyError:
             raise BrokerUnavailable(f"stream {name} does not answer") from None
 
     async def last(
         self, stream: str, subject: str, *, domain: str | None = None, timeout_s: float = 10.0
     ) -> Received | None:
-        found = self._stream(stream)
+        found = self._stream(stream, domain)
         return found.stored.get(found.last_of(subject))
 
     async def last_of_each(
         self, stream: str, pattern: str, *, domain: str | None = None, timeout_s: float = 10.0
     ) -> list[Received]:
-        return self._stream(stream).under(pattern)
-
-    async def backlog_of(self, stream: str, name: str, pattern: str, *, timeout_s: float = 30.0) -> list[Received]:
-        return self._stream(stream).under(pattern)
+        return self._stream(stream, domain).under(pattern)
 
     async def read_from(
         self, stream: str, sequence: int, *, batch: int = 1000, timeout_s: float = 30.0
@@ -269,23 +273,31 @@ class FakeBroker(Broker):
         return self._stream(stream).last
 
     async def subjects_of(self, stream: str, pattern: str, *, domain: str | None = None) -> frozenset[str]:
-        return frozenset(message.subject for message in self._stream(stream).under(pattern))
+        return frozenset(message.subject for message in self._stream(stream, domain).under(pattern))
+
+    async def has_stream(self, stream: str, *, domain: str | None = None) -> bool:
+        return stream in self._server.streams
+
+    async def ensure_consumer(self, stream: str, config: Mapping[str, object]) -> None:
+        self._stream(stream).consumers.setdefault(str(config["durable_name"]), Consumer())
 
     async def purge(self, stream: str, pattern: str, *, domain: str | None = None) -> int:
-        found = self._stream(stream)
+        found = self._stream(stream, domain)
         gone = [message.sequence for message in found.under(pattern)]
         for sequence in gone:
             del found.stored[sequence]
         return len(gone)
 
-    async def consume(
-        self, stream: str, durable: str, pattern: str, *, may_ask: Ready | None = None
-    ) -> AsyncGenerator[Delivery, None]:
-        found = self._stream(stream)
-        consumer = found.consumers.setdefault(durable, Consumer())
+    async def take_over(self, stream: str, durable: str, pattern: str) -> None:
+        consumer = self._stream(stream).consumers.setdefault(durable, Consumer())
+        consumer.pattern = pattern
         consumer.poller += 1
         consumer.delivered = set(consumer.done)
-        mine = consumer.poller
+
+    async def pull(self, stream: str, durable: str, *, may_ask: Ready | None = None) -> AsyncGenerator[Delivery, None]:
+        found = self._stream(stream)
+        consumer = found.consumers[durable]
+        mine, pattern = consumer.poller, consumer.pattern
         while True:
             if may_ask is not None:
                 await may_ask()
@@ -304,7 +316,7 @@ class FakeBroker(Broker):
     async def backlog(self, stream: str, durable: str) -> tuple[int, int]:
         found = self._stream(stream)
         consumer = found.consumers[durable]
-        waiting = found.stored.keys() - consumer.delivered
+        waiting = _undelivered(found, consumer.pattern, consumer)
         return len(waiting), len(consumer.delivered - consumer.done)
 
 

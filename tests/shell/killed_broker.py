@@ -46,5 +46,11 @@ class KilledBroker(FakeBroker):
     async def subjects_of(self, *arguments: Any, **options: Any) -> Any:
         return await self._may_die(super().subjects_of, *arguments, **options)
 
+    async def ask(self, *arguments: Any, **options: Any) -> Any:
+        return await self._may_die(super().ask, *arguments, **options)
+
+    async def take_over(self, *arguments: Any, **options: Any) -> Any:
+        return await self._may_die(super().take_over, *arguments, **options)
+
     async def tell(self, *arguments: Any, **options: Any) -> Any:
         return await self._may_die(super().tell, *arguments, **options)

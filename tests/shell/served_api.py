@@ -72,7 +72,7 @@ async def _serve(
     story: tuple[EventData, ...], ready: list[Served], started: threading.Event, ending: threading.Event
 ) -> None:
     broker = FakeNats().connect()
-    for config in hub_streams(SUBJECTS, ()):
+    for config in hub_streams(SUBJECTS):
         await broker.ensure_stream(config)
     engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
     await engine.take_over(CoordinatorElected(name="one"))
@@ -82,7 +82,7 @@ async def _serve(
     async with asyncio.TaskGroup() as group:
         presence, starter = Presence(broker, SUBJECTS, engine, group), Starter(engine)
         executor = Executor(_cannot, group)
-        reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS))
+        reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS), ["eu"])
         await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")
         executor.start("evt-1", (AnnouncePresence("n1", "online"),))
         routes = [

@@ -14,11 +14,12 @@ import pytest
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
 from fedtide.aggregation.link.run_link import RunLink
+from fedtide.coordinator.adapters.run_services import RunStreams
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.messages.cohort import Cohort, Member
+from fedtide.fabric.messages.run_questions import Cohort, Member, Purge, RepliesReady
 from fedtide.fabric.messages.tasks import Reply, Task, WireMessage
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import UP, Subjects, reply_consumer
+from fedtide.fabric.nats.subjects import RunAsks, Subjects, parse_as, reply_consumer, up_stream
 from fedtide.fabric.plans.run_spec import RunSpec
 from tests.scenarios.build import APP
 from tests.shell.conftest import started_nats
@@ -44,15 +45,25 @@ class Outside:
         """What each round that has a checkpoint has counted."""
 
     async def begin(self) -> None:
-        await self.broker.subscribe(SUBJECTS.rpc("cohort"), self._on_question)
+        await self.broker.answer(SUBJECTS.asked_by_run("run-1", "*"), self._on_question)
         await self.broker.subscribe(SUBJECTS.down_nodes, self._on_task)
 
-    async def _on_question(self, message: Received) -> None:
-        members = [Member(name=n.name, region=n.region) for n in NODES]
-        await self.broker.respond(message, to_json(Cohort(nodes=members, online=[n.name for n in NODES])))
+    async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
+        streams = RunStreams(self.broker, SUBJECTS, ["eu"])
+        match parse_as(RunAsks, message.subject).verb:
+            case "cohort":
+                members = [Member(name=n.name, region=n.region) for n in NODES]
+                return to_json(Cohort(nodes=members, online=[n.name for n in NODES])), {}
+            case "backlog":
+                return to_json(await streams.backlog("run-1")), {}
+            case "replies":
+                await streams.take_over_replies("run-1")
+                return to_json(RepliesReady()), {}
+            case _:
+                return to_json(await streams.purge("run-1", from_json(Purge, message.data, "purge"))), {}
 
     async def _on_task(self, message: Received) -> None:
-        task, node = from_json(Task, message.data, "task"), message.subject.split(".")[-3]
+        task, node = from_json(Task, message.data, "task"), message.subject.split(".")[-4]
         self.trained[task.task] += 1
         reply = Reply(task=task.task, run="run-1", node=node, seconds=0.1, message=MESSAGE)
         subject = SUBJECTS.reply("eu", node, "run-1", task.task)
@@ -123,7 +134,7 @@ async def story(kill_at: int, folder: Path, *, before: bool) -> int:
     assert outside.trained == Counter(tasks), "a node trained twice, or not at all"
     assert sum(outside.rounds, Counter()) == Counter(tasks), "a reply counted twice, or not at all"
     if not first.killed.is_set():
-        assert await second.backlog(UP, reply_consumer("run-1")) == (0, 0)
+        assert await second.backlog(up_stream("eu"), reply_consumer("run-1")) == (0, 0)
     for broker in (second, outside.broker):
         await broker.close()
     return first.calls

@@ -38,7 +38,7 @@ async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
         return broker
 
     first = await one()
-    for config in hub_streams(SUBJECTS, ()):
+    for config in hub_streams(SUBJECTS):
         await first.ensure_stream(config)
     yield one
     for broker in made:
@@ -113,7 +113,7 @@ async def test_a_purge_takes_what_is_under_the_pattern_and_nothing_else(connect:
     for name in ("a", "b"):
         await broker.publish(report(name), b"")
     assert await broker.purge(UP, report("a")) == 1
-    assert await broker.subjects_of(UP, SUBJECTS.all_reports) == {report("b")}
+    assert await broker.subjects_of(UP, SUBJECTS.reports_of("hub")) == {report("b")}
 
 
 async def test_a_subscriber_hears_what_is_published_and_told(connect: Connect) -> None:
@@ -171,7 +171,7 @@ async def test_a_consumer_gets_what_comes_later_in_order(connect: Connect) -> No
 async def take(broker: Broker, wanted: int) -> list[Delivery]:
     """The next deliveries of the durable consumer `contract`; nothing of them is acknowledged."""
     found: list[Delivery] = []
-    consumed = broker.consume(UP, "contract", SUBJECTS.all_reports)
+    consumed = broker.consume(UP, "contract", SUBJECTS.reports_of("hub"))
     async for delivery in consumed:
         found.append(delivery)
         if len(found) == wanted:

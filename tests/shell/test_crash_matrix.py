@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.run_services import RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.command_handlers import AggregatorExits, CommandHandlers
 from fedtide.coordinator.commands import LaunchAggregator
@@ -33,7 +34,7 @@ from fedtide.fabric.events.envelope import SignalReceived as Signalled
 from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.streams import leaf_streams
-from fedtide.fabric.nats.subjects import CACHE, DOWN, HUB_REGION, RELEASES, UP, Subjects
+from fedtide.fabric.nats.subjects import CACHE, DOWN, HUB_REGION, RELEASES, Subjects, up_stream
 from fedtide.fabric.nats.transfer import put_blob
 from fedtide.fabric.plans.release import Export
 from fedtide.fabric.plans.rollout_plan import Desired
@@ -106,7 +107,9 @@ class Outside:
 
     async def _aggregate(self, run: str) -> None:
         async def keep(content: bytes) -> BlobRef:
-            return await put_blob(self.broker, SUBJECTS.release_blob, RELEASES, [content], ttl_s=None)
+            return await put_blob(
+                self.broker, lambda d: SUBJECTS.release_upload(run, d), RELEASES, [content], ttl_s=None
+            )
 
         blobs = {name: await keep(name.encode()) for name in ("onnx", "arrays", "smoke")}
         story: list[EventData] = [
@@ -135,10 +138,12 @@ async def coordinator(broker: FakeBroker, outside: Outside, ready: asyncio.Futur
         exits, presence = AggregatorExits(broker, SUBJECTS, engine), Presence(broker, SUBJECTS, engine, group)
         alarms, starter = Alarms(engine, group), Starter(engine)
         assert exits is not None
-        handlers = CommandHandlers(broker, SUBJECTS, engine, outside, starter, presence, alarms, None)
+        handlers = CommandHandlers(
+            broker, SUBJECTS, engine, outside, starter, presence, alarms, None, RunStreams(broker, SUBJECTS, ["eu"])
+        )
         group.create_task(engine.run())
         engine.lead(Executor(handlers.handle, group).start)
-        reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS))
+        reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS), ["eu"])
         group.create_task(reports.listen(leads))
         ready.set_result(engine)
 
@@ -203,7 +208,7 @@ async def story(nats: FakeNats, kill_at: int, *, before: bool) -> int:
     (release,) = world.models["m"].releases
     assert dict(world.serving["m"]) == dict.fromkeys(NODES, release.ref)
     assert not engine.left_out and not await outside.broker.subjects_of("PARKED", SUBJECTS.all_parked)
-    assert (await outside.broker.backlog(UP, "coordinator"))[0] == 0
+    assert (await outside.broker.backlog(up_stream("eu"), "coordinator"))[0] == 0
     assert [c for commands in world.pending_commands() for c in commands] == []
     for node in NODES:
         stored = await outside.broker.last(DOWN, SUBJECTS.desired("eu", node, "m"))

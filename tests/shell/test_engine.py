@@ -38,7 +38,7 @@ class Running:
     def __init__(self, broker: FakeBroker) -> None:
         self.commands: list[Commands] = []
         self.engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
-        self.reports = Reports(broker, SUBJECTS, self.engine, ParkedReports(broker, SUBJECTS))
+        self.reports = Reports(broker, SUBJECTS, self.engine, ParkedReports(broker, SUBJECTS), ["eu"])
 
     def lead(self) -> None:
         self.engine.lead(lambda _, commands: self.commands.append(commands))

@@ -87,7 +87,7 @@ class Region:
 @pytest.fixture
 async def region() -> AsyncIterator[Region]:
     broker = FakeNats().connect()
-    for config in (*hub_streams(SUBJECTS, ()), *leaf_streams(SUBJECTS, "eu")):
+    for config in (*hub_streams(SUBJECTS), *leaf_streams(SUBJECTS, "eu")):
         if config["name"] in (RELEASES, CACHE):
             await broker.ensure_stream(config)
     yield Region(broker)

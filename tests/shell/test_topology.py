@@ -40,9 +40,9 @@ class Refusing(FakeBroker):
 async def test_a_region_whose_streams_are_refused_is_tried_again_and_the_others_go_on() -> None:
     server = FakeNats()
     broker = Refusing(server)
-    for config in hub_streams(Subjects(), ()):
+    for config in hub_streams(Subjects()):
         await broker.ensure_stream(config)
-    topology = Topology(broker, Subjects())
+    topology = Topology(broker, Subjects(), ["eu", "us"])
     refused = asyncio.create_task(topology.keep_region("eu", asyncio.Event()))
     other = asyncio.create_task(topology.keep_region("us", asyncio.Event()))
     await asyncio.sleep(600)

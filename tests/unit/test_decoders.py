@@ -17,9 +17,9 @@ from fedtide.coordinator.log.reports import why_unbounded
 from fedtide.fabric.encoding import from_json, one_of_from_json
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.events.envelope import decode_event
-from fedtide.fabric.messages.cohort import CohortQuestion
 from fedtide.fabric.messages.fold import FoldRequest
 from fedtide.fabric.messages.heartbeat import Heartbeat
+from fedtide.fabric.messages.run_questions import CohortQuestion
 from fedtide.fabric.messages.tasks import Order, Reply
 from fedtide.fabric.nats.subjects import parse
 from fedtide.fabric.plans.release import decode_release

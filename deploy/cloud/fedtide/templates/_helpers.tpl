@@ -47,7 +47,7 @@ imagePullSecrets:
 {{- /* What a person has to know before anything is installed. */ -}}
 {{- define "fedtide.check" -}}
 {{- if gt (len .Release.Name) 40 }}{{ fail (printf "the release name %q has more than 40 characters: choose a shorter one" .Release.Name) }}{{ end }}
-{{- with .Values.regionalAggregators.keda }}{{ if and .enabled (not (and .endpoint .account)) }}{{ fail "regionalAggregators.keda.enabled is true: set its endpoint (HOST:8222 of the hub's monitoring) and account (the tenant's public key, from fedtide fleet region)" }}{{ end }}{{ end }}
+{{- with .Values.regionalAggregators.keda }}{{ if and .enabled (not (and .endpoint .account)) }}{{ fail "regionalAggregators.keda.enabled is true: set its endpoint (HOST:8222 of the hub's monitoring) and account (hub.accounts.hub, from fedtide fleet region)" }}{{ end }}{{ end }}
 {{- $old := lookup "apps/v1" "StatefulSet" .Release.Namespace (printf "%s-nats" (include "fedtide.name" .)) }}
 {{- if and $old .Values.nats.enabled (ne (int $old.spec.replicas) (int .Values.nats.replicas)) }}{{ fail (printf "nats.replicas is %d where %d are installed: a hub cannot change from one server to three in place. Install a second release and move" (int .Values.nats.replicas) (int $old.spec.replicas)) }}{{ end }}
 {{- if and (not .Values.nats.enabled) (not .Values.nats.externalUrl) }}{{ fail "nats.enabled is false: set nats.externalUrl to the hub's address, e.g. tls://nats.example.com:4222" }}{{ end }}

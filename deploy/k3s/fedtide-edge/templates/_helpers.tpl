@@ -38,5 +38,5 @@ imagePullSecrets:
 {{- define "edge.check" -}}
 {{- if not .Values.region }}{{ fail "region is empty: set it to one of the cloud chart's regions" }}{{ end }}
 {{- if not .Values.hub.url }}{{ fail "hub.url is empty: set it to where the hub takes leaves, e.g. tls://hub.example.com:7422" }}{{ end }}
-{{- if not (and .Values.hub.accounts.tenant .Values.hub.accounts.system) }}{{ fail "hub.accounts is empty: copy hub.accounts.tenant and .system from what `fedtide fleet region` printed" }}{{ end }}
+{{- if not (and .Values.hub.accounts.region .Values.hub.accounts.system) }}{{ fail "hub.accounts is empty: copy hub.accounts.region and .system from what `fedtide fleet region` printed" }}{{ end }}
 {{- end }}

@@ -1,0 +1,33 @@
+"""Tells nodes which orders there are for them: the subjects only; what an order says they read from their region.
+
+A node has no right to list: such a request says in its body what it is about. Here the node is that of the subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedtide.fabric.encoding import to_json
+from fedtide.fabric.messages.orders import OrderList
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import DOWN, OrdersAsked, Subjects, parse_as
+
+
+class OrderLists:
+    """Answers nodes that connect, while this coordinator leads."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, regions: Sequence[str]) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._regions = regions
+
+    async def listen(self) -> None:
+        # One subscription per region: the permissions of a region's server do not let a wider one through.
+        for region in self._regions:
+            await self._broker.answer(self._subjects.orders(region, "*"), self._on_question)
+
+    async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
+        asker = parse_as(OrdersAsked, message.subject)
+        found = await self._broker.subjects_of(DOWN, self._subjects.down_node(asker.region, asker.node))
+        return to_json(OrderList(subjects=sorted(found))), {}

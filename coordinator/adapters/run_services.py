@@ -1,0 +1,157 @@
+"""Answers what aggregators ask the coordinator: cohorts, consumers for replies, and the deletion of what they stored.
+
+An aggregator has no right to JetStream's API of streams that others use: a request there is carried out with the
+server's rights, and says in its body what it is about. Here the run is that of the subject, which the broker
+guarantees. An aggregator that was given up (its coordinator was frozen when another took over) learns here that it
+must end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from pydantic import BaseModel
+
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.runs import runs, selection
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
+from fedtide.fabric.messages.run_questions import (
+    Cohort,
+    CohortQuestion,
+    Member,
+    Purge,
+    Purged,
+    RepliesReady,
+    RepliesWanted,
+    ReplyBacklog,
+)
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.subjects import (
+    DOWN,
+    HUB_REGION,
+    STAY,
+    UP,
+    RunAsks,
+    Subjects,
+    parse_as,
+    reply_consumer,
+    up_stream,
+)
+
+log = logging.getLogger(__name__)
+
+Answerer = Callable[[str, bytes], Awaitable[BaseModel]]
+
+
+class RunStreams:
+    """What the streams of the hub and of regions hold for one run."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, regions: Sequence[str]) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._regions = regions
+
+    async def take_over_replies(self, run: str) -> None:
+        """Make the run's consumers, each at the position that it had."""
+        for region in self._regions:
+            pattern = self._subjects.replies(region, run)
+            await self._broker.take_over(up_stream(region), reply_consumer(run), pattern)
+
+    async def backlog(self, run: str) -> ReplyBacklog:
+        durable = reply_consumer(run)
+        there = [await self._broker.backlog(up_stream(region), durable) for region in self._regions]
+        return ReplyBacklog(waiting=sum(w for w, _ in there), unacknowledged=sum(u for _, u in there))
+
+    async def remove(self, run: str) -> None:
+        """Delete the run's consumers, and all that is stored for it at the hub."""
+        for region in (HUB_REGION, *self._regions):
+            stream = up_stream(region)
+            await self._broker.delete_consumer(stream, reply_consumer(run))
+            await self._broker.purge(stream, self._subjects.replies(region, run))
+            await self._broker.purge(stream, self._subjects.update_blobs(region, run))
+        await self._broker.purge(DOWN, self._subjects.round_blobs(run))
+
+    async def purge(self, run: str, asked: Purge) -> Purged:
+        """Delete at the hub and in the regions; regions that do not answer are left to expiry."""
+        left: set[str] = set()
+
+        async def delete(stream: str, pattern: str, domain: str | None) -> None:
+            try:
+                await self._broker.purge(stream, pattern, domain=domain)
+            except FedtideError as exc:
+                log.info("purge.left_to_expiry", extra={"run": run, "domain": domain, "reason": str(exc)})
+                left.add(domain or HUB_REGION)
+
+        for digest in asked.updates if asked.updates is not None else ["*"]:
+            for region in (HUB_REGION, *self._regions):
+                await delete(up_stream(region), self._subjects.update_blobs(region, run, digest), None)
+            for region in self._regions:
+                await delete(UP, self._subjects.update_blobs(region, run, digest), region)
+        for digest in asked.staying if asked.staying is not None else ["*"]:
+            for region in self._regions:
+                await delete(STAY, self._subjects.stay_blobs(region, run, digest), region)
+        for digest in asked.models:
+            for domain in (None, *self._regions):
+                await delete(DOWN, f"{self._subjects.round_blob(run, digest)}.>", domain)
+        return Purged(left=sorted(left))
+
+
+class RunServices:
+    """Answers aggregators while this coordinator leads."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, streams: RunStreams) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._engine = engine
+        self._streams = streams
+        self._answers: Mapping[str, Answerer] = {
+            "cohort": self._cohort,
+            "replies": self._replies,
+            "backlog": self._backlog,
+            "purge": self._purge,
+        }
+
+    async def listen(self) -> None:
+        await self._broker.answer(self._subjects.asked_by_run("*", "*"), self._on_question)
+
+    async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
+        asked = parse_as(RunAsks, message.subject)
+        answers = self._answers.get(asked.verb)
+        if answers is None:
+            raise MalformedMessage(f"no run may ask for {asked.verb!r}")
+        return to_json(await answers(asked.run, message.data)), {}
+
+    async def _cohort(self, run: str, data: bytes) -> Cohort:
+        question = from_json(CohortQuestion, data, "question")
+        if question.run != run or not self._is_current(run, question.attempt):
+            return Cohort(superseded=True)
+        world = self._engine.world
+        asking = selection.Asking(run, question.round, question.trial, question.phase)
+        nodes, spec = world.nodes.values(), world.run(run).facts.spec
+        chosen = selection.choose(nodes, spec, asking, world.tasks_of_others(run), world.last_asked)
+        return Cohort(
+            nodes=[Member(name=n.name, region=n.region, codecs=n.capabilities.codecs) for n in chosen],
+            online=[n.name for n in nodes if n.online],
+        )
+
+    async def _replies(self, run: str, data: bytes) -> RepliesReady:
+        asked = from_json(RepliesWanted, data, "question")
+        if not self._is_current(run, asked.attempt):
+            return RepliesReady(superseded=True)
+        await self._streams.take_over_replies(run)
+        return RepliesReady()
+
+    async def _backlog(self, run: str, _: bytes) -> ReplyBacklog:
+        return await self._streams.backlog(run)
+
+    async def _purge(self, run: str, data: bytes) -> Purged:
+        return await self._streams.purge(run, from_json(Purge, data, "purge"))
+
+    def _is_current(self, run: str, attempt: int) -> bool:
+        try:
+            return runs.is_current(self._engine.world.run(run), attempt)
+        except NotFound:
+            return False

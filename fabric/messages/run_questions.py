@@ -1,0 +1,74 @@
+"""What an aggregator asks its coordinator, and the answers; the run is that of the subject. Pure data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedtide.fabric.strict import Message, Strict
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class CohortQuestion(Message):
+    """Which nodes take part in this phase?"""
+
+    run: str
+    attempt: int
+    round: int
+    trial: int
+    phase: str
+
+
+class Member(Strict):
+    name: str
+    region: str
+    codecs: list[str] = []
+
+
+class Cohort(Message):
+    """`superseded`: the asking attempt is no longer wanted and must end. `online`: all nodes that are online."""
+
+    nodes: list[Member] = []
+    online: list[str] = []
+    superseded: bool = False
+
+
+class RepliesWanted(Message):
+    """Make the consumers through which this attempt reads replies; an older attempt gets no more."""
+
+    attempt: int
+
+
+class RepliesReady(Message):
+    """`superseded`: as in `Cohort`."""
+
+    superseded: bool = False
+
+
+class ReplyBacklog(Message):
+    """Replies in the run's consumers that were not delivered, and those that were delivered and not acknowledged."""
+
+    waiting: int
+    unacknowledged: int
+
+
+class Purge(Message):
+    """Delete what a run has stored.
+
+    Args:
+        updates: digests of updates in the streams of regions and of the hub; None: all of the run's.
+        staying: the same, of updates that stay in their regions.
+        models: digests of its rounds' models.
+    """
+
+    updates: list[Digest] | None = []
+    staying: list[Digest] | None = []
+    models: list[Digest] = []
+
+
+class Purged(Message):
+    """`left`: regions that could not be reached; there it expires."""
+
+    left: list[str] = []
