@@ -29,7 +29,7 @@ from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
 from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
-from fedtide.fabric.ids import new_id
+from fedtide.fabric.ids import new_id, unguessable
 from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.messages.orders import OrderList
 from fedtide.fabric.messages.tasks import Order
@@ -244,7 +244,10 @@ class Agent:
         """Report durably: the region's stream has it before this returns."""
         event = Event.now(f"agent/{self._config.node}", data, id=key)
         subject = self._subjects.report(self._config.region, self._config.node, data.kind.replace(".", "-"))
-        encoded = to_json(event)
+        encoded, message_id = to_json(event), unguessable()
         await until_done(
-            log, "agent.report_waits", lambda: self._broker.publish(subject, encoded, message_id=key), kind=data.kind
+            log,
+            "agent.report_waits",
+            lambda: self._broker.publish(subject, encoded, message_id=message_id),
+            kind=data.kind,
         )

@@ -24,6 +24,11 @@ def check_token(path: str, value: str) -> str:
     return value
 
 
+def unguessable() -> str:
+    """For what a stranger must not name first, such as the id by which a stream knows a copy of a message."""
+    return secrets.token_hex(16)
+
+
 def new_id(prefix: str) -> str:
     """A fresh identifier such as `run-3f9a1c20`, for what people name: a few thousand of a kind."""
     return f"{prefix}-{secrets.token_hex(4)}"

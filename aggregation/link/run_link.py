@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -52,8 +53,9 @@ from fedtide.aggregation.link.reply_ledger import (
 )
 from fedtide.aggregation.link.reply_ledger import Event as LedgerEvent
 from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
-from fedtide.fabric.errors import FedtideError, MalformedMessage, TooLarge, TransientError
+from fedtide.fabric.errors import FedtideError, MalformedMessage, StaleWriter, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
+from fedtide.fabric.ids import unguessable
 from fedtide.fabric.messages.run_questions import RepliesReady, RepliesWanted, ReplyBacklog
 from fedtide.fabric.messages.tasks import Cancel, Order, Reply, Task
 from fedtide.fabric.nats.broker import Broker
@@ -264,12 +266,10 @@ class RunLink:
         if self._config.attempt > 1 and await self._was_cancelled(task.task, node):
             await self._step(NoReply(task.task, CANCELLED_BEFORE))
             return
-        await self._broker.publish(
-            self._subjects.task(node.region, node.name, self._config.run, task.task),
-            to_json(task),
-            message_id=task.task,
-            ttl_s=max(1.0, task.expires_at - time.time()),
-        )
+        subject = self._subjects.task(node.region, node.name, self._config.run, task.task)
+        with suppress(StaleWriter):  # an earlier attempt has sent it
+            ttl_s = max(1.0, task.expires_at - time.time())
+            await self._broker.publish(subject, to_json(task), expected_last_of_subject=0, ttl_s=ttl_s)
 
     async def _publish_cancel(self, task: str, node: Node) -> None:
         order = Cancel(task=task, run=self._config.run)
@@ -289,7 +289,10 @@ class RunLink:
             await self._publish_until_stored(subject, to_json(event), key)
 
     async def _publish_until_stored(self, subject: str, data: bytes, key: str) -> None:
-        await until_done(log, "grid.report_waits", lambda: self._broker.publish(subject, data, message_id=key), key=key)
+        message_id = unguessable()
+        await until_done(
+            log, "grid.report_waits", lambda: self._broker.publish(subject, data, message_id=message_id), key=key
+        )
 
     async def disable_resume(self) -> None:
         """Stop keeping replies for resumption: those of unknown tasks are acknowledged and dropped."""

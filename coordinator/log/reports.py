@@ -97,7 +97,9 @@ class Reports:
             reason = "its credentials were revoked"
         if reason is not None:
             raise MalformedMessage(reason)
-        return event.model_copy(update={"time": datetime.now(UTC), "decided": ""})
+        # Nobody names what another one, or the coordinator itself, is about to report.
+        known_as = f"{sender.region}/{sender.node}/{event.id}"
+        return event.model_copy(update={"id": known_as, "time": datetime.now(UTC), "decided": ""})
 
 
 def why_unbounded(event: Event) -> str | None:

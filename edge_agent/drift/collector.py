@@ -22,6 +22,7 @@ from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage
 from fedtide.fabric.events.envelope import DriftReported, Event
+from fedtide.fabric.ids import unguessable
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
@@ -141,8 +142,8 @@ async def _collect(config: CollectorConfig, region: RegionConfig) -> None:
     async def report(data: DriftReported, key: str) -> None:
         event = Event.now(f"collector/{region.region}", data, id=key)
         subject = subjects.report(region.region, COLLECTOR, "drift-reported")
-        encoded = to_json(event)
-        await until_done(log, "collector.report_waits", lambda: broker.publish(subject, encoded, message_id=key))
+        encoded, message_id = to_json(event), unguessable()
+        await until_done(log, "collector.report_waits", lambda: broker.publish(subject, encoded, message_id=message_id))
 
     try:
         await Collector(broker, subjects, region.region, config.limits, report).listen()

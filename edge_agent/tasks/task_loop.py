@@ -19,7 +19,7 @@ from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.flower.apps import unpack
-from fedtide.fabric.ids import flower_int
+from fedtide.fabric.ids import flower_int, unguessable
 from fedtide.fabric.messages.tasks import Cancel, Reply, Task, WireError, WireMessage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
@@ -268,15 +268,15 @@ class TaskLoop:
             await self._until_sent(task)
 
     async def _until_sent(self, key: str) -> None:
-        stored = self._outbox.stored(key)
+        stored, message_id = self._outbox.stored(key), unguessable()
         try:
-            await until_done(log, "outbox.waits", lambda: self._send_once(key, stored), task=key)
+            await until_done(log, "outbox.waits", lambda: self._send_once(key, stored, message_id), task=key)
             self._outbox.sent(key)
         except FedtideError as exc:
             log.error("outbox.dropped", extra={"task": key, "reason": str(exc)})
             self._outbox.drop(key)
 
-    async def _send_once(self, key: str, stored: set[str]) -> None:
+    async def _send_once(self, key: str, stored: set[str], message_id: str) -> None:
         pending = self._outbox.read(key)
         reply, region, node = pending.reply, self._config.region, self._config.node
 
@@ -288,7 +288,7 @@ class TaskLoop:
         for path in pending.blobs.values():
             await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=UPDATE_TTL_S, stored=stored)
         subject = self._subjects.reply(region, node, reply.run, reply.task)
-        await self._broker.publish(subject, to_json(reply), message_id=f"reply.{node}.{key}", ttl_s=UPDATE_TTL_S)
+        await self._broker.publish(subject, to_json(reply), message_id=message_id, ttl_s=UPDATE_TTL_S)
 
 
 def _mapped(path: Path) -> memoryview:
