@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.strict import Strict
 
@@ -15,7 +16,7 @@ class WorkerConfig(Strict):
     run: str
     attempt: int
     spec: RunSpec
-    nats_url: str
+    nats_url: NatsUrl
     tenant: str = "default"
     credentials: Path | None = None
     ca_file: Path | None = None

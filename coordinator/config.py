@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.strict import Strict
 
 
@@ -46,7 +47,7 @@ class CoordinatorConfig(Strict):
     """Everything one coordinator process needs."""
 
     name: str = Field(default="coordinator", description="Which of several coordinators; no two processes share one")
-    nats_url: str = Field(description="The hub")
+    nats_url: NatsUrl = Field(description="The hub")
     identity_dir: Path | None = Field(
         default=None,
         description="Authority and credentials, made by `fedtide up` or the Helm hook; without it the broker is open",

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
+from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.plans.windows import Window, zone
 from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.validation import config_error
@@ -69,7 +70,7 @@ class AgentConfig(Strict):
 
     node: str = Field(description="The node's name, unique in its tenant: 1 to 63 letters, digits, `-`, `_`")
     region: str = Field(description="Its region; `hub` is reserved")
-    nats_url: str = Field(description="The leaf server of the region")
+    nats_url: NatsUrl = Field(description="The leaf server of the region")
     tenant: str = Field(default="default", description="Installations that share a broker have different tenants")
     ca_file: Path | None = Field(default=None, description="CA of the broker's certificate; needed for tls://")
     credentials: Path | None = Field(

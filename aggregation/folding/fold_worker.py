@@ -31,6 +31,7 @@ from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import FOLD_WORKER, HUB_REGION, STAY, UP, Subjects, up_stream
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
+from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
 from fedtide.fabric.tensors.frame import TensorSpec, encode
@@ -48,7 +49,7 @@ class FoldWorkerConfig(Strict):
     name: str = Field(description="Its region, or the name that an aggregator has given it")
     run: str = Field(default="", description="The run whose aggregator has started it; empty: it is a region's")
     region: str = Field(description="Region whose leaf server it connects to; `hub`: the hub")
-    nats_url: str = Field(description="The server that it connects to")
+    nats_url: NatsUrl = Field(description="The server that it connects to")
     tenant: str = Field(default="default", description="As for agents")
     credentials: Path | None = Field(default=None, description="Its `.creds` file")
     ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")

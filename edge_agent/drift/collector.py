@@ -27,6 +27,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import COLLECTOR, STAY, SketchOf, Subjects, parse_as
+from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.strict import Strict
 
@@ -41,7 +42,7 @@ Report = Callable[[DriftReported, str], Awaitable[None]]
 
 class RegionConfig(Strict):
     region: str
-    nats_url: str
+    nats_url: NatsUrl
     credentials: Path | None = None
     ca_file: Path | None = None
 

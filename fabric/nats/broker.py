@@ -25,6 +25,7 @@ from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Ack, Received, api, parse_answer
 from fedtide.fabric.nats.stream_reads import StreamReads, received
 from fedtide.fabric.nats.tolerant_client import TolerantClient
+from fedtide.fabric.nats.urls import check_url, is_tls
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,9 @@ class Broker(StreamReads):
         Raises:
             BrokerUnavailable: no server answered in time.
             CredentialsRefused: one answered, and does not let us in.
-            ConfigError: a file of `access` is missing or wrong.
+            ConfigError: a file of `access` is missing or wrong, or `url` leads over a network without TLS.
         """
+        check_url("nats_url", url)
         client = TolerantClient()
         broker = cls(client)
         broker.has_identity = access.credentials is not None
@@ -92,6 +94,8 @@ class Broker(StreamReads):
                     ping_interval=10,
                     max_outstanding_pings=2,
                     pending_size=64 * 1024 * 1024,
+                    # Before a word is spoken: whoever sits in the path cannot say that none is needed.
+                    tls_handshake_first=is_tls(url),
                     error_cb=broker._on_error,
                     closed_cb=broker._on_closed,
                     reconnected_cb=broker._reconnected,

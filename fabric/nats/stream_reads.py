@@ -49,7 +49,7 @@ class StreamReads(StreamCalls):
     ) -> Received | None:
         """The newest stored message of exactly `subject`, or None."""
         message = await self._request(f"{api(domain)}.DIRECT.GET.{stream}.{subject}", b"", timeout_s)
-        return None if "Status" in (message.headers or {}) else received(message)
+        return None if _status(message) is not None else received(message)
 
     async def last_of_each(
         self, stream: str, pattern: str, *, domain: str | None = None, timeout_s: float = 10.0
@@ -157,7 +157,7 @@ class StreamReads(StreamCalls):
             while True:
                 async with asyncio.timeout(timeout_s):
                     message = await arrived.get()
-                status = (message.headers or {}).get("Status")
+                status = _status(message)
                 if status in ("204", "404"):
                     return found
                 if status is not None:
@@ -167,6 +167,12 @@ class StreamReads(StreamCalls):
             raise BrokerUnavailable(f"stream {stream} does not answer") from exc
         finally:
             await subscription.unsubscribe()
+
+
+def _status(message: Msg) -> str | None:
+    """What a server says instead of a stored message. Senders may write that header too; a sequence, only it adds."""
+    headers = message.headers or {}
+    return None if "Nats-Sequence" in headers else headers.get("Status")
 
 
 def received(message: Msg) -> Received:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 
 log = logging.getLogger(__name__)
+
+CLOSED_WITHIN_S = 1.0
+
+
+class _Transport(TcpTransport):
+    """Whose end is not waited for for ever: a failed TLS handshake leaves a writer that nobody tells of it."""
+
+    def __bool__(self) -> bool:
+        return True  # else the client would take one of its own
+
+    async def wait_closed(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSED_WITHIN_S):
+                await super().wait_closed()  # type: ignore[no-untyped-call]
 
 
 class TolerantClient(Client):
@@ -16,6 +33,10 @@ class TolerantClient(Client):
 
     nats-py decodes them in its read loop, which ends at an error and leaves a connection that hears nothing (2.16).
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport = _Transport()  # type: ignore[no-untyped-call]
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:

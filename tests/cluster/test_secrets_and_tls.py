@@ -70,7 +70,7 @@ async def test_a_hub_with_tls_lets_in_whoever_trusts_it_and_has_credentials(fold
         f"""listen: 127.0.0.1:{port}
 include "{TRUST}"
 resolver: {{ type: full, dir: "{folder}/accounts" }}
-tls {{ cert_file: "{folder}/tls.crt", key_file: "{folder}/tls.key" }}
+tls {{ cert_file: "{folder}/tls.crt", key_file: "{folder}/tls.key", handshake_first: true }}
 """
     )
     server = NatsServer(config, port)

@@ -29,6 +29,7 @@ from fedtide.fabric.tensors.frame import Tensor, encode
 
 APP = AppRef(name="a", bundle=BlobRef(digest="0" * 64, size_bytes=1))
 CHUNK = 64 * 1024
+NOWHERE = "nats://127.0.0.1:1"
 SIZE = 100_000
 
 
@@ -66,7 +67,9 @@ class Setting:
         self.stored = Stored()
         self.sum = RoundSum(Agreement.of([Tensor.of("w", np.zeros(SIZE, "f4"))], 8))
         regions = Regions(None, Subjects(), self.stored, "r")
-        config = WorkerConfig(run="r", attempt=1, spec=RunSpec(app=APP), nats_url="", work_dir=folder, regions=[])
+        config = WorkerConfig(
+            run="r", attempt=1, spec=RunSpec(app=APP), nats_url="nats://127.0.0.1:1", work_dir=folder, regions=[]
+        )
         shards = Shards(None, self.stored, config)
         self.ingest = Ingest(self.stored, regions, shards, folder)
         self.ingest.fold_into(lambda reply, size: self.sum.expect(reply.task, Weight(2.0, 2.0), size))
