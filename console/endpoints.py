@@ -227,8 +227,13 @@ def revoke_node(name: str, reason: str) -> Call[v.Revoked]:
     return _post(v.Revoked, requests.RevokeRequest(reason=reason), "nodes", name, "revoke")
 
 
-def region_credentials(region: str, hosts: list[str]) -> Call[v.RegionCredentials]:
-    return _post(v.RegionCredentials, requests.RegionRequest(hosts=hosts), "regions", region, "credentials")
+def remove_node(node: str) -> Call[v.Removed]:
+    return Call("DELETE", path("nodes", node), TypeAdapter(v.Removed))
+
+
+def region_credentials(region: str, hosts: list[str], *, rotates: bool = False) -> Call[v.RegionCredentials]:
+    asked = requests.RegionRequest(hosts=hosts, rotates=rotates)
+    return _post(v.RegionCredentials, asked, "regions", region, "credentials")
 
 
 def _action(reason: str, region: str = "") -> requests.ActionRequest:

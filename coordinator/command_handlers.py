@@ -110,13 +110,14 @@ class CommandHandlers:
         await self._distribution.cache(command, self._engine)
 
     async def _set_desired(self, command: SetDesired) -> None:
-        await self._distribution.set_desired(command, self._engine.world)
+        if command.node in self._engine.world.nodes:  # else it was removed
+            await self._distribution.set_desired(command, self._engine.world)
 
     async def _settle_nodes(self, command: SettleNodes) -> None:
         world = self._engine.world
         kept = {each.node: each for each in rollouts.kept_states(world.rollout(command.rollout))}
         for node in command.nodes:
-            if node in kept:  # it may have been taken back meanwhile
+            if node in kept and node in world.nodes:  # it may have been taken back, or removed, meanwhile
                 await self._distribution.set_desired(kept[node], world)
         await self._engine.submit(RolloutSettled(rollout=command.rollout, nodes=list(command.nodes)))
 

@@ -145,6 +145,19 @@ def _identity(change: Change, data: identity_events.IdentityEvent) -> None:
         _node(change, event_types.NodeOffline(node=node.name, reason="revoked"))
 
 
+def _removed(change: Change, data: identity_events.NodeRemoved) -> None:
+    node = change.world.nodes.get(data.node)
+    if node is not None and node.online:
+        raise InvalidTransition(f"node {data.node} is online", "Stop its agent, or revoke it first")
+    change.world.identities, commands = identities.step(change.world.identities, data, change.at)
+    change.commands += commands
+    change.world.nodes.pop(data.node, None)
+    change.world.last_asked.pop(data.node, None)
+    for model, nodes in change.world.serving.items():
+        if data.node in nodes:
+            change.world.serving[model] = nodes.delete(data.node)
+
+
 def _run_alarm_or_rollout_alarm(change: Change, data: event_types.AlarmRang) -> None:
     if data.owner == "rollout":
         _step_rollout(change, data.id, data)
@@ -323,6 +336,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     identity_events.JoinTokenCreated: _identity,
     identity_events.JoinTokenRevoked: _identity,
     identity_events.NodeEnrolled: _identity,
+    identity_events.NodeRemoved: _removed,
     identity_events.NodeRevoked: _identity,
     identity_events.RegionIssued: _identity,
     rollout_events.NodeMeasured: _rollout,

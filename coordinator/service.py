@@ -117,13 +117,16 @@ async def _work(
     enroller = None
     if links.authority is not None and links.system is not None:
         enroller = Enroller(broker, links.system, engine, links.authority, config)
+    members_only = enroller is not None
     launcher = _launcher(config, enroller, AggregatorExits(broker, subjects, engine).report, engine)
-    starter, presence = Starter(engine), Presence(broker, subjects, engine, group)
+    starter, presence = Starter(engine), Presence(broker, subjects, engine, group, members_only=members_only)
     alarms = Alarms(engine, group)
     streams = RunStreams(broker, subjects, config.regions)
     handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams)
     executor = Executor(handlers.handle, group)
-    reports = Reports(broker, subjects, engine, ParkedReports(broker, subjects), config.regions)
+    reports = Reports(
+        broker, subjects, engine, ParkedReports(broker, subjects), config.regions, members_only=members_only
+    )
     try:
         # The first append fences off the previous leader; only then may this process act.
         await engine.take_over(CoordinatorElected(name=config.name, url=door.advertised))

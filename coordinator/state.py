@@ -113,6 +113,10 @@ class World:
     def active_runs(self) -> Iterator[tuple[str, runs.Run]]:
         return ((key, run) for key, run in self.runs.items() if not isinstance(run, runs.Ended))
 
+    def members(self) -> list[fleet.Node]:
+        """The nodes that may be asked for anything: those whose credentials were not revoked."""
+        return [node for name, node in self.nodes.items() if not identities.is_revoked(self.identities, name)]
+
     def run(self, key: str) -> runs.Run:
         return _find(self.runs, key, "run")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 
 from pydantic import TypeAdapter
@@ -216,6 +217,8 @@ class Agent:
             serving=self._serving.serving(),
             inferences=self._serving.served,
             heartbeat_s=self._config.heartbeat_s,
+            clock=time.time(),
+            boot=self._boot,
         )
         subject = self._subjects.telemetry(self._config.region, self._config.node)
         try:

@@ -98,6 +98,7 @@ class RunLink:
         self._ledger = ReplyLedger()
         self._sent: dict[str, Outstanding] = {}
         self._orders: dict[str, Task] = {}
+        self._delivered: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=1)
         self._deliveries: dict[int, Delivery] = {}
         self._arrived: dict[str, Arrived] = {}
         self._graces: dict[str, asyncio.TimerHandle] = {}
@@ -127,7 +128,7 @@ class RunLink:
         self._broker.when_reconnected(self._on_reconnect)
         await until_done(log, "grid.waits_for_coordinator", self._take_over_replies)
         needed = [(f"replies-{region}", self._listen(n, region)) for n, region in enumerate(self._config.regions)]
-        for name, work in [("connection", self._broker.until_closed()), *needed]:
+        for name, work in [("connection", self._broker.until_closed()), ("replies", self._take_in()), *needed]:
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(self._end_if_over)
             self._tasks.add(task)
@@ -313,11 +314,16 @@ class RunLink:
         return late
 
     async def _listen(self, number: int, region: str) -> None:
-        """Take in the replies of a region, the `number`-th."""
+        """Receive the replies of a region, the `number`-th."""
         durable, streams = reply_consumer(self._config.run), len(self._config.regions)
         async for delivered in self._broker.pull(up_stream(region), durable):
             # Sequences are a stream's; these are of all streams together.
-            delivery = replace(delivered, sequence=delivered.sequence * streams + number)
+            await self._delivered.put(replace(delivered, sequence=delivered.sequence * streams + number))
+
+    async def _take_in(self) -> None:
+        """Take in the replies of all regions, one after the other."""
+        while True:
+            delivery = await self._delivered.get()
             try:
                 address = parse_as(ReplyTo, delivery.subject)
             except MalformedMessage as exc:

@@ -43,7 +43,7 @@ def _row(view: NodeView) -> dict[str, Any]:
         "memory": megabytes(view.rss_bytes),
         "serving": {model: digest[:12] for model, digest in view.serving.items()},
         "busy": view.busy,
-        "reason": view.reason,
+        "reason": "; ".join([text for text in (view.reason, *view.warnings) if text]),
     }
 
 
@@ -60,17 +60,27 @@ def revoke(node: str, reason: Annotated[str, typer.Option(help="For the log")] =
     say(f"revoked {node}")
 
 
+@removes(fleet_app, also="remove")
+def remove(node: str) -> None:
+    """Forget a node that is gone for good. Its credentials are void; a join token lets one of that name in again."""
+    Client.find().send(endpoints.remove_node(node))
+    say(f"removed {node}")
+
+
 @fleet_app.command("region")
 def region(
     name: str,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write the files to")] = None,
     secret: Annotated[str, typer.Option(help="Print a Kubernetes Secret of this name instead")] = "",
     host: Annotated[list[str] | None, typer.Option(help="Name under which nodes reach the leaf; repeat")] = None,
+    rotate: Annotated[
+        bool, typer.Option(help="Withdraw those before: the region is cut off until it has these")
+    ] = False,
 ) -> None:
-    """New credentials for a region's servers. Those it had before are withdrawn: install these soon."""
+    """New credentials for a region's servers. Those before stay good until the next time, or for a year."""
     if (out is None) == (not secret):
         raise ConfigError("--out", "give either --out FOLDER or --secret NAME")
-    made = Client.find().send(endpoints.region_credentials(name, host or []))
+    made = Client.find().send(endpoints.region_credentials(name, host or [], rotates=rotate))
     if out is not None:
         for file, text in made.files.items():
             write_secret(out / Path(file).name, text)

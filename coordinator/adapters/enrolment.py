@@ -27,6 +27,7 @@ from fedtide.fabric.events.identity import (
     NodeRevoked,
     RegionIssued,
     RenewalRequest,
+    proof_of,
 )
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats import jwt as nats_jwt
@@ -87,14 +88,16 @@ class Enroller:
             self._stale.clear()
             withdrawn = self._withdrawn()
             # A leader that was replaced while it was frozen must not cover what its successor has withdrawn.
-            issued = max([elected, *(at.timestamp() for at in withdrawn.values())])
+            last = (at.timestamp() for at, _ in self._engine.world.identities.withdrawn.values())
+            issued = max([elected, *last])
             for jwt in self._authority.account_jwts(self._regions, withdrawn, issued):
                 await self._system.tell(_CLAIMS, jwt.encode())
             log.info("accounts.published", extra={"withdrawn": len(withdrawn)})
             await self._stale.wait()
 
     def _withdrawn(self) -> dict[str, datetime]:
-        return {key: at for key, (at, _) in self._engine.world.identities.withdrawn.items()}
+        """Keys that are void, and until when credentials with them may be dated."""
+        return {key: ends for key, (_, ends) in self._engine.world.identities.withdrawn.items()}
 
     async def create_token(self, region: str, uses: int, ttl: timedelta, *, replaces: bool, by: str) -> str:
         """Create a join token: credentials that only allow to ask for a node's credentials.
@@ -130,10 +133,11 @@ class Enroller:
             raise NotFound(f"node {node!r} has no credentials", "See `fedtide fleet ls`")
         await self._engine.submit(NodeRevoked(node=node, reason=reason))
 
-    async def region_files(self, region: str, hosts: Sequence[str]) -> dict[str, str]:
-        """What a region's servers need, by file name. Credentials that were issued before are withdrawn.
+    async def region_files(self, region: str, hosts: Sequence[str], *, rotates: bool) -> dict[str, str]:
+        """What a region's servers need, by file name. Credentials of the time before stay good until the next time.
 
         Args:
+            rotates: they are withdrawn at once.
             hosts: names under which its nodes reach the leaf, for its certificate; none: no certificate.
         """
         check_token("region", region)
@@ -142,7 +146,7 @@ class Enroller:
         made = self._authority.region_credentials(region)
         keys = [c.key.public for name, c in made.items() if name != "system.creds"]
         certificate = self._certificate(hosts) if hosts else {}
-        await self._engine.submit(RegionIssued(region=region, keys=keys))
+        await self._engine.submit(RegionIssued(region=region, keys=keys, rotates=rotates))
         return {
             TRUST: self._authority.trust(self._regions, self._withdrawn()),
             **{name: c.text for name, c in made.items()},
@@ -171,7 +175,9 @@ class Enroller:
             return _refusal(exc.what, "")
         if asked.region != asker.region:
             return _refusal(f"this is region {asker.region!r}, not {asked.region!r}", "Set the agent's region")
-        return await self._issue(asked.node, asked.region, asked.key, asker.token)
+        if not nats_jwt.is_signed(asked.key, proof_of(asked.region, asked.node, asked.key), asked.proof):
+            return _refusal("whoever asks does not hold the key that it names", "Upgrade the agent")
+        return await self._issue(asked.node, asked.region, asked.key, token=asker.token)
 
     async def _on_renewal(self, message: Received) -> tuple[bytes, dict[str, str]]:
         asker = parse_as(RenewalAsked, message.subject)
@@ -180,15 +186,23 @@ class Enroller:
             asked = from_json(RenewalRequest, message.data, "renewal")
         except MalformedMessage as exc:
             return _refusal(exc.what, "")
-        return await self._issue(node, region, asked.key, "")
+        text, known = proof_of(region, node, asked.key), self._engine.world.identities.nodes.get(node)
+        proven = nats_jwt.is_signed(asked.key, text, asked.proof) and nats_jwt.is_signed(
+            asked.renews, text, asked.present
+        )
+        if not proven or known is None or asked.renews not in [key for key, _ in known.keys]:
+            return _refusal("whoever asks does not hold both keys, the present one and the new one", "")
+        return await self._issue(node, region, asked.key, renews=asked.renews)
 
-    async def _issue(self, node: str, region: str, key: str, token: str) -> tuple[bytes, dict[str, str]]:
+    async def _issue(
+        self, node: str, region: str, key: str, *, token: str = "", renews: str = ""
+    ) -> tuple[bytes, dict[str, str]]:
         if not nats_jwt.is_user_key(key):
             return _refusal("that is not the public nkey of a user", "")
         expires_at = datetime.now(UTC) + timedelta(seconds=NODE_LIFETIME_S)
         try:
             await self._engine.submit(
-                NodeEnrolled(node=node, region=region, key=key, expires_at=expires_at, token=token)
+                NodeEnrolled(node=node, region=region, key=key, expires_at=expires_at, token=token, renews=renews)
             )
         except InvalidTransition as exc:
             log.warning("enrolment.refused", extra={"node": node, "region": region, "reason": str(exc)})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
@@ -28,7 +29,17 @@ FASTEST_HEARTBEAT_S = 0.1
 class Presence:
     """Watches heartbeats; a node that misses three is offline."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        engine: Engine,
+        group: asyncio.TaskGroup,
+        *,
+        members_only: bool = False,
+    ) -> None:
+        """`members_only`: nodes have identities, and nobody else is believed."""
+        self._members_only = members_only
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
@@ -37,6 +48,11 @@ class Presence:
         self._under_way: set[str] = set()
         """Nodes whose change is on its way into the log: while that waits, each heartbeat would be another one."""
         self.heartbeats: dict[str, Heartbeat] = {}
+        self.clock_ahead_s: dict[str, float] = {}
+        """By how much each node's clock is ahead of this one, including the way of its heartbeat."""
+        self._boots: dict[str, list[str]] = {}
+        self.twins: dict[str, float] = {}
+        """Nodes of which two processes were heard, and when last."""
 
     async def start(self) -> None:
         """Listen, and give every node that is online by the log time to send a heartbeat."""
@@ -51,13 +67,16 @@ class Presence:
             self._expect(name, node.capabilities.heartbeat_s)
 
     async def _on_beat(self, message: Received) -> None:
-        name = parse_as(Telemetry, message.subject).node
+        sender = parse_as(Telemetry, message.subject)
+        name = sender.node
         beat = from_json(Heartbeat, message.data, f"heartbeat of {name}")
         node = self._engine.world.nodes.get(name)
-        if identities.is_revoked(self._engine.world.identities, name):
+        if self._members_only and identities.why_no_member(self._engine.world.identities, sender.region, name):
             return
-        if node is None:
+        if node is None or node.region != sender.region:
             return  # it joins first; a region may make up any number of names
+        self._note_clock(name, beat)
+        self._note_twins(name, beat)
         if beat.bye:
             self._say(name, NodeOffline(node=name, reason="stopped"))
             return
@@ -68,6 +87,22 @@ class Presence:
         self._expect(name, beat.heartbeat_s)
         if not node.online:
             self._say(name, NodeOnline(node=name))
+
+    def _note_clock(self, name: str, beat: Heartbeat) -> None:
+        if beat.clock is not None:
+            self.clock_ahead_s[name] = round(beat.clock - time.time(), 1)
+
+    def _note_twins(self, name: str, beat: Heartbeat) -> None:
+        """Two processes with one identity take turns: a start that was followed by another is heard again."""
+        seen = self._boots.setdefault(name, [])
+        if beat.boot and beat.boot not in seen:
+            seen.append(beat.boot)
+            del seen[:-2]
+        elif beat.boot and beat.boot != seen[-1]:
+            seen.reverse()
+            if name not in self.twins:
+                log.error("presence.twins", extra={"node": name, "boots": seen})
+            self.twins[name] = time.time()
 
     def _expect(self, name: str, heartbeat_s: float) -> None:
         if timer := self._timers.pop(name, None):

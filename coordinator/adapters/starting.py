@@ -70,7 +70,7 @@ class Starter:
         """
         world = self._engine.world
         model = world.model(asked.model)
-        return plan(asked, model, world.nodes.values(), world.serving.get(model.name, {}))
+        return plan(asked, model, world.members(), world.serving.get(model.name, {}))
 
     async def retry(self, key: str, by: str) -> None:
         """Offer a roll-out's release again to nodes that failed, under a counter of its own."""
@@ -101,7 +101,7 @@ def rollout_request(do: StartRollout) -> RolloutRequest:
 
 def check_selector(world: World, selector: dict[str, str]) -> None:
     """Raises NotFound if the selector cannot match: an unknown region or node, or labels that no node has."""
-    nodes = world.nodes.values()
+    nodes = world.members()
     for label in ("region", "node"):
         wanted = selector.get(label)
         known = {n.labels[label] for n in nodes}

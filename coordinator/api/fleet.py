@@ -6,6 +6,7 @@ never reach a machine that somebody else has named.
 
 from __future__ import annotations
 
+import time
 from typing import Literal, TypeVar
 
 from aiohttp import web
@@ -23,6 +24,7 @@ from fedtide.fabric.nats.subjects import ALL_MODELS
 from fedtide.fabric.strict import Strict
 
 V = TypeVar("V", bound=Strict)
+TWINS_SHOWN_S = 3600.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -56,7 +58,13 @@ class FleetApi:
         ]
 
     def _view(self, name: str) -> NodeView:
-        return views.node(self._engine.world.node(name), self._presence.heartbeats.get(name))
+        presence = self._presence
+        return views.node(
+            self._engine.world.node(name),
+            presence.heartbeats.get(name),
+            presence.clock_ahead_s.get(name),
+            twins=time.time() - presence.twins.get(name, 0.0) < TWINS_SHOWN_S,
+        )
 
     async def _all(self, request: web.Request) -> web.Response:
         query = query_of(request, NodeListing)

@@ -12,8 +12,9 @@ from fedtide.coordinator.api.http import Listing, answer, asker, name_in, page_o
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.errors import CapabilityMissing
+from fedtide.fabric.events.identity import NodeRemoved
 from fedtide.fabric.messages.requests import RegionRequest, RevokeRequest, TokenRequest
-from fedtide.fabric.messages.views import JoinTokenView, NewJoinToken, RegionCredentials, Revoked, TokenState
+from fedtide.fabric.messages.views import JoinTokenView, NewJoinToken, RegionCredentials, Removed, Revoked, TokenState
 
 
 class TokenListing(Listing):
@@ -34,6 +35,7 @@ class IdentityApi:
             web.post("/v1/join-tokens", self._create),
             web.delete("/v1/join-tokens/{token}", self._revoke_token),
             web.post("/v1/nodes/{node}/revoke", self._revoke),
+            web.delete("/v1/nodes/{node}", self._remove),
             web.post("/v1/regions/{region}/credentials", self._region),
         ]
 
@@ -70,10 +72,16 @@ class IdentityApi:
         await self._enroller.revoke(node, (await read_body(request, RevokeRequest)).reason)
         return answer(Revoked(revoked=node))
 
+    async def _remove(self, request: web.Request) -> web.Response:
+        node = name_in(request, "node")
+        self._engine.world.node(node)
+        await self._engine.submit(NodeRemoved(node=node))
+        return answer(Removed(removed=node))
+
     async def _region(self, request: web.Request) -> web.Response:
         asked = await read_body(request, RegionRequest)
         region = name_in(request, "region")
-        files = await self._enroller.region_files(region, asked.hosts)
+        files = await self._enroller.region_files(region, asked.hosts, rotates=asked.rotates)
         return answer(RegionCredentials(files=files, accounts=self._enroller.accounts(region)), status=201)
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fedtide.coordinator.fleet.fleet import Node
 from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.messages.views import NodeView
 
+SKEW_S = 30.0
+"""A clock that is further off than this is shown as a fault; all works on."""
 
-def node(state: Node, heartbeat: Heartbeat | None) -> NodeView:
-    """A node, with its last heartbeat if one has arrived since this coordinator began to lead."""
+
+def node(
+    state: Node, heartbeat: Heartbeat | None, clock_ahead_s: float | None = None, *, twins: bool = False
+) -> NodeView:
+    """A node, with its last heartbeat if one has arrived since this coordinator began to lead.
+
+    Args:
+        clock_ahead_s: its clock against that of the coordinator.
+        twins: two processes with its identity were heard.
+    """
     can = state.capabilities
     return NodeView(
         name=state.name,
@@ -30,4 +42,13 @@ def node(state: Node, heartbeat: Heartbeat | None) -> NodeView:
         busy=heartbeat.busy if heartbeat is not None else None,
         serving=heartbeat.serving if heartbeat is not None else {},
         inferences=heartbeat.inferences if heartbeat is not None else None,
+        clock_ahead_s=clock_ahead_s,
+        warnings=list(_warnings(clock_ahead_s, twins=twins)),
     )
+
+
+def _warnings(clock_ahead_s: float | None, *, twins: bool) -> Iterator[str]:
+    if clock_ahead_s is not None and abs(clock_ahead_s) > SKEW_S:
+        yield f"its clock is {abs(clock_ahead_s):.0f} s {'ahead' if clock_ahead_s > 0 else 'behind'}: set up NTP"
+    if twins:
+        yield "two processes use its identity: a cloned disk? Revoke it, and give each its own name and token"

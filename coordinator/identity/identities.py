@@ -13,12 +13,15 @@ from fedtide.fabric.events.identity import (
     JoinTokenCreated,
     JoinTokenRevoked,
     NodeEnrolled,
+    NodeRemoved,
     NodeRevoked,
     RegionIssued,
 )
 from fedtide.fabric.nats.authority import RUN_LIFETIME_S
 from fedtide.fabric.nats.subjects import RESERVED
 
+RENEWAL_PAUSE = timedelta(days=1)
+"""A node that renews more often than that only fills the log."""
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -52,6 +55,8 @@ class Identities:
     tokens: Mapping[str, Token] = field(default_factory=dict)
     nodes: Mapping[str, NodeIdentity] = field(default_factory=dict)
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    regions_before: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The keys before those of `regions`, which are still good."""
     withdrawn: Mapping[str, tuple[datetime, datetime]] = field(default_factory=dict)
 
 
@@ -73,16 +78,33 @@ def step(state: Identities, event: IdentityEvent, at: datetime) -> tuple[Identit
             return _renewed(state, event, at)
         case NodeEnrolled():
             return _enrolled(state, event, at)
-        case NodeRevoked(node=name, reason=reason):
+        case NodeRevoked():
+            return _revoked(state, event, at)
+        case NodeRemoved(node=name):
             known = state.nodes.get(name)
-            if known is None:
-                raise InvalidTransition(f"node {name} has no credentials")
-            nodes = {**state.nodes, name: replace(known, keys=(), revoked_at=at, reason=reason)}
-            return _withdraw(replace(state, nodes=nodes), known.keys, at)
-        case RegionIssued(region=region, keys=keys):
-            old = state.regions.get(region, ())
-            regions = {**state.regions, region: tuple(keys)}
-            return _withdraw(replace(state, regions=regions), [(k, NEVER) for k in old if k not in keys], at)
+            nodes = {n: each for n, each in state.nodes.items() if n != name}
+            return _withdraw(replace(state, nodes=nodes), known.keys if known is not None else (), at)
+        case RegionIssued():
+            return _region_issued(state, event, at)
+
+
+def _revoked(state: Identities, event: NodeRevoked, at: datetime) -> tuple[Identities, Commands]:
+    known = state.nodes.get(event.node)
+    if known is None:
+        raise InvalidTransition(f"node {event.node} has no credentials")
+    nodes = {**state.nodes, event.node: replace(known, keys=(), revoked_at=at, reason=event.reason)}
+    return _withdraw(replace(state, nodes=nodes), known.keys, at)
+
+
+def _region_issued(state: Identities, event: RegionIssued, at: datetime) -> tuple[Identities, Commands]:
+    last, before = state.regions.get(event.region, ()), state.regions_before.get(event.region, ())
+    gone = [*before, *(last if event.rotates else ())]
+    state = replace(
+        state,
+        regions={**state.regions, event.region: tuple(event.keys)},
+        regions_before={**state.regions_before, event.region: () if event.rotates else last},
+    )
+    return _withdraw(state, [(key, NEVER) for key in gone if key not in event.keys], at)
 
 
 def why_not(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[str, str] | None:
@@ -95,8 +117,13 @@ def why_not(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[str, 
         return "the join token was revoked", ask
     if token.created.region not in ("", event.region):
         return f"the join token is for region {token.created.region!r}, not {event.region!r}", ask
-    if known is not None and _holds(known, event.key):
+    if known is not None and known.region == event.region and _holds(known, event.key):
         return None  # the first answer was lost: the node asks again
+    if _is_taken(state, event.key):
+        return (
+            "the key belongs to another identity, or was withdrawn",
+            "The node makes a new one when it tries again",
+        )
     if event.node in RESERVED:
         return f"the node name {event.node!r} is taken", "Give the node another name"
     if known is not None and known.revoked_at is not None and token.at <= known.revoked_at:
@@ -128,16 +155,25 @@ def _enrolled(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[Ide
 
 
 def _renewed(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[Identities, Commands]:
-    """A new key beside the one in use; the one before that is withdrawn."""
+    """A new key beside the one with which it was asked for; all others are withdrawn.
+
+    An answer may be lost: then the node goes on with the key that it has, and asks again for another.
+    """
     known = state.nodes.get(event.node)
     if known is None or known.revoked or known.region != event.region:
         raise InvalidTransition(f"node {event.node} has no credentials to renew", "Enrol it with a join token")
     if _holds(known, event.key):
         return state, ()
+    if _is_taken(state, event.key):
+        raise InvalidTransition("the key belongs to another identity, or was withdrawn", "Make a new one")
     alive = _alive(known.keys, at)
-    keys = (*alive[-1:], (event.key, event.expires_at))
+    in_use = tuple(each for each in alive if each[0] == event.renews) or alive[-1:]
+    newest = max((ends for _, ends in alive), default=at)
+    if len(alive) > 1 and event.expires_at - newest < RENEWAL_PAUSE:
+        raise InvalidTransition(f"node {event.node} has renewed its credentials today", "They are good for months")
+    keys = (*in_use, (event.key, event.expires_at))
     state = replace(state, nodes={**state.nodes, event.node: replace(known, keys=keys)})
-    return _withdraw(state, alive[:-1], at)
+    return _withdraw(state, [each for each in alive if each not in in_use], at)
 
 
 def _withdraw(
@@ -163,6 +199,27 @@ def is_revoked(state: Identities, node: str) -> bool:
 def run_ended(state: Identities, key: str, at: datetime) -> tuple[Identities, Commands]:
     """The key of a run's aggregators is void."""
     return _withdraw(state, [(key, at + timedelta(seconds=RUN_LIFETIME_S))], at)
+
+
+def _is_taken(state: Identities, key: str) -> bool:
+    """Whether a key is, or was, that of anybody."""
+    of_others = (
+        *state.withdrawn,
+        *(token.created.key for token in state.tokens.values()),
+        *(k for keys in (*state.regions.values(), *state.regions_before.values()) for k in keys),
+        *(k for node in state.nodes.values() for k, _ in node.keys),
+    )
+    return key in of_others
+
+
+def why_no_member(state: Identities, region: str, node: str) -> str | None:
+    """Why a node is not believed when it speaks as one of a region; None if it is."""
+    known = state.nodes.get(node)
+    if known is None:
+        return f"there is no identity of a node {node!r}"
+    if known.region != region:
+        return f"node {node!r} is of region {known.region!r}, not {region!r}"
+    return "its credentials were revoked" if known.revoked else None
 
 
 def _holds(known: NodeIdentity, key: str) -> bool:

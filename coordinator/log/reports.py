@@ -17,7 +17,7 @@ from fedtide.fabric.errors import InvalidTransition, MalformedMessage, NotFound,
 from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Delivery
-from fedtide.fabric.nats.subjects import HUB_REGION, Report, Subjects, parse_as, up_stream
+from fedtide.fabric.nats.subjects import COLLECTOR, HUB_REGION, Report, Subjects, parse_as, up_stream
 
 DURABLE = "coordinator"
 _WAITING = 10_000
@@ -29,8 +29,17 @@ class Reports:
     """Takes reports from the stream of each region, and of the processes beside the hub, each in its order."""
 
     def __init__(
-        self, broker: Broker, subjects: Subjects, engine: Engine, parked: ParkedReports, regions: Sequence[str]
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        engine: Engine,
+        parked: ParkedReports,
+        regions: Sequence[str],
+        *,
+        members_only: bool = False,
     ) -> None:
+        """`members_only`: nodes have identities, and nobody else is believed."""
+        self._members_only = members_only
         self._broker = broker
         self._regions = regions
         self._subjects = subjects
@@ -93,8 +102,8 @@ class Reports:
             raise MalformedMessage(f"{event.data.kind}: {reason}")
         sender = parse_as(Report, subject)
         reason = why_refused(sender, event.data)
-        if reason is None and identities.is_revoked(self._engine.world.identities, sender.node):
-            reason = "its credentials were revoked"
+        if reason is None and self._members_only and sender.region != HUB_REGION and sender.node != COLLECTOR:
+            reason = identities.why_no_member(self._engine.world.identities, sender.region, sender.node)
         if reason is not None:
             raise MalformedMessage(reason)
         # Nobody names what another one, or the coordinator itself, is about to report.

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
-from fedtide.fabric.events.identity import CredentialsAnswer, EnrolmentRequest, RenewalRequest
+from fedtide.fabric.events.identity import CredentialsAnswer, EnrolmentRequest, RenewalRequest, proof_of
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials, write_secret
@@ -68,16 +68,30 @@ class Enrolment:
             EnrolmentRefused: the token does not admit this node, or no longer does.
             ConfigError: the configured join token is malformed.
         """
-        good = self._file.exists() and Credentials.load(self._file).lifetime_left > 0
-        token = self._token() if refused or not good else None
-        if good and token is None:
+        holder = self._holder()
+        own = holder == (self.config.node, self.config.region)
+        # Whether they have expired is for the server to say: this machine's clock may be wrong by years.
+        token = self._token() if refused or not own else None
+        if own and token is None:
             return Access(self._file, self.config.ca_file)
         if token is None:
-            if self._file.exists():
-                raise EnrolmentRefused("the credentials have expired", "Give the node a new join token")
+            if holder is not None:
+                raise EnrolmentRefused(
+                    f"{self._file.name} is that of node {holder[0]!r} of region {holder[1]!r}; this is"
+                    f" {self.config.node!r} of {self.config.region!r}",
+                    "A cloned disk or a renamed host: give it a join token, and it gets credentials of its own",
+                )
             return Access(None, self.config.ca_file)
         await self._enrol(token)
         return Access(self._file, self.config.ca_file)
+
+    def _holder(self) -> tuple[str, str] | None:
+        """Name and region of the node whose credentials are stored here; None if there are none."""
+        if not self._file.exists():
+            return None
+        claims = nats_jwt.read(Credentials.load(self._file).jwt)
+        tags = dict(tag.partition(":")[::2] for tag in claims["nats"].get("tags", []))
+        return str(claims.get("name")), tags.get("region", "")
 
     def _token(self) -> JoinToken | None:
         text, file = self.config.join_token, self.config.join_token_file
@@ -91,7 +105,8 @@ class Enrolment:
     async def _enrol(self, token: JoinToken) -> None:
         config = self.config
         key = self._kept_key()
-        asked = EnrolmentRequest(node=config.node, region=config.region, key=key.public)
+        proof = _signed(key, proof_of(config.region, config.node, key.public))
+        asked = EnrolmentRequest(node=config.node, region=config.region, key=key.public, proof=proof)
         with tempfile.TemporaryDirectory() as folder:
             show = Path(folder) / "join.creds"
             token.credentials.save(show)
@@ -99,6 +114,9 @@ class Enrolment:
             broker = await Broker.connect(config.nats_url, f"join-{config.node}", access, wait_s=None)
             try:
                 jwt = await _ask(broker, Subjects(config.tenant).enrolment(config.region, token.name), asked)
+            except EnrolmentRefused:
+                self._key_file.unlink(missing_ok=True)  # it may have been withdrawn: the next try has another
+                raise
             finally:
                 await broker.close()
         Credentials(jwt, key).save(self._file)
@@ -141,11 +159,19 @@ class Renewals:
             EnrolmentRefused: this node was revoked.
         """
         assert self._file is not None
-        config, key = self._config, Key.new(nats_jwt.USER)
+        config, key, present = self._config, Key.new(nats_jwt.USER), Credentials.load(self._file).key
         subject = Subjects(config.tenant).renewal(config.region, config.node)
-        Credentials(await _ask(self._broker, subject, RenewalRequest(key=key.public)), key).save(self._file)
+        text = proof_of(config.region, config.node, key.public)
+        asked = RenewalRequest(
+            key=key.public, proof=_signed(key, text), renews=present.public, present=_signed(present, text)
+        )
+        Credentials(await _ask(self._broker, subject, asked), key).save(self._file)
         await self._broker.reconnect()
         log.info("agent.renewed", extra={"node": config.node})
+
+
+def _signed(key: Key, text: bytes) -> str:
+    return base64.b64encode(key.sign(text)).decode()
 
 
 async def _ask(broker: Broker, subject: str, question: BaseModel) -> str:

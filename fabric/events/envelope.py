@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.events.identity import JoinTokenCreated, JoinTokenRevoked, NodeEnrolled, NodeRevoked, RegionIssued
+from fedtide.fabric.events.identity import (
+    JoinTokenCreated,
+    JoinTokenRevoked,
+    NodeEnrolled,
+    NodeRemoved,
+    NodeRevoked,
+    RegionIssued,
+)
 from fedtide.fabric.events.rollouts import (
     NodeMeasured,
     NodePhaseReported,
@@ -223,6 +230,7 @@ EventData = Annotated[
     | JoinTokenRevoked
     | NodeEnrolled
     | NodeRevoked
+    | NodeRemoved
     | RegionIssued,
     Field(discriminator="kind"),
 ]

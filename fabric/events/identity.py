@@ -32,7 +32,7 @@ class JoinTokenRevoked(TaggedMessage):
 
 
 class NodeEnrolled(TaggedMessage):
-    """A node got credentials for `key`: with a token, or (renewed) with those it had."""
+    """A node got credentials for `key`: with a token, or (renewed) with those it had for `renews`."""
 
     kind: Literal["identity.node_enrolled"] = "identity.node_enrolled"
     node: Name
@@ -40,6 +40,7 @@ class NodeEnrolled(TaggedMessage):
     key: str
     expires_at: datetime
     token: str = ""
+    renews: str = ""
 
 
 class NodeRevoked(TaggedMessage):
@@ -49,28 +50,58 @@ class NodeRevoked(TaggedMessage):
 
 
 class RegionIssued(TaggedMessage):
-    """The servers and workers of a region got credentials; the earlier ones are withdrawn."""
+    """The servers and workers of a region got credentials.
+
+    Those before stay good until the next time, or until they expire; with `rotates` they are withdrawn now.
+    """
 
     kind: Literal["identity.region_issued"] = "identity.region_issued"
     region: Name
     keys: list[str]
+    rotates: bool = True
 
 
-IdentityEvent = JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked | RegionIssued
+class NodeRemoved(TaggedMessage):
+    """A node that is gone for good: it is forgotten, and its credentials are void."""
+
+    kind: Literal["node.removed"] = "node.removed"
+    node: Name
+
+
+IdentityEvent = JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked | RegionIssued | NodeRemoved
 
 
 class EnrolmentRequest(Message):
-    """A new node asks for credentials. The seed that belongs to `key` stays on the node."""
+    """A new node asks for credentials. The seed that belongs to `key` stays on the node.
+
+    Args:
+        proof: `proof_of` signed with the seed of `key`, base64.
+    """
 
     node: Name
     region: Name
     key: str
+    proof: str = ""
 
 
 class RenewalRequest(Message):
-    """A node asks for new credentials before its own expire; the subject names the node."""
+    """A node asks for new credentials before its own expire; the subject names the node.
+
+    Args:
+        proof: as in `EnrolmentRequest`.
+        renews: the key of its present credentials.
+        present: `proof_of` signed with the seed of that one.
+    """
 
     key: str
+    proof: str = ""
+    renews: str = ""
+    present: str = ""
+
+
+def proof_of(region: str, node: str, key: str) -> bytes:
+    """What a node signs to show that it holds a key: for itself, and for nobody else."""
+    return f"fedtide credentials of {region}/{node} for {key}".encode()
 
 
 class CredentialsAnswer(Message):

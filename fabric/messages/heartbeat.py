@@ -43,4 +43,6 @@ class Heartbeat(Message):
     heartbeat_s: float = Field(
         default=5.0, gt=0, le=SLOWEST_HEARTBEAT_S, allow_inf_nan=False, description="Seconds until the next one"
     )
+    clock: float | None = Field(default=None, allow_inf_nan=False, description="Its time, seconds since the epoch")
+    boot: str = Field(default="", max_length=64, description="Which start of an agent this is")
     bye: bool = Field(default=False, description="The agent stops")

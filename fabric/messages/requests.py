@@ -37,8 +37,9 @@ class RevokeRequest(Request):
 
 
 class RegionRequest(Request):
-    """Names under which nodes reach the region's leaf."""
+    """Names under which nodes reach the region's leaf; with `rotates` the credentials before are withdrawn at once."""
 
+    rotates: bool = False
     hosts: list[Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]{0,252})$")]] = []
 
 

@@ -83,6 +83,8 @@ class NodeView(Strict):
     busy: str | None = None
     serving: dict[str, str] = {}
     inferences: int | None = None
+    clock_ahead_s: float | None = None
+    warnings: list[str] = []
 
 
 class RefusalView(Strict):
@@ -303,6 +305,12 @@ class Revoked(Strict):
     """The node whose credentials were withdrawn."""
 
     revoked: str
+
+
+class Removed(Strict):
+    """The node that was forgotten."""
+
+    removed: str
 
 
 class RegionCredentials(Strict):

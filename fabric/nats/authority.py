@@ -149,9 +149,11 @@ class Authority:
     def account_jwts(
         self, regions: Sequence[str], withdrawn: Mapping[str, datetime] | None = None, issued: float | None = None
     ) -> list[str]:
-        """Every account but the servers' own; keys in `withdrawn` are let in only with credentials made after that.
+        """Every account but the servers' own.
 
         Args:
+            withdrawn: keys that are not let in, with the time until which nothing that names them counts: credentials
+                may have been dated by a clock that was ahead.
             issued: seconds since the epoch; a server keeps the one that was issued last.
         """
         gone = {key: int(at.timestamp()) for key, at in (withdrawn or {}).items()}
@@ -190,7 +192,7 @@ class Authority:
         if self._kept.revoked_before:
             claims["revocations"] = {"*": self._kept.revoked_before}
         # Older than anything that a coordinator publishes: a server that has heard of it keeps that.
-        issued = max((at.timestamp() for at in (withdrawn or {}).values()), default=1.0)
+        issued = 1.0
         system = nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=issued)
         known = [system, *self.account_jwts(regions, withdrawn, issued)]
         lines = "".join(f"  {nats_jwt.read(jwt)['sub']}: {jwt}\n" for jwt in known)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import nkeys
+from nacl.exceptions import CryptoError
+from nacl.signing import VerifyKey
 
 from fedtide.fabric.errors import MalformedMessage
 
@@ -123,6 +125,16 @@ def read(jwt: str) -> dict[str, Any]:
 
 def _pair(seed: str) -> nkeys.KeyPair:
     return nkeys.from_seed(bytearray(seed.encode()))
+
+
+def is_signed(public: str, text: bytes, signature: str) -> bool:
+    """Whether the holder of a public nkey has signed `text`; `signature` is base64."""
+    try:
+        raw = base64.b32decode(public + "=" * (-len(public) % 8))[1:33]
+        VerifyKey(raw).verify(text, base64.b64decode(signature, validate=True))
+    except (ValueError, TypeError, CryptoError):
+        return False
+    return True
 
 
 def _base64(raw: bytes) -> str:

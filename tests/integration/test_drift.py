@@ -19,9 +19,7 @@ from fedtide.edge_agent.serving.serving import Served
 from fedtide.edge_agent.serving.sessions import Model
 from fedtide.fabric.events.envelope import DriftReported
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.streams import leaf_streams
-from fedtide.fabric.nats.subjects import STAY, Subjects
-from tests.conftest import NatsServer
+from fedtide.fabric.nats.subjects import Subjects
 from tests.served import config, model
 
 SUBJECTS = Subjects()
@@ -53,10 +51,7 @@ class Region:
 
 
 @asynccontextmanager
-async def watching(hub: NatsServer, folder: Path, nodes: int) -> AsyncIterator[Region]:
-    broker = await Broker.connect(hub.url, "drift")
-    (stay,) = (c for c in leaf_streams(SUBJECTS, "eu") if c["name"] == STAY)
-    await broker.ensure_stream(stay)
+async def watching(broker: Broker, folder: Path, nodes: int) -> AsyncIterator[Region]:
     region = Region(broker, model(folder), folder, nodes)
     await region.collector.listen()
     tasks = [asyncio.create_task(watch.run()) for watch in region.watches]
@@ -64,16 +59,15 @@ async def watching(hub: NatsServer, folder: Path, nodes: int) -> AsyncIterator[R
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await broker.close()
 
 
 async def _next_window() -> None:
     await asyncio.sleep(WINDOW_S - time.time() % WINDOW_S + 0.05)  # windows are times of the clock
 
 
-async def test_a_shift_of_the_region_is_reported_by_the_feature_that_moved(hub: NatsServer, tmp_path: Path) -> None:
+async def test_a_shift_of_the_region_is_reported_by_the_feature_that_moved(at_leaf: Broker, tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
-    async with watching(hub, tmp_path, 3) as region:
+    async with watching(at_leaf, tmp_path, 3) as region:
         for mean in (0.0, 0.0, 2.0):
             await _next_window()
             region.ask(rng, mean)
@@ -85,9 +79,9 @@ async def test_a_shift_of_the_region_is_reported_by_the_feature_that_moved(hub: 
         assert first.score > 0.5
 
 
-async def test_too_few_nodes_say_nothing(hub: NatsServer, tmp_path: Path) -> None:
+async def test_too_few_nodes_say_nothing(at_leaf: Broker, tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
-    async with watching(hub, tmp_path, 2) as region:
+    async with watching(at_leaf, tmp_path, 2) as region:
         for mean in (0.0, 5.0):
             await _next_window()
             region.ask(rng, mean)

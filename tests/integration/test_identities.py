@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,10 +16,13 @@ import pytest
 from nats.aio.client import Client as Raw
 
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
+from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
+from fedtide.fabric.events.identity import CredentialsAnswer, RenewalRequest, proof_of
 from fedtide.fabric.nats.accounts import hub_of, streams_of
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
+from fedtide.fabric.nats.jwt import USER, Key
 from fedtide.fabric.nats.permissions import NODE, inbox
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
 from tests.integration.installation import Installation, until
@@ -165,7 +170,7 @@ async def test_a_token_is_good_for_its_uses_and_its_region(installation: Install
         await _enrolment(installation, tmp_path, "ft1.nonsense", "new-4").access()
 
 
-async def test_renewed_credentials_replace_those_before(installation: Installation, tmp_path: Path) -> None:
+async def test_renewed_credentials_are_good_beside_those_before(installation: Installation, tmp_path: Path) -> None:
     token = await asyncio.to_thread(_token, installation)
     enrolment = _enrolment(installation, tmp_path, token, "fresh-1")
     access = await enrolment.access()
@@ -177,11 +182,44 @@ async def test_renewed_credentials_replace_those_before(installation: Installati
     renewals = Renewals(enrolment.config, broker, access)
     await renewals.renew()
     assert Credentials.load(access.credentials).key != Credentials.load(first).key
-    await (await Broker.connect(url, "old", Access(first))).close()  # in use until it is surely not needed
-    await renewals.renew()
-    await asyncio.to_thread(until, lambda: _is_refused(url, first), "the first key to be withdrawn")
-    await (await Broker.connect(url, "newest", access)).close()
+    for each in (Access(first), access):
+        await (await Broker.connect(url, "either", each)).close()
+    with pytest.raises(EnrolmentRefused, match="renewed its credentials today"):
+        await renewals.renew()
     await broker.close()
+
+
+async def test_credentials_are_given_to_who_holds_the_keys_only(installation: Installation, tmp_path: Path) -> None:
+    token = await asyncio.to_thread(_token, installation, "--uses", "5")
+    access = await _enrolment(installation, tmp_path, token, "holder-1").access()
+    assert access.credentials is not None
+    mine, others = Credentials.load(access.credentials).key, Key.new(USER)
+    text = proof_of("eu", "holder-1", others.public)
+    signed = base64.b64encode(mine.sign(text)).decode()
+    broker = await Broker.connect(installation.leaf("eu"), "holder", access)
+    for asked in (
+        RenewalRequest(key=others.public, renews=mine.public, present=signed),
+        RenewalRequest(key=others.public, renews=mine.public, present=signed, proof=signed),
+        RenewalRequest(key=others.public, proof=base64.b64encode(others.sign(text)).decode(), renews=others.public),
+    ):
+        raw = await broker.ask(Subjects().renewal("eu", "holder-1"), to_json(asked))
+        assert "does not hold both keys" in from_json(CredentialsAnswer, raw, "answer").error
+    await broker.close()
+
+
+async def test_a_disk_with_the_credentials_of_another_name_gets_its_own_or_says_so(
+    installation: Installation, tmp_path: Path
+) -> None:
+    token = await asyncio.to_thread(_token, installation, "--uses", "5")
+    await _enrolment(installation, tmp_path, token, "golden-1").access()
+    shutil.copytree(tmp_path / "golden-1", tmp_path / "shop-7")
+    without = _enrolment(installation, tmp_path, "", "shop-7")
+    with pytest.raises(EnrolmentRefused, match="is that of node 'golden-1' of region 'eu'; this is 'shop-7'"):
+        await without.access()
+    access = await _enrolment(installation, tmp_path, token, "shop-7").access()
+    await (await Broker.connect(installation.leaf("eu"), "shop-7", access)).close()
+    assert access.credentials is not None
+    assert Credentials.load(access.credentials).inbox == inbox(NODE, "shop-7")
 
 
 async def test_a_revoked_node_is_thrown_out_wherever_it_is(installation: Installation, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.preprocessing import Normalize, Reshape, Scale, apply
 
-NEEDED = {"FEDTIDE_NODE": "n1", "FEDTIDE_REGION": "eu", "FEDTIDE_NATS_URL": "nats://x"}
+NEEDED = {"FEDTIDE_NODE": "n1", "FEDTIDE_REGION": "eu", "FEDTIDE_NATS_URL": "nats://127.0.0.1:4222"}
 
 
 def test_a_file_is_read_and_the_environment_goes_over_it(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
-    file.write_text('node = "a"\nregion = "eu"\nnats_url = "nats://x"\n[labels]\nzone = "b"\n')
+    file.write_text('node = "a"\nregion = "eu"\nnats_url = "nats://127.0.0.1:4222"\n[labels]\nzone = "b"\n')
     config = load(file, {"FEDTIDE_NODE": "c", "FEDTIDE_NODE_CONFIG": '{"partition-id": 3}'})
     assert (config.node, config.labels, config.node_config) == ("c", {"zone": "b"}, {"partition-id": 3})
 
@@ -86,7 +86,7 @@ def test_a_damaged_entry_is_said_to_be_damaged(tmp_path: Path) -> None:
 
 async def test_a_node_without_flower_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "find_spec", lambda name: None)
-    config = AgentConfig(node="n1", region="eu", nats_url="nats://x", data_dir=tmp_path)
+    config = AgentConfig(node="n1", region="eu", nats_url="nats://127.0.0.1:4222", data_dir=tmp_path)
     paths = dict.fromkeys(("task_file", "app_dir", "state_file", "progress_file", "out_dir"), tmp_path)
     job = Job(**paths, blobs={}, node_id=1, node_config={}, checkpoint_s=0.0, threads=1)
     with pytest.raises(CapabilityMissing, match=r"fedtide\[train\]"):

@@ -1,0 +1,105 @@
+"""Keys, tokens and names: what is given to whom, what replaces what, and who is believed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from fedtide.coordinator.identity import identities
+from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events.envelope import NodeOffline
+from fedtide.fabric.events.identity import JoinTokenCreated, NodeEnrolled, NodeRemoved, NodeRevoked, RegionIssued
+from fedtide.fabric.events.runs import RunCleanedUp, RunFailed
+from tests.scenarios.build import START, Story, joined, requested
+
+MONTHS = timedelta(days=90)
+
+
+def token(name: str = "t1", uses: int = 9) -> JoinTokenCreated:
+    return JoinTokenCreated(token=name, key=f"U-{name}", uses=uses, expires_at=START + timedelta(days=365))
+
+
+def enrolled(node: str, key: str, *, by: str = "t1", region: str = "eu", after: timedelta = MONTHS) -> NodeEnrolled:
+    return NodeEnrolled(node=node, region=region, key=key, expires_at=START + after, token=by)
+
+
+def renewed(node: str, key: str, renews: str, *, after: timedelta) -> NodeEnrolled:
+    return NodeEnrolled(node=node, region="eu", key=key, expires_at=START + MONTHS + after, renews=renews)
+
+
+@pytest.fixture
+def story() -> Story:
+    told = Story()
+    told.tell(token(), enrolled("a", "A"))
+    return told
+
+
+def keys(story: Story, node: str = "a") -> list[str]:
+    return [key for key, _ in story.world.identities.nodes[node].keys]
+
+
+def test_a_renewal_whose_answer_was_lost_does_not_withdraw_the_key_in_use(story: Story) -> None:
+    story.tell(renewed("a", "B", "A", after=timedelta(days=60)))
+    assert keys(story) == ["A", "B"]
+    # The node never heard of B: it asks again, with the key that it has.
+    story.tell(renewed("a", "C", "A", after=timedelta(days=62)))
+    assert keys(story) == ["A", "C"]
+    assert set(story.world.identities.withdrawn) == {"B"}
+    story.tell(renewed("a", "D", "C", after=timedelta(days=80)))
+    assert keys(story) == ["C", "D"]
+    assert set(story.world.identities.withdrawn) == {"A", "B"}
+
+
+def test_a_node_renews_once_a_day_at_most(story: Story) -> None:
+    story.tell(renewed("a", "B", "A", after=timedelta(days=60)))
+    for key in ("C", "D"):
+        with pytest.raises(InvalidTransition, match="has renewed its credentials today"):
+            story.tell(renewed("a", key, "B", after=timedelta(days=60, hours=3)))
+    assert keys(story) == ["A", "B"]
+
+
+def test_a_key_is_that_of_one_identity_for_ever(story: Story) -> None:
+    for taken in (enrolled("b", "A"), enrolled("b", "U-t1"), enrolled("a", "A", region="us")):
+        with pytest.raises(InvalidTransition, match="belongs to another identity"):
+            story.tell(taken)
+    story.tell(NodeRevoked(node="a"), token("t2"))
+    with pytest.raises(InvalidTransition, match="or was withdrawn"):
+        story.tell(enrolled("a", "A", by="t2"))
+    story.tell(enrolled("a", "B", by="t2"))
+
+
+def test_a_region_has_the_credentials_of_the_time_before_until_the_next_ones_or_a_rotation(story: Story) -> None:
+    for number in (1, 2):
+        story.tell(RegionIssued(region="eu", keys=[f"E{number}"], rotates=False))
+    assert not story.world.identities.withdrawn, "the server that runs goes on with what it has"
+    story.tell(RegionIssued(region="eu", keys=["E3"], rotates=False))
+    assert set(story.world.identities.withdrawn) == {"E1"}
+    story.tell(RegionIssued(region="eu", keys=["E4"], rotates=True))
+    assert set(story.world.identities.withdrawn) == {"E1", "E2", "E3"}
+
+
+def test_the_key_of_a_run_is_void_when_nothing_of_it_is_left(story: Story) -> None:
+    story.tell(joined("a"), requested(), RunFailed(run="run-1", attempt=1, reason="x"))
+    story.tell(RunCleanedUp(run="run-1", key="R"))
+    assert set(story.world.identities.withdrawn) == {"R"}
+
+
+def test_who_is_believed_as_a_node_of_a_region(story: Story) -> None:
+    believed = lambda region, node: identities.why_no_member(story.world.identities, region, node) is None  # noqa: E731
+    assert believed("eu", "a") and not believed("us", "a") and not believed("eu", "b")
+    story.tell(NodeRevoked(node="a"))
+    assert not believed("eu", "a")
+
+
+def test_a_node_that_is_gone_for_good_is_no_target_and_can_be_forgotten(story: Story) -> None:
+    story.tell(enrolled("b", "B"), joined("a"), joined("b"))
+    assert [node.name for node in story.world.members()] == ["a", "b"]
+    story.tell(NodeRevoked(node="b"))
+    assert [node.name for node in story.world.members()] == ["a"], "nobody plans with a node that is shut out"
+    with pytest.raises(InvalidTransition, match="is online"):
+        story.tell(NodeRemoved(node="a"))
+    story.tell(NodeRemoved(node="b"), NodeOffline(node="a", reason="stopped"), NodeRemoved(node="a"))
+    assert not story.world.nodes and not story.world.identities.nodes
+    assert set(story.world.identities.withdrawn) == {"A", "B"}
+    assert story.replayed().nodes == story.world.nodes
