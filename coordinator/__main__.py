@@ -17,6 +17,7 @@ from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.service import serve
 from fedtide.fabric import logs
 from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.process.files import keep_caches_in
 from fedtide.fabric.validation import config_error
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ def main() -> int:
     try:
         if len(sys.argv) != 2:
             raise ConfigError("usage", "python -m fedtide.coordinator CONFIG.json")
-        asyncio.run(_until_signalled(load(Path(sys.argv[1]))))
+        config = load(Path(sys.argv[1]))
+        keep_caches_in(config.data_dir)
+        asyncio.run(_until_signalled(config))
     except FedtideError as exc:
         print(f"fedtide coordinator: {exc}", file=sys.stderr)
         return exc.exit_code

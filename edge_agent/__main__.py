@@ -13,6 +13,7 @@ from fedtide.edge_agent.agent import Agent
 from fedtide.edge_agent.config import AgentConfig, load
 from fedtide.fabric import logs
 from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.process.files import keep_caches_in
 
 
 async def _until_signalled(config: AgentConfig) -> None:
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load(arguments.config)
         if not arguments.check:
+            keep_caches_in(config.data_dir)
             asyncio.run(_until_signalled(config))
     except FedtideError as exc:
         print(f"fedtide agent: {exc}", file=sys.stderr)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from fedtide.edge_agent.comparison.comparisons import Comparisons
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.drift.recorder import DriftWatch
+from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import collect, resident_bytes
 from fedtide.edge_agent.identity.cluster_node import ASK_EVERY_S, ClusterView
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
@@ -60,6 +61,7 @@ class Agent:
         self._boot = new_id("boot")
         self._reported = 0
         self._joined = 0
+        self._clock = FleetClock()
         self._cluster = ClusterView()
 
     async def run(self) -> None:
@@ -107,9 +109,16 @@ class Agent:
     async def _connected(self, store: ModelStore, access: Access) -> None:
         config = self._config
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", access, wait_s=None)
-        self._tasks = TaskLoop(config, broker, self._latency)
+        self._tasks = TaskLoop(config, broker, self._latency, self._clock)
         self._activation = Activation(
-            config, store, broker, self._serving, self._report_phase, self._comparisons.begin, self._comparisons.end
+            config,
+            store,
+            broker,
+            self._serving,
+            self._report_phase,
+            self._comparisons.begin,
+            self._comparisons.end,
+            self._clock,
         )
         drift = DriftWatch(config, broker)
         ending: list[Exception] = []
@@ -179,7 +188,11 @@ class Agent:
         question = self._subjects.orders(self._config.region, self._config.node)
 
         async def ask() -> OrderList:
-            return from_json(OrderList, await self._broker.ask(question, timeout_s=ANSWER_WITHIN_S), "orders")
+            began = time.monotonic()
+            answer = from_json(OrderList, await self._broker.ask(question, timeout_s=ANSWER_WITHIN_S), "orders")
+            if answer.now is not None:
+                self._clock.told(answer.now, time.monotonic() - began)
+            return answer
 
         for subject in (await until_done(log, "agent.waits_for_orders", ask)).subjects:
             try:

@@ -2,3 +2,15 @@
 
 The import root. Its packages are links to the directories beside this one; see docs/decisions/0018-one-import-root.md.
 """
+
+import os as _os
+
+# Libraries that report to their makers do not, in any process of ours or one that we start. ONNX Runtime asks when it
+# is loaded: it would write a device's id into the home folder, and queue events for a host of its maker.
+for _name, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("FLWR_TELEMETRY_ENABLED", "0"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("DO_NOT_TRACK", "1"),
+):
+    _os.environ.setdefault(_name, _value)

@@ -5,6 +5,7 @@ A node has no right to list: such a request says in its body what it is about. H
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from fedtide.fabric.encoding import to_json
@@ -30,4 +31,4 @@ class OrderLists:
     async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
         asker = parse_as(OrdersAsked, message.subject)
         found = await self._broker.subjects_of(DOWN, self._subjects.down_node(asker.region, asker.node))
-        return to_json(OrderList(subjects=sorted(found))), {}
+        return to_json(OrderList(subjects=sorted(found), now=time.time())), {}

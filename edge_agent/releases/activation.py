@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.releases.download import ReleaseDownload
 from fedtide.edge_agent.releases.model_store import Current, ModelStore
@@ -53,7 +53,9 @@ class Activation:
         report: Report,
         compare: Compare,
         settled: Callable[[str], None],
+        clock: FleetClock,
     ) -> None:
+        self._clock = clock
         self._config = config
         self._store = store
         self._broker = broker
@@ -66,12 +68,15 @@ class Activation:
         self._news: dict[str, asyncio.Event] = {}
         self._models: asyncio.Queue[str] = asyncio.Queue()
 
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.now(), UTC)
+
     async def want(self, desired: Desired) -> None:
         """Accept a desired state. A model's highest counter wins; for equal counters, the newest message."""
         known = self._latest.get(desired.model)
         if known is not None and (desired.counter < known.counter or desired == known):
             return
-        if desired.expires_at is not None and time.time() > desired.expires_at and not self._has_seen(desired):
+        if desired.expires_at is not None and self._clock.now() > desired.expires_at and not self._has_seen(desired):
             log.info("release.offer_expired", extra={"rollout": desired.rollout, "counter": desired.counter})
             await self._report(desired, "timed_out", "its offer had expired when it came", 0)
             return
@@ -190,7 +195,10 @@ class Activation:
     async def _until_window(self, desired: Desired) -> None:
         """Wait for the maintenance window; a newer desired state ends the wait."""
         window, zone = desired.terms.window, self._config.timezone or machine_timezone()
-        while window is not None and (opens := opens_at(window, now := datetime.now(UTC), zone)) > now:
+        while (
+            window is not None
+            and (opens := opens_at(window, now := datetime.fromtimestamp(self._clock.now(), UTC), zone)) > now
+        ):
             log.info("release.waits_for_window", extra={"opens": opens.isoformat()})
             try:
                 async with asyncio.timeout((opens - now).total_seconds()):

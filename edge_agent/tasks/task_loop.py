@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.samples.source import SAMPLES
 from fedtide.edge_agent.samples.store import samples_file
@@ -43,7 +44,8 @@ DOWNLOAD_KEPT_S = 24 * 3600.0
 class TaskLoop:
     """Owns the trainer and the outbox of a node. `run` and `send` are to be run as two tasks."""
 
-    def __init__(self, config: AgentConfig, broker: Broker, latency: Latency) -> None:
+    def __init__(self, config: AgentConfig, broker: Broker, latency: Latency, clock: FleetClock) -> None:
+        self._clock = clock
         self._config = config
         self._broker = broker
         self._subjects = Subjects(config.tenant)
@@ -106,7 +108,7 @@ class TaskLoop:
     async def _one(self, task: Task) -> None:
         key = task.task
         try:
-            if time.time() > task.expires_at:
+            if self._clock.now() > task.expires_at:
                 return  # expired; a resumed run sends a new task
             if key in self._cancelled:
                 self._outbox.drop(key)

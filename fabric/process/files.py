@@ -35,6 +35,11 @@ def write_atomically(file: Path, parts: bytes | Iterable[bytes | memoryview], *,
     sync(file.parent)
 
 
+def keep_caches_in(folder: Path) -> None:
+    """Let libraries put what they cache there, in this process and in those that it starts, not into a home folder."""
+    os.environ.setdefault("XDG_CACHE_HOME", str((folder / "cache").resolve()))
+
+
 def sync(path: Path) -> None:
     """Make a file or folder durable."""
     handle = os.open(path, os.O_RDONLY)

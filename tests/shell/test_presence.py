@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.events.envelope import CoordinatorElected
+from fedtide.fabric.events.identity import JoinTokenCreated, NodeEnrolled
 from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.nats.jetstream import Ack
 from fedtide.fabric.nats.subjects import EVENTS, Subjects
@@ -45,7 +47,7 @@ def online(engine: Engine) -> bool:
     return engine.world.nodes["n1"].online
 
 
-async def beat(broker: FakeBroker, node: str = "n1", **fields: bool) -> None:
+async def beat(broker: FakeBroker, node: str = "n1", **fields: bool | str) -> None:
     await broker.tell(SUBJECTS.telemetry("eu", node), to_json(Heartbeat(heartbeat_s=BEAT_S, **fields)))
     await asyncio.sleep(0.01)
 
@@ -138,3 +140,32 @@ async def test_while_the_log_waits_a_node_that_is_back_is_told_once(nats: FakeNa
         await asyncio.sleep(500)
         assert online(engine) and await broker.last_sequence(EVENTS) == before + 1
         broker.publish = publish
+
+
+async def test_two_processes_with_one_identity_are_noticed_and_a_restart_is_none(broker: FakeBroker) -> None:
+    async with watched(broker) as engine, asyncio.TaskGroup() as group:
+        presence = Presence(broker, SUBJECTS, engine, group)
+        await presence.start()
+        for boot in ("a", "a", "b", "b", "b"):
+            await beat(broker, boot=boot)
+        assert not presence.twins, "one start follows another"
+        await beat(broker, boot="a")
+        assert set(presence.twins) == {"n1"}
+        await beat(broker, bye=True)
+
+
+async def test_only_an_enrolled_node_of_that_region_is_heard(broker: FakeBroker) -> None:
+    async with watched(broker) as engine, asyncio.TaskGroup() as group:
+        presence = Presence(broker, SUBJECTS, engine, group, members_only=True)
+        await presence.start()
+        await beat(broker)
+        assert not presence.heartbeats, "it has no identity"
+        expires_at = datetime.now(UTC) + timedelta(days=90)
+        await engine.submit(JoinTokenCreated(token="t", key="UT", uses=1, expires_at=expires_at))
+        await engine.submit(NodeEnrolled(node="n1", region="eu", key="UA", expires_at=expires_at, token="t"))
+        await broker.tell(SUBJECTS.telemetry("us", "n1"), to_json(Heartbeat()))
+        await asyncio.sleep(0.01)
+        assert not presence.heartbeats, "another region speaks for it"
+        await beat(broker)
+        assert set(presence.heartbeats) == {"n1"}
+        await beat(broker, bye=True)
