@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedtide.console.demo.report import DemoReport
+from fedtide.fabric.process.files import keep_caches_in
 
 
 def draw(report: DemoReport, file: Path) -> None:
     """Write a PNG."""
+    keep_caches_in(file.parent)
     import matplotlib as mpl
 
     mpl.use("Agg")

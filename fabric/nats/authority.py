@@ -191,8 +191,9 @@ class Authority:
         claims = {"limits": limits, "signing_keys": self._scopes(SYSTEM), "default_permissions": _NOTHING}
         if self._kept.revoked_before:
             claims["revocations"] = {"*": self._kept.revoked_before}
-        # Older than anything that a coordinator publishes: a server that has heard of it keeps that.
-        issued = 1.0
+        # A server keeps what was issued last: this is older than anything that a coordinator publishes, and newer than
+        # what a server may have kept of a version before 0.2.
+        issued = float(self._kept.revoked_before + 1)
         system = nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=issued)
         known = [system, *self.account_jwts(regions, withdrawn, issued)]
         lines = "".join(f"  {nats_jwt.read(jwt)['sub']}: {jwt}\n" for jwt in known)

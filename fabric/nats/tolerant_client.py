@@ -22,6 +22,10 @@ class _Transport(TcpTransport):
     def __bool__(self) -> bool:
         return True  # else the client would take one of its own
 
+    async def connect(self, *arguments: Any, **options: Any) -> None:
+        self.close()  # type: ignore[no-untyped-call]  # that of the try before: nobody else does
+        await super().connect(*arguments, **options)
+
     async def wait_closed(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSED_WITHIN_S):
