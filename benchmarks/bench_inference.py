@@ -55,7 +55,7 @@ def main() -> None:
         subprocess.run(up, env=environment, check=True, stdout=subprocess.DEVNULL)
         try:
             state = json.loads(Path(folder, "up.json").read_text())
-            client, hub = Client.at(*state["apis"]), Hub.of(Home(Path(folder)), state["hub_url"])
+            client, hub = Client.of(Home(Path(folder)), state["apis"]), Hub.of(Home(Path(folder)), state["hub_url"])
             roll_out(client, hub, "mlp", 1)
             rows += idle(client)
             for name in MODELS:

@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.bench_round_overhead import BIN, superlink
 from benchmarks.report import Row, load_now, write
+from fedtide.console.home import Home
 
 APP = Path(__file__).parent / "echo_app"
 SAMPLES = 15
@@ -77,20 +78,24 @@ def _sample(api: str, folder: Path, key: str) -> list[float]:
     """The moments of one event's way, in Unix seconds: sent, then one for each of PHASES."""
     time.sleep(PAUSE_S)  # a quiet machine is part of the measurement, see PAUSE_S
     headers = {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-source": "bench"}
-    headers |= {"ce-type": "bench", "ce-id": key}
+    headers |= {"ce-type": "bench", "ce-id": key, **_shown(folder)}
     sent = time.time()
     with urllib.request.urlopen(urllib.request.Request(f"{api}/v1/events", b"{}", headers), timeout=30):
         pass
     wanted = ("signal.received", "run.requested", "run.aggregator_started", "round.opened")
-    run = _until(lambda: _run_of(api, key))
-    _until(lambda: _get(api, f"/v1/runs/{run}")["state"] == "completed")
-    events = [e for e in _get(api, "/v1/events?limit=60")["items"] if _unix(e) >= sent]
+    run = _until(lambda: _run_of(api, folder, key))
+    _until(lambda: _get(api, folder, f"/v1/runs/{run}")["state"] == "completed")
+    events = [e for e in _get(api, folder, "/v1/events?limit=60")["items"] if _unix(e) >= sent]
     moments = [min(_unix(e) for e in events if e["data"]["kind"] == kind) for kind in wanted]
     return [sent, *moments, _first_training(folder, run)]
 
 
-def _run_of(api: str, key: str) -> str | None:
-    for event in _get(api, "/v1/events?kind=run.requested&limit=1")["items"]:
+def _shown(folder: Path) -> dict[str, str]:
+    return {"Authorization": f"Bearer {Home(folder).api_token_file.read_text()}"}
+
+
+def _run_of(api: str, folder: Path, key: str) -> str | None:
+    for event in _get(api, folder, "/v1/events?kind=run.requested&limit=1")["items"]:
         if event["data"]["cause"].endswith(f"#{key}"):
             return str(event["data"]["run"])
     return None
@@ -128,8 +133,9 @@ def _unix(event: dict[str, Any]) -> float:
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
-def _get(api: str, path: str) -> Any:
-    with urllib.request.urlopen(f"{api}{path}", timeout=30) as answer:
+def _get(api: str, folder: Path, path: str) -> Any:
+    asked = urllib.request.Request(f"{api}{path}", headers=_shown(folder))
+    with urllib.request.urlopen(asked, timeout=30) as answer:
         return json.load(answer)
 
 

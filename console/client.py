@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from stamina.instrumentation import set_on_retry_hooks
 
 from fedtide.console import endpoints
 from fedtide.console.endpoints import Call
+from fedtide.console.home import Home
 from fedtide.console.servers import CA, SERVER, Servers
 from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
 from fedtide.fabric.messages.views import Page, Problem
@@ -70,8 +71,13 @@ class Client:
         return cls(Servers.find(), by)
 
     @classmethod
+    def of(cls, home: Home, urls: Iterable[str], by: str = "cli") -> Client:
+        """For the servers of the installation of a home."""
+        return cls(Servers.of(home, urls), by)
+
+    @classmethod
     def at(cls, *urls: str, by: str = "cli") -> Client:
-        """For these servers."""
+        """For these servers, without a token."""
         return cls(Servers(urls), by)
 
     def send(self, call: Call[T], *, key: str = "", timeout_s: float | None = None) -> T:

@@ -57,6 +57,11 @@ class Home:
     def join_token_file(self) -> Path:
         return self.root / "config" / "join-token"
 
+    @property
+    def api_token_file(self) -> Path:
+        """What callers of the API must show; the CLI reads it here."""
+        return self.identity / "api-token"
+
     def store(self, server: str) -> Path:
         """Storage folder of a nats-server."""
         return self.root / "nats" / server

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -44,8 +44,20 @@ class Servers:
         env = os.environ if environment is None else environment
         named = [url.strip().rstrip("/") for url in env.get(SERVER, "").split(",") if url.strip()]
         ca = env.get(CA)
+        if not named and not env.get(TOKEN):
+            home = Home.find()
+            return cls.of(home, home.state().apis)
         urls = named or Home.find().state().apis
         return cls(tuple(urls), env.get(TOKEN, "").strip(), Path(ca) if ca else None)
+
+    @classmethod
+    def of(cls, home: Home, urls: Iterable[str]) -> Servers:
+        """The servers of the installation of a home, with its token."""
+        try:
+            token = home.api_token_file.read_text(encoding="utf-8").strip()
+        except OSError:
+            token = ""
+        return cls(tuple(urls), token)
 
     def may_follow(self, came_from: str, location: str) -> bool:
         """Whether a redirect to the leader may be followed: never from https to plain http."""

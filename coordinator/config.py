@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedtide.fabric.nats.urls import NatsUrl
+from fedtide.fabric.process.web_access import is_loopback
 from fedtide.fabric.strict import Strict
 
 
@@ -66,10 +67,18 @@ class CoordinatorConfig(Strict):
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")
     http_cert: Path | None = Field(default=None, description="Certificate of the API; with it and its key it is https")
     http_key: Path | None = Field(default=None, description="The private key of `http_cert`")
-    http_token_file: Path | None = Field(default=None, description="Bearer token that callers of the API must show")
+    http_token_file: Path | None = Field(
+        default=None, description="Bearer token that callers must show; needed unless the API listens on loopback"
+    )
     advertise_url: str = Field(default="", description="Where other coordinators reach this one's API")
     standby: Literal["redirect", "proxy"] = Field(
         default="redirect", description="How a standby treats requests: redirect them to the leader, or forward them"
     )
     http_server_name: str = Field(default="", description="The server name in `http_cert`, for other coordinators")
     endpoint_file: Path | None = Field(default=None, description="Where the API's address is written once it listens")
+
+    @model_validator(mode="after")
+    def _no_open_api(self) -> CoordinatorConfig:
+        if self.http_token_file is None and not is_loopback(self.http_host):
+            raise ValueError(f"http_token_file: is needed, because {self.http_host} is reached from other machines")
+        return self

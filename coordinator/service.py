@@ -16,7 +16,7 @@ from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.api import metrics
-from fedtide.coordinator.api.access import token_middleware
+from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.events import EventApi
 from fedtide.coordinator.api.fleet import FleetApi
 from fedtide.coordinator.api.front_door import FrontDoor
@@ -166,7 +166,7 @@ async def _work(
             IdentityApi(engine, enroller).routes(),
             metrics.routes(engine, executor, reports.parked),
         ]
-        await door.serve(application(routes, checks=token_middleware(config.http_token_file)))
+        await door.serve(application(routes, checks=access_middleware(config)))
         await asyncio.Event().wait()
     finally:
         await launcher.close()

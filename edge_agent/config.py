@@ -84,6 +84,12 @@ class AgentConfig(Strict):
     samples: int | None = Field(default=None, ge=0, description="Training samples on this node")
     http_host: str = Field(default="127.0.0.1", description="Address of the inference server")
     http_port: int = Field(default=0, ge=0, le=65535, description="Inference server; 0: any free port")
+    http_token_file: Path | None = Field(
+        default=None, description="Bearer token that callers of the node's HTTP server must show"
+    )
+    open_inference: bool = Field(
+        default=False, description="Whoever reaches the HTTP server may ask models; labels and samples need the token"
+    )
     heartbeat_s: float = Field(
         default=5.0, gt=0, description="Seconds between heartbeats; a node that misses three is offline"
     )

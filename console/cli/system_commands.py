@@ -87,7 +87,7 @@ def _until_up(home: Home, process: subprocess.Popen[bytes], logfile: Path, since
             raise UpFailed(_reason(logfile, since), "" if code == ConfigError.exit_code else f"See {logfile}", code)
         try:
             state = home.state()
-            if state.pid == process.pid and _all_online(state):
+            if state.pid == process.pid and _all_online(home, state):
                 return state
         except (NotFound, TransientError):
             pass
@@ -103,8 +103,8 @@ def _reason(logfile: Path, since: int) -> str:
     return said[-1].removeprefix(SUPERVISOR_SAYS)
 
 
-def _all_online(state: UpState) -> bool:
-    return Client.at(*state.apis).send(endpoints.status()).nodes.online >= len(state.nodes)
+def _all_online(home: Home, state: UpState) -> bool:
+    return Client.of(home, state.apis).send(endpoints.status()).nodes.online >= len(state.nodes)
 
 
 def down() -> None:

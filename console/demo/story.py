@@ -89,7 +89,7 @@ async def _told(
 
 def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith) -> DemoReport:
     state = home.state_of_this_process()
-    client = Client.at(*state.apis, by="demo")
+    client = Client.of(home, state.apis, by="demo")
     _until_online(client, len(state.nodes))
     model = describe(app).model or ""
     reference = _pushed(client, app, train)

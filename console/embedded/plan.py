@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -120,6 +121,8 @@ def _identities(home: Home, config_dir: Path, regions: list[str]) -> Authority:
         write_secret(home.identity / OPERATOR, operator_seed)
     elif (migrated := Authority.migrated(file.read_bytes())) is not None:
         migration.begin(home, migrated, regions)
+    if not home.api_token_file.exists():
+        write_secret(home.api_token_file, secrets.token_urlsafe(32))
     authority = Authority.load(home.identity)
     write_secret(config_dir / TRUST, authority.trust(regions))
     for region in regions:
@@ -180,6 +183,7 @@ def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions:
         "data_dir": str(home.root / "coordinator"),
         "identity_dir": str(home.identity),
         "http_port": api_port,
+        "http_token_file": str(home.api_token_file),
         "endpoint_file": str(home.endpoint_file_of(name)),
     }
     home.endpoint_file_of(name).unlink(missing_ok=True)

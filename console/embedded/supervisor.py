@@ -87,7 +87,7 @@ class Supervisor:
     def _write_join_token(self) -> None:
         """Write the join token that agents enrol with, as in a cluster. Agents with credentials do not need it."""
         asked = TokenRequest(uses=MAX_NODES, ttl_s=3600, replaces=True)
-        client = Client.at(*self._layout.apis, by="fedtide up")
+        client = Client.of(self._home, self._layout.apis, by="fedtide up")
         write_secret(self._home.join_token_file, client.send(endpoints.create_join_token(asked)).token)
 
     def _write_state(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.serving.access import access_middleware
 from fedtide.edge_agent.serving.batching import Overloaded
 from fedtide.edge_agent.serving.protocol import HEADER_LENGTH, datatype, decode_request, encode_response
 from fedtide.edge_agent.serving.serving import Serving
@@ -37,7 +38,8 @@ class InferenceServer:
         Raises:
             ConfigError: the port is taken.
         """
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+        checks = [_errors_as_json, access_middleware(self._config)]
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=checks)
         app.add_routes(
             [
                 web.get("/v2", self._server_metadata),

@@ -17,8 +17,9 @@ from fedtide.console.client import ApiError, Client
 from fedtide.console.embedded.plan import free_ports
 from fedtide.console.servers import Servers
 from fedtide.coordinator.adapters.identity_job import keep
-from fedtide.coordinator.api.access import token_middleware
+from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
+from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.identity.certificates import is_good
 from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, complete
 from fedtide.edge_agent.identity.cluster_node import describe
@@ -100,7 +101,9 @@ async def serving(app: web.Application, folder: Path) -> AsyncIterator[str]:
 
 
 async def test_a_standby_passes_callers_on_with_their_token(folder: Path) -> None:
-    leader = web.Application(middlewares=token_middleware(folder / API_TOKEN))
+    fields = {"nats_url": "tls://hub:4222", "regions": ["eu"], "http_token_file": folder / API_TOKEN}
+    config = CoordinatorConfig.model_validate({**fields, "http_host": "0.0.0.0"})
+    leader = web.Application(middlewares=access_middleware(config))
 
     async def echo(request: web.Request) -> web.Response:
         path, by = request.path_qs, request.headers["Fedtide-By"]

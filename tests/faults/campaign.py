@@ -70,7 +70,7 @@ class Campaign:
         headers = {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": event_id}
         headers |= {"ce-type": self._type, "ce-source": "tests/faults"}
         for _ in range(2):
-            await asyncio.to_thread(_post_event, self._there.layout.apis[0], headers)
+            await asyncio.to_thread(_post_event, self._there.layout.apis[0], {**headers, **self._there.shown})
 
         def is_it(event: Event) -> bool:
             return event.data.kind == "run.requested" and event.data.cause.endswith(event_id)

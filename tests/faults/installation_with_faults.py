@@ -51,6 +51,11 @@ class Faulty:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """The header that callers of the API must show."""
+        return {"Authorization": f"Bearer {self.home.api_token_file.read_text()}"}
+
     async def read_log(self, *_: object) -> None:
         """Take in what was logged since; also after the hub was away."""
         async with self._reading:
@@ -169,7 +174,7 @@ async def faulty_installation(
         hub = Hub.of(home, layout.hub_url)
         broker = await hub.connect("faults")
         log = EventLog(broker, Subjects())
-        there = Faulty(home, layout, hub, supervisor, links, wires, Client.at(*layout.apis, by="test"), log)
+        there = Faulty(home, layout, hub, supervisor, links, wires, Client.of(home, layout.apis, by="test"), log)
         await broker.subscribe(Subjects().all_events, there.read_log)
         broker.when_reconnected(there.read_log)
         await there.read_log()

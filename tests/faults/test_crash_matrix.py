@@ -131,7 +131,9 @@ async def test_an_interrupted_transfer_goes_on_at_the_missing_chunk_after_the_ag
 def _infer(url: str) -> list[float]:
     tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1.0, 2.0, 3.0]}
     body = json.dumps({"inputs": [tensor]}).encode()
-    with urllib.request.urlopen(f"{url}/v2/models/scale/infer", body, timeout=10) as answer:
+    kind = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(f"{url}/v2/models/scale/infer", body, kind)
+    with urllib.request.urlopen(asked, timeout=10) as answer:
         outputs: list[float] = json.load(answer)["outputs"][0]["data"]
     return outputs
 

@@ -94,9 +94,9 @@ class Rollouts:
 def answer(url: str) -> tuple[str, list[float]] | None:
     tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}
     try:
-        with urllib.request.urlopen(
-            f"{url}/v2/models/scale/infer", json.dumps({"inputs": [tensor]}).encode(), timeout=5
-        ) as response:
+        body, kind = json.dumps({"inputs": [tensor]}).encode(), {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{url}/v2/models/scale/infer", body, kind)
+        with urllib.request.urlopen(asked, timeout=5) as response:
             told = json.loads(response.read())
     except OSError:
         return None

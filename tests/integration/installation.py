@@ -82,7 +82,12 @@ class Installation:
 
     @property
     def client(self) -> Client:
-        return Client.at(*self.state["apis"], by="test")
+        return Client.of(Home(self.home), self.state["apis"], by="test")
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The header that callers of the API must show."""
+        return {"Authorization": f"Bearer {Home(self.home).api_token_file.read_text()}"}
 
     def show(self, run: str) -> RunView:
         return self.client.send(endpoints.run(run))

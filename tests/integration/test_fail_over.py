@@ -42,7 +42,8 @@ def _leader(there: Installation) -> str:
 def test_a_standby_shows_the_way_to_the_leader(pair: Installation) -> None:
     until(lambda: sorted(_roles(pair)) == ["leader", "standby"], "one leader and one standby")
     standby = pair.state["apis"][_roles(pair).index("standby")]
-    with urllib.request.urlopen(f"{standby}/v1/status", timeout=10) as answer:
+    asked = urllib.request.Request(f"{standby}/v1/status", headers=pair.shown)
+    with urllib.request.urlopen(asked, timeout=10) as answer:
         assert json.load(answer)["nodes"]["known"] == 2
 
 

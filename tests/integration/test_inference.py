@@ -32,6 +32,7 @@ from fedtide.fabric.plans.rollout_plan import Desired, Measured, Terms
 from tests.conftest import NatsServer
 from tests.served import config, model
 
+JSON = {"Content-Type": "application/json"}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # geventhttpclient's imports
 
 
@@ -255,12 +256,12 @@ async def test_whatever_a_client_sends_the_node_serves_and_captures_on(node: Nod
     good = json.dumps({"id": "good", "inputs": HOSTILE[1]["inputs"]})
     async with aiohttp.ClientSession() as session:
         for body in HOSTILE:
-            async with session.post(f"{url}/infer", data=json.dumps(body)) as response:
+            async with session.post(f"{url}/infer", data=json.dumps(body), headers=JSON) as response:
                 assert response.status in (200, 400), await response.text()
         for labels in ({"\ud800": 1}, {"good": 10**400}, {"good": [[1]]}):
-            async with session.post(f"{url}/labels", data=json.dumps({"labels": labels})) as response:
+            async with session.post(f"{url}/labels", data=json.dumps({"labels": labels}), headers=JSON) as response:
                 assert response.status == 400
-        async with session.post(f"{url}/infer", data=good) as response:
+        async with session.post(f"{url}/infer", data=good, headers=JSON) as response:
             assert response.status == 200
         async with session.post(f"{url}/labels", json={"labels": {"good": [2]}}) as response:
             assert (await response.json())["matched"] == 1

@@ -42,11 +42,14 @@ def _rolled(there: Installation, *options: str) -> RolloutView:
     return there.rollout(key)
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 def _ask(there: Installation, node: str, path: str, body: object = None) -> tuple[int, Any]:
     url = there.node(node).inference_url + path
     data = None if body is None else json.dumps(body).encode() if not isinstance(body, bytes) else body
     try:
-        with urllib.request.urlopen(url, data, timeout=10) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, data, JSON), timeout=10) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as exc:
         with exc:
@@ -244,7 +247,8 @@ def test_an_agent_without_any_broker_serves_what_its_disk_holds(there: Installat
 
     def answered() -> bool:
         try:
-            with urllib.request.urlopen(url, json.dumps(_request([1, 2, 3])).encode(), timeout=5) as response:
+            asked = urllib.request.Request(url, json.dumps(_request([1, 2, 3])).encode(), JSON)
+            with urllib.request.urlopen(asked, timeout=5) as response:
                 got = json.loads(response.read())
         except OSError:
             return False

@@ -40,7 +40,7 @@ def _apply(there: Installation, tmp_path: Path, name: str, policy: str = "replac
 
 
 def _post(there: Installation, body: bytes, headers: dict[str, str]) -> Any:
-    request = urllib.request.Request(f"{there.state['apis'][0]}/v1/events", body, headers)
+    request = urllib.request.Request(f"{there.state['apis'][0]}/v1/events", body, {**headers, **there.shown})
     with urllib.request.urlopen(request, timeout=10) as response:
         return json.loads(response.read())
 
@@ -157,7 +157,8 @@ def test_a_burst_of_events_starts_one_run(installation: Installation, tmp_path: 
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
 
             async def post(number: int) -> None:
-                async with session.post(url, data=b'{"psi": 0.9}', headers={**headers, "ce-id": str(number)}) as answer:
+                own = {**headers, **installation.shown, "ce-id": str(number)}
+                async with session.post(url, data=b'{"psi": 0.9}', headers=own) as answer:
                     assert answer.status == 202
 
             for number in range(300):  # over before the run that the first one starts

@@ -1,0 +1,61 @@
+"""Who may call a small HTTP API: whoever shows its token; and never a page of another site. Pure."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fedtide.fabric.errors import ConfigError
+
+SIMPLE_TYPES = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
+"""What a page of any site may send without asking first (https://fetch.spec.whatwg.org, "simple header")."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine: an address of the loopback network, or `localhost`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_token(file: Path) -> bytes:
+    """Raises ConfigError if it cannot be read, or is empty."""
+    try:
+        token = file.read_text(encoding="utf-8").strip().encode()
+    except OSError as exc:
+        raise ConfigError("http_token_file", f"{file} cannot be read: {exc.strerror}") from exc
+    if not token:
+        raise ConfigError("http_token_file", f"{file} is empty")
+    return token
+
+
+def shows(headers: Mapping[str, str], token: bytes) -> bool:
+    """Whether a request has `Authorization: Bearer TOKEN`."""
+    scheme, _, shown = headers.get("Authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("utf-8", "surrogateescape"), token)
+
+
+def why_foreign(headers: Mapping[str, str], *, listens_on: str) -> str | None:
+    """Why a request comes from a page of another site, or through a name that somebody else has made up; None if not.
+
+    Args:
+        listens_on: the address that the server is bound to.
+    """
+    host, origin = headers.get("Host", ""), headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return f"a page of {origin[:100]} may not call this"
+    if is_loopback(listens_on) and not is_loopback(_name(host)):
+        return f"{host[:100]!r} is not a name of this machine"
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return f"a body of {kind} is not taken" if kind in SIMPLE_TYPES else None
+
+
+def _name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
