@@ -227,6 +227,10 @@ def revoke_node(name: str, reason: str) -> Call[v.Revoked]:
     return _post(v.Revoked, requests.RevokeRequest(reason=reason), "nodes", name, "revoke")
 
 
+def rights() -> Call[v.Rights]:
+    return Call("GET", path("identity", "rights"), TypeAdapter(v.Rights))
+
+
 def remove_node(node: str) -> Call[v.Removed]:
     return Call("DELETE", path("nodes", node), TypeAdapter(v.Removed))
 

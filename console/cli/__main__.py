@@ -18,6 +18,7 @@ from fedtide.console.cli import system_commands
 from fedtide.console.cli.app_commands import apps_app
 from fedtide.console.cli.event_commands import events_app
 from fedtide.console.cli.fleet_commands import fleet_app
+from fedtide.console.cli.identity_commands import identity_app
 from fedtide.console.cli.k8s_commands import k8s_app
 from fedtide.console.cli.model_commands import infer, models_app
 from fedtide.console.cli.rollout_commands import rollouts_app
@@ -54,6 +55,7 @@ for command in (
     app.command()(command)
 app.add_typer(apps_app, name="app")
 app.add_typer(fleet_app, name="fleet")
+app.add_typer(identity_app, name="identity")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(runs_app, name="run")
 app.add_typer(rounds_app, name="round")

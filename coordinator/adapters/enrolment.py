@@ -8,9 +8,10 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.identity import certificates
@@ -30,7 +31,9 @@ from fedtide.fabric.events.identity import (
     proof_of,
 )
 from fedtide.fabric.ids import check_token
+from fedtide.fabric.messages.views import AccountRights, Rights, RoleRights
 from fedtide.fabric.nats import jwt as nats_jwt
+from fedtide.fabric.nats.accounts import accounts
 from fedtide.fabric.nats.authority import NODE_LIFETIME_S, TRUST, Authority
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
@@ -41,6 +44,7 @@ from fedtide.fabric.nats.subjects import EnrolmentAsked, RenewalAsked, parse_as
 log = logging.getLogger(__name__)
 
 _CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
+_LOOKUP = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
 _CONNECTS = "$SYS.ACCOUNT.{}.CONNECT"
 
 
@@ -163,6 +167,19 @@ class Enroller:
         hub = self._hub_ca.read_text(encoding="utf-8") if self._hub_ca is not None else ca_cert
         return {CA_CERT: hub if hub == ca_cert else f"{hub.rstrip()}\n{ca_cert}", CERT: cert, KEY: key}
 
+    async def rights(self) -> Rights:
+        """Every account as the hub's servers know it now, with the rights of each role.
+
+        Raises:
+            BrokerUnavailable: no server answers.
+        """
+        found = []
+        for name in accounts(self._subjects, self._regions):
+            key = self._authority.public(name)
+            raw = await self._system.ask(_LOOKUP.format(key))
+            found.append(rights_in(name, nats_jwt.read(raw.decode())))
+        return Rights(accounts=found)
+
     def accounts(self, region: str) -> dict[str, str]:
         """Public keys of the accounts that a region's server links to the hub."""
         return self._authority.leaf_accounts(region)
@@ -217,6 +234,30 @@ class Enroller:
     def run_key(self, run: str) -> str:
         """The public key of the run's aggregators: it is withdrawn when the run has ended."""
         return self._authority.run_key(run).public
+
+
+def rights_in(name: str, claims: Mapping[str, Any]) -> AccountRights:
+    """What the JWT of an account gives to whom."""
+    about = claims["nats"]
+    roles = {scope["role"]: scope["template"] for scope in about.get("signing_keys", []) if isinstance(scope, dict)}
+    return AccountRights(
+        account=name,
+        key=claims["sub"],
+        jetstream="disk_storage" in about["limits"],
+        exports=sorted(each["subject"] for each in about.get("exports", [])),
+        imports=sorted(each["subject"] for each in about.get("imports", [])),
+        withdrawn=len(about.get("revocations", {})),
+        roles={
+            role: RoleRights(
+                publish=template.get("pub", {}).get("allow", []),
+                subscribe=template.get("sub", {}).get("allow", []),
+                answers="resp" in template,
+                subscriptions=template["subs"],
+                payload_bytes=template["payload"],
+            )
+            for role, template in roles.items()
+        },
+    )
 
 
 def _refusal(error: str, remedy: str) -> tuple[bytes, dict[str, str]]:

@@ -36,6 +36,7 @@ class IdentityApi:
             web.delete("/v1/join-tokens/{token}", self._revoke_token),
             web.post("/v1/nodes/{node}/revoke", self._revoke),
             web.delete("/v1/nodes/{node}", self._remove),
+            web.get("/v1/identity/rights", self._rights),
             web.post("/v1/regions/{region}/credentials", self._region),
         ]
 
@@ -71,6 +72,9 @@ class IdentityApi:
         node = name_in(request, "node")
         await self._enroller.revoke(node, (await read_body(request, RevokeRequest)).reason)
         return answer(Revoked(revoked=node))
+
+    async def _rights(self, _: web.Request) -> web.Response:
+        return answer(await self._enroller.rights())
 
     async def _remove(self, request: web.Request) -> web.Response:
         node = name_in(request, "node")

@@ -307,6 +307,34 @@ class Revoked(Strict):
     revoked: str
 
 
+class RoleRights(Strict):
+    """What users of a role may do; -1: no limit."""
+
+    publish: list[str]
+    subscribe: list[str]
+    answers: bool
+    subscriptions: int
+    payload_bytes: int
+
+
+class AccountRights(Strict):
+    """An account as the servers know it."""
+
+    account: str
+    key: str
+    jetstream: bool
+    exports: list[str]
+    imports: list[str]
+    withdrawn: int
+    roles: dict[str, RoleRights]
+
+
+class Rights(Strict):
+    """All accounts of an installation."""
+
+    accounts: list[AccountRights]
+
+
 class Removed(Strict):
     """The node that was forgotten."""
 

@@ -234,5 +234,8 @@ def leaf_system() -> Permissions:
 
 
 def system() -> Permissions:
-    """The coordinator's connection to the system account: it publishes accounts, and hears who connects."""
-    return Permissions(("$SYS.REQ.CLAIMS.UPDATE",), (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT"))
+    """The coordinator's connection to the system account: it publishes and reads accounts, and hears who connects."""
+    return Permissions(
+        ("$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP"),
+        (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT"),
+    )

@@ -15,11 +15,13 @@ import nats
 import pytest
 from nats.aio.client import Client as Raw
 
+from fedtide.console import endpoints
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
 from fedtide.fabric.events.identity import CredentialsAnswer, RenewalRequest, proof_of
-from fedtide.fabric.nats.accounts import hub_of, streams_of
+from fedtide.fabric.nats import permissions
+from fedtide.fabric.nats.accounts import accounts, hub_of, streams_of
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.nats.jwt import USER, Key
@@ -130,6 +132,28 @@ async def test_the_credentials_of_a_node_allow_what_is_its_own_and_nothing_else(
     assert await stranger.allowed(FOREIGN_SUBJECTS, HEARD) == []
     own = f"{ROOT}.live.node.eu.eu-1.>"
     assert await stranger.allowed(OWN, [own]) == [*OWN, own]
+
+
+def test_the_servers_know_the_rights_that_the_code_lists(installation: Installation) -> None:
+    found = {each.account: each for each in installation.client.send(endpoints.rights()).accounts}
+    wanted = accounts(Subjects(), installation.state["regions"])
+    assert found.keys() == wanted.keys()
+    for name, about in wanted.items():
+        assert found[name].exports == sorted(each.subject for each in about.exports)
+        assert found[name].imports == sorted(each.subject for each in about.imports)
+        assert found[name].jetstream == about.jetstream
+        roles = permissions.of_account(Subjects(), name)
+        assert found[name].roles.keys() == roles.keys()
+        for role, allowed in roles.items():
+            said = found[name].roles[role]
+            assert (tuple(said.publish), tuple(said.subscribe), said.answers) == (
+                allowed.publish,
+                allowed.subscribe,
+                allowed.answers,
+            )
+            assert (said.subscriptions, said.payload_bytes) == (allowed.subscriptions, allowed.payload_bytes)
+    shown = installation.run("identity", "audit").stdout
+    assert "joiner" in shown and "65536 bytes a message" in " ".join(shown.split())
 
 
 async def test_without_credentials_nobody_gets_in(installation: Installation) -> None:
