@@ -144,8 +144,9 @@ class CommandHandlers:
     async def _suspend(self, command: SuspendAggregator) -> None:
         if isinstance(self._engine.world.run(command.run), runs.Paused):
             await self._launcher.stop(command.run)
-            # An alarm that rang before the pause is void: the round has its whole time again.
-            await self._broker.purge(CHECKPOINTS, self._subjects.order(command.run))
+        # An alarm that rang before the pause is void, also if the run was resumed meanwhile: the round has its whole
+        # time again. What comes later about this run is carried out later.
+        await self._broker.purge(CHECKPOINTS, self._subjects.order(command.run))
 
     async def _tell_time_is_up(self, command: TellTimeIsUp) -> None:
         order = TimeIsUp(round=command.round, trial=command.trial, phase=command.phase, cause=command.cause)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import count
 
 from fedtide.coordinator.commands import CacheRelease, Command, Commands, LaunchAggregator, PublishRelease, subject_of
-from fedtide.fabric.errors import InvalidTransition, NotFound, TransientError
+from fedtide.fabric.errors import InvalidTransition, NotFound, ReducerFailed, TransientError
 from fedtide.fabric.process.retry import Backoff
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,9 @@ class Executor:
             try:
                 async with place:
                     await self._handle(order.command)
+                return
+            except ReducerFailed as exc:  # what it led to is lost on us, not outdated
+                self._park(order, exc)
                 return
             except InvalidTransition as exc:
                 log.warning("command.outdated", extra={"command": order.name, "reason": str(exc)})

@@ -77,6 +77,10 @@ class InvalidTransition(FedtideError):
     exit_code = 70
 
 
+class ReducerFailed(InvalidTransition):
+    """An event that the state does not take because of an error of ours."""
+
+
 class Conflict(FedtideError):
     """A person's request that the present state does not allow; nothing has changed."""
 

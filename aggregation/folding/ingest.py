@@ -259,7 +259,10 @@ class Ingest:
                 if taking.fed >= incoming.fed:
                     break
 
-        await until_done(log, "ingest.withdrawal_waits", take, task=task)
+        try:
+            await until_done(log, "ingest.withdrawal_waits", take, give_up_after_s=OUT_OF_REACH_S, task=task)
+        except TransientError as exc:
+            raise FedtideError(f"an update of {update.node} cannot be taken back: {exc}") from exc
         taking.done()
         self._ledger.step(Withdrawn(task))
         del self._updates[task]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.fabric.encoding import to_json
@@ -119,16 +120,19 @@ class Storage:
     async def forget_updates(self, digests: Iterable[str] | None = None) -> None:
         """Delete the run's folded updates (None: all) from the hub and the regions (they expire anyway)."""
         updates = None if digests is None else list(digests)
-        await self._purge(Purge(updates=updates, staying=updates if self._config.spec.policy.regional else []))
+        await self._purge(self._purge_of(updates=updates, staying=updates if self._config.spec.policy.regional else []))
 
     async def forget_anchors(self) -> None:
         """Delete the anchor models, once the run has ended."""
         if self.anchors:
-            await self._purge(Purge(models=[ref.digest for ref in self.anchors]))
+            await self._purge(self._purge_of(models=[ref.digest for ref in self.anchors]))
 
     async def forget_blob(self, ref: BlobRef) -> None:
         """Delete a round's model from the hub and every region's cache."""
-        await self._purge(Purge(models=[ref.digest]))
+        await self._purge(self._purge_of(models=[ref.digest]))
+
+    def _purge_of(self, **what: Any) -> Purge:
+        return Purge(attempt=self._config.attempt, **what)
 
     async def _purge(self, what: Purge) -> None:
         try:

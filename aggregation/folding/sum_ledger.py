@@ -155,7 +155,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Ends in `Withdrawn`."""
+    """Ends in `Withdrawn`; is asked for again at the end if it could not be done."""
 
     task: str
 
@@ -249,7 +249,7 @@ def _broken_off(state: Folding, event: BrokenOff) -> Step:
     return Half(), ()
 
 
-def _withdraw(state: Folding | Half, event: Refused | PhaseOver) -> Step:
+def _withdraw(state: Folding | Half | Withdrawing, event: Refused | PhaseOver) -> Step:
     return Withdrawing(), (Withdraw(event.task),)
 
 
@@ -279,6 +279,7 @@ TABLE: Mapping[tuple[type, type], Callable[[Any, Any], Step]] = {
     (Folding, BrokenOff): _broken_off,
     (Folding, Refused): _withdraw,
     (Withdrawing, Withdrawn): _out,
+    (Withdrawing, PhaseOver): _withdraw,
     (Elsewhere, Merged): _summed,
     (Elsewhere, Lost): _fold_instead,
     (Elsewhere, PhaseOver): _stays,

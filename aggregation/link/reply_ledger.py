@@ -56,6 +56,9 @@ class Closed:
 
 State = Waiting | Reading | Held | Taken | Closed
 
+CLOSED_KEPT = 5
+"""For so many closings a duplicate is known as such; later it is late, which costs nothing but a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -238,19 +241,24 @@ class ReplyLedger:
 
     def __init__(self) -> None:
         self._states: dict[str, State] = {}
+        self._closed: dict[str, int] = {}
+        """Closed tasks, each with the number of the closing; kept apart, because there are more with every round."""
+        self._closings = 0
         self.resumable = True
         """Whether a next attempt could use what is not acknowledged."""
 
     def step(self, event: Event) -> Actions:
         """Take one event; returns what follows, in the order in which it is to be done."""
-        before = self._states.get(event.task)
+        before = self._states.get(event.task, Closed() if event.task in self._closed else None)
         rule = TABLE.get((type(before), type(event)))
         if rule is None:
             return ()
         after, actions = rule(before, event, self.resumable)
-        if after is None:
-            self._states.pop(event.task, None)
-        else:
+        self._states.pop(event.task, None)
+        self._closed.pop(event.task, None)
+        if isinstance(after, Closed):
+            self._closed[event.task] = self._closings
+        elif after is not None:
             self._states[event.task] = after
         return actions
 
@@ -261,6 +269,8 @@ class ReplyLedger:
             counted: tasks whose replies the round has processed.
             carries: replies that were taken and not counted stay, for a later round.
         """
+        self._closings += 1
+        self._closed = {t: n for t, n in self._closed.items() if n > self._closings - CLOSED_KEPT}
         return tuple(a for t in list(self._states) for a in self.step(RoundClosed(t, t in counted, carries)))
 
     def disable_resume(self) -> Actions:

@@ -56,7 +56,7 @@ from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage, StaleWriter, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
 from fedtide.fabric.ids import unguessable
-from fedtide.fabric.messages.run_questions import RepliesReady, RepliesWanted, ReplyBacklog
+from fedtide.fabric.messages.run_questions import BacklogQuestion, RepliesReady, RepliesWanted, ReplyBacklog
 from fedtide.fabric.messages.tasks import Cancel, Order, Reply, Task
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Delivery, Received
@@ -189,13 +189,16 @@ class RunLink:
     async def _caught_up(self) -> None:
         """Wait for the replies that arrived before this attempt began: they count despite a TimeIsUp."""
         subject = self._subjects.asked_by_run(self._config.run, "backlog")
+        question = to_json(BacklogQuestion(attempt=self._config.attempt))
         deadline = asyncio.get_running_loop().time() + CATCH_UP_WITHIN_S
         while asyncio.get_running_loop().time() < deadline:
             try:
-                there = from_json(ReplyBacklog, await self._broker.ask(subject), "backlog")
+                there = from_json(ReplyBacklog, await self._broker.ask(subject, question), "backlog")
             except TransientError:
                 pass
             else:
+                if there.superseded:
+                    self._end(SUPERSEDED_CODE)
                 if not there.waiting and there.unacknowledged <= self._ledger.unacknowledged:
                     return
             await asyncio.sleep(0.05)

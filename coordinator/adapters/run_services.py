@@ -18,6 +18,7 @@ from fedtide.coordinator.runs import runs, selection
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
 from fedtide.fabric.messages.run_questions import (
+    BacklogQuestion,
     Cohort,
     CohortQuestion,
     Member,
@@ -144,11 +145,16 @@ class RunServices:
         await self._streams.take_over_replies(run)
         return RepliesReady()
 
-    async def _backlog(self, run: str, _: bytes) -> ReplyBacklog:
+    async def _backlog(self, run: str, data: bytes) -> ReplyBacklog:
+        if not self._is_current(run, from_json(BacklogQuestion, data, "question").attempt):
+            return ReplyBacklog(superseded=True)
         return await self._streams.backlog(run)
 
     async def _purge(self, run: str, data: bytes) -> Purged:
-        return await self._streams.purge(run, from_json(Purge, data, "purge"))
+        asked = from_json(Purge, data, "purge")
+        if not self._is_current(run, asked.attempt):  # one that was frozen: its successor has to read what is there
+            return Purged(superseded=True)
+        return await self._streams.purge(run, asked)
 
     def _is_current(self, run: str, attempt: int) -> bool:
         try:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.launch.fork_server import Forked, ForkServer
+from fedtide.fabric.errors import TransientError
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.process import pid_file as process_note
 from fedtide.fabric.process.files import write_atomically
@@ -133,9 +135,9 @@ class LocalLauncher:
         write_atomically(file, json.dumps(config).encode())
         try:
             process = await self._forked(file, command) or await self._spawn(file, command, folder)
-        except OSError:
+        except (OSError, subprocess.SubprocessError) as exc:  # the latter: the child could not leave its note
             file.unlink()  # nothing was started: the next try must not take this attempt for one that is gone
-            raise
+            raise TransientError(f"no aggregator can be started: {exc}", "Free files, memory or disk space") from exc
         log.info("aggregator.launched", extra={"run": command.run, "pid": process.pid})
         return process
 

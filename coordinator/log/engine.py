@@ -28,12 +28,20 @@ from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.state import World
 from fedtide.fabric.encoding import to_json
-from fedtide.fabric.errors import FedtideError, InvalidTransition, LogLost, StaleWriter, TooLarge, TransientError
+from fedtide.fabric.errors import (
+    FedtideError,
+    InvalidTransition,
+    LogLost,
+    ReducerFailed,
+    StaleWriter,
+    TooLarge,
+    TransientError,
+)
 from fedtide.fabric.events.envelope import Event, EventData
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import EVENTS, Subjects
-from fedtide.fabric.process.retry import Backoff
+from fedtide.fabric.process.retry import Backoff, until_done
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +194,7 @@ class Engine:
         """
         event = Event.now(SOURCE, data)
         while True:
-            await self.catch_up()
+            await until_done(log, "engine.take_over_waits", self.catch_up)
             self.last_before_take_over = self.last_at
             try:
                 done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -295,7 +303,7 @@ class Engine:
         except Exception as exc:  # an error of ours must not end an installation, again at each delivery
             log.exception("event.reducer_failed", extra={"event": event.id, "kind": event.data.kind})
             reason = f"event {event.id} cannot be applied: {type(exc).__name__}: {exc}"
-            raise InvalidTransition(reason, "This is an error of fedtide; see the coordinator's log") from exc
+            raise ReducerFailed(reason, "This is an error of fedtide; see the coordinator's log") from exc
 
     def _committed(self, accepted: Sequence[Accepted]) -> None:
         """Steps 4 and 5: the events are in the log and in the world."""

@@ -45,10 +45,18 @@ class EventLog:
             end = min(end, before - 1)
         while end > 0:
             start = max(1, end - _PAGE + 1)
-            page = await self._broker.read_from(EVENTS, start, batch=end - start + 1)
+            page = await self._between(start, end)
             for message in reversed(page):
                 yield message.sequence, self._decode(message)
             end = start - 1
+
+    async def _between(self, start: int, end: int) -> list[Received]:
+        """Messages of these sequences; one answer holds a limited number of bytes."""
+        found: list[Received] = []
+        while start <= end and (more := await self._broker.read_from(EVENTS, start, batch=end - start + 1)):
+            found += [message for message in more if message.sequence <= end]
+            start = more[-1].sequence + 1
+        return found
 
     async def replay(self) -> AsyncIterator[Event]:
         """Every event so far, oldest first; afterwards the log is ready for `append`."""

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 KEPT_BYTES = 256 * 1024
 """Of a larger report only the beginning is kept; it cannot be tried again."""
 REASON_LENGTH = 2_000
+LOOK_AFTER = 1_000
+"""So many more are counted here before the stream is asked how many it still has."""
 
 
 class Parked(Message):
@@ -45,6 +47,7 @@ class ParkedReports:
         self._broker = broker
         self._subjects = subjects
         self._known: set[str] = set()
+        self._look_at = LOOK_AFTER
 
     @property
     def count(self) -> int:
@@ -72,6 +75,9 @@ class ParkedReports:
             log, "report.parking_waits", lambda: self._broker.publish(self._subjects.parked(key), to_json(parked))
         )
         self._known.add(key)
+        if len(self._known) >= self._look_at:  # the stream keeps the newest only
+            await until_done(log, "parked.waits", self.load)
+            self._look_at = 2 * len(self._known) + LOOK_AFTER
 
     async def all(self) -> list[ParkedView]:
         """Newest last."""

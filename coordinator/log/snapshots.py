@@ -13,6 +13,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.subjects import CONTROL, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob
+from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.strict import Message
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -34,13 +35,10 @@ class Snapshots:
         self._subjects = subjects
 
     async def load(self) -> Snapshot | None:
-        """The newest snapshot that this code can read, or None: replay from the start."""
+        """The newest snapshot that this code can read, or None: replay from the start. Waits for the broker."""
         try:
-            ref = await self._ref()
-            if ref is None:
-                return None
-            data = await read_blob(Source(self._broker, CONTROL), self._subjects.snapshot_blob, ref.blob)
-            return snapshot_codec.decode(bytes(data))
+            data = await until_done(log, "snapshot.waits", self._read)
+            return None if data is None else snapshot_codec.decode(data)
         except FedtideError as exc:
             log.warning("snapshot.not_read", extra={"reason": str(exc)})
             return None
@@ -66,6 +64,12 @@ class Snapshots:
         if old is not None and old.blob != blob:
             await self._broker.purge(CONTROL, f"{self._subjects.snapshot_blob(old.blob.digest)}.>")
         log.info("snapshot.saved", extra={"sequence": snapshot.sequence, "bytes": len(data)})
+
+    async def _read(self) -> bytes | None:
+        ref = await self._ref()
+        if ref is None:
+            return None
+        return bytes(await read_blob(Source(self._broker, CONTROL), self._subjects.snapshot_blob, ref.blob))
 
     async def _ref(self) -> SnapshotRef | None:
         found = await self._broker.last(CONTROL, self._subjects.snapshot)

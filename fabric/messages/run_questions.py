@@ -47,15 +47,25 @@ class RepliesReady(Message):
     superseded: bool = False
 
 
-class ReplyBacklog(Message):
-    """Replies in the run's consumers that were not delivered, and those that were delivered and not acknowledged."""
+class BacklogQuestion(Message):
+    """How many replies wait for this attempt?"""
 
-    waiting: int
-    unacknowledged: int
+    attempt: int
+
+
+class ReplyBacklog(Message):
+    """Replies in the run's consumers that were not delivered, and those that were delivered and not acknowledged.
+
+    `superseded`: as in `Cohort`.
+    """
+
+    waiting: int = 0
+    unacknowledged: int = 0
+    superseded: bool = False
 
 
 class Purge(Message):
-    """Delete what a run has stored.
+    """Delete what a run has stored; an attempt that was replaced may not.
 
     Args:
         updates: digests of updates in the streams of regions and of the hub; None: all of the run's.
@@ -63,12 +73,14 @@ class Purge(Message):
         models: digests of its rounds' models.
     """
 
+    attempt: int
     updates: list[Digest] | None = []
     staying: list[Digest] | None = []
     models: list[Digest] = []
 
 
 class Purged(Message):
-    """`left`: regions that could not be reached; there it expires."""
+    """`left`: regions that could not be reached; there it expires. `superseded`: nothing was deleted."""
 
     left: list[str] = []
+    superseded: bool = False

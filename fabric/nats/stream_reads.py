@@ -12,7 +12,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from fedtide.fabric.errors import BrokerUnavailable
+from fedtide.fabric.errors import BrokerUnavailable, NotFound
 from fedtide.fabric.nats.jetstream import (
     CONSUMER_NOT_FOUND,
     PULL_BATCH,
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 ACKNOWLEDGE = "$JS.ACK."
 """Begins the reply subject of what a consumer delivers, and of nothing else that comes to its inbox."""
+REFUSED_PAUSE_S, UNKNOWN_FOR_S = 0.25, 60.0
+"""A server that starts knows its consumers after a while; one that it does not know for so long is gone."""
 _PAGE = 1000
 _PAGE_BYTES = 32 * 1024 * 1024
 
@@ -79,9 +81,13 @@ class StreamReads(StreamCalls):
         async def take_over() -> None:
             await self.take_over(stream, durable, pattern)
 
-        await until_done(log, "broker.consumer_waits", take_over, stream=stream)
-        async for delivery in self.pull(stream, durable, may_ask=may_ask):
-            yield delivery
+        while True:
+            await until_done(log, "broker.consumer_waits", take_over, stream=stream)
+            try:
+                async for delivery in self.pull(stream, durable, may_ask=may_ask):
+                    yield delivery
+            except NotFound as exc:
+                log.warning("broker.consumer_lost", extra={"stream": stream, "reason": str(exc)})
 
     async def pull(
         self, stream: str, durable: str, *, may_ask: Callable[[], Awaitable[None]] | None = None
@@ -90,8 +96,12 @@ class StreamReads(StreamCalls):
 
         One long poll is open at a time; the server pushes into it as messages come. Before each poll `may_ask` is
         awaited: a process that was frozen may have been replaced, and must take no more messages.
+
+        Raises:
+            NotFound: for a minute nobody has known of the consumer.
         """
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        unknown = 0
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, cb=arrived.put, pending_msgs_limit=-1)
         backoff = Backoff()
@@ -108,8 +118,15 @@ class StreamReads(StreamCalls):
                     await backoff.wait()
                     continue
                 backoff.reset()
-                async for message in _until_poll_ends(arrived):
-                    yield Delivery(message.subject, message.data, message.ack, message.metadata.sequence.stream)
+                try:
+                    async for message in _until_poll_ends(arrived):
+                        yield Delivery(message.subject, message.data, message.ack, message.metadata.sequence.stream)
+                    unknown = 0
+                except _NobodyAnswers:
+                    unknown += 1
+                    if unknown * REFUSED_PAUSE_S >= UNKNOWN_FOR_S:
+                        raise NotFound(f"consumer {durable} of stream {stream} is gone") from None
+                    await asyncio.sleep(REFUSED_PAUSE_S)
         finally:
             if not self._client.is_closed:
                 await subscription.unsubscribe()
@@ -181,6 +198,10 @@ def received(message: Msg) -> Received:
     return Received(headers.get("Nats-Subject", message.subject), message.data, headers, message.reply or "")
 
 
+class _NobodyAnswers(Exception):
+    """The server knows no such consumer: it starts, or the consumer is gone."""
+
+
 async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
     for _ in range(PULL_BATCH):
         while True:
@@ -193,7 +214,7 @@ async def _until_poll_ends(arrived: asyncio.Queue[Msg]) -> AsyncIterator[Msg]:
             if status is None or message.reply.startswith(ACKNOWLEDGE):  # a sender may write that header too
                 break
             if status == "503":
-                await asyncio.sleep(0.25)
+                raise _NobodyAnswers
             if status != "100":
                 return
         yield message

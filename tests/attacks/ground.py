@@ -151,6 +151,18 @@ class Attacker:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
+    @classmethod
+    async def at(cls, port: int, credentials: Credentials) -> Attacker:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        info = json.loads((await reader.readline()).split(b" ", 1)[1])
+        signed = base64.urlsafe_b64encode(credentials.key.sign(info["nonce"].encode())).rstrip(b"=").decode()
+        hello = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, "lang": "evil"}
+        hello |= {"jwt": credentials.jwt, "sig": signed, "protocol": 1}
+        writer.write(f"CONNECT {json.dumps(hello)}\r\n".encode())
+        attacker = cls(reader, writer)
+        assert await attacker.flush(), "it is not let in"
+        return attacker
+
     def fire(self, subject: str, body: bytes, reply: str, headers: dict[str, str]) -> None:
         to = f"{subject} {reply}".encode()
         if headers:
@@ -227,15 +239,7 @@ class Ground:
 
     async def attacker(self, role: Role) -> Attacker:
         """The same, with a client that sends anything."""
-        made = self.credentials(role)
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.servers[role.server].port)
-        info = json.loads((await reader.readline()).split(b" ", 1)[1])
-        signed = base64.urlsafe_b64encode(made.key.sign(info["nonce"].encode())).rstrip(b"=").decode()
-        hello = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, "lang": "evil"}
-        writer.write(f"CONNECT {json.dumps({**hello, 'jwt': made.jwt, 'sig': signed, 'protocol': 1})}\r\n".encode())
-        attacker = Attacker(reader, writer)
-        assert await attacker.flush(), "it is not let in"
-        return attacker
+        return await Attacker.at(self.servers[role.server].port, self.credentials(role))
 
     async def seed(self) -> None:
         """Something in every stream, so that there is something to lose."""

@@ -18,6 +18,7 @@ from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import BrokerUnavailable, DigestMismatch, NotFound, StaleWriter
 from fedtide.fabric.events.envelope import CoordinatorElected, Event, NodeOnline
+from fedtide.fabric.nats import stream_reads
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.streams import HUB_DOMAIN
@@ -216,6 +217,35 @@ async def test_a_process_that_dies_while_it_takes_over_does_not_bring_back_what_
             assert made >= 6, "the test has not seen every step"
             return
     pytest.fail("the take-over does not end")
+
+
+async def test_a_consumer_that_is_gone_is_made_again(
+    at_hub: Broker, at_leaf: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_reads, "UNKNOWN_FOR_S", 1.0)
+    await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), b"a")
+    consumed = at_hub.consume(up_stream("eu"), "lost", SUBJECTS.reports_of("eu"))
+    await (await anext(consumed)).ack()
+    await at_hub.delete_consumer(up_stream("eu"), "lost")
+    await at_leaf.publish(SUBJECTS.report("eu", "n1", "x"), b"b")
+    async with asyncio.timeout(60):
+        while (delivery := await anext(consumed)).data != b"b":
+            await delivery.ack()
+    await consumed.aclose()
+
+
+async def test_pages_of_the_log_that_are_cut_at_their_bytes_lose_nothing(
+    hub: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_reads, "_PAGE_BYTES", 2_000)
+    broker = await Broker.connect(hub.url, "test")
+    await Streams(broker, SUBJECTS, ["eu"]).ensure_hub()
+    log = EventLog(broker, SUBJECTS)
+    names = [str(number) for number in range(60)]
+    for name in names:
+        await log.append([_logged(name)])
+    assert [event.id async for _, event in log.newest_first()] == names[::-1]
+    await broker.close()
 
 
 async def test_a_second_writer_of_the_event_log_is_fenced(hub: NatsServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.launch.fork_server import ForkServer
 from fedtide.coordinator.launch.local import GONE, LocalLauncher
+from fedtide.fabric.errors import TransientError
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.process import pid_file
 from tests.scenarios.build import APP
@@ -85,7 +87,8 @@ async def test_a_launch_that_finds_no_files_is_tried_again_as_the_same_attempt(
     fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": tmp_path, "http_port": 0}
     config = CoordinatorConfig.model_validate({**fields, "warm_aggregator": False})
     launcher = LocalLauncher(tmp_path / "runs", config, lambda _: None, exited)
-    failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOSPC, "No space left on device")]
+    in_the_child = subprocess.SubprocessError("No space left on device: exception occurred in preexec_fn")
+    failures = [OSError(errno.EMFILE, "Too many open files"), in_the_child]
 
     async def spawn(*_: object) -> asyncio.subprocess.Process:
         if failures:
@@ -95,7 +98,7 @@ async def test_a_launch_that_finds_no_files_is_tried_again_as_the_same_attempt(
     monkeypatch.setattr(launcher, "_spawn", spawn)
     command = LaunchAggregator("run-1", 1, RunSpec(app=APP))
     for _ in range(2):
-        with pytest.raises(OSError, match=r"Too many|No space"):
+        with pytest.raises(TransientError, match=r"Too many|No space"):
             await launcher.launch(command, lambda: True)
     await launcher.launch(command, lambda: True)
     assert await ended.get() == (1, 0) and ended.empty()

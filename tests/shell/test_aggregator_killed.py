@@ -14,14 +14,27 @@ import pytest
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
 from fedtide.aggregation.link.run_link import RunLink
-from fedtide.coordinator.adapters.run_services import RunStreams
+from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.messages.run_questions import Cohort, Member, Purge, RepliesReady
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorStarted
+from fedtide.fabric.messages.run_questions import (
+    BacklogQuestion,
+    Cohort,
+    Member,
+    Purge,
+    Purged,
+    RepliesReady,
+    RepliesWanted,
+    ReplyBacklog,
+)
 from fedtide.fabric.messages.tasks import Reply, Task, WireMessage
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import RunAsks, Subjects, parse_as, reply_consumer, up_stream
 from fedtide.fabric.plans.run_spec import RunSpec
-from tests.scenarios.build import APP
+from tests.scenarios.build import APP, Story, apply, requested
 from tests.shell.conftest import started_nats
 from tests.shell.fake_broker import FakeBroker, FakeNats
 from tests.shell.killed_broker import KilledBroker
@@ -138,6 +151,28 @@ async def story(kill_at: int, folder: Path, *, before: bool) -> int:
     for broker in (second, outside.broker):
         await broker.close()
     return first.calls
+
+
+async def test_an_attempt_that_was_replaced_deletes_nothing_and_learns_that_it_must_end() -> None:
+    nats = await started_nats()
+    broker = nats.connect()
+    engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
+    for data in (requested(), AggregatorStarted(run="run-1", attempt=1)):
+        apply(engine.world, Story().event(data))
+    apply(engine.world, Story().event(AggregatorExited(run="run-1", attempt=1, code=-9, reason="killed")))
+    services = RunServices(broker, SUBJECTS, engine, RunStreams(broker, SUBJECTS, ["eu"]))
+    await services.listen()
+    chunk = f"{SUBJECTS.update_blob('eu', 'n1', 'run-1', 'a' * 64)}.0"
+    await broker.publish(chunk, b"update")
+    ask = lambda verb, question: broker.ask(SUBJECTS.asked_by_run("run-1", verb), to_json(question))  # noqa: E731
+    old = await ask("purge", Purge(attempt=1, updates=None))
+    assert from_json(Purged, old, "purged").superseded
+    assert from_json(RepliesReady, await ask("replies", RepliesWanted(attempt=1)), "r").superseded
+    assert from_json(ReplyBacklog, await ask("backlog", BacklogQuestion(attempt=1)), "b").superseded
+    assert await broker.last(up_stream("eu"), chunk) is not None
+    assert not from_json(Purged, await ask("purge", Purge(attempt=2, updates=None)), "purged").superseded
+    assert await broker.last(up_stream("eu"), chunk) is None
+    await broker.close()
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the call", "after the call"])

@@ -297,6 +297,28 @@ async def test_a_log_that_ends_before_its_snapshot_is_not_led(nats: FakeNats, br
         await Running(nats.connect()).engine.load()
 
 
+async def test_a_take_over_waits_for_a_broker_that_is_away_and_does_not_forget_the_snapshot(
+    nats: FakeNats, broker: FakeBroker, running: Running
+) -> None:
+    await running.engine.submit(joined("n1"))
+    kept = Snapshot(2, 2, running.engine.world, [])
+    await Snapshots(broker, SUBJECTS).save(kept)
+    successor = Running(nats.connect())
+    nats.down = True
+    coming = asyncio.create_task(successor.engine.load())
+    await asyncio.sleep(5)
+    assert not coming.done()
+    nats.down = False
+    await coming
+    assert successor.engine.applied == 2, "it starts from the snapshot"
+    nats.down = True
+    coming = asyncio.create_task(successor.engine.take_over(CoordinatorElected(name="two")))
+    await asyncio.sleep(5)
+    nats.down = False
+    await coming
+    assert "n1" in successor.engine.world.nodes
+
+
 async def test_what_is_no_event_in_the_log_is_left_out_unless_it_must_be_understood(
     nats: FakeNats, broker: FakeBroker, running: Running
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fedtide.coordinator.commands import AnnouncePresence, CacheRelease, CleanUp, Command, PublishRelease, TellTimeIsUp
 from fedtide.coordinator.executor import AT_ONCE, Executor
-from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, NotFound
+from fedtide.fabric.errors import BrokerUnavailable, InvalidTransition, NotFound, ReducerFailed
 from tests.scenarios.build import produced, ref
 
 pytestmark = pytest.mark.looptime
@@ -54,6 +54,17 @@ async def test_what_may_be_done_later_is_tried_again_and_lets_others_go_on(error
     async with executing(at_last) as executor:
         executor.start("evt-1", (CleanUp("a"), alarm("a", 1), CleanUp("b")))
     assert done == [CleanUp("b"), CleanUp("a"), alarm("a", 1)] and not executor.parked
+
+
+async def test_what_meets_an_error_of_ours_is_parked_and_what_is_outdated_is_not() -> None:
+    async def fails(command: Command) -> None:
+        if command == CleanUp("a"):
+            raise ReducerFailed("event x cannot be applied: KeyError")
+        raise InvalidTransition("the run has ended")
+
+    async with executing(fails) as executor:
+        executor.start("evt-1", (CleanUp("a"), CleanUp("b")))
+    assert [order.command for order in executor.parked.values()] == [CleanUp("a")]
 
 
 async def test_a_command_that_waits_for_its_next_try_holds_no_place() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fedtide.aggregation.link.reply_ledger import (
+    CLOSED_KEPT,
     TABLE,
     Acknowledge,
     Actions,
@@ -191,6 +192,20 @@ def test_who_waits_for_what() -> None:
     assert ledger.unacknowledged == 1
     ledger.step(ReadDone("a"))
     assert ledger.unacknowledged == 2
+
+
+def test_closed_tasks_are_known_for_a_while_and_do_not_add_up() -> None:
+    ledger = ReplyLedger()
+    for number in range(3 * CLOSED_KEPT):
+        task = f"t{number}"
+        ledger.step(Sent(task, "n"))
+        ledger.step(Delivered(task, "n", number))
+        ledger.step(ReadDone(task))
+        ledger.close_round({task}, carries=False)
+        assert ledger.step(Delivered(task, "n", 10_000 + number)) == (Acknowledge(10_000 + number),), "a duplicate"
+        assert len(ledger._closed) <= CLOSED_KEPT and not ledger._states
+    assert ledger.step(Delivered("t0", "n", 1)) == (), "held like one of an unknown task"
+    assert ledger.close_round((), carries=False) == (Late("t0", 1), Acknowledge(1), Forget("t0"))
 
 
 TASKS = st.sampled_from("ab")

@@ -54,6 +54,11 @@ OVER = PhaseOver("t")
             False,
         ),
         (
+            "what could not be withdrawn is tried again before the sum is used",
+            [(HERE, [Fold("t")]), (Refused("t"), [Withdraw("t")]), (OVER, [Withdraw("t")]), (Withdrawn("t"), [])],
+            False,
+        ),
+        (
             "a region sums it, and its sum is merged",
             [(REGION, [Ask("t", "eu")]), (Promised("t"), []), (OVER, []), (Merged("t"), [])],
             True,
