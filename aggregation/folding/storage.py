@@ -26,7 +26,8 @@ ROUND_BLOB_TTL_S = 30 * 24 * 3600.0
 """As long as checkpoints: a run that is paused needs its model. A run that ends deletes what it has stored."""
 
 
-PURGE_WITHIN_S = 60.0
+PURGE_WITHIN_S = 5.0
+"""So long a round waits for it: while no coordinator leads, what is left expires by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ import base64
 import json
 import logging
 import secrets
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.coordinator.identity import certificates
+from fedtide.coordinator.identity import certificates, identities
 from fedtide.coordinator.identity.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json, to_json
@@ -33,8 +33,8 @@ from fedtide.fabric.events.identity import (
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.messages.views import AccountRights, Rights, RoleRights
 from fedtide.fabric.nats import jwt as nats_jwt
-from fedtide.fabric.nats.accounts import accounts
-from fedtide.fabric.nats.authority import NODE_LIFETIME_S, TRUST, Authority
+from fedtide.fabric.nats.accounts import RUNS, accounts
+from fedtide.fabric.nats.authority import NODE_LIFETIME_S, TRUST, Authority, Void
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
@@ -49,6 +49,8 @@ _CONNECTS = "$SYS.ACCOUNT.{}.CONNECT"
 
 
 AGAIN_AFTER_S = (0.0, 1.0, 5.0)
+RUNS_WAIT_S = 900.0
+"""So long the key of an ended run may be let in, while others are active; nobody does what it asks for."""
 
 
 class Enroller:
@@ -66,6 +68,7 @@ class Enroller:
         self._hub_ca = config.ca_file
         self._subjects = authority.subjects
         self._stale = asyncio.Event()
+        self._withheld = False
 
     async def listen(self) -> None:
         # One subscription per region: the permissions of a region's server do not let a wider one through.
@@ -87,21 +90,28 @@ class Enroller:
 
     async def keep_accounts(self) -> None:
         """Publish the accounts now, and whenever they changed, for ever."""
-        elected = time.time()
         while True:
             self._stale.clear()
-            withdrawn = self._withdrawn()
-            # A leader that was replaced while it was frozen must not cover what its successor has withdrawn.
-            last = (at.timestamp() for at, _ in self._engine.world.identities.withdrawn.values())
-            issued = max([elected, *last])
-            for jwt in self._authority.account_jwts(self._regions, withdrawn, issued):
+            found = self._authority.account_jwts(self._regions, self._void)
+            for jwt in found.values():
                 await self._system.tell(_CLAIMS, jwt.encode())
-            log.info("accounts.published", extra={"withdrawn": len(withdrawn)})
-            await self._stale.wait()
+            log.info("accounts.published", extra={"accounts": len(found)})
+            wait_s = RUNS_WAIT_S if self._withheld else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._stale.wait()
 
-    def _withdrawn(self) -> dict[str, datetime]:
-        """Keys that are void, and until when credentials with them may be dated."""
-        return {key: ends for key, (_, ends) in self._engine.world.identities.withdrawn.items()}
+    def _void(self, account: str) -> Void:
+        void = identities.void_in(self._engine.world.identities, account)
+        return self._told_of_runs(void) if account == RUNS else void
+
+    def _told_of_runs(self, ended: Void) -> Void:
+        """The ended runs whose keys servers are told of. That disturbs other runs, so it waits for them a while."""
+        latest = datetime.now(UTC) - timedelta(seconds=RUNS_WAIT_S)
+        busy = any(self._engine.world.active_runs())
+        told = {key: when for key, when in ended.items() if not busy or when[0] <= latest}
+        self._withheld = len(told) < len(ended)
+        return told
 
     async def create_token(self, region: str, uses: int, ttl: timedelta, *, replaces: bool, by: str) -> str:
         """Create a join token: credentials that only allow to ask for a node's credentials.
@@ -152,7 +162,7 @@ class Enroller:
         certificate = self._certificate(hosts) if hosts else {}
         await self._engine.submit(RegionIssued(region=region, keys=keys, rotates=rotates))
         return {
-            TRUST: self._authority.trust(self._regions, self._withdrawn()),
+            TRUST: self._authority.trust(self._regions, self._void),
             **{name: c.text for name, c in made.items()},
             **certificate,
         }

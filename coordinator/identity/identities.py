@@ -17,7 +17,8 @@ from fedtide.fabric.events.identity import (
     NodeRevoked,
     RegionIssued,
 )
-from fedtide.fabric.nats.authority import RUN_LIFETIME_S
+from fedtide.fabric.nats.accounts import NODES, RUNS, region_account
+from fedtide.fabric.nats.authority import RUN_LIFETIME_S, Void
 from fedtide.fabric.nats.subjects import RESERVED
 
 RENEWAL_PAUSE = timedelta(days=1)
@@ -50,14 +51,15 @@ class NodeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """`withdrawn`: keys that were revoked before their expiry, each with the time of both."""
+    """`withdrawn`: keys that were revoked before their expiry, each with the time of both; `ended`: those of runs."""
 
     tokens: Mapping[str, Token] = field(default_factory=dict)
     nodes: Mapping[str, NodeIdentity] = field(default_factory=dict)
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     regions_before: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The keys before those of `regions`, which are still good."""
-    withdrawn: Mapping[str, tuple[datetime, datetime]] = field(default_factory=dict)
+    withdrawn: Void = field(default_factory=dict)
+    ended: Void = field(default_factory=dict)
 
 
 def step(state: Identities, event: IdentityEvent, at: datetime) -> tuple[Identities, Commands]:
@@ -188,7 +190,7 @@ def _withdraw(
 
 def pending_commands(state: Identities) -> Commands:
     """What this state still wants done: issued again after a restart."""
-    return (PublishAccount(),) if state.withdrawn else ()
+    return (PublishAccount(),) if state.withdrawn or state.ended else ()
 
 
 def is_revoked(state: Identities, node: str) -> bool:
@@ -198,13 +200,26 @@ def is_revoked(state: Identities, node: str) -> bool:
 
 def run_ended(state: Identities, key: str, at: datetime) -> tuple[Identities, Commands]:
     """The key of a run's aggregators is void."""
-    return _withdraw(state, [(key, at + timedelta(seconds=RUN_LIFETIME_S))], at)
+    kept = {k: when for k, when in state.ended.items() if when[1] > at}
+    ended = {**kept, key: (at, at + timedelta(seconds=RUN_LIFETIME_S))}
+    return replace(state, ended=ended), (PublishAccount(),)
+
+
+def void_in(state: Identities, account: str) -> Void:
+    """The keys that are void in an account. Each account has its own: to change one disturbs all who are in it."""
+    if account == RUNS:
+        return state.ended
+    if account == NODES:
+        return state.withdrawn
+    of_a_region = account.startswith(region_account(""))
+    return {key: when for key, when in state.withdrawn.items() if when[1] == NEVER} if of_a_region else {}
 
 
 def _is_taken(state: Identities, key: str) -> bool:
     """Whether a key is, or was, that of anybody."""
     of_others = (
         *state.withdrawn,
+        *state.ended,
         *(token.created.key for token in state.tokens.values()),
         *(k for keys in (*state.regions.values(), *state.regions_before.values()) for k in keys),
         *(k for node in state.nodes.values() for k, _ in node.keys),

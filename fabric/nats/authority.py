@@ -3,7 +3,8 @@
 The operator's own key signs once and is handed out, to be kept offline: it can replace the others. Accounts are signed
 by the operator's signing key. Nobody holds the key of an account; each role has a signing key of its own, whose scope
 (in the account's JWT) gives its users exactly the role's rights. These keys are derived from one secret, so that a new
-region needs nothing to be stored.
+region needs nothing to be stored. Accounts have no default permissions: when an account changes, nats-server 2.15 puts
+them in the place of its users' rights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -40,7 +41,10 @@ RUN_LIFETIME_S = 30 * 86_400.0
 
 _UNLIMITED: dict[str, object] = dict.fromkeys(("subs", "data", "payload", "imports", "exports"), -1)
 _STORAGE: dict[str, object] = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
-_NOTHING: dict[str, object] = {"pub": {"deny": [">"]}, "sub": {"deny": [">"]}}
+
+
+Void = Mapping[str, tuple[datetime, datetime]]
+"""Keys that are withdrawn: since when, and when they would have expired."""
 
 
 class _Kept(Strict):
@@ -146,34 +150,41 @@ class Authority:
             return self._kept.account
         return self._kept.system if account == SYSTEM else _nobodys_key(self._kept.secret, account)
 
-    def account_jwts(
-        self, regions: Sequence[str], withdrawn: Mapping[str, datetime] | None = None, issued: float | None = None
-    ) -> list[str]:
-        """Every account but the servers' own.
+    def account_jwts(self, regions: Sequence[str], void: Callable[[str], Void] = lambda _: {}) -> dict[str, str]:
+        """Every account but the servers' own, by name. The same arguments give the same text.
+
+        A server that gets an account anew lets go of what is under way in it, unless the text is the same. It keeps
+        what was issued last: so a leader that was frozen does not cover what its successor has withdrawn.
 
         Args:
-            withdrawn: keys that are not let in, with the time until which nothing that names them counts: credentials
-                may have been dated by a clock that was ahead.
-            issued: seconds since the epoch; a server keeps the one that was issued last.
+            void: keys of an account that are not let in, whatever date their credentials have.
         """
-        gone = {key: int(at.timestamp()) for key, at in (withdrawn or {}).items()}
-        found = accounts(self.subjects, regions)
-        return [self._account(name, about, gone, issued) for name, about in found.items()]
+        return {
+            name: self._account(name, about, void(name)) for name, about in accounts(self.subjects, regions).items()
+        }
 
-    def _account(self, name: str, about: Account, gone: Mapping[str, int], issued: float | None) -> str:
+    def _account(self, name: str, about: Account, void: Void) -> str:
         limits = {**_UNLIMITED, "wildcards": True, "conn": about.clients, "leaf": about.links}
-        revoked = {**gone, **({"*": self._kept.revoked_before} if name == CORE and self._kept.revoked_before else {})}
+        # Until the key's own end: credentials may have been dated by a clock that was ahead.
+        revoked = {key: int(ends.timestamp()) for key, (_, ends) in void.items()}
+        if name == CORE and self._kept.revoked_before:
+            revoked["*"] = self._kept.revoked_before
         claims: dict[str, object] = {
             "limits": {**limits, **(_STORAGE if about.jetstream else {})},
             "signing_keys": self._scopes(name),
             "exports": [each.claims() for each in about.exports],
             "imports": [each.claims(self.public(each.account)) for each in about.imports],
-            "default_permissions": _NOTHING,
         }
         if revoked:
             claims["revocations"] = revoked
         title = self.subjects.tenant if name == CORE else f"{self.subjects.tenant} {name}"
+        issued = max([self._issued, *(at.timestamp() for at, _ in void.values())])
         return nats_jwt.sign("account", self.public(name), title, claims, self._signing, issued=issued)
+
+    @property
+    def _issued(self) -> float:
+        """When accounts were issued of which nothing was withdrawn: after those of versions before 0.2."""
+        return float(self._kept.revoked_before + 1)
 
     def _scopes(self, account: str) -> list[dict[str, object]]:
         return [
@@ -185,17 +196,14 @@ class Authority:
         """The key that signs the users of a role."""
         return _derived(self._kept.secret, f"{account}/{role}", nats_jwt.ACCOUNT)
 
-    def trust(self, regions: Sequence[str], withdrawn: Mapping[str, datetime] | None = None) -> str:
+    def trust(self, regions: Sequence[str], void: Callable[[str], Void] = lambda _: {}) -> str:
         """What a nats-server has to know (https://docs.nats.io, "JWT resolver")."""
         limits = {**_UNLIMITED, "wildcards": True, "conn": -1, "leaf": -1}
-        claims = {"limits": limits, "signing_keys": self._scopes(SYSTEM), "default_permissions": _NOTHING}
+        claims: dict[str, object] = {"limits": limits, "signing_keys": self._scopes(SYSTEM)}
         if self._kept.revoked_before:
             claims["revocations"] = {"*": self._kept.revoked_before}
-        # A server keeps what was issued last: this is older than anything that a coordinator publishes, and newer than
-        # what a server may have kept of a version before 0.2.
-        issued = float(self._kept.revoked_before + 1)
-        system = nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=issued)
-        known = [system, *self.account_jwts(regions, withdrawn, issued)]
+        system = nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=self._issued)
+        known = [system, *self.account_jwts(regions, void).values()]
         lines = "".join(f"  {nats_jwt.read(jwt)['sub']}: {jwt}\n" for jwt in known)
         return (
             f"operator: {self._kept.operator_jwt}\n"

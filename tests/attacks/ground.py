@@ -146,10 +146,11 @@ Stored = dict[tuple[str, str], dict[str, tuple[int, bytes]]]
 
 
 class Attacker:
-    """Says what it wants to a server, in the server's own words, and hears nothing."""
+    """Says what it wants to a server, in the server's own words, and hears only how often it is `refused`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.refused = 0
 
     @classmethod
     async def at(cls, port: int, credentials: Credentials) -> Attacker:
@@ -171,6 +172,9 @@ class Attacker:
         else:
             self._writer.write(b"PUB %s %d\r\n%s\r\n" % (to, len(body), body))
 
+    def listen(self, subject: str) -> None:
+        self._writer.write(b"SUB %s 1\r\nUNSUB 1\r\n" % subject.encode())
+
     async def flush(self) -> bool:
         """Whether the server is still there, and has read everything."""
         try:
@@ -179,6 +183,7 @@ class Attacker:
             while (line := await self._reader.readline()) != b"PONG\r\n":
                 if not line:
                     return False
+                self.refused += line.startswith(b"-ERR")
         except OSError:
             return False
         return True

@@ -43,7 +43,7 @@ class Fuzzer:
         self._port, self._credentials = port, credentials
         self._role = Role(NODE, NODES, node, "eu", "eu")
         self._rng = random.Random(SEED)
-        events = (joined(node), joined("eu-1"), phase(node, "confirmed"), measured(node, "b"))
+        events = (joined(node), joined("eu-1"), phase(node, "confirmed"), measured(node))
         self._bodies = [to_json(Event.now("evil", each, id=f"evil-{n}")) for n, each in enumerate(events)]
         self.fired = 0
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,9 @@ from fedtide.fabric.ids import unguessable
 from fedtide.fabric.nats import permissions
 from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, accounts, covers, region_account
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.permissions import NODE, SYSTEM
+from fedtide.fabric.nats.permissions import AGGREGATOR, NODE, SYSTEM, Permissions
 from fedtide.fabric.nats.subjects import Subjects, up_stream
-from tests.attacks.ground import REGIONS, ROLES, SUBJECTS, Ground, Role, Stored, shots
+from tests.attacks.ground import REGIONS, ROLES, SUBJECTS, Attacker, Ground, Role, Stored, shots
 
 VICTIM = Role(NODE, NODES, "eu-2", "eu", "eu")
 
@@ -117,6 +119,56 @@ async def test_a_role_changes_nothing_but_what_is_its_own(ground: Ground, role: 
     await victim.works(2)
     evil.close()
     await victim.broker.close()
+
+
+async def test_rights_are_the_same_after_an_account_has_changed(ground: Ground) -> None:
+    """That others are withdrawn reaches servers as a new account: it gives nobody who is connected other rights."""
+    withdrawn = [replace(role, user="withdrawn") for role in ROLES if role.name in (NODE, AGGREGATOR)]
+    keys = [ground.credentials(role) for role in withdrawn]
+    leaving = [
+        await Attacker.at(ground.servers[role.server].port, key) for role, key in zip(withdrawn, keys, strict=True)
+    ]
+    victim = Victim(ground)
+    await victim.begin()
+    members = {role: await ground.attacker(role) for role in ROLES}
+    before = {role: await refusals(member, role) for role, member in members.items()}
+    assert all(any(refused) and not all(refused) for refused in before.values())
+
+    now = datetime.now(UTC)
+    void = {each.key.public: (now, now + timedelta(days=1)) for each in keys}
+    system = await ground.broker("hub", ground.authority.credentials(SYSTEM, SYSTEM, "c"))
+    for jwt in ground.authority.account_jwts(REGIONS, lambda _: void).values():
+        await system.tell("$SYS.REQ.CLAIMS.UPDATE", jwt.encode())
+    async with asyncio.timeout(30):
+        for each in leaving:
+            while await each.flush():  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+    assert {role: await refusals(member, role) for role, member in members.items()} == before
+    await victim.works(0)
+
+    for member in (*leaving, *members.values()):
+        member.close()
+    await system.close()
+    await victim.broker.close()
+
+
+async def refusals(member: Attacker, role: Role) -> list[bool]:
+    """Of everything that any role may publish or subscribe to, and of everything else: what this one is refused."""
+    rights = {(each.spelled(p), p in each.allowed().publish) for each in ROLES for p in all_of(each.allowed())}
+    found = []
+    for pattern, publishes in sorted({*rights, (">", False), (f"{SUBJECTS.root}.evt.>", True), ("x", True)}):
+        before = member.refused
+        if publishes:
+            member.fire(pattern.replace("*", "x").replace(">", "x"), b"", "x", {})
+        else:
+            member.listen(pattern)
+        assert await member.flush(), role.name
+        found.append(member.refused > before)
+    return found
+
+
+def all_of(allowed: Permissions) -> tuple[str, ...]:
+    return *allowed.publish, *allowed.subscribe
 
 
 def test_every_role_is_attacked_and_none_may_call_what_says_in_its_body_what_it_is_about() -> None:

@@ -11,6 +11,7 @@ from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import NodeOffline
 from fedtide.fabric.events.identity import JoinTokenCreated, NodeEnrolled, NodeRemoved, NodeRevoked, RegionIssued
 from fedtide.fabric.events.runs import RunCleanedUp, RunFailed
+from fedtide.fabric.nats.accounts import CORE, NODES, RUNS
 from tests.scenarios.build import START, Story, joined, requested
 
 MONTHS = timedelta(days=90)
@@ -77,12 +78,18 @@ def test_a_region_has_the_credentials_of_the_time_before_until_the_next_ones_or_
     assert set(story.world.identities.withdrawn) == {"E1"}
     story.tell(RegionIssued(region="eu", keys=["E4"], rotates=True))
     assert set(story.world.identities.withdrawn) == {"E1", "E2", "E3"}
+    story.tell(NodeRevoked(node="a"))
+    assert set(identities.void_in(story.world.identities, "region-eu")) == {"E1", "E2", "E3"}
+    assert set(identities.void_in(story.world.identities, NODES)) == {"E1", "E2", "E3", "A"}
 
 
 def test_the_key_of_a_run_is_void_when_nothing_of_it_is_left(story: Story) -> None:
     story.tell(joined("a"), requested(), RunFailed(run="run-1", attempt=1, reason="x"))
     story.tell(RunCleanedUp(run="run-1", key="R"))
-    assert set(story.world.identities.withdrawn) == {"R"}
+    found = story.world.identities
+    assert set(identities.void_in(found, RUNS)) == {"R"}
+    assert not identities.void_in(found, NODES), "what is void elsewhere does not disturb an account"
+    assert not identities.void_in(found, CORE)
 
 
 def test_who_is_believed_as_a_node_of_a_region(story: Story) -> None:
