@@ -197,9 +197,22 @@ def collector(subjects: Subjects) -> Permissions:
 def leaf(subjects: Subjects, region: str) -> Permissions:
     """A region's server, as the hub sees it: it publishes for its own region only, and receives only what goes there.
 
-    `$JSC.R` and `_R_` are answers between servers, `$JS.FC` the flow control of sources and mirrors.
+    `$JSC.R` and `_R_` are answers between servers, `$JS.FC` the flow control of sources and mirrors, `$LDS` how servers
+    find loops of links. It may also publish to what it receives: when an account that its own one imports from changes,
+    nats-server 2.15 takes away what a link has subscribed to and may not publish to. Nobody else listens there.
     """
     root, hub, consumer = subjects.root, f"$JS.{HUB_DOMAIN}.API", mirror_consumer(region)
+    received = (
+        down_delivery(region),
+        f"$JS.{region}.API.>",
+        f"$JS.FC.{region}.*.{UP}.>",
+        subjects.all_cached(region),
+        subjects.infer(region, "*", "*"),
+        subjects.samples(region, "*", "*"),
+        subjects.fold(region),
+        "$JSC.R.>",
+        "_R_.>",
+    )
     return Permissions(
         publish=(
             f"{up_delivery(region)}.>",
@@ -211,20 +224,10 @@ def leaf(subjects: Subjects, region: str) -> Permissions:
             *(f"$JS.FC.{where}{DOWN}.{consumer}.>" for where in ("", f"{HUB_DOMAIN}.*.")),
             f"{hub}.DIRECT.GET.{RELEASES}.{root}.rel.blob.>",
             *(f"{hub}.DIRECT.GET.{DOWN}.{root}.down.{kind}.>" for kind in ("blob", "round")),
-            "$JSC.R.>",
-            "_R_.>",
+            *received,
+            "$LDS.>",
         ),
-        subscribe=(
-            down_delivery(region),
-            f"$JS.{region}.API.>",
-            f"$JS.FC.{region}.*.{UP}.>",
-            subjects.all_cached(region),
-            subjects.infer(region, "*", "*"),
-            subjects.samples(region, "*", "*"),
-            subjects.fold(region),
-            "$JSC.R.>",
-            "_R_.>",
-        ),
+        subscribe=received,
     )
 
 

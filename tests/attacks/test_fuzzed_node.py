@@ -73,9 +73,10 @@ class Fuzzer:
 
 
 def _trained(there: Installation) -> bytes:
-    view = there.train(APPS / "mean", "--rounds", "3")
+    # The one that fuzzes is asked too, once it has said that it is there: it is not waited for.
+    view = there.train(APPS / "mean", "--rounds", "3", "--policy", "quorum=4", "--round-timeout", "4")
     assert view.state == "completed", view.reason
-    assert view.participants == ["eu-1", "eu-2", "us-1", "us-2"]
+    assert {"eu-1", "eu-2", "us-1", "us-2"} <= set(view.participants)
     return (there.out(view.run) / "final.npz").read_bytes()
 
 

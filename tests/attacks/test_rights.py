@@ -8,6 +8,8 @@ publish to.
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from fedtide.fabric.ids import unguessable
+from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats import permissions
 from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, accounts, covers, region_account
 from fedtide.fabric.nats.jetstream import Received
@@ -148,6 +151,24 @@ async def test_rights_are_the_same_after_an_account_has_changed(ground: Ground) 
 
     for member in (*leaving, *members.values()):
         member.close()
+    await system.close()
+    await victim.broker.close()
+
+
+async def test_a_region_stays_linked_when_the_account_of_the_cloud_changes(ground: Ground) -> None:
+    """Its own imports from there: nats-server then goes through what the link has subscribed to."""
+    victim = Victim(ground)
+    await victim.begin()
+    claims = nats_jwt.read(ground.authority.account_jwts(REGIONS)[CORE])
+    about = {key: value for key, value in claims["nats"].items() if key not in ("type", "version")}
+    about["signing_keys"].append(nats_jwt.Key.new(nats_jwt.ACCOUNT).public)
+    changed = nats_jwt.sign(
+        "account", claims["sub"], claims["name"], about, ground.authority._signing, issued=time.time()
+    )
+    system = await ground.broker("hub", ground.authority.credentials(SYSTEM, SYSTEM, "c"))
+    answer = json.loads(await system.ask("$SYS.REQ.CLAIMS.UPDATE", changed.encode()))
+    assert answer["data"]["code"] == 200
+    await victim.works(0)
     await system.close()
     await victim.broker.close()
 
