@@ -17,7 +17,10 @@ CLOSED_WITHIN_S = 1.0
 
 
 class _Transport(TcpTransport):
-    """Whose end is not waited for for ever: a failed TLS handshake leaves a writer that nobody tells of it."""
+    """Whose end is not waited for for ever: a failed TLS handshake leaves a writer that nobody tells of it.
+
+    nats-py's transport has no types.
+    """
 
     def __bool__(self) -> bool:
         return True  # else the client would take one of its own
