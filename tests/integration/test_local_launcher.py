@@ -37,6 +37,18 @@ async def test_a_fork_that_fails_ends_with_its_code_and_leaves_its_note_and_its_
     await server.close()
 
 
+def launcher_in(folder: Path, *, warm_aggregator: bool = True) -> tuple[LocalLauncher, asyncio.Queue[tuple[int, int]]]:
+    """And which attempts have ended, with what code."""
+    ended: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+    async def exited(run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
+        await ended.put((attempt, code))
+
+    fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": folder, "http_port": 0}
+    config = CoordinatorConfig.model_validate({**fields, "warm_aggregator": warm_aggregator})
+    return LocalLauncher(folder / "runs", config, lambda _: None, exited), ended
+
+
 async def test_who_asked_and_is_gone_gets_no_aggregator(tmp_path: Path) -> None:
     server = ForkServer(tmp_path)
     process = await server.start()
@@ -49,13 +61,7 @@ async def test_who_asked_and_is_gone_gets_no_aggregator(tmp_path: Path) -> None:
 async def test_a_fork_whose_answer_was_lost_is_the_aggregator_and_no_second_one_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
-
-    async def exited(run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
-        await ended.put((attempt, code))
-
-    fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": tmp_path, "http_port": 0}
-    launcher = LocalLauncher(tmp_path / "runs", CoordinatorConfig.model_validate(fields), lambda _: None, exited)
+    launcher, ended = launcher_in(tmp_path)
     server = ForkServer(tmp_path)
     forked: list[int] = []
 
@@ -79,14 +85,7 @@ async def test_a_fork_whose_answer_was_lost_is_the_aggregator_and_no_second_one_
 async def test_a_launch_that_finds_no_files_is_tried_again_as_the_same_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
-
-    async def exited(run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
-        await ended.put((attempt, code))
-
-    fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": tmp_path, "http_port": 0}
-    config = CoordinatorConfig.model_validate({**fields, "warm_aggregator": False})
-    launcher = LocalLauncher(tmp_path / "runs", config, lambda _: None, exited)
+    launcher, ended = launcher_in(tmp_path, warm_aggregator=False)
     in_the_child = subprocess.SubprocessError("No space left on device: exception occurred in preexec_fn")
     failures = [OSError(errno.EMFILE, "Too many open files"), in_the_child]
 
