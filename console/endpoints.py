@@ -73,6 +73,14 @@ def status() -> Call[v.StatusView]:
     return _get(v.StatusView, "status")
 
 
+def storage() -> Call[v.StorageView]:
+    return _get(v.StorageView, "storage")
+
+
+def sweep(*, dry_run: bool) -> Call[v.GarbageViews]:
+    return _post(v.GarbageViews, None, "storage", "sweep", query={"dry_run": "true" if dry_run else None})
+
+
 def put_bundle(data: bytes) -> Call[BlobRef]:
     return Call("PUT", path("bundles"), TypeAdapter(BlobRef), data)
 

@@ -26,11 +26,12 @@ from fedtide.coordinator.api.models import ModelApi
 from fedtide.coordinator.api.parked import ParkedApi
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
+from fedtide.coordinator.api.storage import StorageApi
 from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.coordinator.command_handlers import AggregatorExits, CommandHandlers
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.executor import Executor
-from fedtide.coordinator.launch.local import CredentialsOf, Exited, Launcher, LocalLauncher
+from fedtide.coordinator.launch.local import RUN_FOLDERS, CredentialsOf, Exited, Launcher, LocalLauncher
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.leader_lease import Leadership
@@ -39,6 +40,7 @@ from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.runs import runs
+from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import CoordinatorElected
 from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM_CREDENTIALS, Authority
 from fedtide.fabric.nats.broker import Broker
@@ -124,8 +126,15 @@ async def _work(
     streams = RunStreams(broker, subjects, config.regions)
     handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams)
     executor = Executor(handlers.handle, group)
+    housekeeping = Housekeeping(broker, subjects, engine, config.regions, config.data_dir, members_only=members_only)
     reports = Reports(
-        broker, subjects, engine, ParkedReports(broker, subjects), config.regions, members_only=members_only
+        broker,
+        subjects,
+        engine,
+        ParkedReports(broker, subjects),
+        config.regions,
+        members_only=members_only,
+        room=housekeeping.until_log_has_room,
     )
     try:
         # The first append fences off the previous leader; only then may this process act.
@@ -153,10 +162,12 @@ async def _work(
 
         broker.when_reconnected(look_at_all)
         group.create_task(schedules.keep(engine), name="schedules")
+        group.create_task(housekeeping.run(), name="housekeeping")
+        storage = StorageApi(housekeeping)
         events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()
         routes = [
-            ModelApi(broker, subjects, engine).routes(),
+            ModelApi(broker, subjects, engine, housekeeping).routes(),
             FleetApi(engine, presence, NodeQuestions(broker, subjects)).routes(),
             RunApi(engine, presence, starter).routes(),
             RolloutApi(broker, subjects, engine, starter).routes(),
@@ -164,9 +175,10 @@ async def _work(
             events.routes(),
             ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, enroller).routes(),
-            metrics.routes(engine, executor, reports.parked),
+            storage.routes(),
+            metrics.routes(engine, executor, reports.parked, housekeeping),
         ]
-        await door.serve(application(routes, checks=access_middleware(config)))
+        await door.serve(application(routes, checks=[*access_middleware(config), storage.refuse_new_things]))
         await asyncio.Event().wait()
     finally:
         await launcher.close()
@@ -189,4 +201,4 @@ def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exit
         return KubernetesLauncher(
             api_client(), config, config.kubernetes, credentials, exited, model_bytes=model_bytes, wanted=wanted
         )
-    return LocalLauncher(config.data_dir / "runs", config, credentials, exited)
+    return LocalLauncher(config.data_dir / RUN_FOLDERS, config, credentials, exited)

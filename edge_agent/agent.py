@@ -38,7 +38,7 @@ from fedtide.fabric.messages.tasks import Order
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import DOWN, OrderFor, Subjects, parse_as
+from fedtide.fabric.nats.subjects import OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 from fedtide.fabric.process.retry import until_done
 
@@ -209,7 +209,7 @@ class Agent:
         address = parse_as(OrderFor, subject)
         if (address.region, address.node) != (self._config.region, self._config.node):
             raise MalformedMessage(f"{subject!r} is no order for this node")
-        stored = await self._broker.last(DOWN, subject, domain=self._broker.streams_of(self._config.region))
+        stored = await self._broker.last(address.stream, subject, domain=self._broker.streams_of(self._config.region))
         if stored is None:
             return  # it comes live, once the region has it
         if address.kind == "desired":

@@ -29,6 +29,10 @@ class BrokerUnavailable(TransientError):
     """No answer from the NATS server (or from the JetStream domain that was asked)."""
 
 
+class StoreFull(BrokerUnavailable):
+    """A stream, or the store of its server, has no room for this."""
+
+
 class CredentialsRefused(FedtideError):
     """The broker does not let this process in: what it shows is revoked, expired or foreign."""
 

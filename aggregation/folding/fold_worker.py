@@ -38,7 +38,6 @@ from fedtide.fabric.tensors.frame import TensorSpec, encode
 
 log = logging.getLogger(__name__)
 
-RESULT_TTL_S = 24 * 3600.0
 IDLE_S = 900.0
 """How long a sum is kept without requests; a later request rebuilds it."""
 
@@ -157,7 +156,7 @@ class FoldWorker:
             total.partial().tensors if request.finish == "sum" else list(total.mean_blocks() if total.weight else ())
         )
         prefix = lambda digest: self._subjects.update_blob(self._region, FOLD_WORKER, plan.run, digest)  # noqa: E731
-        blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=RESULT_TTL_S, stored=set())
+        blob = await put_blob(self._broker, prefix, UP, encode(blocks), ttl_s=None, stored=set())
         if request.finish == "mean":
             self._forget(sum_, plan.run)
         log.info("fold.forwarded", extra={"sum": plan.key, "updates": terms, "bytes": blob.size_bytes})

@@ -22,12 +22,8 @@ from fedtide.fabric.tensors.frame import Buffer, frame_size
 
 log = logging.getLogger(__name__)
 
-ROUND_BLOB_TTL_S = 30 * 24 * 3600.0
-"""As long as checkpoints: a run that is paused needs its model. A run that ends deletes what it has stored."""
-
-
 PURGE_WITHIN_S = 5.0
-"""So long a round waits for it: while no coordinator leads, what is left expires by itself."""
+"""So long a round waits for it: while no coordinator leads, what is left is swept later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +65,14 @@ class Storage:
         *,
         prefix: Prefix,
         stream: str = DOWN,
-        ttl_s: float = ROUND_BLOB_TTL_S,
     ) -> BlobRef:
-        """Store a blob that expires after `ttl_s` seconds; nothing is sent if it is there."""
+        """Store a blob; nothing is sent if it is there."""
         pieces = list(parts)
         ref = await asyncio.to_thread(lambda: manifest_of(list(chunked(pieces))).ref)
         if await self._broker.last(stream, f"{prefix(ref.digest)}.{MANIFEST_CHUNK}") is not None:
             return ref
         # What of it is there this process has no right to list: it is sent again as a whole.
-        return await put_blob(self._broker, prefix, stream, pieces, ttl_s=ttl_s, stored=set())
+        return await put_blob(self._broker, prefix, stream, pieces, ttl_s=None, stored=set())
 
     async def fetch(self, ref: BlobRef, *, stream: str = DOWN, prefix: Prefix | None = None) -> bytearray:
         return await read_blob(Source(self._broker, stream), prefix or self._subjects.blob, ref)

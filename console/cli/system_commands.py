@@ -44,6 +44,10 @@ def up(
     coordinators: Annotated[int, typer.Option(min=1, help="More than one: the others stand by")] = 1,
     regional_aggregators: Annotated[bool, typer.Option(help="A process in each region that sums its updates")] = False,
     agent_set: Annotated[list[str] | None, typer.Option(help="A field of every agent, key=value; repeat")] = None,
+    room: Annotated[str, typer.Option(help="What each server may store, e.g. 500MB")] = "64GB",
+    at_rest_key: Annotated[
+        Path | None, typer.Option(help="Encrypt what servers store with the key in this file")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
@@ -58,7 +62,8 @@ def up(
     command = [sys.executable, "-m", "fedtide.console.embedded", "--regions", regions]
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
-    command += ["--agent", json.dumps(fields)]
+    command += ["--agent", json.dumps(fields), "--room", room]
+    command += ["--at-rest-key", str(at_rest_key.absolute())] if at_rest_key is not None else []
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:
         since = file.tell()

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from fedtide.console.embedded.plan import Layout, lay_out
 from fedtide.console.embedded.supervisor import Supervisor, locked
@@ -44,6 +45,8 @@ def main() -> int:
     parser.add_argument("--coordinators", type=int, default=1)
     parser.add_argument("--regional-aggregators", action="store_true")
     parser.add_argument("--agent", type=json.loads, default={})
+    parser.add_argument("--room", required=True)
+    parser.add_argument("--at-rest-key", type=Path, default=None)
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
@@ -51,7 +54,17 @@ def main() -> int:
         with locked(home):
             regions, nodes = arguments.regions.split(","), arguments.nodes_per_region
             port, coordinators, regional = arguments.port, arguments.coordinators, arguments.regional_aggregators
-            layout = lay_out(home, regions, nodes, port, coordinators, regional=regional, agent=arguments.agent)
+            layout = lay_out(
+                home,
+                regions,
+                nodes,
+                port,
+                coordinators,
+                regional=regional,
+                agent=arguments.agent,
+                room=arguments.room,
+                at_rest_key=arguments.at_rest_key,
+            )
             if arguments.agent:
                 _check_agent(layout)
             asyncio.run(_until_signalled(Supervisor(home, layout)))

@@ -9,6 +9,7 @@ from fedtide.fabric.nats.authority import TRUST
 from fedtide.fabric.nats.streams import HUB_DOMAIN
 
 MAX_PAYLOAD = "8MB"
+AT_REST_KEY = "FEDTIDE_AT_REST_KEY"
 FEATURES = "feature_flags { js_ack_fc_v2: true, js_api_reply_v2: true }"
 """Domain and account in the subjects of acknowledgements and answers, so that each can be let through by itself."""
 
@@ -21,7 +22,32 @@ class Trust:
     system_account: str = ""
 
 
-def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None, monitor: int | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What every server of an installation may store (`room`, as nats-server writes sizes), and whether encrypted.
+
+    The key is in the server's environment as `AT_REST_KEY`: what is on the disk does not open what is on the disk.
+    """
+
+    room: str = "64GB"
+    encrypted: bool = False
+
+    def options(self) -> str:
+        secret = f", cipher: chachapoly, key: ${AT_REST_KEY}" if self.encrypted else ""
+        return f"max_mem: 256MB, max_file: {self.room}{secret}"
+
+
+DEFAULT_STORE = Store()
+
+
+def hub(
+    port: int,
+    leaf_port: int,
+    store: Path,
+    trust: Trust | None = None,
+    monitor: int | None = None,
+    kept: Store = DEFAULT_STORE,
+) -> str:
     """A hub that listens on loopback for clients and leaves; without `trust` no credentials are needed.
 
     Args:
@@ -31,20 +57,26 @@ def hub(port: int, leaf_port: int, store: Path, trust: Trust | None = None, moni
 {_believes(trust, store)}listen: 127.0.0.1:{port}
 {_monitor(monitor)}max_payload: {MAX_PAYLOAD}
 {FEATURES}
-jetstream {{ store_dir: "{store}", domain: {HUB_DOMAIN}, max_mem: 256MB, max_file: 64GB }}
+jetstream {{ store_dir: "{store}", domain: {HUB_DOMAIN}, {kept.options()} }}
 leafnodes {{ listen: 127.0.0.1:{leaf_port}, no_advertise: true }}
 """
 
 
 def leaf(
-    region: str, port: int, hub_leaf_port: int, store: Path, trust: Trust | None = None, monitor: int | None = None
+    region: str,
+    port: int,
+    hub_leaf_port: int,
+    store: Path,
+    trust: Trust | None = None,
+    monitor: int | None = None,
+    kept: Store = DEFAULT_STORE,
 ) -> str:
     """A region's leaf with its own JetStream domain; its credentials stand beside `store`."""
     return f"""server_name: leaf-{region}
 {_believes(trust, store)}listen: 127.0.0.1:{port}
 {_monitor(monitor)}max_payload: {MAX_PAYLOAD}
 {FEATURES}
-jetstream {{ store_dir: "{store}", domain: {region}, max_mem: 256MB, max_file: 64GB }}
+jetstream {{ store_dir: "{store}", domain: {region}, {kept.options()} }}
 leafnodes {{ reconnect: 1s, remotes: [ {_remotes(hub_leaf_port, store, trust)} ] }}
 """
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
 
 MAX_NODES = 200
 MAX_COORDINATORS = 3
+SHORTEST_KEY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Child:
     port: int | None = None
     """Accepts connections once the child is ready; None: readiness shows elsewhere."""
     broker: Broker | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Over that of the supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +68,15 @@ def lay_out(
     *,
     regional: bool = False,
     agent: Mapping[str, Any] | None = None,
+    room: str = nats_config.DEFAULT_STORE.room,
+    at_rest_key: Path | None = None,
 ) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
 
     Args:
         agent: fields that go over the configuration of every agent.
+        room: what each server may store.
+        at_rest_key: a file; with it, what servers store is encrypted.
 
     Raises:
         ConfigError: impossible numbers or names, or a port in use.
@@ -76,7 +85,8 @@ def lay_out(
     _check(regions, nodes_per_region)
     if not 1 <= coordinators <= MAX_COORDINATORS:
         raise ConfigError("--coordinators", f"must be 1 to {MAX_COORDINATORS}")
-    server = nats_server()
+    server, kept = nats_server(), nats_config.Store(_room(room), encrypted=at_rest_key is not None)
+    secret = {nats_config.AT_REST_KEY: _key(at_rest_key)} if at_rest_key is not None else {}
     # The API keeps its port when the coordinator comes back: clients know it from `up.json`.
     hub_port, leaf_port, hub_monitor, *ports = free_ports(3 + coordinators + 2 * len(regions))
     api_ports, ports = ports[:coordinators], ports[coordinators:]
@@ -86,14 +96,15 @@ def lay_out(
     for folder in (config_dir, home.logs, home.root / "coordinator"):
         folder.mkdir(parents=True, exist_ok=True)
     authority = _identities(home, config_dir, regions)
-    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), nats_config.Trust(), hub_monitor)
-    children = [_nats(server, config_dir, "hub", text, hub_port, Broker(_local(hub_monitor), home.store("hub")))]
+    text = nats_config.hub(hub_port, leaf_port, home.store("hub"), nats_config.Trust(), hub_monitor, kept)
+    broker = Broker(_local(hub_monitor), home.store("hub"))
+    children = [_nats(server, config_dir, "hub", text, hub_port, broker, secret)]
     for region, port, monitor in zip(regions, ports, monitors, strict=True):
         linked = authority.leaf_accounts(region)
         trust = nats_config.Trust(linked["region"], linked["system"])
-        text = nats_config.leaf(region, port, leaf_port, home.store(region), trust, monitor)
+        text = nats_config.leaf(region, port, leaf_port, home.store(region), trust, monitor, kept)
         broker = Broker(_local(monitor), home.store(region))
-        children.append(_nats(server, config_dir, f"leaf-{region}", text, port, broker))
+        children.append(_nats(server, config_dir, f"leaf-{region}", text, port, broker, secret))
     hub_url = f"nats://127.0.0.1:{hub_port}"
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
@@ -169,10 +180,31 @@ def _local(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def _nats(server: str, config_dir: Path, name: str, text: str, port: int, broker: Broker) -> Child:
+def _room(text: str) -> str:
+    if re.fullmatch(r"[1-9][0-9]{0,5}[MGT]B", text) is None:
+        raise ConfigError("--room", f"{text!r} is no size", "For example 500MB or 64GB")
+    return text
+
+
+def _key(file: Path) -> str:
+    """A server takes any text; one that begins with a letter is never read as a number."""
+    try:
+        found = file.read_bytes().strip()
+        if file.stat().st_mode & 0o077:
+            raise ConfigError("--at-rest-key", f"others can read {file}", f"chmod 600 {file}")
+    except OSError as exc:
+        raise ConfigError("--at-rest-key", f"{file} cannot be read: {exc.strerror}") from exc
+    if len(found) < SHORTEST_KEY:
+        raise ConfigError("--at-rest-key", f"{file} holds less than {SHORTEST_KEY} bytes", "openssl rand -hex 32")
+    return f"k{hashlib.sha256(found).hexdigest()}"
+
+
+def _nats(
+    server: str, config_dir: Path, name: str, text: str, port: int, broker: Broker, environment: Mapping[str, str]
+) -> Child:
     file = config_dir / f"{name}.conf"
     file.write_text(text)
-    return Child(name, (server, "-c", str(file)), port, broker)
+    return Child(name, (server, "-c", str(file)), port, broker, environment)
 
 
 def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions: list[str], api_port: int) -> Child:

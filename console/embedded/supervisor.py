@@ -136,7 +136,7 @@ class Supervisor:
                 process.terminate()
 
     async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
-        environment = {**os.environ, "FEDTIDE_LIFELINE_PID": str(os.getpid())}
+        environment = {**os.environ, **child.environment, "FEDTIDE_LIFELINE_PID": str(os.getpid())}
         with self._logfile(child).open("ab") as logfile:
             process = await asyncio.create_subprocess_exec(
                 *child.argv,

@@ -7,6 +7,7 @@ may fall back to. The bytes that crossed the link are counted.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 
 from fedtide.coordinator.commands import CacheRelease, SetDesired
@@ -19,7 +20,7 @@ from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.rate_limit import Pace
-from fedtide.fabric.nats.subjects import CACHE, DOWN, RELEASES, Subjects
+from fedtide.fabric.nats.subjects import CACHE, ORDERS, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob, stream_blob
 from fedtide.fabric.plans.release import ReleaseManifest, decode_release
 from fedtide.fabric.plans.rollout_plan import Desired
@@ -114,7 +115,7 @@ class Distribution:
         )
         subject = self._subjects.desired(node.region, node.name, command.model)
         await replace_stored(
-            self._broker, DOWN, subject, to_json(desired), lambda stored: _replaces(desired, stored, subject)
+            self._broker, ORDERS, subject, to_json(desired), lambda stored: _replaces(desired, stored, subject)
         )
 
     async def _blobs(self, release: BlobRef) -> list[BlobRef]:
@@ -140,15 +141,23 @@ class Distribution:
         await self._broker.publish(f"{there}.{MANIFEST_CHUNK}", manifest.encode())
 
     async def _sweep(self, region: str, world: World) -> None:
-        """Delete what no node of the region serves, may go back to, or is about to be offered."""
+        for pattern, chunks in await self.uncalled_for(region, world):
+            await self._broker.purge(CACHE, pattern, domain=region)
+            log.info("cache.swept", extra={"region": region, "blob": pattern, "chunks": chunks})
+
+    async def uncalled_for(self, region: str, world: World) -> list[tuple[str, int]]:
+        """Blobs that no node of the region serves, may go back to, or is about to be offered: pattern and chunks."""
         kept = kept_blobs(region, world)
         if kept is None:
-            return
+            return []
         prefix = self._subjects.cache_blob(region, "")
         stored = await self._broker.subjects_of(CACHE, f"{prefix}>", domain=region)
-        for digest in sorted({subject.removeprefix(prefix).partition(".")[0] for subject in stored} - kept):
-            purged = await self._broker.purge(CACHE, f"{self._subjects.cache_blob(region, digest)}.>", domain=region)
-            log.info("cache.swept", extra={"region": region, "blob": digest[:12], "chunks": purged})
+        chunks = Counter(subject.removeprefix(prefix).partition(".")[0] for subject in stored)
+        return [
+            (f"{self._subjects.cache_blob(region, digest)}.>", count)
+            for digest, count in sorted(chunks.items())
+            if digest not in kept
+        ]
 
 
 def _replaces(desired: Desired, stored: bytes, subject: str) -> bool:

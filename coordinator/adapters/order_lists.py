@@ -12,7 +12,7 @@ from fedtide.fabric.encoding import to_json
 from fedtide.fabric.messages.orders import OrderList
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import DOWN, OrdersAsked, Subjects, parse_as
+from fedtide.fabric.nats.subjects import DOWN, ORDERS, OrdersAsked, Subjects, parse_as
 
 
 class OrderLists:
@@ -30,5 +30,9 @@ class OrderLists:
 
     async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
         asker = parse_as(OrdersAsked, message.subject)
-        found = await self._broker.subjects_of(DOWN, self._subjects.down_node(asker.region, asker.node))
-        return to_json(OrderList(subjects=sorted(found), now=time.time())), {}
+        pattern = self._subjects.down_node(asker.region, asker.node)
+        # Orders first: an agent that was away rolls back before it trains.
+        found = [
+            subject for stream in (ORDERS, DOWN) for subject in sorted(await self._broker.subjects_of(stream, pattern))
+        ]
+        return to_json(OrderList(subjects=found, now=time.time())), {}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.errors import FedtideError, StoreFull
 from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.streams import (
+    LARGEST_ROOM,
+    MIRRORED,
+    SMALLEST_ROOM,
     Config,
     hub_streams,
     leaf_streams,
@@ -16,12 +21,14 @@ from fedtide.fabric.nats.streams import (
     mirror_consumer_config,
     region_stream,
 )
-from fedtide.fabric.nats.subjects import DOWN, Subjects
+from fedtide.fabric.nats.subjects import DOWN, ORDERS, Subjects
 from fedtide.fabric.process.retry import Backoff, until_done
 
 log = logging.getLogger(__name__)
 
 REFUSED_AGAIN_S = 60.0
+SHRINK = 0.8
+"""By how much less room is tried when a server has not enough."""
 
 
 class Topology:
@@ -30,6 +37,9 @@ class Topology:
     If a mirror or source is made before its link is up, nats-server tries again only after half a
     minute. So a region's streams are made through the hub, which shows that the link is up,
     and only then does the hub collect from the region.
+
+    How much room a server's store has, it says to nobody but by refusing streams that would have more than that: the
+    largest room that it takes is found by trying.
     """
 
     def __init__(self, broker: Broker, subjects: Subjects, regions: Sequence[str], replicas: int = 1) -> None:
@@ -37,20 +47,60 @@ class Topology:
         self._regions = regions
         self._broker = broker
         self._subjects = subjects
+        self._rooms: dict[str | None, int] = {}
 
-    def _of_hub(self) -> list[Config]:
-        of_regions = [region_stream(self._subjects, r, sourced=False, replicas=self._replicas) for r in self._regions]
-        return [*hub_streams(self._subjects, self._replicas), *of_regions]
+    def _of_hub(self, room: int) -> list[Config]:
+        count = len(self._regions)
+        return [
+            *hub_streams(self._subjects, self._replicas, room=room, regions=count),
+            *(self._region_stream(region, room, sourced=True) for region in self._regions),
+        ]
+
+    def _region_stream(self, region: str, room: int, *, sourced: bool) -> Config:
+        return region_stream(
+            self._subjects, region, sourced=sourced, replicas=self._replicas, room=room, regions=len(self._regions)
+        )
 
     async def create_missing(self) -> None:
-        """Create the hub's streams if they are missing; a standby may do no more than that."""
-        for config in self._of_hub():
-            await self._broker.ensure_stream(config, update=False)
+        """Create the hub's streams if they are missing, small; a standby may do no more than that."""
+        for config in self._of_hub(SMALLEST_ROOM):
+            try:
+                await self._broker.ensure_stream(config, update=False)
+            except FedtideError as exc:
+                # Another layout, or no room beside the old limits: whoever leads changes these first.
+                log.info("topology.left_to_leader", extra={"stream": config["name"], "reason": str(exc)})
 
     async def ensure_hub(self) -> None:
         """Create or update the hub's streams; what is collected from regions goes on."""
-        for config in hub_streams(self._subjects, self._replicas):
-            await _until_ensured(self._broker, config, None)
+        await self._fit(None, self._of_hub)
+        for subject in sorted(await self._broker.subjects_of(DOWN, self._subjects.all_desired)):
+            found = await self._broker.last(DOWN, subject)  # of a version that had one stream for both
+            if found is not None:
+                await replace_stored(self._broker, ORDERS, subject, found.data, lambda _: False)
+            await self._broker.purge(DOWN, subject)
+
+    async def _fit(self, domain: str | None, configs: Callable[[int], list[Config]]) -> None:
+        """Bring streams to the largest limits that the server's store takes.
+
+        Raises:
+            StoreFull: it does not even take the smallest.
+        """
+        room = self._rooms.get(domain, LARGEST_ROOM)
+        while not await self._fits(domain, configs(room)):
+            room = int(room * SHRINK)
+            if room < SMALLEST_ROOM:
+                log.error("topology.store_too_small", extra={"domain": domain or "hub", "bytes": room})
+                for config in configs(SMALLEST_ROOM):  # what is there stays as it is
+                    await self._broker.ensure_stream(config, domain=domain, update=False)
+                return
+        self._rooms[domain] = room
+        log.info("topology.room", extra={"domain": domain or "hub", "bytes": room})
+
+    async def _fits(self, domain: str | None, configs: list[Config]) -> bool:
+        for config in configs:
+            if not await self._until_ensured(config, domain):
+                return False
+        return True
 
     async def keep_region(self, region: str, look_again: asyncio.Event) -> None:
         """As `ensure_region`, now and whenever `look_again` is set, for ever.
@@ -75,33 +125,35 @@ class Topology:
         A source that the hub has already is removed and added again: a hub that was away would wait for
         its next try otherwise. The messages from a source carry its position: none is lost or doubled.
         """
-        for config in leaf_streams(self._subjects, region):
-            if "mirror" in config:
-                await until_done(log, "topology.waits", lambda: self._prepare_mirror(region), domain=region)
-            await _until_ensured(self._broker, config, region)
+        for stream in MIRRORED:
+            await until_done(log, "topology.waits", partial(self._prepare_mirror, region, stream), domain=region)
+        await self._fit(region, partial(leaf_streams, self._subjects, region))
         for sourced in (False, True):
-            config = region_stream(self._subjects, region, sourced=sourced, replicas=self._replicas)
-            await _until_ensured(self._broker, config, None)
+            config = self._region_stream(region, self._rooms.get(None, SMALLEST_ROOM), sourced=sourced)
+            if not await self._until_ensured(config, None):
+                raise StoreFull(f"the hub has no room for what comes up from {region}", "Enlarge its store")
         log.info("region.ready", extra={"region": region})
 
-    async def _prepare_mirror(self, region: str) -> None:
-        """Make the consumer that the region's mirror reads; a mirror that is new reads from the beginning."""
-        wanted = mirror_consumer_config(self._subjects, region)
-        if not await self._broker.has_stream(DOWN, domain=region):
-            await self._broker.delete_consumer(DOWN, mirror_consumer(region))
-        await self._broker.ensure_consumer(DOWN, wanted)
+    async def _prepare_mirror(self, region: str, stream: str) -> None:
+        """Make the consumer that a region's mirror reads; a mirror that is new reads from the beginning."""
+        wanted = mirror_consumer_config(self._subjects, region, stream)
+        if not await self._broker.has_stream(stream, domain=region):
+            await self._broker.delete_consumer(stream, mirror_consumer(region))
+        await self._broker.ensure_consumer(stream, wanted)
 
+    async def _until_ensured(self, config: Config, domain: str | None) -> bool:
+        """Whether there was room for a stream as `config` says."""
+        stream = config["name"]
 
-async def _until_ensured(broker: Broker, config: Config, domain: str | None) -> None:
-    stream = config["name"]
-    try:
-        await until_done(
-            log,
-            "topology.waits",
-            lambda: broker.ensure_stream(config, domain=domain),
-            stream=stream,
-            domain=domain,
-        )
-    except FedtideError as exc:
-        log.error("topology.refused", extra={"stream": stream, "domain": domain, "reason": str(exc)})
-        raise
+        async def ensure() -> bool:
+            try:
+                await self._broker.ensure_stream(config, domain=domain)
+            except StoreFull:
+                return False
+            return True
+
+        try:
+            return await until_done(log, "topology.waits", ensure, stream=stream, domain=domain)
+        except FedtideError as exc:
+            log.error("topology.refused", extra={"stream": stream, "domain": domain, "reason": str(exc)})
+            raise

@@ -18,6 +18,7 @@ from fedtide.fabric.errors import (
     FedtideError,
     InvalidTransition,
     NotFound,
+    StoreFull,
     TooLarge,
     TransientError,
 )
@@ -34,7 +35,7 @@ V = TypeVar("V", bound=BaseModel)
 
 BY = "Fedtide-By"
 """Header: who or what asks, for the log."""
-_STATUS: dict[type[FedtideError], int] = {NotFound: 404, ConfigError: 400, TooLarge: 413, Conflict: 409}
+_STATUS: dict[type[FedtideError], int] = {NotFound: 404, ConfigError: 400, TooLarge: 413, Conflict: 409, StoreFull: 507}
 _INTERNAL = 500
 
 
@@ -142,6 +143,7 @@ _TITLES = {
     413: "Too large",
     500: "Internal error of the coordinator",
     503: "Not available now",
+    507: "No room for this",
 }
 
 

@@ -14,15 +14,17 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
+from fedtide.coordinator.storage.housekeeping import Housekeeping
 
 
 class WorldMetrics:
     """A Prometheus collector: it reads the world at every scrape and keeps nothing."""
 
-    def __init__(self, engine: Engine, executor: Executor, parked: ParkedReports) -> None:
+    def __init__(self, engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping) -> None:
         self._engine = engine
         self._executor = executor
         self._parked = parked
+        self._housekeeping = housekeeping
 
     def collect(self) -> Iterator[Metric]:
         world = self._engine.world
@@ -49,11 +51,17 @@ class WorldMetrics:
         yield GaugeMetricFamily("fedtide_events_left_out", about, value=len(self._engine.left_out))
         about = "Commands that could not be carried out, and wait for a person (fedtide events parked)"
         yield GaugeMetricFamily("fedtide_commands_parked", about, value=len(self._executor.parked))
+        stored = GaugeMetricFamily("fedtide_stream_bytes", "Bytes that a stream holds", labels=["region", "stream"])
+        limits = GaugeMetricFamily("fedtide_stream_limit_bytes", "Bytes that fit into it", labels=["region", "stream"])
+        for place, level in self._housekeeping.levels.items():
+            stored.add_metric([place.region, place.stream], level.bytes)
+            limits.add_metric([place.region, place.stream], level.max_bytes)
+        yield from (stored, limits)
 
 
-def routes(engine: Engine, executor: Executor, parked: ParkedReports) -> list[web.RouteDef]:
+def routes(engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping) -> list[web.RouteDef]:
     registry = CollectorRegistry()
-    registry.register(WorldMetrics(engine, executor, parked))
+    registry.register(WorldMetrics(engine, executor, parked, housekeeping))
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})

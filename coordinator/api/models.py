@@ -9,6 +9,7 @@ from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, quer
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.models import views
 from fedtide.coordinator.runs import runs
+from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.errors import NotFound
 from fedtide.fabric.messages.views import ModelView, NodeCounts, RunCounts, StatusView
 from fedtide.fabric.nats.broker import Broker
@@ -19,10 +20,11 @@ from fedtide.fabric.nats.transfer import put_blob
 class ModelApi:
     """Handlers over the engine's registry."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, housekeeping: Housekeeping) -> None:
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
+        self._housekeeping = housekeeping
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -48,12 +50,15 @@ class ModelApi:
                 models=len(world.models),
                 rollouts=len(world.rollouts),
                 waits_for=engine.waits_for,
+                warnings=self._housekeeping.warnings(),
             )
         )
 
     async def _put_bundle(self, request: web.Request) -> web.Response:
         parts: list[bytes | memoryview] = [await request.read()]
-        return answer(await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None))
+        ref = await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None)
+        self._housekeeping.uploaded(ref.digest)
+        return answer(ref)
 
     def _view(self, name: str) -> ModelView:
         return views.model(self._engine.world.model(name))

@@ -40,6 +40,8 @@ CredentialsOf = Callable[[str], Credentials | None]
 
 
 END_WITHIN_S = 10.0
+RUN_FOLDERS = "runs"
+"""Below the coordinator's folder: a work folder for each run."""
 
 GONE = -1
 """Exit code of a process whose real one is unknown, because it was not our child."""

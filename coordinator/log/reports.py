@@ -13,6 +13,7 @@ from fedtide.coordinator.identity import identities
 from fedtide.coordinator.identity.report_rules import why_refused
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.parked import ParkedReports
+from fedtide.coordinator.log.report_rates import ReportRates
 from fedtide.fabric.errors import InvalidTransition, MalformedMessage, NotFound, TooLarge
 from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.nats.broker import Broker
@@ -37,9 +38,16 @@ class Reports:
         regions: Sequence[str],
         *,
         members_only: bool = False,
+        room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`members_only`: nodes have identities, and nobody else is believed."""
+        """
+        Args:
+            members_only: nodes have identities, and nobody else is believed.
+            room: returns once the log has room for reports.
+        """
         self._members_only = members_only
+        self._room = room
+        self._rates = ReportRates()
         self._broker = broker
         self._regions = regions
         self._subjects = subjects
@@ -61,7 +69,10 @@ class Reports:
     async def _take_in(self, region: str, leads: Callable[[], Awaitable[None]]) -> None:
         stream, pattern = up_stream(region), self._subjects.reports_of(region)
         async for delivery in self._broker.consume(stream, DURABLE, pattern, may_ask=leads):
+            if self._room is not None:
+                await self._room()
             try:
+                self._count(delivery.subject)
                 event = self._checked(delivery.subject, delivery.data)
             except MalformedMessage as exc:
                 await self.parked.park(delivery.subject, delivery.data, str(exc))
@@ -90,6 +101,11 @@ class Reports:
             raise NotFound(f"of the parked report {id} only the beginning was kept", "Drop it")
         await (await self._engine.put(self._checked(report.subject, report.raw)))
         await self.parked.drop(id)
+
+    def _count(self, subject: str) -> None:
+        reason = self._rates.why_too_many(parse_as(Report, subject), asyncio.get_running_loop().time())
+        if reason is not None:
+            raise MalformedMessage(reason)
 
     def _checked(self, subject: str, data: bytes) -> Event:
         """The event of a report. Time and decisions are the coordinator's: those that a sender wrote do not count.

@@ -43,6 +43,15 @@ class Snapshots:
             log.warning("snapshot.not_read", extra={"reason": str(exc)})
             return None
 
+    async def stored(self) -> str:
+        """The digest of the newest snapshot's blob; empty if there is none.
+
+        Raises:
+            MalformedMessage: another version wrote its name.
+        """
+        ref = await self._ref()
+        return ref.blob.digest if ref is not None else ""
+
     async def save(self, snapshot: Snapshot) -> None:
         """Store a snapshot; the previous one is deleted once this one is stored."""
         data = await asyncio.to_thread(snapshot_codec.encode, snapshot)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -34,9 +36,10 @@ log = logging.getLogger(__name__)
 
 _LOAD_FAILED = 1
 _APP_CRASHED = 8
-UPDATE_TTL_S = 7 * 24 * 3600.0
 STATE_KEPT_S = 90 * 24 * 3600.0
 """How long the state of a run's ClientApp is kept on this node after its last use."""
+APP_KEPT_S = 30 * 24 * 3600.0
+"""How long an unpacked app is kept after its last task."""
 DOWNLOAD_KEPT_S = 24 * 3600.0
 """How long partial downloads and anchor models are kept after their last use."""
 
@@ -69,6 +72,7 @@ class TaskLoop:
         _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
         (config.data_dir / "progress").mkdir(parents=True, exist_ok=True)
         _forget_old(config.data_dir / "progress", "*", DOWNLOAD_KEPT_S)
+        _forget_old(config.data_dir / "apps", "*", APP_KEPT_S)
 
     @property
     def trainer_pid(self) -> int | None:
@@ -200,6 +204,7 @@ class TaskLoop:
         app_dir = self._config.data_dir / "apps" / task.app.bundle.digest
         if not app_dir.exists():
             unpack(bytes(await read_blob(self._source, self._subjects.blob, task.app.bundle)), app_dir)
+        os.utime(app_dir)
         task_file = out_dir / "task.json"
         task_file.write_bytes(to_json(task))
         job = Job(
@@ -288,9 +293,9 @@ class TaskLoop:
             return where(region, node, reply.run, digest)
 
         for path in pending.blobs.values():
-            await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=UPDATE_TTL_S, stored=stored)
+            await put_blob(self._broker, prefix, stream, [_mapped(path)], ttl_s=None, stored=stored)
         subject = self._subjects.reply(region, node, reply.run, reply.task)
-        await self._broker.publish(subject, to_json(reply), message_id=message_id, ttl_s=UPDATE_TTL_S)
+        await self._broker.publish(subject, to_json(reply), message_id=message_id)
 
 
 def _mapped(path: Path) -> memoryview:
@@ -302,9 +307,9 @@ def _mapped(path: Path) -> memoryview:
 
 def _forget_old(folder: Path, pattern: str, kept_s: float) -> None:
     limit = time.time() - kept_s
-    for file in folder.glob(pattern):
-        if file.stat().st_mtime < limit:
-            file.unlink()
+    for each in folder.glob(pattern):
+        if each.stat().st_mtime < limit:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
 
 
 def _error(task: Task, code: int, reason: str) -> WireMessage:

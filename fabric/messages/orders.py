@@ -8,7 +8,7 @@ from fedtide.fabric.strict import Message
 
 
 class OrderList(Message):
-    """The subjects in the stream DOWN that hold a message for the node that asked.
+    """The subjects in the streams ORDERS and DOWN that hold a message for the node that asked.
 
     Args:
         now: the coordinator's time, by which it dates what expires; seconds since the epoch.

@@ -58,6 +58,44 @@ class StatusView(Strict):
     models: int
     rollouts: int
     waits_for: str = Field(default="", description="What the event log waits for: a broker that is full or away")
+    warnings: list[str] = Field(default=[], description="What a person should know: stores that fill up")
+
+
+class StreamView(Strict):
+    """How full one stream is."""
+
+    region: str = Field(description="Or `hub`")
+    stream: str
+    messages: int
+    size_bytes: int
+    max_bytes: int = Field(description="0: no limit")
+    largest: dict[str, int] = Field(
+        default={}, description="Nodes with the most messages, if the stream is nearly full"
+    )
+
+
+class StorageView(Strict):
+    """How full hub and regions are."""
+
+    streams: list[StreamView]
+    warnings: list[str]
+
+
+class GarbageView(Strict):
+    """Messages that nobody needs."""
+
+    region: str
+    stream: str
+    what: str = Field(description="Their subjects")
+    messages: int
+    reason: str
+
+
+class GarbageViews(Strict):
+    """What was deleted, or with `dry_run` would be."""
+
+    dry_run: bool
+    items: list[GarbageView]
 
 
 NodeState = Literal["online", "offline"]

@@ -19,12 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fedtide.fabric.nats.streams import HUB_DOMAIN, down_delivery, mirror_consumer, up_delivery
+from fedtide.fabric.nats.streams import HUB_DOMAIN, MIRRORED, down_delivery, mirror_consumer, up_delivery
 from fedtide.fabric.nats.subjects import (
     CACHE,
     CHECKPOINTS,
     DOWN,
     HUB_REGION,
+    ORDERS,
     RELEASES,
     STAY,
     UP,
@@ -109,7 +110,7 @@ def accounts(subjects: Subjects, regions: Iterable[str]) -> Mapping[str, Account
 def _core(subjects: Subjects, regions: list[str]) -> Account:
     exports = [Export(each) for each in _of_core(subjects, regions)]
     exports += [Export(each, many=True) for each in _pulls(regions)]
-    exports += [Export(down_delivery(region), "stream") for region in regions]
+    exports += [Export(down_delivery(region, each), "stream") for region in regions for each in MIRRORED]
     exports += [Export(each, "stream") for each in _told_to_runs(subjects)]
     imports = [
         Import(region_account(r), each.subject, each.kind)
@@ -145,8 +146,8 @@ def covers(wide: str, narrow: str) -> bool:
 def _asked_by_region(subjects: Subjects, region: str) -> list[str]:
     consumer = mirror_consumer(region)
     return [
-        f"$JS.API.CONSUMER.RESET.{DOWN}.{consumer}",
-        *(f"$JS.FC.{where}{DOWN}.{consumer}.>" for where in _BOTH_FORMS),
+        *(f"$JS.API.CONSUMER.RESET.{stream}.{consumer}" for stream in MIRRORED),
+        *(f"$JS.FC.{where}{stream}.{consumer}.>" for stream in MIRRORED for where in _BOTH_FORMS),
         *_read_by_region(subjects),
         subjects.enrolment(region, "*"),
         subjects.renewal(region, "*"),
@@ -207,7 +208,8 @@ def _region(subjects: Subjects, region: str) -> Account:
         Export(subjects.telemetry(region, "*"), "stream"),
     ]
     imports = [Import(CORE, each) for each in _asked_by_region(subjects, region)]
-    return Account(tuple(exports), (*imports, Import(CORE, down_delivery(region), "stream")), links=-1)
+    imports += [Import(CORE, down_delivery(region, each), "stream") for each in MIRRORED]
+    return Account(tuple(exports), tuple(imports), links=-1)
 
 
 def _leaf(subjects: Subjects, region: str) -> Account:
@@ -226,7 +228,7 @@ def _asked_by_nodes(subjects: Subjects, region: str) -> Iterator[tuple[str, str,
     yield subjects.enrolment(region, "*"), "", False
     yield subjects.renewal(region, "*"), "", False
     yield subjects.orders(region, "*"), "", False
-    for stream in (DOWN, CACHE, UP, STAY):
+    for stream in (DOWN, ORDERS, CACHE, UP, STAY):
         read = f"DIRECT.GET.{stream}.>"
         yield f"$JS.API.{read}", f"$JS.{streams_of(region)}.API.{read}", False
     yield f"$JS.API.DIRECT.GET.{STAY}", f"$JS.{streams_of(region)}.API.DIRECT.GET.{STAY}", True

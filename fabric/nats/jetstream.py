@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from fedtide.fabric.errors import BrokerUnavailable, FedtideError, StaleWriter
+from fedtide.fabric.errors import BrokerUnavailable, FedtideError, StaleWriter, StoreFull
 
 STREAM_NAME_IN_USE = 10058
+STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 PULL_BATCH = 256
 PULL_HEARTBEAT_S = 5.0
@@ -21,6 +23,8 @@ _NANOSECONDS = 1_000_000_000
 _WRONG_LAST_SEQUENCE = 10071
 _WRONG_LAST_SEQUENCE_CONSTANT = 10164
 _INCOMPLETE_BATCH = 10176
+_NO_ROOM = (10002, 10023, 10047, 10077)
+"""For the account, for the server, for another stream, for a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,17 @@ class Received:
     def sequence(self) -> int:
         return int(self.headers.get("Nats-Sequence", 0))
 
+    @property
+    def stored_at(self) -> datetime:
+        """By the clock of the server that stored it."""
+        return datetime.fromisoformat(self.headers["Nats-Time-Stamp"])
+
+    @property
+    def sequence_at_source(self) -> int:
+        """Its sequence in the stream that this one has it from; 0 if it came from nowhere else."""
+        told = self.headers.get("Nats-Stream-Source", "").split()
+        return int(told[1]) if len(told) > 1 and told[1].isdecimal() else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -54,6 +69,20 @@ class Delivery:
     ack: Callable[[], Awaitable[None]]
     sequence: int = 0
     """Its sequence in the stream: the same if it is delivered again, another for a copy of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """How full a stream is; `max_bytes` is negative if it has no limit."""
+
+    messages: int
+    bytes: int
+    max_bytes: int
+
+    @property
+    def fill(self) -> float:
+        """From 0 to 1."""
+        return self.bytes / self.max_bytes if self.max_bytes > 0 else 0.0
 
 
 class ApiError(FedtideError):
@@ -74,7 +103,8 @@ def parse_answer(data: bytes) -> dict[str, Any]:
 
     Raises:
         StaleWriter: an expected last sequence was not the last one.
-        BrokerUnavailable: JetStream cannot do it now (no disk, no leader).
+        StoreFull: there is no room.
+        BrokerUnavailable: JetStream cannot do it now (no leader).
         ApiError: it refuses, and would again.
     """
     answer: dict[str, Any] = json.loads(data)
@@ -84,6 +114,8 @@ def parse_answer(data: bytes) -> dict[str, Any]:
     code, text = int(error.get("err_code", 0)), str(error.get("description", "JetStream refused"))
     if code in (_WRONG_LAST_SEQUENCE, _WRONG_LAST_SEQUENCE_CONSTANT):
         raise StaleWriter(text, "Another coordinator leads; this one stops writing")
+    if code in _NO_ROOM:
+        raise StoreFull(f"the broker's store is full: {text}", "See `fedtide storage`; `fedtide gc` makes room")
     if int(error.get("code", 0)) >= 500 or code == _INCOMPLETE_BATCH:
         raise BrokerUnavailable(f"JetStream: {text}", "Check the broker's disk and memory limits")
     raise ApiError(code, f"JetStream: {text}")

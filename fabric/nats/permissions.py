@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, hub_of, region_account, streams_of
-from fedtide.fabric.nats.streams import HUB_DOMAIN, down_delivery, mirror_consumer, up_delivery
+from fedtide.fabric.nats.streams import HUB_DOMAIN, MIRRORED, down_delivery, mirror_consumer, up_delivery
 from fedtide.fabric.nats.subjects import (
     CACHE,
     CHECKPOINTS,
@@ -18,6 +18,7 @@ from fedtide.fabric.nats.subjects import (
     DOWN,
     FOLD_WORKER,
     HUB_REGION,
+    ORDERS,
     RELEASES,
     STAY,
     UP,
@@ -117,6 +118,7 @@ def node(subjects: Subjects) -> Permissions:
             subjects.renewal(REGION, NAME),
             subjects.orders(REGION, NAME),
             f"{here}.{DOWN}.{subjects.down_node(REGION, NAME)}",
+            f"{here}.{ORDERS}.{subjects.desired_of(REGION, NAME)}",
             f"{here}.{CACHE}.{subjects.all_cached(REGION)}",
             *(f"{there}.{blob}" for there in (here, hub) for blob in blobs),
             f"{hub}.{RELEASES}.{subjects.root}.rel.blob.>",
@@ -203,7 +205,7 @@ def leaf(subjects: Subjects, region: str) -> Permissions:
     """
     root, hub, consumer = subjects.root, f"$JS.{HUB_DOMAIN}.API", mirror_consumer(region)
     received = (
-        down_delivery(region),
+        *(down_delivery(region, stream) for stream in MIRRORED),
         f"$JS.{region}.API.>",
         f"$JS.FC.{region}.*.{UP}.>",
         subjects.all_cached(region),
@@ -220,8 +222,8 @@ def leaf(subjects: Subjects, region: str) -> Permissions:
             subjects.enrolment(region, "*"),
             subjects.renewal(region, "*"),
             subjects.orders(region, "*"),
-            f"{hub}.CONSUMER.RESET.{DOWN}.{consumer}",
-            *(f"$JS.FC.{where}{DOWN}.{consumer}.>" for where in ("", f"{HUB_DOMAIN}.*.")),
+            *(f"{hub}.CONSUMER.RESET.{stream}.{consumer}" for stream in MIRRORED),
+            *(f"$JS.FC.{where}{s}.{consumer}.>" for s in MIRRORED for where in ("", f"{HUB_DOMAIN}.*.")),
             f"{hub}.DIRECT.GET.{RELEASES}.{root}.rel.blob.>",
             *(f"{hub}.DIRECT.GET.{DOWN}.{root}.down.{kind}.>" for kind in ("blob", "round")),
             *received,

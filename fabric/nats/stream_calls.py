@@ -8,7 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from fedtide.fabric.nats.jetstream import STREAM_NAME_IN_USE, ApiError
+from fedtide.fabric.nats.jetstream import (
+    CONSUMER_NOT_FOUND,
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    ApiError,
+    StreamState,
+)
 
 log = logging.getLogger(__name__)
 
@@ -22,31 +28,67 @@ class StreamCalls(ABC):
 
     async def subjects_of(self, stream: str, pattern: str, *, domain: str | None = None) -> frozenset[str]:
         """The subjects under `pattern` that hold a message."""
-        body = json.dumps({"subjects_filter": pattern}).encode()
-        answer = await self._call(f"STREAM.INFO.{stream}", body, domain)
-        return frozenset((answer["state"].get("subjects") or {}).keys())
+        return frozenset(await self.messages_by_subject(stream, pattern, domain=domain))
 
-    async def last_sequence(self, stream: str) -> int:
+    async def messages_by_subject(self, stream: str, pattern: str, *, domain: str | None = None) -> dict[str, int]:
+        """How many messages each subject under `pattern` holds."""
+        found: dict[str, int] = {}
+        while True:  # a server answers with so many subjects at a time
+            body = json.dumps({"subjects_filter": pattern, "offset": len(found)}).encode()
+            answer = await self._call(f"STREAM.INFO.{stream}", body, domain)
+            page = answer["state"].get("subjects") or {}
+            found |= page
+            if not page or len(found) >= int(answer.get("total", 0)):
+                return found
+
+    async def state_of(self, stream: str, *, domain: str | None = None) -> StreamState:
+        answer = await self._call(f"STREAM.INFO.{stream}", b"", domain)
+        state = answer["state"]
+        return StreamState(int(state["messages"]), int(state["bytes"]), int(answer["config"].get("max_bytes", -1)))
+
+    async def floor(self, stream: str, durable: str) -> int | None:
+        """The first sequence that a durable consumer has not acknowledged; None if there is no consumer."""
+        try:
+            answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
+        except ApiError as exc:
+            if exc.code != CONSUMER_NOT_FOUND:
+                raise
+            return None
+        return int(answer["ack_floor"]["stream_seq"]) + 1
+
+    async def last_sequence(self, stream: str, *, domain: str | None = None) -> int:
         """The sequence of the newest message of a stream (0 if it never had one)."""
-        return int((await self._call(f"STREAM.INFO.{stream}", b"", None))["state"]["last_seq"])
+        return int((await self._call(f"STREAM.INFO.{stream}", b"", domain))["state"]["last_seq"])
 
-    async def purge(self, stream: str, pattern: str, *, domain: str | None = None) -> int:
-        """Delete all messages under `pattern`; returns how many."""
-        body = json.dumps({"filter": pattern}).encode()
+    async def purge(self, stream: str, pattern: str, *, domain: str | None = None, up_to: int | None = None) -> int:
+        """Delete all messages under `pattern`, or those up to a sequence; returns how many."""
+        body = json.dumps({"filter": pattern} | ({"seq": up_to + 1} if up_to is not None else {})).encode()
         return int((await self._call(f"STREAM.PURGE.{stream}", body, domain)).get("purged", 0))
 
     async def ensure_stream(
         self, config: Mapping[str, object], *, domain: str | None = None, update: bool = True
     ) -> None:
-        """Create a stream; bring an existing one to `config` (or, without `update`, leave it as it is)."""
-        body = json.dumps(config).encode()
+        """Create a stream; bring an existing one to `config` (or, without `update`, leave it as it is).
+
+        Raises:
+            StoreFull: the server has no room of that size.
+        """
+        body, name = json.dumps(config).encode(), config["name"]
+        if update:
+            # First: that it is there, a full server does not say to whoever wants to create it.
+            try:
+                await self._call(f"STREAM.UPDATE.{name}", body, domain)
+                return
+            except ApiError as exc:
+                if exc.code != STREAM_NOT_FOUND:
+                    raise
+        elif await self.has_stream(str(name), domain=domain):
+            return
         try:
-            await self._call(f"STREAM.CREATE.{config['name']}", body, domain)
+            await self._call(f"STREAM.CREATE.{name}", body, domain)
         except ApiError as exc:
-            if exc.code != STREAM_NAME_IN_USE:
+            if exc.code != STREAM_NAME_IN_USE:  # another coordinator was faster
                 raise
-            if update:
-                await self._call(f"STREAM.UPDATE.{config['name']}", body, domain)
 
     async def has_stream(self, stream: str, *, domain: str | None = None) -> bool:
         try:

@@ -14,10 +14,8 @@ from nats.aio.msg import Msg
 
 from fedtide.fabric.errors import BrokerUnavailable, NotFound
 from fedtide.fabric.nats.jetstream import (
-    CONSUMER_NOT_FOUND,
     PULL_BATCH,
     PULL_HEARTBEAT_S,
-    ApiError,
     Delivery,
     Received,
     api,
@@ -51,6 +49,12 @@ class StreamReads(StreamCalls):
     ) -> Received | None:
         """The newest stored message of exactly `subject`, or None."""
         message = await self._request(f"{api(domain)}.DIRECT.GET.{stream}.{subject}", b"", timeout_s)
+        return None if _status(message) is not None else received(message)
+
+    async def last_under(self, stream: str, pattern: str, *, domain: str | None = None) -> Received | None:
+        """The newest stored message of any subject under `pattern`, or None."""
+        body = json.dumps({"last_by_subj": pattern}).encode()
+        message = await self._request(f"{api(domain)}.DIRECT.GET.{stream}", body, 10.0)
         return None if _status(message) is not None else received(message)
 
     async def last_of_each(
@@ -138,29 +142,19 @@ class StreamReads(StreamCalls):
         more messages. Meanwhile a second consumer, which nobody reads, keeps the position: this process may die.
         """
         keeper = f"{durable}-floor"
-        floor = await self._floor(stream, durable)
+        floor = await self.floor(stream, durable)
         if floor is not None:
             await self.delete_consumer(stream, keeper)  # what an earlier take-over has left is older
             await self._create(stream, keeper, pattern, floor)
             await self.delete_consumer(stream, durable)
         else:
-            floor = await self._floor(stream, keeper)
+            floor = await self.floor(stream, keeper)
         await self._create(stream, durable, pattern, floor)
         await self.delete_consumer(stream, keeper)
 
     async def _create(self, stream: str, durable: str, pattern: str, start: int | None) -> None:
         body = consumer_request(stream, durable, pattern, start)
         await self._call(f"CONSUMER.CREATE.{stream}.{durable}.{pattern}", body, None)
-
-    async def _floor(self, stream: str, durable: str) -> int | None:
-        """The first sequence that the consumer has not acknowledged; None if there is no consumer."""
-        try:
-            answer = await self._call(f"CONSUMER.INFO.{stream}.{durable}", b"", None)
-        except ApiError as exc:
-            if exc.code != CONSUMER_NOT_FOUND:
-                raise
-            return None
-        return int(answer["ack_floor"]["stream_seq"]) + 1
 
     async def _batch(
         self, stream: str, body: Mapping[str, object], domain: str | None, timeout_s: float

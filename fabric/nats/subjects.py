@@ -6,8 +6,8 @@ A subject is `ft.v1.<tenant>.` plus one of:
     down.blob.<digest>.<chunk>                    content-addressed bytes            stream DOWN, hub + leaf mirrors
     down.round.<run>.<digest>.<chunk>             the same, of one run's rounds      stream DOWN
     down.node.<region>.<node>.task.<run>.<task>   tasks                              stream DOWN
-    down.node.<region>.<node>.desired.<model>     desired state                      stream DOWN
-    live.node.<region>.<node>.>                   what the leaf's DOWN just stored   plain, republished
+    down.node.<region>.<node>.desired.<model>     desired state                      stream ORDERS, hub + leaf mirrors
+    live.node.<region>.<node>.>                   what the leaf has just stored      plain, republished
     rel.blob.<digest>.<chunk>                     what releases consist of           stream RELEASES, hub
     rel.new.<run>.<digest>.<chunk>                the same, as a run has made it     stream RELEASES
     cache.<region>.blob.<digest>.<chunk>          the same, where it is to be served stream CACHE, leaf only
@@ -47,6 +47,7 @@ from fedtide.fabric.errors import MalformedMessage
 
 EVENTS = "EVENTS"
 DOWN = "DOWN"
+ORDERS = "ORDERS"
 UP = "UP"
 STAY = "STAY"
 RELEASES = "RELEASES"
@@ -96,8 +97,26 @@ class Subjects:
         return f"{self.root}.parked.*"
 
     @property
-    def all_down(self) -> str:
-        return f"{self.root}.down.>"
+    def all_blobs(self) -> str:
+        """Content-addressed bytes for nodes: bundles of apps."""
+        return f"{self.root}.down.blob.>"
+
+    @property
+    def all_round_blobs(self) -> str:
+        return f"{self.root}.down.round.>"
+
+    @property
+    def all_tasks(self) -> str:
+        return f"{self.root}.down.node.*.*.task.>"
+
+    @property
+    def all_desired(self) -> str:
+        return f"{self.root}.down.node.*.*.desired.*"
+
+    @property
+    def all_down(self) -> tuple[str, ...]:
+        """What the stream DOWN captures: bulk, and what comes with it."""
+        return self.all_blobs, self.all_round_blobs, self.all_tasks
 
     @property
     def down_nodes(self) -> str:
@@ -130,6 +149,9 @@ class Subjects:
     def tasks_of(self, run: str) -> str:
         return f"{self.root}.down.node.*.*.task.{run}.*"
 
+    def desired_of(self, region: str, node: str) -> str:
+        return f"{self.root}.down.node.{region}.{node}.desired.*"
+
     def desired(self, region: str, node: str, model: str) -> str:
         return f"{self.root}.down.node.{region}.{node}.desired.{model}"
 
@@ -138,6 +160,10 @@ class Subjects:
 
     def report(self, region: str, node: str, kind: str) -> str:
         return f"{self.root}.up.{region}.{node}.rpt.{kind}"
+
+    def replies_of(self, region: str) -> str:
+        """Of all runs."""
+        return f"{self.root}.up.{region}.*.reply.>"
 
     def reports_of(self, region: str) -> str:
         return f"{self.root}.up.{region}.*.rpt.>"
@@ -308,6 +334,10 @@ class OrderFor:
     name: str
     run: str = ""
 
+    @property
+    def stream(self) -> str:
+        return DOWN if self.kind == "task" else ORDERS
+
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
@@ -430,6 +460,50 @@ def parse(subject: str) -> Address:  # noqa: C901  # one table of all subjects
             return RenewalAsked(region, node)
         case _:
             raise MalformedMessage(f"{subject!r} is of no kind that is parsed, or has too few or too many tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What keeps a stored message alive: a run, a blob's digest, or both; `prefix` is that of the whole thing.
+
+    `digest` is that of the release for the references of drift, only its beginning.
+    """
+
+    kind: Literal["bundle", "round", "release", "upload", "update", "reply", "checkpoint", "snapshot", "reference"]
+    prefix: str
+    run: str = ""
+    digest: str = ""
+    node: str = ""
+
+
+def stored(subject: str) -> Stored | None:  # noqa: C901  # one table of all subjects
+    """What a message of a stream belongs to; None: it goes by other rules, or is nothing that anybody stores."""
+    tokens = subject.split(".")
+
+    def below(count: int) -> str:
+        return ".".join(tokens[: 3 + count])
+
+    match tokens[3:]:
+        case ["down", "blob", digest, _]:
+            return Stored("bundle", below(3), digest=digest)
+        case ["down", "round", run, digest, _]:
+            return Stored("round", below(3), run, digest)
+        case ["rel", "blob", digest, _]:
+            return Stored("release", below(3), digest=digest)
+        case ["rel", "new", run, digest, _]:
+            return Stored("upload", below(3), run, digest)
+        case ["up" | "stay", _, node, "blob", run, digest, _]:
+            return Stored("update", below(5), run, digest, node)
+        case ["up", _, node, "reply", run, _]:
+            return Stored("reply", below(5), run, node=node)
+        case ["ckpt", run, *rest] if rest:
+            return Stored("checkpoint", below(2), run)
+        case ["stay", _, collector, "reference", _, release] if collector == COLLECTOR:
+            return Stored("reference", below(6), digest=release)
+        case ["ctl", "blob", digest, _]:
+            return Stored("snapshot", below(3), digest=digest)
+        case _:
+            return None
 
 
 def parse_as(kind: type[A], subject: str) -> A:

@@ -25,6 +25,7 @@ from fedtide.fabric.nats.subjects import (
     CONTROL,
     DOWN,
     EVENTS,
+    ORDERS,
     PARKED,
     RELEASES,
     STAY,
@@ -38,8 +39,8 @@ from tests.conftest import NatsServer
 SUBJECTS = Subjects()
 ROOT = SUBJECTS.root
 REGIONS = ("eu", "us")
-AT_HUB = (EVENTS, PARKED, DOWN, RELEASES, CHECKPOINTS, CONTROL, UP, *(up_stream(region) for region in REGIONS))
-IN_REGION = (DOWN, UP, CACHE, STAY)
+AT_HUB = (EVENTS, PARKED, DOWN, ORDERS, RELEASES, CHECKPOINTS, CONTROL, UP, *(up_stream(region) for region in REGIONS))
+IN_REGION = (DOWN, ORDERS, UP, CACHE, STAY)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ ROLES = (
 )
 
 REPLIES = (
-    *(f"$JS.API.STREAM.{verb}.{s}" for verb in ("DELETE", "PURGE", "UPDATE") for s in (EVENTS, DOWN, UP, STAY)),
+    *(f"$JS.API.STREAM.{verb}.{s}" for verb in ("DELETE", "PURGE", "UPDATE") for s in (EVENTS, DOWN, ORDERS, UP, STAY)),
     *(f"$JS.{domain}.API.STREAM.DELETE.{s}" for domain in ("hub", "eu", "us") for s in (EVENTS, DOWN, UP)),
     *(f"$JS.{domain}.API.STREAM.DELETE.{DOWN}" for domain in (hub_of("eu"), streams_of("eu"))),
     f"$JS.API.CONSUMER.CREATE.{UP}.evil",
@@ -96,6 +97,7 @@ REPLIES = (
     f"{ROOT}.infer.eu.eu-2.m",
     "DELIVER.us.UP.S.x",
     "DELIVER.us.DOWN",
+    "DELIVER.us.ORDERS",
     "$SYS.REQ.CLAIMS.UPDATE",
     "_INBOX.coordinator.coordinator.x",
     "_INBOX.node.eu-2.x",
@@ -284,8 +286,9 @@ class Ground:
                 up, down = SUBJECTS.all_up(region), SUBJECTS.down_node(region, f"{region}-2")
                 while len(await self.coordinator.subjects_of(up_stream(region), up)) < 6:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-                while len(await self.coordinator.subjects_of(DOWN, down, domain=region)) < 2:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                for stream in (DOWN, ORDERS):
+                    while not await self.coordinator.subjects_of(stream, down, domain=region):  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
 
     async def configs(self) -> dict[str, object]:
         """Streams and consumers of every server, as they are set up."""

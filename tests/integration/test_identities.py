@@ -26,7 +26,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.nats.jwt import USER, Key
 from fedtide.fabric.nats.permissions import NODE, inbox
-from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
+from fedtide.fabric.nats.subjects import DOWN, ORDERS, STAY, UP, Subjects
 from tests.integration.installation import Installation, until
 from tests.served import config as agent_config
 
@@ -94,9 +94,9 @@ FOREIGN_SUBJECTS = [
     "$JS.API.STREAM.LIST",
     "$JS.API.STREAM.CREATE.MINE",
     "$JS.hub.API.STREAM.INFO.EVENTS",
-    *(f"{api}.DIRECT.GET.{stream}" for stream in (DOWN, UP, STAY) for api in ("$JS.API", HERE, HUB)),
-    f"{HERE}.DIRECT.GET.{DOWN}.{ROOT}.down.node.eu.eu-2.desired.m",
-    f"{HUB}.DIRECT.GET.{DOWN}.{ROOT}.down.node.eu.eu-1.desired.m",
+    *(f"{api}.DIRECT.GET.{stream}" for stream in (DOWN, ORDERS, UP, STAY) for api in ("$JS.API", HERE, HUB)),
+    f"{HERE}.DIRECT.GET.{ORDERS}.{ROOT}.down.node.eu.eu-2.desired.m",
+    f"{HUB}.DIRECT.GET.{ORDERS}.{ROOT}.down.node.eu.eu-1.desired.m",
     f"{HERE}.DIRECT.GET.{UP}.{ROOT}.up.eu.eu-1.rpt.node-joined",
     f"{HERE}.DIRECT.GET.{STAY}.{ROOT}.stay.eu.eu-1.drift.m.1",
     f"{HUB}.CONSUMER.RESET.{DOWN}.mirror-eu",
@@ -123,7 +123,8 @@ HEARD = [
 ]
 OWN = [
     f"{ROOT}.tel.eu.eu-1",
-    f"{HERE}.DIRECT.GET.{DOWN}.{ROOT}.down.node.eu.eu-1.desired.m",
+    f"{HERE}.DIRECT.GET.{DOWN}.{ROOT}.down.node.eu.eu-1.task.run-1.t",
+    f"{HERE}.DIRECT.GET.{ORDERS}.{ROOT}.down.node.eu.eu-1.desired.m",
     f"{ROOT}.rpc.orders.eu.eu-1",
 ]
 

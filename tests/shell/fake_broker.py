@@ -7,14 +7,16 @@ domains (all streams stand on one server), permissions, time to live, and limits
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 
 from fedtide.fabric.errors import BrokerUnavailable, FedtideError, StaleWriter
 from fedtide.fabric.nats.broker import INBOX, Answerer, Broker, Handler
-from fedtide.fabric.nats.jetstream import Ack, Delivery, Received
+from fedtide.fabric.nats.jetstream import Ack, Delivery, Received, StreamState
 from fedtide.fabric.nats.streams import Config
 from fedtide.fabric.nats.subjects import UP, up_stream
 
@@ -213,7 +215,11 @@ class FakeBroker(Broker):
         if expected_last_of_subject is not None and expected_last_of_subject != stream.last_of(subject):
             raise StaleWriter(f"wrong last sequence: {stream.last_of(subject)}")
         stream.last += 1
-        headers = {"Nats-Sequence": str(stream.last), "Nats-Subject": subject}
+        headers = {
+            "Nats-Sequence": str(stream.last),
+            "Nats-Subject": subject,
+            "Nats-Time-Stamp": datetime.now(UTC).isoformat(),
+        }
         if message_id is not None:
             stream.ids[message_id] = stream.last
         if stream.config.get("max_msgs_per_subject") == 1:
@@ -269,11 +275,27 @@ class FakeBroker(Broker):
     ) -> list[Received]:
         return [m for s, m in self._stream(stream).stored.items() if s >= sequence][:batch]
 
-    async def last_sequence(self, stream: str) -> int:
-        return self._stream(stream).last
+    async def last_under(self, stream: str, pattern: str, *, domain: str | None = None) -> Received | None:
+        return max(self._stream(stream, domain).under(pattern), key=lambda m: m.sequence, default=None)
 
-    async def subjects_of(self, stream: str, pattern: str, *, domain: str | None = None) -> frozenset[str]:
-        return frozenset(message.subject for message in self._stream(stream, domain).under(pattern))
+    async def last_sequence(self, stream: str, *, domain: str | None = None) -> int:
+        return self._stream(stream, domain).last
+
+    async def messages_by_subject(self, stream: str, pattern: str, *, domain: str | None = None) -> dict[str, int]:
+        return dict(Counter(message.subject for message in self._stream(stream, domain).under(pattern)))
+
+    async def state_of(self, stream: str, *, domain: str | None = None) -> StreamState:
+        found = self._stream(stream, domain)
+        limit = found.config.get("max_bytes", -1)
+        assert isinstance(limit, int)
+        return StreamState(len(found.stored), sum(len(m.data) for m in found.stored.values()), limit)
+
+    async def floor(self, stream: str, durable: str) -> int | None:
+        consumer = self._stream(stream).consumers.get(durable)
+        if consumer is None:
+            return None
+        waiting = [m.sequence for m in self._stream(stream).under(consumer.pattern) if m.sequence not in consumer.done]
+        return min(waiting, default=max(consumer.done, default=0) + 1)
 
     async def has_stream(self, stream: str, *, domain: str | None = None) -> bool:
         return stream in self._server.streams
@@ -281,9 +303,9 @@ class FakeBroker(Broker):
     async def ensure_consumer(self, stream: str, config: Mapping[str, object]) -> None:
         self._stream(stream).consumers.setdefault(str(config["durable_name"]), Consumer())
 
-    async def purge(self, stream: str, pattern: str, *, domain: str | None = None) -> int:
+    async def purge(self, stream: str, pattern: str, *, domain: str | None = None, up_to: int | None = None) -> int:
         found = self._stream(stream, domain)
-        gone = [message.sequence for message in found.under(pattern)]
+        gone = [m.sequence for m in found.under(pattern) if up_to is None or m.sequence <= up_to]
         for sequence in gone:
             del found.stored[sequence]
         return len(gone)

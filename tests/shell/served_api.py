@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
@@ -22,6 +23,7 @@ from fedtide.coordinator.api.models import ModelApi
 from fedtide.coordinator.api.parked import ParkedApi
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
+from fedtide.coordinator.api.storage import StorageApi
 from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.coordinator.commands import AnnouncePresence, Command
 from fedtide.coordinator.executor import Executor
@@ -30,6 +32,7 @@ from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import CoordinatorElected, EventData
 from fedtide.fabric.nats.streams import hub_streams
 from fedtide.fabric.nats.subjects import Subjects
@@ -84,9 +87,10 @@ async def _serve(
         executor = Executor(_cannot, group)
         reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS), ["eu"])
         await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")
+        housekeeping = Housekeeping(broker, SUBJECTS, engine, [], Path("nowhere"), members_only=False)
         executor.start("evt-1", (AnnouncePresence("n1", "online"),))
         routes = [
-            ModelApi(broker, SUBJECTS, engine).routes(),
+            ModelApi(broker, SUBJECTS, engine, housekeeping).routes(),
             FleetApi(engine, presence, NodeQuestions(broker, SUBJECTS)).routes(),
             RunApi(engine, presence, starter).routes(),
             RolloutApi(broker, SUBJECTS, engine, starter).routes(),
@@ -94,7 +98,8 @@ async def _serve(
             EventApi(engine, lambda: EventLog(broker, SUBJECTS), executor).routes(),
             ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, None).routes(),
-            metrics.routes(engine, executor, reports.parked),
+            StorageApi(housekeeping).routes(),
+            metrics.routes(engine, executor, reports.parked, housekeeping),
         ]
         runner = web.AppRunner(application(routes), access_log=None, shutdown_timeout=0.1)
         await runner.setup()

@@ -34,7 +34,7 @@ from fedtide.fabric.events.envelope import SignalReceived as Signalled
 from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.streams import leaf_streams
-from fedtide.fabric.nats.subjects import CACHE, DOWN, HUB_REGION, RELEASES, Subjects, up_stream
+from fedtide.fabric.nats.subjects import CACHE, HUB_REGION, ORDERS, RELEASES, Subjects, up_stream
 from fedtide.fabric.nats.transfer import put_blob
 from fedtide.fabric.plans.release import Export
 from fedtide.fabric.plans.rollout_plan import Desired
@@ -211,7 +211,7 @@ async def story(nats: FakeNats, kill_at: int, *, before: bool) -> int:
     assert (await outside.broker.backlog(up_stream("eu"), "coordinator"))[0] == 0
     assert [c for commands in world.pending_commands() for c in commands] == []
     for node in NODES:
-        stored = await outside.broker.last(DOWN, SUBJECTS.desired("eu", node, "m"))
+        stored = await outside.broker.last(ORDERS, SUBJECTS.desired("eu", node, "m"))
         assert stored is not None and from_json(Desired, stored.data, "desired").release == release.ref
     await outside.broker.close()
     return first.calls

@@ -9,7 +9,7 @@ from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.commands import SetDesired
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import DOWN, Subjects
+from fedtide.fabric.nats.subjects import ORDERS, Subjects
 from fedtide.fabric.plans.rollout_plan import Desired
 from tests.scenarios.build import Story, joined, ref
 from tests.shell.fake_broker import FakeBroker, FakeNats
@@ -29,7 +29,7 @@ def story() -> Story:
 
 
 async def stored(broker: FakeBroker) -> Desired:
-    found = await broker.last(DOWN, DESIRED)
+    found = await broker.last(ORDERS, DESIRED)
     assert found is not None
     return from_json(Desired, found.data, "desired")
 
@@ -64,7 +64,7 @@ async def test_one_that_cannot_be_read_is_replaced(broker: FakeBroker) -> None:
 async def test_the_same_twice_is_written_once(broker: FakeBroker) -> None:
     for _ in range(2):
         await Distribution(broker, SUBJECTS).set_desired(command(1), story().world)
-    assert await broker.last_sequence(DOWN) == 1
+    assert await broker.last_sequence(ORDERS) == 1
 
 
 async def test_an_offer_that_comes_late_does_not_cover_what_the_node_keeps(broker: FakeBroker) -> None:

@@ -30,7 +30,7 @@ class Refusing(FakeBroker):
         if domain == "eu":
             self.asked += 1
             if self.refuses:
-                raise ApiError(10047, "insufficient storage resources available")
+                raise ApiError(10052, "bad configuration")
         await super().ensure_stream(config, domain=domain, update=update)
 
     async def sourced_domains(self, stream: str) -> frozenset[str]:

@@ -1,0 +1,275 @@
+"""Deletes what nobody needs, and watches how full hub and regions are, while this coordinator leads.
+
+What was read is deleted with a delay: a server that loses power may lose what it has stored in the last minutes, and
+then gets it again from where it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fedtide.coordinator.adapters.distribution import Distribution
+from fedtide.coordinator.launch.local import RUN_FOLDERS
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.reports import DURABLE
+from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.storage import run_folders
+from fedtide.coordinator.storage.retention import Garbage, garbage, largest_holders, needed
+from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.jetstream import StreamState
+from fedtide.fabric.nats.subjects import (
+    CACHE,
+    CHECKPOINTS,
+    CONTROL,
+    DOWN,
+    EVENTS,
+    HUB_REGION,
+    ORDERS,
+    PARKED,
+    RELEASES,
+    STAY,
+    UP,
+    Subjects,
+    reply_consumer,
+    up_stream,
+)
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S, TRIM_EVERY_S, SWEEP_EVERY_S, SWEEP_AGAIN_S = 15.0, 300.0, 3600.0, 60.0
+SETTLED_S = 900.0
+"""What was read stays for so long, unless room is short."""
+UNUSED_FOR = timedelta(days=1)
+"""A blob that nobody names yet may be about to be named: for so long after it was stored it stays."""
+SHORT, ALARMING, FULL = 0.75, 0.8, 0.95
+"""How full a stream is when it is swept at once; when people are told; and when the log keeps the rest for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A stream of the hub (`region` is HUB_REGION) or of a region's server."""
+
+    region: str
+    stream: str
+
+    @property
+    def domain(self) -> str | None:
+        return None if self.region == HUB_REGION else self.region
+
+    def __str__(self) -> str:
+        return f"{self.region}/{self.stream}"
+
+
+@dataclass(slots=True)
+class _Floor:
+    """Positions, each with the time at which it was seen, oldest first."""
+
+    seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def settled(self, now: float, position: int, *, delay_s: float) -> int:
+        """Remember a position; the newest of those that are old enough."""
+        self.seen.append((now, position))
+        found = 0
+        while self.seen and self.seen[0][0] <= now - delay_s:
+            found = self.seen.popleft()[1]
+        return found
+
+
+class Housekeeping:
+    """`levels`: how full each stream was when it was looked at last."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        engine: Engine,
+        regions: Sequence[str],
+        data_dir: Path,
+        *,
+        members_only: bool,
+    ) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._engine = engine
+        self._regions = regions
+        self._run_folders = data_dir / RUN_FOLDERS
+        self._members_only = members_only
+        self.levels: dict[Place, StreamState] = {}
+        self._floors: dict[str, _Floor] = {}
+        self._log_has_room = asyncio.Event()
+        self._log_has_room.set()
+        self._just_uploaded: dict[str, datetime] = {}
+
+    def uploaded(self, digest: str) -> None:
+        """Somebody has just stored a bundle, or found it stored, and is about to name it."""
+        self._just_uploaded[digest] = datetime.now(UTC)
+
+    @property
+    def log_is_full(self) -> bool:
+        """Whether the rest of the log is kept for what people ask: to cancel, to revoke, to roll back."""
+        return not self._log_has_room.is_set()
+
+    async def until_log_has_room(self) -> None:
+        await self._log_has_room.wait()
+
+    def warnings(self) -> list[str]:
+        """What a person should know, fullest first."""
+        full = sorted(self.levels.items(), key=lambda each: -each[1].fill)
+        return [f"{place} is {state.fill:.0%} full" for place, state in full if state.fill >= ALARMING]
+
+    async def run(self) -> None:
+        """For ever: look, trim, sweep; at once where room is short."""
+        clock = asyncio.get_running_loop().time
+        trimmed = swept = clock()
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.look()
+            short = [place for place, state in self.levels.items() if state.fill >= SHORT]
+            if short or clock() - trimmed >= TRIM_EVERY_S:
+                await self.trim({place.region for place in short})
+                trimmed = clock()
+            if clock() - swept >= (SWEEP_AGAIN_S if short else SWEEP_EVERY_S):
+                for place, each in await self.sweep():
+                    log.info("storage.swept", extra={"place": str(place), "what": each.pattern, "reason": each.reason})
+                swept = clock()
+
+    def _places(self) -> list[Place]:
+        at_hub = [EVENTS, CONTROL, PARKED, ORDERS, DOWN, RELEASES, CHECKPOINTS, UP, *map(up_stream, self._regions)]
+        in_region = (ORDERS, DOWN, CACHE, UP, STAY)
+        return [
+            *(Place(HUB_REGION, stream) for stream in at_hub),
+            *(Place(region, stream) for region in self._regions for stream in in_region),
+        ]
+
+    async def look(self) -> None:
+        """Read how full each stream is; of a region that is away, what was seen last stays."""
+        away: set[str] = set()
+        for place in self._places():
+            if place.region in away:
+                continue
+            try:
+                state = await self._broker.state_of(place.stream, domain=place.domain)
+            except FedtideError as exc:
+                log.debug("storage.not_seen", extra={"place": str(place), "reason": str(exc)})
+                away.add(place.region)
+                continue
+            before = self.levels.get(place)
+            if state.fill >= ALARMING and (before is None or before.fill < ALARMING):
+                log.warning("storage.fills", extra={"place": str(place), "bytes": state.bytes, "of": state.max_bytes})
+            self.levels[place] = state
+        events = self.levels.get(Place(HUB_REGION, EVENTS))
+        if events is not None and events.fill >= FULL:
+            self._log_has_room.clear()
+        else:
+            self._log_has_room.set()
+
+    async def trim(self, short: Iterable[str] = ()) -> None:
+        """Delete reports and replies that were read; in regions, those that the hub has.
+
+        Args:
+            short: regions (or the hub) that need the room now.
+        """
+        now, hurried = asyncio.get_running_loop().time(), set(short)
+        for region in (HUB_REGION, *self._regions):
+            try:
+                await self._trim_at_hub(region, now, hurried)
+                if region != HUB_REGION:
+                    await self._trim_in_region(region, now, hurried)
+            except FedtideError as exc:
+                log.info("storage.not_trimmed", extra={"region": region, "reason": str(exc)})
+
+    async def _trim_at_hub(self, region: str, now: float, hurried: set[str]) -> None:
+        stream, delay = up_stream(region), 0.0 if HUB_REGION in hurried else SETTLED_S
+        readers = {DURABLE: self._subjects.reports_of(region)}
+        if region != HUB_REGION:
+            active = [run for run, _ in self._engine.world.active_runs()]
+            readers |= {reply_consumer(run): self._subjects.replies(region, run) for run in active}
+        for durable, pattern in readers.items():
+            floor = await self._broker.floor(stream, durable)
+            if floor is not None:
+                read = self._floor(f"{stream} {durable}").settled(now, floor - 1, delay_s=delay)
+                await self._purge_up_to(stream, pattern, None, read)
+
+    async def _trim_in_region(self, region: str, now: float, hurried: set[str]) -> None:
+        newest = await self._broker.last_under(up_stream(region), self._subjects.all_up(region))
+        if newest is None:
+            return
+        if await self._broker.last_sequence(UP, domain=region) < newest.sequence_at_source:
+            return  # the region's store was lost: what is in it is newer than it looks
+        delay = 0.0 if region in hurried else SETTLED_S
+        collected = self._floor(region).settled(now, newest.sequence_at_source, delay_s=delay)
+        for pattern in (self._subjects.reports_of(region), self._subjects.replies_of(region)):
+            await self._purge_up_to(UP, pattern, region, collected)
+
+    def _floor(self, key: str) -> _Floor:
+        return self._floors.setdefault(key, _Floor())
+
+    async def _purge_up_to(self, stream: str, pattern: str, domain: str | None, sequence: int) -> None:
+        if sequence > 0:
+            await self._broker.purge(stream, pattern, domain=domain, up_to=sequence)
+
+    async def sweep(self, *, dry_run: bool = False) -> list[tuple[Place, Garbage]]:
+        """Delete what nobody needs here, at the hub and in every region that can be reached; what it was."""
+        found: list[tuple[Place, Garbage]] = []
+        active = {run for run, _ in self._engine.world.active_runs()}
+        for folder in await asyncio.to_thread(run_folders.forgotten, self._run_folders, active):
+            if not dry_run:
+                await asyncio.to_thread(run_folders.delete, folder)
+            found.append(
+                (Place(HUB_REGION, "coordinator"), Garbage(str(folder), f"of run {folder.name}, which is over", 0))
+            )
+        for region in (HUB_REGION, *self._regions):
+            try:
+                async for place, each in self._garbage_of(region):
+                    if not dry_run:
+                        await self._broker.purge(place.stream, each.pattern, domain=place.domain)
+                    found.append((place, each))
+            except FedtideError as exc:
+                log.info("storage.not_swept", extra={"region": region, "reason": str(exc)})
+        return found
+
+    async def _garbage_of(self, region: str) -> AsyncIterator[tuple[Place, Garbage]]:
+        streams: Sequence[str] = (DOWN, ORDERS, UP, STAY)
+        if region == HUB_REGION:
+            streams = (DOWN, ORDERS, RELEASES, CHECKPOINTS, CONTROL, UP, *map(up_stream, self._regions))
+        for stream in streams:
+            place = Place(region, stream)
+            pattern = f"{self._subjects.root}.ctl.blob.>" if stream == CONTROL else ">"
+            stored = await self._broker.messages_by_subject(stream, pattern, domain=place.domain)
+            # After the listing: what is stored meanwhile is not in it, and what is named meanwhile is kept.
+            snapshot = await Snapshots(self._broker, self._subjects).stored()
+            needs = needed(self._engine.world, snapshot, members_only=self._members_only)
+            for each in garbage(stored, needs):
+                if not each.digest or await self._is_unused(place, each):
+                    yield place, each
+        if region != HUB_REGION:
+            async for each in self._uncached(region):
+                yield Place(region, CACHE), each
+
+    async def _uncached(self, region: str) -> AsyncIterator[Garbage]:
+        distribution = Distribution(self._broker, self._subjects)
+        for pattern, messages in await distribution.uncalled_for(region, self._engine.world):
+            yield Garbage(pattern, "a release that no node of the region serves or may go back to", messages)
+
+    async def _is_unused(self, place: Place, each: Garbage) -> bool:
+        """Whether a blob that nobody names was stored so long ago that nobody is about to."""
+        now = datetime.now(UTC)
+        told = self._just_uploaded.get(each.digest)
+        if told is not None and now - told < UNUSED_FOR:
+            return False
+        newest = await self._broker.last_under(place.stream, each.pattern, domain=place.domain)
+        return newest is not None and now - newest.stored_at >= UNUSED_FOR
+
+    async def holders(self, place: Place) -> list[tuple[str, int]]:
+        """Who has the most messages in a stream of what comes up."""
+        if not place.stream.startswith(UP) and place.stream != STAY:
+            return []
+        counts = await self._broker.messages_by_subject(place.stream, ">", domain=place.domain)
+        return largest_holders(counts.items())
