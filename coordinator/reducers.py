@@ -20,7 +20,7 @@ from fedtide.coordinator import signals
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet import fleet
-from fedtide.coordinator.identity import identities
+from fedtide.coordinator.identity import epochs, identities
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
@@ -143,6 +143,17 @@ def _identity(change: Change, data: identity_events.IdentityEvent) -> None:
     node = change.world.nodes.get(data.node) if isinstance(data, identity_events.NodeRevoked) else None
     if node is not None and node.online:
         _node(change, event_types.NodeOffline(node=node.name, reason="revoked"))
+
+
+def _log_begun(change: Change, data: identity_events.LogBegun) -> None:
+    change.world.epoch = epochs.step(change.world.epoch, data)
+
+
+def _log_restored(change: Change, data: identity_events.LogRestored) -> None:
+    """Nodes may have seen more than this log knows of: they are told again what they should serve."""
+    change.world.epoch = epochs.step(change.world.epoch, data)
+    for rollout in change.world.rollouts.values():
+        change.commands += [*rollouts.pending_commands(rollout), *rollouts.kept_states(rollout)]
 
 
 def _removed(change: Change, data: identity_events.NodeRemoved) -> None:
@@ -336,6 +347,8 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     identity_events.JoinTokenCreated: _identity,
     identity_events.JoinTokenRevoked: _identity,
     identity_events.NodeEnrolled: _identity,
+    identity_events.LogBegun: _log_begun,
+    identity_events.LogRestored: _log_restored,
     identity_events.NodeRemoved: _removed,
     identity_events.NodeRevoked: _identity,
     identity_events.RegionIssued: _identity,

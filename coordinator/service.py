@@ -35,6 +35,7 @@ from fedtide.coordinator.launch.local import RUN_FOLDERS, CredentialsOf, Exited,
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.leader_lease import Leadership
+from fedtide.coordinator.log.log_marks import ConfigMapMarks, FileMarks, LogGuard, Marks
 from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
@@ -69,6 +70,8 @@ async def serve(config: CoordinatorConfig) -> None:
         url = await door.open()
         broker, subjects = links.broker, Subjects(config.tenant)
         topology = Topology(broker, subjects, config.regions, config.stream_replicas)
+        guard = LogGuard(broker, marks_of(config))
+        await guard.check()
         await topology.create_missing()
         leadership = Leadership(broker, subjects, config.name, url)
         stack.push_async_callback(_release, leadership)
@@ -79,7 +82,7 @@ async def serve(config: CoordinatorConfig) -> None:
             await engine.load()
             group.create_task(leadership.hold(), name="lease")
             await engine.follow(leadership.acquired)
-            await _work(config, links, topology, engine, leadership, door, group)
+            await _work(config, links, topology, engine, guard, leadership, door, group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ async def _work(
     links: _Links,
     topology: Topology,
     engine: Engine,
+    guard: LogGuard,
     leadership: Leadership,
     door: FrontDoor,
     group: asyncio.TaskGroup,
@@ -143,9 +147,12 @@ async def _work(
         group.create_task(engine.run(), name="engine")
         await until_done(log, "parked.waits", reports.parked.load)
         engine.lead(executor.start)
+        await guard.settle(engine)
+        topology.epoch = engine.world.epoch.id
+        group.create_task(guard.keep(engine), name="log-mark")
         await presence.start()
         await RunServices(broker, subjects, engine, streams).listen()
-        await OrderLists(broker, subjects, config.regions).listen()
+        await OrderLists(broker, subjects, config.regions, engine).listen()
         if enroller is not None:
             await enroller.listen()
             group.create_task(enroller.keep_accounts(), name="accounts")
@@ -182,6 +189,17 @@ async def _work(
         await asyncio.Event().wait()
     finally:
         await launcher.close()
+
+
+def marks_of(config: CoordinatorConfig) -> Marks:
+    """Where this installation remembers its log outside of the broker."""
+    if config.kubernetes is None:
+        return FileMarks(config.data_dir)
+    from kubernetes import client
+
+    from fedtide.fabric.cluster.connection import api_client
+
+    return ConfigMapMarks(client.CoreV1Api(api_client()), config.kubernetes.namespace, config.kubernetes.release)
 
 
 def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited, engine: Engine) -> Launcher:

@@ -12,7 +12,7 @@ from immutables import Map
 from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
 from fedtide.coordinator.drafts import Draft
 from fedtide.coordinator.fleet import fleet
-from fedtide.coordinator.identity import identities
+from fedtide.coordinator.identity import epochs, identities
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
@@ -39,6 +39,7 @@ class World:
         self.serving: MutableMapping[str, Map[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
         self.identities = identities.Identities()
+        self.epoch = epochs.Epoch()
         self._below: World | None = None
 
     def draft(self) -> World:
@@ -46,7 +47,7 @@ class World:
         twin = World()
         for name, table in self._tables():
             setattr(twin, name, Draft(table))
-        twin.identities, twin._below = self.identities, self
+        twin.identities, twin.epoch, twin._below = self.identities, self.epoch, self
         return twin
 
     def commit(self) -> None:
@@ -54,14 +55,14 @@ class World:
         assert self._below is not None, "only a draft has changes to commit"
         for _, table in self._tables():
             table.commit()  # type: ignore[attr-defined]  # those of a draft are drafts
-        self._below.identities = self.identities
+        self._below.identities, self._below.epoch = self.identities, self.epoch
 
     def copy(self) -> World:
         """The same state, apart from this one: aggregates are immutable, so only the tables are copied."""
         twin = World()
         for name, table in self._tables():
             setattr(twin, name, dict(table))
-        twin.identities = self.identities
+        twin.identities, twin.epoch = self.identities, self.epoch
         return twin
 
     def _tables(self) -> Iterator[tuple[str, MutableMapping[str, object]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from contextlib import suppress
 
@@ -16,6 +17,7 @@ from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import collect, resident_bytes
 from fedtide.edge_agent.identity.cluster_node import ASK_EVERY_S, ClusterView
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
+from fedtide.edge_agent.identity.epochs import Epochs
 from fedtide.edge_agent.releases.activation import Activation, serve_from_disk
 from fedtide.edge_agent.releases.model_store import ModelStore
 from fedtide.edge_agent.samples.api import SampleApi
@@ -62,6 +64,8 @@ class Agent:
         self._reported = 0
         self._joined = 0
         self._clock = FleetClock()
+        self._epochs = Epochs(config.data_dir)
+        self._other_log: asyncio.Queue[OrderList] = asyncio.Queue()
         self._cluster = ClusterView()
 
     async def run(self) -> None:
@@ -102,7 +106,8 @@ class Agent:
                 access = await Enrolment(self._config).access(refused=refused)
                 await self._connected(store, access)
             except (CredentialsRefused, EnrolmentRefused, BrokerUnavailable, ConfigError) as exc:
-                refused = isinstance(exc, CredentialsRefused)
+                # By turns with those that are stored: a token may be spent, and they may be good.
+                refused = isinstance(exc, CredentialsRefused) or (isinstance(exc, EnrolmentRefused) and not refused)
                 log.error("agent.not_let_in", extra={"reason": str(exc)})
             await asyncio.sleep(NOT_LET_IN_S)
 
@@ -132,6 +137,8 @@ class Agent:
                 group.create_task(self._tasks.send(), name="outbox")
                 group.create_task(self._take_part(), name="presence")
                 group.create_task(self._follow_cluster(), name="cluster")
+                group.create_task(self._reconcile(), name="reconcile")
+                group.create_task(self._rejoin(access), name="rejoin")
                 group.create_task(Renewals(config, broker, access).run(), name="renewals")
                 group.create_task(self._until_closed(broker), name="connection")
         except* (CredentialsRefused, EnrolmentRefused, BrokerUnavailable, ConfigError) as failures:
@@ -183,6 +190,23 @@ class Agent:
         self._joined += 1
         await self._publish(joined, f"{self._config.node}.joined.{self._boot}.{self._joined}")
 
+    async def _reconcile(self) -> None:
+        """Ask from time to time: what is pushed may be lost, and so may what the coordinator knew of this node."""
+        while True:
+            await asyncio.sleep(self._config.reconcile_s * random.uniform(0.5, 1.5))  # noqa: S311  # not the fleet at once
+            await self._catch_up()
+
+    async def _rejoin(self, access: Access) -> None:
+        """Whenever the coordinator has another log than before: it may not know of this node, or of its key."""
+        while True:
+            told = await self._other_log.get()
+            if self._epochs.is_another(told.epoch):
+                log.warning("agent.rejoins", extra={"reason": "the coordinator's log is another one than before"})
+                if access.credentials is not None and not told.member:
+                    await Renewals(self._config, self._broker, access).renew()
+                await self._join()
+                self._epochs.keep(told.epoch)
+
     async def _catch_up(self) -> None:
         """Read the messages missed while disconnected. Which there are the coordinator knows; its answer is a hint."""
         question = self._subjects.orders(self._config.region, self._config.node)
@@ -192,6 +216,8 @@ class Agent:
             answer = from_json(OrderList, await self._broker.ask(question, timeout_s=ANSWER_WITHIN_S), "orders")
             if answer.now is not None:
                 self._clock.told(answer.now, time.monotonic() - began)
+            if self._epochs.is_another(answer.epoch):
+                self._other_log.put_nowait(answer)
             return answer
 
         for subject in (await until_done(log, "agent.waits_for_orders", ask)).subjects:

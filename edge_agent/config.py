@@ -93,6 +93,11 @@ class AgentConfig(Strict):
     heartbeat_s: float = Field(
         default=5.0, gt=0, description="Seconds between heartbeats; a node that misses three is offline"
     )
+    reconcile_s: float = Field(
+        default=600.0,
+        ge=1,
+        description="Seconds between questions which orders there are, beside those that are pushed",
+    )
     train_nice: int = Field(default=10, ge=0, le=19, description="Nice level of the trainer process")
     train_threads: int | None = Field(default=None, ge=1, description="Threads of the trainer's numeric libraries")
     train_runtime: Literal["auto", "flower", "onnx"] = Field(

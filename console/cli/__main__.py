@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from fedtide.console.cli import storage_commands, system_commands
+from fedtide.console.cli import backup_commands, storage_commands, system_commands
 from fedtide.console.cli.app_commands import apps_app
 from fedtide.console.cli.event_commands import events_app
 from fedtide.console.cli.fleet_commands import fleet_app
@@ -48,6 +48,8 @@ for command in (
     system_commands.status,
     storage_commands.storage,
     storage_commands.gc,
+    backup_commands.backup,
+    backup_commands.restore,
     system_commands.demo,
     infer,
     why,

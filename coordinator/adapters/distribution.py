@@ -112,6 +112,7 @@ class Distribution:
             release=command.release,
             expires_at=expires_at,
             terms=command.terms,
+            generation=world.epoch.generation,
         )
         subject = self._subjects.desired(node.region, node.name, command.model)
         await replace_stored(
@@ -167,9 +168,9 @@ def _replaces(desired: Desired, stored: bytes, subject: str) -> bool:
     except MalformedMessage as exc:
         log.warning("desired.unreadable", extra={"subject": subject, "reason": str(exc)})
         return True
-    if found.counter == desired.counter and found.expires_at is None and desired.expires_at is not None:
+    if found.order == desired.order and found.expires_at is None and desired.expires_at is not None:
         return False  # an offer that comes late: the node keeps the release already
-    return found != desired and found.counter <= desired.counter
+    return found != desired and found.order <= desired.order
 
 
 def kept_blobs(region: str, world: World) -> frozenset[str] | None:

@@ -217,20 +217,30 @@ class Enroller:
         proven = nats_jwt.is_signed(asked.key, text, asked.proof) and nats_jwt.is_signed(
             asked.renews, text, asked.present
         )
-        if not proven or known is None or asked.renews not in [key for key, _ in known.keys]:
+        is_known = known is not None and asked.renews in [key for key, _ in known.keys]
+        # The broker let it in as this node: a log that was put back need not know of every key.
+        rejoins = not is_known and self._engine.world.epoch.generation > 0
+        if not proven or not (is_known or rejoins):
             return _refusal("whoever asks does not hold both keys, the present one and the new one", "")
-        return await self._issue(node, region, asked.key, renews=asked.renews)
+        return await self._issue(node, region, asked.key, renews=asked.renews, rejoins=rejoins)
 
     async def _issue(
-        self, node: str, region: str, key: str, *, token: str = "", renews: str = ""
+        self, node: str, region: str, key: str, *, token: str = "", renews: str = "", rejoins: bool = False
     ) -> tuple[bytes, dict[str, str]]:
         if not nats_jwt.is_user_key(key):
             return _refusal("that is not the public nkey of a user", "")
         expires_at = datetime.now(UTC) + timedelta(seconds=NODE_LIFETIME_S)
+        enrolled = NodeEnrolled(
+            node=node,
+            region=region,
+            key=key,
+            expires_at=expires_at,
+            token=token,
+            renews=renews,
+            rejoins=rejoins,
+        )
         try:
-            await self._engine.submit(
-                NodeEnrolled(node=node, region=region, key=key, expires_at=expires_at, token=token, renews=renews)
-            )
+            await self._engine.submit(enrolled)
         except InvalidTransition as exc:
             log.warning("enrolment.refused", extra={"node": node, "region": region, "reason": str(exc)})
             return _refusal(exc.what, exc.remedy)

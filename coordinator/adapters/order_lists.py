@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from fedtide.coordinator.identity import identities
+from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.messages.orders import OrderList
 from fedtide.fabric.nats.broker import Broker
@@ -18,8 +20,9 @@ from fedtide.fabric.nats.subjects import DOWN, ORDERS, OrdersAsked, Subjects, pa
 class OrderLists:
     """Answers nodes that connect, while this coordinator leads."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, regions: Sequence[str]) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, regions: Sequence[str], engine: Engine) -> None:
         self._broker = broker
+        self._engine = engine
         self._subjects = subjects
         self._regions = regions
 
@@ -35,4 +38,6 @@ class OrderLists:
         found = [
             subject for stream in (ORDERS, DOWN) for subject in sorted(await self._broker.subjects_of(stream, pattern))
         ]
-        return to_json(OrderList(subjects=found, now=time.time())), {}
+        world = self._engine.world
+        member = identities.why_no_member(world.identities, asker.region, asker.node) is None
+        return to_json(OrderList(subjects=found, now=time.time(), epoch=world.epoch.id, member=member)), {}

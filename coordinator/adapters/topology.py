@@ -11,6 +11,7 @@ from fedtide.fabric.errors import FedtideError, StoreFull
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.streams import (
+    EPOCH,
     LARGEST_ROOM,
     MIRRORED,
     SMALLEST_ROOM,
@@ -48,6 +49,8 @@ class Topology:
         self._broker = broker
         self._subjects = subjects
         self._rooms: dict[str | None, int] = {}
+        self.epoch = ""
+        """Which log the hub has; to be set before regions are looked after."""
 
     def _of_hub(self, room: int) -> list[Config]:
         count = len(self._regions)
@@ -127,7 +130,7 @@ class Topology:
         """
         for stream in MIRRORED:
             await until_done(log, "topology.waits", partial(self._prepare_mirror, region, stream), domain=region)
-        await self._fit(region, partial(leaf_streams, self._subjects, region))
+        await self._fit(region, partial(leaf_streams, self._subjects, region, epoch=self.epoch))
         for sourced in (False, True):
             config = self._region_stream(region, self._rooms.get(None, SMALLEST_ROOM), sourced=sourced)
             if not await self._until_ensured(config, None):
@@ -137,7 +140,12 @@ class Topology:
     async def _prepare_mirror(self, region: str, stream: str) -> None:
         """Make the consumer that a region's mirror reads; a mirror that is new reads from the beginning."""
         wanted = mirror_consumer_config(self._subjects, region, stream)
-        if not await self._broker.has_stream(stream, domain=region):
+        told = await self._broker.metadata_of(stream, domain=region)
+        if told is not None and told.get(EPOCH, self.epoch) != self.epoch:
+            log.warning("topology.mirror_of_another_log", extra={"region": region, "stream": stream})
+            await self._broker.delete_stream(stream, domain=region)
+            told = None
+        if told is None:
             await self._broker.delete_consumer(stream, mirror_consumer(region))
         await self._broker.ensure_consumer(stream, wanted)
 

@@ -162,8 +162,12 @@ def _renewed(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[Iden
     An answer may be lost: then the node goes on with the key that it has, and asks again for another.
     """
     known = state.nodes.get(event.node)
+    if known is None and event.rejoins:
+        known = NodeIdentity(event.node, event.region, ((event.renews, event.expires_at),))
     if known is None or known.revoked or known.region != event.region:
         raise InvalidTransition(f"node {event.node} has no credentials to renew", "Enrol it with a join token")
+    if event.rejoins and event.renews in (*state.withdrawn, *state.ended):
+        raise InvalidTransition(f"the credentials of node {event.node} were withdrawn", "Enrol it with a join token")
     if _holds(known, event.key):
         return state, ()
     if _is_taken(state, event.key):
@@ -171,7 +175,7 @@ def _renewed(state: Identities, event: NodeEnrolled, at: datetime) -> tuple[Iden
     alive = _alive(known.keys, at)
     in_use = tuple(each for each in alive if each[0] == event.renews) or alive[-1:]
     newest = max((ends for _, ends in alive), default=at)
-    if len(alive) > 1 and event.expires_at - newest < RENEWAL_PAUSE:
+    if len(alive) > 1 and event.expires_at - newest < RENEWAL_PAUSE and not event.rejoins:
         raise InvalidTransition(f"node {event.node} has renewed its credentials today", "They are good for months")
     keys = (*in_use, (event.key, event.expires_at))
     state = replace(state, nodes={**state.nodes, event.node: replace(known, keys=keys)})

@@ -124,6 +124,11 @@ class Engine:
         """Why the log cannot be written at the moment; empty: it can."""
         return self._log.waits_for
 
+    @property
+    def last_sequence(self) -> int:
+        """Of the newest event in the log that this process knows of."""
+        return self._log.last
+
     async def load(self) -> None:
         """Start from the newest snapshot, if there is one.
 

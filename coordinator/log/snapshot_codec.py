@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from fedtide.coordinator import state as world
 from fedtide.coordinator.fleet import fleet
-from fedtide.coordinator.identity import identities
+from fedtide.coordinator.identity import epochs, identities
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.coordinator.runs import rounds, runs
@@ -44,6 +44,7 @@ TABLES: dict[str, Any] = {
     "serving": dict[str, dict[str, blobs.BlobRef]],
     "last_asked": dict[str, datetime],
     "identities": identities.Identities,
+    "epoch": epochs.Epoch,
 }
 
 
@@ -82,7 +83,8 @@ def decode(data: bytes) -> Snapshot:
         body = json.loads(data)
         tables = _up_to_date(body["format"], body["world"])
         for name, kind in TABLES.items():
-            setattr(found, name, _CONVERTER.structure(tables[name], kind))
+            if name in tables or name != "epoch":  # 0.1 knew of none
+                setattr(found, name, _CONVERTER.structure(tables[name], kind))
         found.serving = {model: Map(nodes) for model, nodes in found.serving.items()}
         at = datetime.fromisoformat(body["at"]) if body.get("at") else None
         left_out = [(decode_event(text.encode()), str(reason)) for text, reason in body.get("left_out", ())]

@@ -74,13 +74,13 @@ class Activation:
     async def want(self, desired: Desired) -> None:
         """Accept a desired state. A model's highest counter wins; for equal counters, the newest message."""
         known = self._latest.get(desired.model)
-        if known is not None and (desired.counter < known.counter or desired == known):
+        if known is not None and (desired.order < known.order or desired == known):
             return
         if desired.expires_at is not None and self._clock.now() > desired.expires_at and not self._has_seen(desired):
             log.info("release.offer_expired", extra={"rollout": desired.rollout, "counter": desired.counter})
             await self._report(desired, "timed_out", "its offer had expired when it came", 0)
             return
-        if known is not None and desired.counter == known.counter:
+        if known is not None and desired.order == known.order:
             self._latest[desired.model] = desired
             if desired.expires_at is None:
                 self._settled(desired.model)
@@ -97,7 +97,7 @@ class Activation:
         """Whether work on it began before it expired: a restart in between must not cancel it."""
         current = self._store.current_of(desired.model)
         begun = desired.release is not None and self._store.has_begun(desired.release)
-        return begun or (current is not None and current.counter >= desired.counter)
+        return begun or (current is not None and current.order >= desired.order)
 
     async def run(self) -> None:
         """Work towards the desired state for ever."""
@@ -114,11 +114,11 @@ class Activation:
 
     async def _apply(self, desired: Desired) -> None:
         current = self._store.current_of(desired.model)
-        if current is not None and desired.counter < current.counter:
+        if current is not None and desired.order < current.order:
             reason = f"counter {desired.counter} is lower than {current.counter}, which this node has seen"
             await self._report(desired, "rejected", reason, 0)
             return
-        if current is not None and desired.counter == current.counter:
+        if current is not None and desired.order == current.order:
             await self._again(desired, current)
             return
         try:
@@ -189,7 +189,7 @@ class Activation:
         await self._report(desired, phase, "", wan_bytes)
 
     def _check_latest(self, desired: Desired) -> None:
-        if self._latest[desired.model].counter != desired.counter:
+        if self._latest[desired.model].order != desired.order:
             raise _Superseded("superseded")
 
     async def _until_window(self, desired: Desired) -> None:
@@ -268,5 +268,10 @@ def _good(current: Current | None, coming: BlobRef | None) -> BlobRef | None:
 
 def _current(desired: Desired, release: BlobRef | None, previous: BlobRef | None) -> Current:
     return Current(
-        model=desired.model, counter=desired.counter, rollout=desired.rollout, release=release, previous=previous
+        model=desired.model,
+        counter=desired.counter,
+        rollout=desired.rollout,
+        release=release,
+        previous=previous,
+        generation=desired.generation,
     )

@@ -26,13 +26,18 @@ log = logging.getLogger(__name__)
 
 
 class Current(Strict):
-    """The release that one model serves. `counter`: the highest desired-state counter seen, even if it failed."""
+    """The release that one model serves; `order`: the highest of a desired state that was seen, even if it failed."""
 
     model: str
     counter: int
     rollout: str
     release: BlobRef | None
     previous: BlobRef | None = None
+    generation: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.generation, self.counter
 
 
 class ModelStore:

@@ -17,6 +17,8 @@ from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.events.identity import (
     JoinTokenCreated,
     JoinTokenRevoked,
+    LogBegun,
+    LogRestored,
     NodeEnrolled,
     NodeRemoved,
     NodeRevoked,
@@ -231,6 +233,8 @@ EventData = Annotated[
     | NodeEnrolled
     | NodeRevoked
     | NodeRemoved
+    | LogBegun
+    | LogRestored
     | RegionIssued,
     Field(discriminator="kind"),
 ]

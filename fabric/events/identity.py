@@ -41,6 +41,7 @@ class NodeEnrolled(TaggedMessage):
     expires_at: datetime
     token: str = ""
     renews: str = ""
+    rejoins: bool = Field(default=False, description="The log was put back, and does not know of `renews`")
 
 
 class NodeRevoked(TaggedMessage):
@@ -59,6 +60,21 @@ class RegionIssued(TaggedMessage):
     region: Name
     keys: list[str]
     rotates: bool = True
+
+
+class LogBegun(TaggedMessage):
+    """The log has a name from here on."""
+
+    kind: Literal["log.begun"] = "log.begun"
+    epoch: str
+
+
+class LogRestored(TaggedMessage):
+    """The log was put back as it was some time ago; it has another name from here on."""
+
+    kind: Literal["log.restored"] = "log.restored"
+    epoch: str
+    reason: str
 
 
 class NodeRemoved(TaggedMessage):

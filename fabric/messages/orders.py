@@ -12,7 +12,11 @@ class OrderList(Message):
 
     Args:
         now: the coordinator's time, by which it dates what expires; seconds since the epoch.
+        epoch: which log it has; another one than before does not know everything of this node.
+        member: whether it knows this node's credentials.
     """
 
     subjects: list[str] = []
+    epoch: str = ""
+    member: bool = True
     now: float | None = Field(default=None, allow_inf_nan=False)

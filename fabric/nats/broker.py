@@ -174,6 +174,10 @@ class Broker(StreamReads):
                 async with asyncio.timeout(CLOSE_WITHIN_S):
                     await self._client.close()
 
+    def new_inbox(self) -> str:
+        """A subject of this connection, which nobody can guess."""
+        return self._client.new_inbox()
+
     async def ask(self, subject: str, data: bytes = b"", *, timeout_s: float = 5.0) -> bytes:
         """Send a request and return the answer's payload."""
         return (await self._request(subject, data, timeout_s)).data

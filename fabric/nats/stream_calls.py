@@ -97,6 +97,20 @@ class StreamCalls(ABC):
             return False
         return True
 
+    async def metadata_of(self, stream: str, *, domain: str | None = None) -> dict[str, str] | None:
+        """What a stream's configuration says of it; None if there is no such stream."""
+        try:
+            answer = await self._call(f"STREAM.INFO.{stream}", b"", domain)
+        except ApiError as exc:
+            if exc.code != STREAM_NOT_FOUND:
+                raise
+            return None
+        return dict(answer["config"].get("metadata") or {})
+
+    async def delete_stream(self, stream: str, *, domain: str | None = None) -> None:
+        """Delete a stream and all that is in it."""
+        await self._call(f"STREAM.DELETE.{stream}", b"", domain)
+
     async def ensure_consumer(self, stream: str, config: Mapping[str, object]) -> None:
         """Create a durable consumer, or bring an existing one to `config`."""
         body = json.dumps({"stream_name": stream, "config": config}).encode()

@@ -28,6 +28,7 @@ from fedtide.fabric.nats.subjects import (
 
 _HOUR_NS = 3600 * 1_000_000_000
 HUB_DOMAIN = "hub"
+EPOCH = "fedtide-epoch"
 MIRRORED = (DOWN, ORDERS)
 """Streams of the hub that every region has a mirror of."""
 LARGEST_ROOM, SMALLEST_ROOM = 64 << 30, 32 << 20
@@ -191,11 +192,12 @@ def _copies(replicas: int) -> Config:
     return {"num_replicas": replicas} if replicas > 1 else {}
 
 
-def leaf_streams(subjects: Subjects, region: str, room: int = LARGEST_ROOM) -> list[Config]:
+def leaf_streams(subjects: Subjects, region: str, room: int = LARGEST_ROOM, *, epoch: str = "") -> list[Config]:
     """The streams of a region: mirrors that republish what they store, UP, CACHE for releases, and STAY.
 
     Args:
         room: bytes that the region's store has.
+        epoch: which log the hub has; mirrors of another one would wait for what never comes.
     """
 
     def bounded(stream: str) -> Config:
@@ -215,6 +217,7 @@ def leaf_streams(subjects: Subjects, region: str, room: int = LARGEST_ROOM) -> l
                 "max_msgs_per_subject": 1,
                 "mirror_direct": True,
                 "allow_msg_ttl": True,
+                "metadata": {EPOCH: epoch},
             }
             for stream in MIRRORED
         ),

@@ -41,7 +41,10 @@ class Terms(Strict):
 
 
 class Desired(Message):
-    """What one node should serve for one model. The highest counter wins; lower ones are refused."""
+    """What one node should serve for one model. The highest `order` wins; lower ones are refused.
+
+    `generation` is that of the coordinator's log: counters begin lower again when that was put back.
+    """
 
     model: str = Field(pattern=NAME)
     counter: int = Field(ge=1)
@@ -49,6 +52,11 @@ class Desired(Message):
     release: BlobRef | None = Field(description="The release manifest, or None: serve nothing")
     expires_at: float | None = Field(default=None, description="Unix seconds after which the offer expires")
     terms: Terms = Terms()
+    generation: int = Field(default=0, ge=0)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.generation, self.counter
 
 
 class Bake(Strict):

@@ -300,6 +300,18 @@ class FakeBroker(Broker):
     async def has_stream(self, stream: str, *, domain: str | None = None) -> bool:
         return stream in self._server.streams
 
+    async def metadata_of(self, stream: str, *, domain: str | None = None) -> dict[str, str] | None:
+        found = self._server.streams.get(stream)
+        if found is None:
+            return None
+        told = found.config.get("metadata", {})
+        assert isinstance(told, dict)
+        return told
+
+    async def delete_stream(self, stream: str, *, domain: str | None = None) -> None:
+        self._needs_server(stream)
+        self._server.streams.pop(stream, None)
+
     async def ensure_consumer(self, stream: str, config: Mapping[str, object]) -> None:
         self._stream(stream).consumers.setdefault(str(config["durable_name"]), Consumer())
 

@@ -1,0 +1,228 @@
+"""`python -m fedtide.coordinator.backup save|restore CONFIG.json FILE`: an installation as a file, and back.
+
+The log is copied before all else but the snapshot of it: blobs are stored before an event names them, and reports stay
+until the log has them. So what comes after the log is at least what it speaks of, as after a coordinator was away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import io
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fedtide.coordinator.__main__ import load
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.log.engine import Engine
+from fedtide.coordinator.log.event_log import EventLog
+from fedtide.coordinator.log.leader_lease import Lease
+from fedtide.coordinator.log.log_marks import Mark
+from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.service import marks_of
+from fedtide.fabric import logs
+from fedtide.fabric.encoding import from_json, to_json
+from fedtide.fabric.errors import ConfigError, DigestMismatch, FedtideError
+from fedtide.fabric.nats.accounts import CORE
+from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, Authority
+from fedtide.fabric.nats.backup_file import CONTENTS, IDENTITY, STREAMS, Contents, Copied, identity_in, opened
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access, write_secret
+from fedtide.fabric.nats.stream_copies import StreamCopy, copy_stream, put_stream
+from fedtide.fabric.nats.subjects import (
+    CHECKPOINTS,
+    CONTROL,
+    DOWN,
+    EVENTS,
+    ORDERS,
+    PARKED,
+    RELEASES,
+    UP,
+    Subjects,
+    up_stream,
+)
+
+LIVES_FOR = timedelta(seconds=10)
+"""A lease that was renewed since then is that of a coordinator that runs."""
+_PIECE = 1 << 20
+
+
+async def save(config: CoordinatorConfig, file: Path) -> Contents:
+    """Write a backup of a running installation; the file is there as a whole, or not at all.
+
+    Raises:
+        BrokerUnavailable: no hub, or it went away.
+        ConfigError: the file cannot be written.
+    """
+    part = file.with_name(f"{file.name}.part")
+    broker = await _connect(config)
+    try:
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw:
+            with tarfile.open(fileobj=raw, mode="w") as archive:
+                contents = await _copied(broker, config, archive, file.parent)
+            raw.flush()
+            os.fsync(raw.fileno())
+        part.replace(file)
+        return contents
+    except OSError as exc:
+        raise ConfigError(str(file), f"cannot be written: {exc.strerror}") from exc
+    finally:
+        part.unlink(missing_ok=True)
+        await broker.close()
+
+
+async def _copied(broker: Broker, config: CoordinatorConfig, archive: tarfile.TarFile, folder: Path) -> Contents:
+    first = (CONTROL, EVENTS)
+    others = (PARKED, ORDERS, DOWN, RELEASES, CHECKPOINTS, UP, *map(up_stream, config.regions))
+    streams = [await _add_stream(broker, stream, archive, folder) for stream in (*first, *others)]
+    for path in sorted(config.identity_dir.iterdir()) if config.identity_dir is not None else ():
+        if path.is_file() and path.name != OPERATOR:  # it is kept elsewhere
+            _add(archive, IDENTITY + path.name, path.read_bytes())
+    engine = _engine(broker, config)
+    await engine.load()
+    await engine.catch_up()
+    contents = Contents(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        tenant=config.tenant,
+        regions=config.regions,
+        epoch=engine.world.epoch.id,
+        events=next(int(each.state["last_seq"]) for each in streams if each.name == EVENTS),
+        streams=streams,
+    )
+    _add(archive, CONTENTS, to_json(contents))
+    return contents
+
+
+def _engine(broker: Broker, config: CoordinatorConfig) -> Engine:
+    subjects = Subjects(config.tenant)
+    return Engine(broker, subjects, EventLog(broker, subjects), Snapshots(broker, subjects))
+
+
+async def _add_stream(broker: Broker, stream: str, archive: tarfile.TarFile, folder: Path) -> Copied:
+    copy, digest = await copy_stream(broker, stream), hashlib.sha256()
+    with tempfile.TemporaryFile(dir=folder) as whole:  # a tar wants sizes first
+        async for chunk in copy.chunks:
+            digest.update(chunk)
+            whole.write(chunk)
+        about = tarfile.TarInfo(STREAMS + stream)
+        about.size, about.mode = whole.tell(), 0o600
+        whole.seek(0)
+        archive.addfile(about, whole)
+    return Copied(name=stream, config=copy.config, state=copy.state, sha256=digest.hexdigest())
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    about = tarfile.TarInfo(name)
+    about.size, about.mode = len(data), 0o600
+    archive.addfile(about, io.BytesIO(data))
+
+
+async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Contents:
+    """Put a backup into a hub that runs and that no coordinator uses; it takes effect when one starts.
+
+    Args:
+        replace: delete what the hub holds.
+
+    Raises:
+        ConfigError: it is no backup, one of another installation, a coordinator runs, or the hub is not empty.
+        DigestMismatch: the backup is damaged; what was there has not been touched.
+    """
+    with opened(file) as (archive, contents):
+        if contents.tenant != config.tenant:
+            raise ConfigError(str(file), f"is a backup of tenant {contents.tenant!r}, not {config.tenant!r}")
+        await asyncio.to_thread(_check, archive, contents)
+        put_identity(archive, config.identity_dir, str(file))
+        broker = await _connect(config)
+        try:
+            await _make_room(broker, Subjects(config.tenant), contents, replace=replace)
+            for each in contents.streams:
+                alone = {key: value for key, value in each.config.items() if key != "sources"}
+                await put_stream(broker, StreamCopy(alone, each.state, _pieces(archive, each)))
+        finally:
+            await broker.close()
+    mark = Mark(epoch=contents.epoch, sequence=contents.events, restored=f"restored from a backup of {contents.at}")
+    await marks_of(config).write(mark)
+    return contents
+
+
+def _check(archive: tarfile.TarFile, contents: Contents) -> None:
+    for each in contents.streams:
+        digest, stored = hashlib.sha256(), archive.extractfile(STREAMS + each.name)
+        while stored is not None and (piece := stored.read(_PIECE)):
+            digest.update(piece)
+        if digest.hexdigest() != each.sha256:
+            raise DigestMismatch(f"the backup is damaged: stream {each.name}", "Use another backup")
+
+
+def put_identity(archive: tarfile.TarFile, folder: Path | None, file: str) -> None:
+    """Write the coordinator's secrets of a backup where there are none.
+
+    Raises:
+        ConfigError: there are those of another installation.
+    """
+    found = identity_in(archive)
+    if folder is None or FILE not in found:
+        return
+    if (folder / FILE).exists():
+        here, there = Authority.load(folder), Authority.parse(found[FILE].encode(), file)
+        if here.public(CORE) != there.public(CORE):
+            raise ConfigError(file, f"is a backup of another installation than {folder} belongs to")
+        return
+    for name in sorted(found, key=lambda name: name == FILE):  # the last: it says that the others are there
+        write_secret(folder / name, found[name])
+
+
+async def _make_room(broker: Broker, subjects: Subjects, contents: Contents, *, replace: bool) -> None:
+    if await broker.has_stream(CONTROL):
+        lease = await broker.last(CONTROL, subjects.lease)
+        if lease is not None and datetime.now(UTC) - lease.stored_at < LIVES_FOR:
+            holder = from_json(Lease, lease.data, "lease").holder
+            if holder:
+                raise ConfigError("restore", f"coordinator {holder} runs", "Stop every coordinator first")
+    there = [each.name for each in contents.streams if await broker.has_stream(each.name)]
+    if EVENTS in there and await broker.last_sequence(EVENTS) > 0 and not replace:
+        raise ConfigError("restore", "the hub holds a log already", "With --replace it is deleted")
+    for name in there:
+        await broker.delete_stream(name)
+
+
+async def _pieces(archive: tarfile.TarFile, each: Copied) -> AsyncIterator[bytes]:
+    stored = archive.extractfile(STREAMS + each.name)
+    while stored is not None and (piece := stored.read(_PIECE // 2)):
+        yield piece
+
+
+async def _connect(config: CoordinatorConfig) -> Broker:
+    credentials = config.identity_dir / COORDINATOR if config.identity_dir is not None else None
+    return await Broker.connect(config.nats_url, "backup", Access(credentials, config.ca_file))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="fedtide backup")
+    parser.add_argument("verb", choices=["save", "restore"])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--replace", action="store_true")
+    asked = parser.parse_args()
+    logs.to_stderr()
+    try:
+        config = load(asked.config)
+        if asked.verb == "save":
+            found = asyncio.run(save(config, asked.file))
+        else:
+            found = asyncio.run(restore(config, asked.file, replace=asked.replace))
+    except FedtideError as exc:
+        print(exc, file=sys.stderr)
+        return exc.exit_code
+    print(f"{asked.file}: {found.events} events, {len(found.streams)} streams, of {found.at}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
