@@ -183,7 +183,7 @@ async def _work(
             ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, enroller).routes(),
             storage.routes(),
-            metrics.routes(engine, executor, reports.parked, housekeeping),
+            metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]
         await door.serve(application(routes, checks=[*access_middleware(config), storage.refuse_new_things]))
         await asyncio.Event().wait()

@@ -120,13 +120,14 @@ def metrics() -> str:
     """What `/metrics` shows, from the collector itself over an empty world."""
 
     class Empty:
-        """Of engine, executor, parked reports and housekeeping no more is read than this."""
+        """Of those that it asks no more is read than this."""
 
-        world, applied, refused, left_out, parked, count, levels = World(), 0, 0, (), (), 0, {}
+        world, applied, refused, left_out, parked, count = World(), 0, 0, (), (), 0
+        levels, clock_ahead_s, twins = {}, {}, {}
 
     rows = ["| metric | type | is |", "|---|---|---|"]
     empty: Any = Empty()
-    for family in WorldMetrics(empty, empty, empty, empty).collect():
+    for family in WorldMetrics(empty, empty, empty, empty, empty).collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
     return "\n".join(rows)

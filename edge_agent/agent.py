@@ -77,7 +77,7 @@ class Agent:
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
         samples = SampleStore(samples_file(config.data_dir), config.capture.max_bytes, config.capture.max_age_s)
-        capturer = Capturer(config.capture, samples)
+        capturer = Capturer(config.capture, samples, self._clock)
         self._comparisons = Comparisons(self._serving, samples, self._report_measured)
         self._serving.observers += [self._latency.observe, self._comparisons.observe]
         if config.capture.share:

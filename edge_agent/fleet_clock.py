@@ -19,6 +19,11 @@ class FleetClock:
         self._told = there, time.monotonic()
         self.own_ahead_s = time.time() - there
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it is the coordinator's time, not the machine's."""
+        return self._told is not None
+
     def now(self) -> float:
         """Seconds since the epoch."""
         if self._told is None:

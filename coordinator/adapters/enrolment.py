@@ -34,7 +34,7 @@ from fedtide.fabric.ids import check_token
 from fedtide.fabric.messages.views import AccountRights, Rights, RoleRights
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.accounts import RUNS, accounts
-from fedtide.fabric.nats.authority import NODE_LIFETIME_S, TRUST, Authority, Void
+from fedtide.fabric.nats.authority import AT_REST, NODE_LIFETIME_S, TRUST, Authority, Void
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
@@ -163,6 +163,7 @@ class Enroller:
         await self._engine.submit(RegionIssued(region=region, keys=keys, rotates=rotates))
         return {
             TRUST: self._authority.trust(self._regions, self._void),
+            AT_REST: self._authority.at_rest(region),
             **{name: c.text for name, c in made.items()},
             **certificate,
         }

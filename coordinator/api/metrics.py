@@ -9,7 +9,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.executor import Executor
+from fedtide.coordinator.fleet.views import SKEW_S
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.rollouts import rollouts
@@ -20,11 +22,14 @@ from fedtide.coordinator.storage.housekeeping import Housekeeping
 class WorldMetrics:
     """A Prometheus collector: it reads the world at every scrape and keeps nothing."""
 
-    def __init__(self, engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping) -> None:
+    def __init__(
+        self, engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping, presence: Presence
+    ) -> None:
         self._engine = engine
         self._executor = executor
         self._parked = parked
         self._housekeeping = housekeeping
+        self._presence = presence
 
     def collect(self) -> Iterator[Metric]:
         world = self._engine.world
@@ -32,6 +37,14 @@ class WorldMetrics:
         for (region, online), count in Counter((n.region, n.online) for n in world.nodes.values()).items():
             nodes.add_metric([region, "online" if online else "offline"], count)
         yield nodes
+        skews = [abs(s) for name, s in self._presence.clock_ahead_s.items() if name in world.nodes]
+        about = "By how much the clock of a node is off, at most"
+        yield GaugeMetricFamily("fedtide_clock_skew_seconds", about, value=max(skews, default=0.0))
+        about = f"Nodes whose clocks are off by more than {SKEW_S:g} s"
+        yield GaugeMetricFamily("fedtide_nodes_skewed", about, value=sum(skew > SKEW_S for skew in skews))
+        yield GaugeMetricFamily(
+            "fedtide_nodes_twins", "Nodes of which two processes were heard", value=len(self._presence.twins)
+        )
         states = Counter(type(r).__name__.lower() for r in world.runs.values())
         by_state = GaugeMetricFamily("fedtide_runs", "Runs by state", labels=["state"])
         for state, count in states.items():
@@ -59,9 +72,11 @@ class WorldMetrics:
         yield from (stored, limits)
 
 
-def routes(engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping) -> list[web.RouteDef]:
+def routes(
+    engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping, presence: Presence
+) -> list[web.RouteDef]:
     registry = CollectorRegistry()
-    registry.register(WorldMetrics(engine, executor, parked, housekeeping))
+    registry.register(WorldMetrics(engine, executor, parked, housekeeping, presence))
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -9,7 +9,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from fedtide.coordinator.identity import certificates
-from fedtide.fabric.nats.authority import FILE, OPERATOR, TRUST, Authority
+from fedtide.fabric.nats.authority import AT_REST, FILE, OPERATOR, TRUST, Authority
+from fedtide.fabric.nats.subjects import HUB_REGION
 
 API_TOKEN = "api-token"  # noqa: S105  # the name of a file
 CA_CERT, CA_KEY = "ca.crt", "ca.key"
@@ -37,7 +38,8 @@ def complete(
         own |= {**authority.files(regions), OPERATOR: operator_seed}
     elif (migrated := Authority.migrated(own[FILE].encode())) is not None:
         own |= migrated.files(regions)
-    own[TRUST] = Authority.parse(own[FILE].encode()).trust(regions)
+    authority = Authority.parse(own[FILE].encode())
+    own[TRUST] = authority.trust(regions)
     own.setdefault(API_TOKEN, secrets.token_urlsafe(32))
     if CA_KEY not in own:
         own[CA_CERT], own[CA_KEY] = certificates.authority("fedtide")
@@ -45,6 +47,7 @@ def complete(
     own.setdefault(CA_CERT, shared.get(CA_CERT, ""))
     shared[CA_CERT] = own[CA_CERT]
     shared[TRUST] = own[TRUST]
+    shared[AT_REST] = authority.at_rest(HUB_REGION)
     if CERT not in shared or not certificates.is_good(shared[CERT], hosts):
         shared[CERT], shared[KEY] = certificates.server(shared[CA_CERT], own[CA_KEY], hosts)
     return own, shared

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from fedtide.edge_agent.config import Capture as CaptureConfig
+from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.samples.store import Sample, SampleStore
 from fedtide.edge_agent.serving.scoring import Labels
 from fedtide.edge_agent.serving.serving import Served
@@ -30,7 +31,8 @@ def _can_be_kept(served: Served) -> bool:
 class Capturer:
     """Observes the serving; its task writes the samples."""
 
-    def __init__(self, config: CaptureConfig, store: SampleStore) -> None:
+    def __init__(self, config: CaptureConfig, store: SampleStore, clock: FleetClock) -> None:
+        self._clock = clock
         self._share = config.share
         self._store = store
         self._pending: deque[Sample] = deque(maxlen=PENDING)
@@ -44,7 +46,7 @@ class Capturer:
             return
         self._owed -= 1
         key = served.id or new_id("sample")
-        self._pending.append(Sample(served.model.name, key, time.time(), served.inputs))
+        self._pending.append(Sample(served.model.name, key, self._clock.now(), served.inputs))
         self._woken.set()
 
     async def run(self) -> None:
@@ -61,7 +63,8 @@ class Capturer:
             if not batch:
                 return
             try:
-                await asyncio.to_thread(self._store.add, batch, time.time())
+                now, is_sure = self._clock.now(), self._clock.is_told
+                await asyncio.to_thread(self._store.add, batch, now, is_sure=is_sure)
             except sqlite3.Error as exc:
                 log.error("samples.not_written", extra={"count": len(batch), "reason": str(exc)})
 

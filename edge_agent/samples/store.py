@@ -68,12 +68,20 @@ class SampleStore:
     def close(self) -> None:
         self._db.close()
 
-    def add(self, samples: Iterable[Sample], now: float) -> None:
-        """Add samples, replacing those with the same id; then delete what exceeds the limits."""
-        rows = [(s.model, s.id, s.at, _pack(s.inputs)) for s in samples]
+    def add(self, samples: Iterable[Sample], now: float, *, is_sure: bool = True) -> None:
+        """Add samples, replacing those with the same id; then delete what exceeds the limits.
+
+        Args:
+            is_sure: not only this machine's clock says that it is `now`. Else nothing goes by its age, and no sample is
+                dated before those that are there: a clock that jumps deletes nothing.
+        """
+        newest = 0.0 if is_sure else self._newest()
+        rows = [(s.model, s.id, max(s.at, newest), _pack(s.inputs)) for s in samples]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO samples (model, id, at, inputs) VALUES (?, ?, ?, ?)", rows)
-            self._db.execute("DELETE FROM samples WHERE at < ?", (now - self._max_age_s,))
+            if is_sure:
+                self._db.execute("UPDATE samples SET at = ? WHERE at > ?", (now, now))
+                self._db.execute("DELETE FROM samples WHERE at < ?", (now - self._max_age_s,))
             self._bytes += sum(len(packed) + len(key) for _, key, _, packed in rows)
             if self._bytes > self._max_bytes:
                 self._trim()
@@ -86,6 +94,10 @@ class SampleStore:
             oldest = "SELECT number FROM samples ORDER BY at LIMIT ?"
             self._db.execute(f"DELETE FROM samples WHERE number IN ({oldest})", (max(1, count // 10),))  # noqa: S608 - a constant
             self._bytes = self._count_bytes()
+
+    def _newest(self) -> float:
+        with self._one_at_a_time:
+            return float(self._db.execute("SELECT COALESCE(MAX(at), 0) FROM samples").fetchone()[0])
 
     def _count_bytes(self) -> int:
         query = "SELECT COALESCE(SUM(LENGTH(inputs) + LENGTH(id) + COALESCE(LENGTH(label), 0)), 0) FROM samples"

@@ -32,6 +32,8 @@ from fedtide.fabric.strict import Strict
 FILE = "authority.json"
 TRUST = "trust.conf"
 """A part of nats-server's configuration: whom a server trusts. It holds no secret."""
+AT_REST = "at-rest.conf"
+"""A part of `jetstream { }`: with which key a server encrypts what it stores."""
 COORDINATOR = "coordinator.creds"
 SYSTEM_CREDENTIALS = "system.creds"
 OPERATOR = "operator.seed"
@@ -210,6 +212,10 @@ class Authority:
             f"system_account: {self.public(SYSTEM)}\n"
             f"resolver_preload: {{\n{lines}}}\n"
         )
+
+    def at_rest(self, server: str) -> str:
+        """The key of the hub, or of a region's server: always the same, so that a backup of this opens old volumes."""
+        return f'cipher: chachapoly\nkey: "k{_digest(self._kept.secret, f"at-rest/{server}").hex()}"\n'
 
     def user_jwt(
         self, account: str, role: str, name: str, key: str, *, region: str = "", lifetime_s: float | None = None

@@ -21,7 +21,7 @@ from fedtide.edge_agent.drift.collector import CollectorConfig
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CLOUD, EDGE = DEPLOY / "cloud" / "fedtide", DEPLOY / "k3s" / "fedtide-edge"
 EXAMPLES = sorted([*CLOUD.glob("examples/*.yaml"), *EDGE.glob("examples/*.yaml")])
-FOREIGN = ("ServiceMonitor", "ScaledObject", "Certificate")
+FOREIGN = ("ServiceMonitor", "PrometheusRule", "ScaledObject", "Certificate")
 """Kinds of other projects: their schemas are not Kubernetes' own."""
 
 Object = dict[str, Any]
@@ -105,6 +105,7 @@ def test_the_coordinator_may_do_what_it_does_and_no_more() -> None:
     assert allowed == {
         *(("jobs", v) for v in ("create", "get", "list", "watch", "delete")),
         *(("secrets", v) for v in ("create", "list", "delete")),
+        *(("configmaps", v) for v in ("create", "get", "patch")),
         ("pods", "list"),
         ("events", "list"),
     }

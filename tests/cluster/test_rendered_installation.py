@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Machine:
             "tls://hub.example.com:7422": f"tls://127.0.0.1:{ports['leaf_port']}",
             "0.0.0.0:4222": f"127.0.0.1:{ports['client' if pod == 'hub' else 'leaf_client']}",
             "0.0.0.0:7422": f"127.0.0.1:{ports['leaf_port']}",
-            "0.0.0.0:8222": f"127.0.0.1:{ports['monitor' if pod == 'hub' else 'leaf_monitor']}",
+            "127.0.0.1:8222": f"127.0.0.1:{ports['monitor' if pod == 'hub' else 'leaf_monitor']}",
             '"http_port": 8443': f'"http_port": {ports["api"]}',
             '"http_port": 8080': '"http_port": 0',
             '"0.0.0.0"': '"127.0.0.1"',
@@ -129,6 +129,11 @@ class Machine:
         self.api_server.__exit__()
 
 
+def included(secret: Mapping[str, str]) -> dict[str, str]:
+    """What `nats.conf` includes of a Secret."""
+    return {name: secret[name] for name in ("trust.conf", "at-rest.conf")}
+
+
 @contextmanager
 def machine(folder: Path) -> Iterator[Machine]:
     there = Machine(folder)
@@ -146,7 +151,11 @@ def start_cloud(there: Machine) -> Client:
     files = config_maps(render(CLOUD, {"regions": ["eu"]}))
     own, servers = complete({}, {}, "default", ["localhost", "127.0.0.1", "ft-coordinator.fl.svc"], ["eu"])
     (there.folder / "ca.crt").write_text(servers["ca.crt"])
-    there.mount("hub", "etc/nats/config", {"nats.conf": files["nats.conf"], "trust.conf": servers["trust.conf"]})
+    there.mount(
+        "hub",
+        "etc/nats/config",
+        {"nats.conf": files["nats.conf"], **{name: servers[name] for name in ("trust.conf", "at-rest.conf")}},
+    )
     there.mount("hub", "etc/nats/tls", servers)
     there.start("hub", nats_server(), "-c", str(there.folder / "hub/etc/nats/config/nats.conf"), POD_NAME="ft-nats-0")
     there.mount("cloud", "etc/fedtide/identity", own)
@@ -174,7 +183,11 @@ def start_region(there: Machine, client: Client) -> None:
     values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made.accounts}}
     files = config_maps(render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2}}}))
     secret = made.files
-    there.mount("leaf", "etc/nats/config", {"nats.conf": files["nats.conf"], "trust.conf": secret["trust.conf"]})
+    there.mount(
+        "leaf",
+        "etc/nats/config",
+        {"nats.conf": files["nats.conf"], **{name: secret[name] for name in ("trust.conf", "at-rest.conf")}},
+    )
     there.mount("leaf", "etc/nats/region", secret)
     there.start("leaf", nats_server(), "-c", str(there.folder / "leaf/etc/nats/config/nats.conf"))
     token = client.send(endpoints.create_join_token(TokenRequest(region="eu", uses=2))).token

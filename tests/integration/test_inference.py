@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from fedtide.edge_agent.comparison.comparison import Comparison
 from fedtide.edge_agent.config import Capture
+from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.samples.api import SampleApi
 from fedtide.edge_agent.samples.capture import Capturer
 from fedtide.edge_agent.samples.store import SampleStore
@@ -43,7 +44,7 @@ class Node:
         self.serving = Serving(config(folder, batch_wait_ms=2, queue_size=64))
         self.server = InferenceServer(config(folder), self.serving)
         self.store = SampleStore(folder / "samples.sqlite", 10**9, 1e9)
-        self.capturer = Capturer(Capture(share=1.0), self.store)
+        self.capturer = Capturer(Capture(share=1.0), self.store, FleetClock())
         self.serving.observers.append(self.capturer.observe)
         self.labelled: list[str] = []
 

@@ -99,7 +99,7 @@ async def _serve(
             ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, None).routes(),
             StorageApi(housekeeping).routes(),
-            metrics.routes(engine, executor, reports.parked, housekeeping),
+            metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]
         runner = web.AppRunner(application(routes), access_log=None, shutdown_timeout=0.1)
         await runner.setup()

@@ -56,6 +56,19 @@ def test_old_samples_go_by_age_and_by_size_the_oldest_first(tmp_path: Path) -> N
     assert [s.id for s in small.labelled("scale", 10)] == ["99"]
 
 
+def test_a_clock_that_jumps_deletes_no_sample_and_dates_none_before_another(tmp_path: Path) -> None:
+    store, year = _store(tmp_path, max_age_s=100), 3e7
+    store.add([_sample("a", 1000.0)], 1000.0)
+    store.add([_sample("ahead", 1000.0 + year)], 1000.0 + year, is_sure=False)
+    assert store.counts()["scale"]["samples"] == 2
+    store.add([_sample("b", 1010.0)], 1010.0)  # the coordinator has told the time
+    store.add([_sample("behind", 0.0)], 0.0, is_sure=False)
+    store.add([_sample("c", 1050.0)], 1050.0)
+    assert store.counts()["scale"]["samples"] == 5
+    store.add([_sample("d", 1105.0)], 1105.0)
+    assert store.counts()["scale"]["samples"] == 5, "a is too old now, and nothing else"
+
+
 def test_samples_are_forgotten_on_request_down_to_the_bytes_on_the_disk(tmp_path: Path) -> None:
     store = _store(tmp_path)
     secret = Sample("scale", "s", 0.0, {"x": np.frombuffer(b"A-VERY-SECRET-12", np.uint8)[None, :]})

@@ -62,3 +62,4 @@ imagePullSecrets:
 {{- $size := .Values.nats.storage.size -}}
 {{- if hasSuffix "Gi" $size }}{{ mul (trimSuffix "Gi" $size | int) 900 }}MB{{ else if hasSuffix "Ti" $size }}{{ mul (trimSuffix "Ti" $size | int) 900 }}GB{{ else }}{{ fail (printf "nats.storage.size %q: give it in Gi or Ti" $size) }}{{ end }}
 {{- end }}
+{{- define "fedtide.monitorHost" -}}{{ if or .Values.networkPolicy.monitorFrom (and .Values.regionalAggregators.enabled .Values.regionalAggregators.keda.enabled) }}0.0.0.0{{ else }}127.0.0.1{{ end }}{{- end }}
