@@ -243,6 +243,14 @@ def remove_node(node: str) -> Call[v.Removed]:
     return Call("DELETE", path("nodes", node), TypeAdapter(v.Removed))
 
 
+def regions(**query: str | int | None) -> Call[v.Page[v.RegionView]]:
+    return _get(v.Page[v.RegionView], "regions", query=query)
+
+
+def remove_region(region: str) -> Call[v.Removed]:
+    return Call("DELETE", path("regions", region), TypeAdapter(v.Removed))
+
+
 def region_credentials(region: str, hosts: list[str], *, rotates: bool = False) -> Call[v.RegionCredentials]:
     asked = requests.RegionRequest(hosts=hosts, rotates=rotates)
     return _post(v.RegionCredentials, asked, "regions", region, "credentials")

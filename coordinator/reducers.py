@@ -162,11 +162,27 @@ def _removed(change: Change, data: identity_events.NodeRemoved) -> None:
         raise InvalidTransition(f"node {data.node} is online", "Stop its agent, or revoke it first")
     change.world.identities, commands = identities.step(change.world.identities, data, change.at)
     change.commands += commands
-    change.world.nodes.pop(data.node, None)
-    change.world.last_asked.pop(data.node, None)
-    for model, nodes in change.world.serving.items():
-        if data.node in nodes:
-            change.world.serving[model] = nodes.delete(data.node)
+    _forget_node(change.world, data.node)
+
+
+def _region_removed(change: Change, data: identity_events.RegionRemoved) -> None:
+    there = [node for node in change.world.nodes.values() if node.region == data.region]
+    if online := sorted(node.name for node in there if node.online):
+        raise InvalidTransition(
+            f"nodes of region {data.region} are online: {', '.join(online[:8])}", "Stop their agents, or revoke them"
+        )
+    change.world.identities, commands = identities.step(change.world.identities, data, change.at)
+    change.commands += commands
+    for node in there:
+        _forget_node(change.world, node.name)
+
+
+def _forget_node(world: World, name: str) -> None:
+    world.nodes.pop(name, None)
+    world.last_asked.pop(name, None)
+    for model, nodes in world.serving.items():
+        if name in nodes:
+            world.serving[model] = nodes.delete(name)
 
 
 def _run_alarm_or_rollout_alarm(change: Change, data: event_types.AlarmRang) -> None:
@@ -352,6 +368,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     identity_events.NodeRemoved: _removed,
     identity_events.NodeRevoked: _identity,
     identity_events.RegionIssued: _identity,
+    identity_events.RegionRemoved: _region_removed,
     rollout_events.NodeMeasured: _rollout,
     rollout_events.NodePhaseReported: _phase,
     rollout_events.RegionCached: _rollout,

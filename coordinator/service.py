@@ -78,6 +78,7 @@ async def serve(config: CoordinatorConfig) -> None:
         door.stand_by(leadership)
         async with asyncio.TaskGroup() as group:
             group.create_task(broker.until_closed(), name="connection")
+            group.create_task(door.keep_certificate(), name="certificate")
             engine = Engine(broker, subjects, EventLog(broker, subjects), Snapshots(broker, subjects))
             await engine.load()
             group.create_task(leadership.hold(), name="lease")
@@ -181,7 +182,7 @@ async def _work(
             TriggerApi(engine).routes(),
             events.routes(),
             ParkedApi(reports, executor, engine).routes(),
-            IdentityApi(engine, enroller).routes(),
+            IdentityApi(engine, enroller, config.regions).routes(),
             storage.routes(),
             metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]

@@ -24,6 +24,8 @@ from fedtide.fabric.validation import config_error
 ENV_PREFIX = "FEDTIDE_"
 NODE = "FEDTIDE_KUBERNETES_NODE"
 """Environment variable: the name of the Kubernetes node, set by the DaemonSet."""
+NODE_PREFIX = "FEDTIDE_NODE_PREFIX"
+"""Environment variable: what goes before that name. Hosts of two regions may have the same, nodes may not."""
 LONGEST_NAME = 63
 _STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits")
 """Fields whose environment variables hold JSON."""
@@ -165,7 +167,7 @@ def load(file: Path | None, environ: Mapping[str, str] = os.environ) -> AgentCon
         if raw is not None:
             values[name] = _json(f"{ENV_PREFIX}{name.upper()}", raw) if name in _STRUCTURED else raw
     if environ.get(NODE) and "node" not in values:
-        values["node"] = node_name(environ[NODE])
+        values["node"] = node_name(environ.get(NODE_PREFIX, "") + environ[NODE])
     try:
         return AgentConfig.model_validate(values)
     except ValidationError as exc:

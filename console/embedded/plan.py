@@ -20,12 +20,14 @@ from fedtide.console.home import Home
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats.authority import FILE, OPERATOR, TRUST, Authority
-from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.nats.credentials import Credentials, write_secret
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
 
 MAX_NODES = 200
 MAX_COORDINATORS = 3
 SHORTEST_KEY = 16
+RENEW_AT = 1 / 3
+"""Credentials of regions are renewed when this share of their lifetime is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def _identities(home: Home, config_dir: Path, regions: list[str]) -> Authority:
     write_secret(config_dir / TRUST, authority.trust(regions))
     for region in regions:
         folder = nats_config.identity_of(home.store(region))
-        if not folder.exists():
+        if not folder.exists() or Credentials.load(folder / "leaf.creds").lifetime_left < RENEW_AT:
             for name, credentials in authority.region_credentials(region).items():
                 credentials.save(folder / name)
     return authority

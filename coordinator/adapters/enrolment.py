@@ -27,6 +27,7 @@ from fedtide.fabric.events.identity import (
     NodeEnrolled,
     NodeRevoked,
     RegionIssued,
+    RegionRemoved,
     RenewalRequest,
     proof_of,
 )
@@ -160,13 +161,26 @@ class Enroller:
         made = self._authority.region_credentials(region)
         keys = [c.key.public for name, c in made.items() if name != "system.creds"]
         certificate = self._certificate(hosts) if hosts else {}
-        await self._engine.submit(RegionIssued(region=region, keys=keys, rotates=rotates))
+        expires_at = datetime.fromtimestamp(min(c.expires for c in made.values()), UTC)
+        await self._engine.submit(RegionIssued(region=region, keys=keys, rotates=rotates, expires_at=expires_at))
         return {
             TRUST: self._authority.trust(self._regions, self._void),
             AT_REST: self._authority.at_rest(region),
             **{name: c.text for name, c in made.items()},
             **certificate,
         }
+
+    async def remove_region(self, region: str) -> None:
+        """Forget a region, its nodes and its credentials.
+
+        Raises:
+            NotFound: nobody has heard of it.
+            InvalidTransition: nodes of it are online.
+        """
+        world = self._engine.world
+        if region not in {*world.identities.regions, *(node.region for node in world.nodes.values()), *self._regions}:
+            raise NotFound(f"there is no region {region!r}", "See `fedtide region ls`")
+        await self._engine.submit(RegionRemoved(region=region))
 
     def _certificate(self, hosts: Sequence[str]) -> dict[str, str]:
         ca = [self._folder / name for name in (CA_CERT, CA_KEY)]

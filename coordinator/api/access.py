@@ -8,7 +8,7 @@ from aiohttp import web
 
 from fedtide.coordinator.api.http import problem
 from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.fabric.process.web_access import read_token, shows, why_foreign
+from fedtide.fabric.process.web_access import TokenFile, why_foreign
 
 OPEN = ("/healthz", "/metrics")
 """Paths that probes and scrapers read without a token."""
@@ -20,13 +20,13 @@ def access_middleware(config: CoordinatorConfig) -> list[Any]:
     Raises:
         ConfigError: the token cannot be read, or is empty.
     """
-    token = read_token(config.http_token_file) if config.http_token_file is not None else None
+    token = TokenFile(config.http_token_file) if config.http_token_file is not None else None
 
     @web.middleware
     async def check(request: web.Request, handler: Any) -> web.StreamResponse:
         if (reason := why_foreign(request.headers, listens_on=config.http_host)) is not None:
             return problem(403, reason, "Call it from a program, with application/json", 77)
-        if token is not None and not shows(request.headers, token) and request.path not in OPEN:
+        if token is not None and not token.shown_by(request.headers) and request.path not in OPEN:
             return problem(401, "the API token is missing or wrong", "Set FEDTIDE_TOKEN", 77)
         response: web.StreamResponse = await handler(request)
         return response

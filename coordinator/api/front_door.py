@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -18,6 +19,8 @@ from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.process.files import write_atomically
 
 log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 30.0
 
 
 class FrontDoor:
@@ -56,6 +59,19 @@ class FrontDoor:
         await self._show(app)
         self.advertised = self._config.advertise_url or self.url
         return self.advertised
+
+    async def keep_certificate(self) -> None:
+        """Use a certificate that was renewed for connections to come; for ever."""
+        seen = _changed(self._config)
+        while self._tls is not None:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if (changed := _changed(self._config)) != seen:
+                try:
+                    _load(self._tls, self._config)
+                    seen = changed
+                    log.info("api.certificate_renewed")
+                except (OSError, ConfigError) as exc:  # half written: the old one goes on
+                    log.warning("api.certificate_not_read", extra={"reason": str(exc)})
 
     def stand_by(self, leadership: Leadership) -> None:
         """From here on callers are sent to whoever leads."""
@@ -115,10 +131,21 @@ def _tls(config: CoordinatorConfig) -> ssl.SSLContext | None:
     if config.http_cert is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    _load(context, config)
+    return context
+
+
+def _changed(config: CoordinatorConfig) -> list[int]:
+    """When the files of the certificate were written last; none that is missing."""
+    files = (file for file in (config.http_cert, config.http_key) if file is not None and file.exists())
+    return [file.stat().st_mtime_ns for file in files]
+
+
+def _load(context: ssl.SSLContext, config: CoordinatorConfig) -> None:
+    assert config.http_cert is not None
     try:
         context.load_cert_chain(config.http_cert, config.http_key)
     except OSError as exc:
         raise ConfigError(
             "http_cert", f"{config.http_cert} cannot be used: {exc}", "It is a PEM file, with http_key"
         ) from exc
-    return context

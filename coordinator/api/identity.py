@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -14,7 +16,15 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.errors import CapabilityMissing
 from fedtide.fabric.events.identity import NodeRemoved
 from fedtide.fabric.messages.requests import RegionRequest, RevokeRequest, TokenRequest
-from fedtide.fabric.messages.views import JoinTokenView, NewJoinToken, RegionCredentials, Removed, Revoked, TokenState
+from fedtide.fabric.messages.views import (
+    JoinTokenView,
+    NewJoinToken,
+    RegionCredentials,
+    RegionView,
+    Removed,
+    Revoked,
+    TokenState,
+)
 
 
 class TokenListing(Listing):
@@ -25,8 +35,9 @@ class TokenListing(Listing):
 class IdentityApi:
     """Handlers; without an authority they say how to make one."""
 
-    def __init__(self, engine: Engine, enroller: Enroller | None) -> None:
+    def __init__(self, engine: Engine, enroller: Enroller | None, regions: Sequence[str]) -> None:
         self._engine = engine
+        self._configured = regions
         self._maybe_enroller = enroller
 
     def routes(self) -> list[web.RouteDef]:
@@ -37,6 +48,8 @@ class IdentityApi:
             web.post("/v1/nodes/{node}/revoke", self._revoke),
             web.delete("/v1/nodes/{node}", self._remove),
             web.get("/v1/identity/rights", self._rights),
+            web.get("/v1/regions", self._regions),
+            web.delete("/v1/regions/{region}", self._remove_region),
             web.post("/v1/regions/{region}/credentials", self._region),
         ]
 
@@ -81,6 +94,28 @@ class IdentityApi:
         self._engine.world.node(node)
         await self._engine.submit(NodeRemoved(node=node))
         return answer(Removed(removed=node))
+
+    async def _regions(self, request: web.Request) -> web.Response:
+        world = self._engine.world
+        nodes = Counter(node.region for node in world.nodes.values())
+        online = Counter(node.region for node in world.nodes.values() if node.online)
+        names = sorted({*self._configured, *nodes, *world.identities.regions})
+
+        def view(name: str) -> RegionView:
+            return RegionView(
+                region=name,
+                configured=name in self._configured,
+                nodes=nodes[name],
+                online=online[name],
+                credentials_expire=world.identities.region_ends.get(name),
+            )
+
+        return page_of(query_of(request, Listing), names, view)
+
+    async def _remove_region(self, request: web.Request) -> web.Response:
+        region = name_in(request, "region")
+        await self._enroller.remove_region(region)
+        return answer(Removed(removed=region))
 
     async def _region(self, request: web.Request) -> web.Response:
         asked = await read_body(request, RegionRequest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -42,9 +43,13 @@ class WorldMetrics:
         yield GaugeMetricFamily("fedtide_clock_skew_seconds", about, value=max(skews, default=0.0))
         about = f"Nodes whose clocks are off by more than {SKEW_S:g} s"
         yield GaugeMetricFamily("fedtide_nodes_skewed", about, value=sum(skew > SKEW_S for skew in skews))
-        yield GaugeMetricFamily(
-            "fedtide_nodes_twins", "Nodes of which two processes were heard", value=len(self._presence.twins)
-        )
+        about = "Nodes of which two processes were heard"
+        yield GaugeMetricFamily("fedtide_nodes_twins", about, value=len(self._presence.twins))
+        about = "Seconds until the credentials of a region's servers expire (fedtide fleet region)"
+        left = GaugeMetricFamily("fedtide_region_credentials_seconds", about, labels=["region"])
+        for region, ends in world.identities.region_ends.items():
+            left.add_metric([region], (ends - datetime.now(UTC)).total_seconds())
+        yield left
         states = Counter(type(r).__name__.lower() for r in world.runs.values())
         by_state = GaugeMetricFamily("fedtide_runs", "Runs by state", labels=["state"])
         for state, count in states.items():

@@ -31,20 +31,24 @@ def authority(name: str) -> tuple[str, str]:
     return _pem(made), _key_pem(key)
 
 
-def server(ca_cert: str, ca_key: str, hosts: Iterable[str]) -> tuple[str, str]:
-    """A certificate for servers that answer as `hosts` (names or addresses), and its key, as PEM."""
+def server(ca_cert: str, ca_key: str, hosts: Iterable[str], *, connects: bool = False) -> tuple[str, str]:
+    """A certificate for servers that answer as `hosts` (names or addresses), and its key, as PEM.
+
+    Args:
+        connects: those of the hub show it to each other too, and are believed: nobody else's may serve for that.
+    """
     names = list(hosts)
     issuer = x509.load_pem_x509_certificate(ca_cert.encode())
     signer = serialization.load_pem_private_key(ca_key.encode(), None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
-    both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if connects else [])]
     made = (
         _builder(subject, issuer.subject, key.public_key(), SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(both), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectAlternativeName([_host(n) for n in names]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())

@@ -16,6 +16,7 @@ from fedtide.fabric.events.identity import (
     NodeRemoved,
     NodeRevoked,
     RegionIssued,
+    RegionRemoved,
 )
 from fedtide.fabric.nats.accounts import NODES, RUNS, region_account
 from fedtide.fabric.nats.authority import RUN_LIFETIME_S, Void
@@ -58,6 +59,8 @@ class Identities:
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     regions_before: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The keys before those of `regions`, which are still good."""
+    region_ends: Mapping[str, datetime] = field(default_factory=dict)
+    """When the credentials of `regions` expire."""
     withdrawn: Void = field(default_factory=dict)
     ended: Void = field(default_factory=dict)
 
@@ -65,11 +68,8 @@ class Identities:
 def step(state: Identities, event: IdentityEvent, at: datetime) -> tuple[Identities, Commands]:
     """Raises InvalidTransition if a token does not allow what was asked with it."""
     match event:
-        case JoinTokenCreated(token=name):
-            if name in state.tokens:
-                raise InvalidTransition(f"there is a token {name} already")
-            alive = {n: t for n, t in state.tokens.items() if t.created.expires_at > at}
-            return replace(state, tokens={**alive, name: Token(event, at)}), ()
+        case JoinTokenCreated():
+            return _token_created(state, event, at)
         case JoinTokenRevoked(token=name):
             token = state.tokens.get(name)
             if token is None:
@@ -83,11 +83,18 @@ def step(state: Identities, event: IdentityEvent, at: datetime) -> tuple[Identit
         case NodeRevoked():
             return _revoked(state, event, at)
         case NodeRemoved(node=name):
-            known = state.nodes.get(name)
-            nodes = {n: each for n, each in state.nodes.items() if n != name}
-            return _withdraw(replace(state, nodes=nodes), known.keys if known is not None else (), at)
+            return _removed(state, name, at)
         case RegionIssued():
             return _region_issued(state, event, at)
+        case RegionRemoved(region=name):
+            return _region_removed(state, name, at)
+
+
+def _token_created(state: Identities, event: JoinTokenCreated, at: datetime) -> tuple[Identities, Commands]:
+    if event.token in state.tokens:
+        raise InvalidTransition(f"there is a token {event.token} already")
+    alive = {name: token for name, token in state.tokens.items() if token.created.expires_at > at}
+    return replace(state, tokens={**alive, event.token: Token(event, at)}), ()
 
 
 def _revoked(state: Identities, event: NodeRevoked, at: datetime) -> tuple[Identities, Commands]:
@@ -98,12 +105,32 @@ def _revoked(state: Identities, event: NodeRevoked, at: datetime) -> tuple[Ident
     return _withdraw(replace(state, nodes=nodes), known.keys, at)
 
 
+def _removed(state: Identities, node: str, at: datetime) -> tuple[Identities, Commands]:
+    known = state.nodes.get(node)
+    state = replace(state, nodes={name: each for name, each in state.nodes.items() if name != node})
+    return _withdraw(state, known.keys if known is not None else (), at)
+
+
+def _region_removed(state: Identities, region: str, at: datetime) -> tuple[Identities, Commands]:
+    keys = [(key, NEVER) for kept in (state.regions, state.regions_before) for key in kept.get(region, ())]
+    keys += [key for node in state.nodes.values() if node.region == region for key in node.keys]
+    state = replace(
+        state,
+        nodes={name: node for name, node in state.nodes.items() if node.region != region},
+        regions={name: kept for name, kept in state.regions.items() if name != region},
+        regions_before={name: kept for name, kept in state.regions_before.items() if name != region},
+        region_ends={name: ends for name, ends in state.region_ends.items() if name != region},
+    )
+    return _withdraw(state, keys, at)
+
+
 def _region_issued(state: Identities, event: RegionIssued, at: datetime) -> tuple[Identities, Commands]:
     last, before = state.regions.get(event.region, ()), state.regions_before.get(event.region, ())
     gone = [*before, *(last if event.rotates else ())]
     state = replace(
         state,
         regions={**state.regions, event.region: tuple(event.keys)},
+        region_ends={**state.region_ends, **({event.region: event.expires_at} if event.expires_at else {})},
         regions_before={**state.regions_before, event.region: () if event.rotates else last},
     )
     return _withdraw(state, [(key, NEVER) for key in gone if key not in event.keys], at)

@@ -49,5 +49,5 @@ def complete(
     shared[TRUST] = own[TRUST]
     shared[AT_REST] = authority.at_rest(HUB_REGION)
     if CERT not in shared or not certificates.is_good(shared[CERT], hosts):
-        shared[CERT], shared[KEY] = certificates.server(shared[CA_CERT], own[CA_KEY], hosts)
+        shared[CERT], shared[KEY] = certificates.server(shared[CA_CERT], own[CA_KEY], hosts, connects=True)
     return own, shared

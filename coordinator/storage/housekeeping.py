@@ -229,11 +229,17 @@ class Housekeeping:
             try:
                 async for place, each in self._garbage_of(region):
                     if not dry_run:
-                        await self._broker.purge(place.stream, each.pattern, domain=place.domain)
+                        await self._delete(place, each)
                     found.append((place, each))
             except FedtideError as exc:
                 log.info("storage.not_swept", extra={"region": region, "reason": str(exc)})
         return found
+
+    async def _delete(self, place: Place, each: Garbage) -> None:
+        if each.pattern == ">":
+            await self._broker.delete_stream(place.stream, domain=place.domain)
+        else:
+            await self._broker.purge(place.stream, each.pattern, domain=place.domain)
 
     async def _garbage_of(self, region: str) -> AsyncIterator[tuple[Place, Garbage]]:
         streams: Sequence[str] = (DOWN, ORDERS, UP, STAY)
@@ -249,9 +255,20 @@ class Housekeeping:
             for each in garbage(stored, needs):
                 if not each.digest or await self._is_unused(place, each):
                     yield place, each
-        if region != HUB_REGION:
+        if region == HUB_REGION:
+            for stream in await self._of_gone_regions():
+                yield Place(HUB_REGION, stream), Garbage(">", "of a region that was removed", 0)
+        else:
             async for each in self._uncached(region):
                 yield Place(region, CACHE), each
+
+    async def _of_gone_regions(self) -> list[str]:
+        """The hub's streams of regions that are neither configured nor known."""
+        world = self._engine.world
+        known = {*self._regions, *world.identities.regions, *(node.region for node in world.nodes.values())}
+        kept = {up_stream(region) for region in known}
+        there = await self._broker.stream_names()
+        return [name for name in there if name.startswith(f"{UP}_") and name not in kept]
 
     async def _uncached(self, region: str) -> AsyncIterator[Garbage]:
         distribution = Distribution(self._broker, self._subjects)

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.fabric.process.web_access import is_loopback, read_token, shows, why_foreign
+from fedtide.fabric.process.web_access import TokenFile, is_loopback, why_foreign
 
 OPEN = ("/v2", "/v2/health/live", "/v2/health/ready")
 """What probes ask."""
@@ -21,14 +21,14 @@ def access_middleware(config: AgentConfig) -> Any:
     Raises:
         ConfigError: the token cannot be read, or is empty.
     """
-    token = read_token(config.http_token_file) if config.http_token_file is not None else None
+    token = TokenFile(config.http_token_file) if config.http_token_file is not None else None
     on_the_node = is_loopback(config.http_host)
 
     @web.middleware
     async def check(request: web.Request, handler: Any) -> web.StreamResponse:
         if (reason := why_foreign(request.headers, listens_on=config.http_host)) is not None:
             return web.json_response({"error": reason}, status=403)
-        shown = shows(request.headers, token) if token is not None else on_the_node
+        shown = token.shown_by(request.headers) if token is not None else on_the_node
         if not (shown or request.path in OPEN or (config.open_inference and _asks_a_model(request.path))):
             error = "this needs the node's token: Authorization: Bearer ..., see http_token_file and open_inference"
             return web.json_response({"error": error}, status=401)

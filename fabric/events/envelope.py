@@ -23,6 +23,7 @@ from fedtide.fabric.events.identity import (
     NodeRemoved,
     NodeRevoked,
     RegionIssued,
+    RegionRemoved,
 )
 from fedtide.fabric.events.rollouts import (
     NodeMeasured,
@@ -235,6 +236,7 @@ EventData = Annotated[
     | NodeRemoved
     | LogBegun
     | LogRestored
+    | RegionRemoved
     | RegionIssued,
     Field(discriminator="kind"),
 ]

@@ -60,6 +60,14 @@ class RegionIssued(TaggedMessage):
     region: Name
     keys: list[str]
     rotates: bool = True
+    expires_at: datetime | None = None
+
+
+class RegionRemoved(TaggedMessage):
+    """A region that is gone for good: its nodes are forgotten, and all its credentials are void."""
+
+    kind: Literal["region.removed"] = "region.removed"
+    region: Name
 
 
 class LogBegun(TaggedMessage):
@@ -84,7 +92,9 @@ class NodeRemoved(TaggedMessage):
     node: Name
 
 
-IdentityEvent = JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked | RegionIssued | NodeRemoved
+IdentityEvent = (
+    JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked | RegionIssued | NodeRemoved | RegionRemoved
+)
 
 
 class EnrolmentRequest(Message):

@@ -373,8 +373,18 @@ class Rights(Strict):
     accounts: list[AccountRights]
 
 
+class RegionView(Strict):
+    """A region. One that is not `configured` has nodes or credentials, and no coordinator looks after it."""
+
+    region: str
+    configured: bool
+    nodes: int
+    online: int
+    credentials_expire: datetime | None = None
+
+
 class Removed(Strict):
-    """The node that was forgotten."""
+    """The node or region that was forgotten."""
 
     removed: str
 

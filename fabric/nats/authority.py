@@ -40,6 +40,7 @@ OPERATOR = "operator.seed"
 
 NODE_LIFETIME_S = 90 * 86_400.0
 RUN_LIFETIME_S = 30 * 86_400.0
+REGION_LIFETIME_S = 400 * 86_400.0
 
 _UNLIMITED: dict[str, object] = dict.fromkeys(("subs", "data", "payload", "imports", "exports"), -1)
 _STORAGE: dict[str, object] = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
@@ -250,11 +251,15 @@ class Authority:
 
     def region_credentials(self, region: str) -> dict[str, Credentials]:
         """What the processes of a region need, by file name."""
+
+        def made(account: str, role: str, name: str, of: str = "") -> Credentials:
+            return self.credentials(account, role, name, region=of, lifetime_s=REGION_LIFETIME_S)
+
         return {
-            "leaf.creds": self.credentials(region_account(region), "leaf", f"leaf-{region}"),
-            "system.creds": self.credentials(SYSTEM, SYSTEM_LEAF, f"leaf-{region}"),
-            "collector.creds": self.credentials(NODES, COLLECTS, f"collector-{region}", region=region),
-            "regional.creds": self.credentials(NODES, FOLDS, f"regional-{region}", region=region),
+            "leaf.creds": made(region_account(region), "leaf", f"leaf-{region}"),
+            "system.creds": made(SYSTEM, SYSTEM_LEAF, f"leaf-{region}"),
+            "collector.creds": made(NODES, COLLECTS, f"collector-{region}", region),
+            "regional.creds": made(NODES, FOLDS, f"regional-{region}", region),
         }
 
     def leaf_accounts(self, region: str) -> dict[str, str]:

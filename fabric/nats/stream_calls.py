@@ -41,6 +41,14 @@ class StreamCalls(ABC):
             if not page or len(found) >= int(answer.get("total", 0)):
                 return found
 
+    async def stream_names(self) -> list[str]:
+        found: list[str] = []
+        while True:
+            answer = await self._call("STREAM.NAMES", json.dumps({"offset": len(found)}).encode(), None)
+            found += answer["streams"] or []
+            if not answer["streams"] or len(found) >= int(answer["total"]):
+                return sorted(found)
+
     async def state_of(self, stream: str, *, domain: str | None = None) -> StreamState:
         answer = await self._call(f"STREAM.INFO.{stream}", b"", domain)
         state = answer["state"]

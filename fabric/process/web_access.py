@@ -1,14 +1,17 @@
-"""Who may call a small HTTP API: whoever shows its token; and never a page of another site. Pure."""
+"""Who may call a small HTTP API: whoever shows its token; and never a page of another site."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from fedtide.fabric.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 SIMPLE_TYPES = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
 """What a page of any site may send without asking first (https://fetch.spec.whatwg.org, "simple header")."""
@@ -22,8 +25,32 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_token(file: Path) -> bytes:
-    """Raises ConfigError if it cannot be read, or is empty."""
+class TokenFile:
+    """The token in a file, read again when the file has changed; one that cannot be read then leaves the old one."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises ConfigError if it cannot be read, or is empty."""
+        self._file = file
+        self._token = _read(file)
+        self._seen = self._changed()
+
+    def _changed(self) -> tuple[int, int]:
+        found = self._file.stat()
+        return found.st_mtime_ns, found.st_ino
+
+    def shown_by(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request has `Authorization: Bearer TOKEN`."""
+        try:
+            if (changed := self._changed()) != self._seen:
+                self._token, self._seen = _read(self._file), changed
+        except (OSError, ConfigError) as exc:
+            log.warning("access.token_not_read", extra={"reason": str(exc)})
+        scheme, _, shown = headers.get("Authorization", "").partition(" ")
+        found = shown.strip().encode("utf-8", "surrogateescape")
+        return scheme.lower() == "bearer" and hmac.compare_digest(found, self._token)
+
+
+def _read(file: Path) -> bytes:
     try:
         token = file.read_text(encoding="utf-8").strip().encode()
     except OSError as exc:
@@ -31,12 +58,6 @@ def read_token(file: Path) -> bytes:
     if not token:
         raise ConfigError("http_token_file", f"{file} is empty")
     return token
-
-
-def shows(headers: Mapping[str, str], token: bytes) -> bool:
-    """Whether a request has `Authorization: Bearer TOKEN`."""
-    scheme, _, shown = headers.get("Authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("utf-8", "surrogateescape"), token)
 
 
 def why_foreign(headers: Mapping[str, str], *, listens_on: str) -> str | None:

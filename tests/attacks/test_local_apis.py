@@ -15,7 +15,8 @@ from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.http import application
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.edge_agent.serving import access
-from fedtide.fabric.process.web_access import why_foreign
+from fedtide.fabric.process.files import write_atomically
+from fedtide.fabric.process.web_access import TokenFile, why_foreign
 from tests.served import config as agent_config
 
 JSON = {"Content-Type": "application/json"}
@@ -115,3 +116,15 @@ async def test_a_nodes_server_gives_predictions_to_strangers_only_if_its_owner_s
     if token:
         shown = {"Authorization": "Bearer secret"}
         assert await statuses(app, [(m, p, shown) for m, p in paths]) == [200] * 4
+
+
+def test_a_token_that_was_changed_counts_at_once_and_a_file_that_is_gone_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    token = TokenFile(file)
+    assert token.shown_by({"Authorization": "Bearer first"})
+    write_atomically(file, b"second\n")
+    assert token.shown_by({"Authorization": "Bearer second"}) and not token.shown_by({"Authorization": "Bearer first"})
+    for spoil in (file.unlink, lambda: file.write_text("")):
+        spoil()
+        assert token.shown_by({"Authorization": "Bearer second"}) and not token.shown_by({"Authorization": "Bearer "})

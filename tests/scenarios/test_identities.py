@@ -6,13 +6,23 @@ from datetime import timedelta
 
 import pytest
 
+from fedtide.coordinator.commands import SetDesired
 from fedtide.coordinator.identity import identities
 from fedtide.fabric.errors import InvalidTransition
-from fedtide.fabric.events.envelope import NodeOffline
-from fedtide.fabric.events.identity import JoinTokenCreated, NodeEnrolled, NodeRemoved, NodeRevoked, RegionIssued
+from fedtide.fabric.events.envelope import EventData, NodeOffline
+from fedtide.fabric.events.identity import (
+    JoinTokenCreated,
+    LogBegun,
+    LogRestored,
+    NodeEnrolled,
+    NodeRemoved,
+    NodeRevoked,
+    RegionIssued,
+    RegionRemoved,
+)
 from fedtide.fabric.events.runs import RunCleanedUp, RunFailed
 from fedtide.fabric.nats.accounts import CORE, NODES, RUNS
-from tests.scenarios.build import START, Story, joined, requested
+from tests.scenarios.build import START, Story, joined, phase, requested, rollout, wave
 
 MONTHS = timedelta(days=90)
 
@@ -110,3 +120,47 @@ def test_a_node_that_is_gone_for_good_is_no_target_and_can_be_forgotten(story: S
     assert not story.world.nodes and not story.world.identities.nodes
     assert set(story.world.identities.withdrawn) == {"A", "B"}
     assert story.replayed().nodes == story.world.nodes
+
+
+def test_a_region_that_is_gone_is_forgotten_with_its_nodes(story: Story) -> None:
+    ends = START + timedelta(days=400)
+    story.tell(
+        RegionIssued(region="us", keys=["L1"], rotates=False, expires_at=ends),
+        RegionIssued(region="us", keys=["L2"], rotates=False, expires_at=ends),
+        enrolled("b", "B", region="us"),
+        joined("a"),
+        joined("b", "us"),
+    )
+    with pytest.raises(InvalidTransition, match="online: b"):
+        story.tell(RegionRemoved(region="us"))
+    story.tell(NodeOffline(node="b", reason="stopped"), RegionRemoved(region="us"))
+    known = story.world.identities
+    assert set(story.world.nodes) == {"a"} and set(known.nodes) == {"a"} and known.region_ends == {}
+    assert set(known.withdrawn) == {"L1", "L2", "B"}
+    assert set(identities.void_in(known, "region-us")) >= {"L1", "L2"}
+
+
+def test_a_node_that_a_restored_log_does_not_know_comes_back_with_its_key(story: Story) -> None:
+    lost = renewed("c", "C2", "C1", after=timedelta(days=1))
+    with pytest.raises(InvalidTransition, match="no credentials to renew"):
+        story.tell(lost)
+    story.tell(lost.model_copy(update={"rejoins": True}))
+    assert keys(story, "c") == ["C1", "C2"]
+    story.tell(NodeRevoked(node="a", reason="stolen"))
+    for node in ("a", "d"):
+        with pytest.raises(InvalidTransition, match=r"no credentials to renew|were withdrawn"):
+            story.tell(renewed(node, "D2", "A", after=timedelta(days=2)).model_copy(update={"rejoins": True}))
+
+
+def test_what_nodes_should_serve_is_told_again_after_the_log_was_put_back() -> None:
+    story = Story()
+    story.tell(LogBegun(epoch="one"), LogBegun(epoch="two"))
+    assert (story.world.epoch.id, story.world.epoch.generation) == ("one", 0)
+    commands = story.tell(*a_settled_rollout(), LogRestored(epoch="two", reason="a backup"))
+    assert (story.world.epoch.id, story.world.epoch.generation) == ("two", 1)
+    assert {c.node for c in commands if isinstance(c, SetDesired)} == {"eu-0"}
+
+
+def a_settled_rollout() -> list[EventData]:
+    plan = rollout(wave("eu", "", "eu-0"), counter=1)
+    return [joined("eu-0"), plan, phase("eu-0", "confirmed", counter=1)]

@@ -284,6 +284,9 @@ class FakeBroker(Broker):
     async def messages_by_subject(self, stream: str, pattern: str, *, domain: str | None = None) -> dict[str, int]:
         return dict(Counter(message.subject for message in self._stream(stream, domain).under(pattern)))
 
+    async def stream_names(self) -> list[str]:
+        return sorted(self._server.streams)
+
     async def state_of(self, stream: str, *, domain: str | None = None) -> StreamState:
         found = self._stream(stream, domain)
         limit = found.config.get("max_bytes", -1)
