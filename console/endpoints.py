@@ -77,8 +77,9 @@ def storage() -> Call[v.StorageView]:
     return _get(v.StorageView, "storage")
 
 
-def sweep(*, dry_run: bool) -> Call[v.GarbageViews]:
-    return _post(v.GarbageViews, None, "storage", "sweep", query={"dry_run": "true" if dry_run else None})
+def sweep(*, dry_run: bool, unused_for_s: float) -> Call[v.GarbageViews]:
+    query: Query = {"dry_run": "true" if dry_run else None, "unused_for_s": unused_for_s}
+    return _post(v.GarbageViews, None, "storage", "sweep", query=query)
 
 
 def put_bundle(data: bytes) -> Call[BlobRef]:

@@ -131,7 +131,15 @@ async def _work(
     streams = RunStreams(broker, subjects, config.regions)
     handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams)
     executor = Executor(handlers.handle, group)
-    housekeeping = Housekeeping(broker, subjects, engine, config.regions, config.data_dir, members_only=members_only)
+    housekeeping = Housekeeping(
+        broker,
+        subjects,
+        engine,
+        config.regions,
+        config.data_dir,
+        leadership.wait_until_fresh,
+        members_only=members_only,
+    )
     reports = Reports(
         broker,
         subjects,

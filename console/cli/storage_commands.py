@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedtide.console import endpoints
+from fedtide.console.cli.grammar import seconds
 from fedtide.console.client import Client
 from fedtide.console.output import Format, Output, megabytes, say, show_list
 
@@ -32,10 +33,13 @@ def storage(output: Output = Format.table) -> None:
 
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go")] = False,
+    unused_for: Annotated[
+        str, typer.Option(help="Keep apps that were uploaded since, and may be about to run")
+    ] = "24h",
     output: Output = Format.table,
 ) -> None:
     """Delete what no run, release, rule or node needs, at the hub and in every region. It also goes by itself."""
-    found = Client.find().send(endpoints.sweep(dry_run=dry_run)).items
+    found = Client.find().send(endpoints.sweep(dry_run=dry_run, unused_for_s=seconds("--unused-for", unused_for))).items
     rows = [g.model_dump(include={"region", "stream", "messages", "reason", "what"}) for g in found]
     if not rows and output is Format.table:
         say("nothing to delete")

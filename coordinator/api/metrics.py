@@ -33,48 +33,65 @@ class WorldMetrics:
         self._presence = presence
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._of_fleet()
+        yield from self._of_work()
+        yield from self._of_the_log()
+        yield from self._of_stores()
+
+    def _of_fleet(self) -> Iterator[Metric]:
         world = self._engine.world
-        nodes = GaugeMetricFamily("fedtide_nodes", "Nodes of the fleet", labels=["region", "state"])
+        nodes = _gauge("nodes", "Nodes of the fleet", "region", "state")
         for (region, online), count in Counter((n.region, n.online) for n in world.nodes.values()).items():
             nodes.add_metric([region, "online" if online else "offline"], count)
         yield nodes
         skews = [abs(s) for name, s in self._presence.clock_ahead_s.items() if name in world.nodes]
-        about = "By how much the clock of a node is off, at most"
-        yield GaugeMetricFamily("fedtide_clock_skew_seconds", about, value=max(skews, default=0.0))
+        yield _gauge(
+            "clock_skew_seconds", "By how much the clock of a node is off, at most", value=max(skews, default=0)
+        )
         about = f"Nodes whose clocks are off by more than {SKEW_S:g} s"
-        yield GaugeMetricFamily("fedtide_nodes_skewed", about, value=sum(skew > SKEW_S for skew in skews))
+        yield _gauge("nodes_skewed", about, value=sum(skew > SKEW_S for skew in skews))
         about = "Nodes of which two processes were heard"
-        yield GaugeMetricFamily("fedtide_nodes_twins", about, value=len(self._presence.twins))
+        yield _gauge("nodes_twins", about, value=len(self._presence.twins))
         about = "Seconds until the credentials of a region's servers expire (fedtide fleet region)"
-        left = GaugeMetricFamily("fedtide_region_credentials_seconds", about, labels=["region"])
+        left = _gauge("region_credentials_seconds", about, "region")
         for region, ends in world.identities.region_ends.items():
             left.add_metric([region], (ends - datetime.now(UTC)).total_seconds())
         yield left
-        states = Counter(type(r).__name__.lower() for r in world.runs.values())
-        by_state = GaugeMetricFamily("fedtide_runs", "Runs by state", labels=["state"])
-        for state, count in states.items():
+
+    def _of_work(self) -> Iterator[Metric]:
+        world = self._engine.world
+        by_state = _gauge("runs", "Runs by state", "state")
+        for state, count in Counter(type(r).__name__.lower() for r in world.runs.values()).items():
             by_state.add_metric([state], count)
         yield by_state
-        yield GaugeMetricFamily("fedtide_runs_open", "Runs not ended", value=sum(1 for _ in world.active_runs()))
+        yield _gauge("runs_open", "Runs not ended", value=sum(1 for _ in world.active_runs()))
         still_open = sum(rollouts.is_open(r) for r in world.rollouts.values())
-        yield GaugeMetricFamily("fedtide_rollouts_open", "Roll-outs not ended", value=still_open)
-        yield GaugeMetricFamily("fedtide_models", "Models in the registry", value=len(world.models))
+        yield _gauge("rollouts_open", "Roll-outs not ended", value=still_open)
+        yield _gauge("models", "Models in the registry", value=len(world.models))
         updates = sum(runs.accepted_updates(r) for r in world.runs.values())
-        yield GaugeMetricFamily("fedtide_updates_accepted", "Updates in closed rounds of all runs", value=updates)
+        yield _gauge("updates_accepted", "Updates in closed rounds of all runs", value=updates)
+
+    def _of_the_log(self) -> Iterator[Metric]:
         yield CounterMetricFamily("fedtide_events_applied", "Events applied", value=self._engine.applied)
         yield CounterMetricFamily("fedtide_events_refused", "Events refused", value=self._engine.refused)
         about = "Reports that could not be applied, and wait for a person (fedtide events parked)"
-        yield GaugeMetricFamily("fedtide_reports_parked", about, value=self._parked.count)
+        yield _gauge("reports_parked", about, value=self._parked.count)
         about = "Events of the log that this version cannot apply"
-        yield GaugeMetricFamily("fedtide_events_left_out", about, value=len(self._engine.left_out))
+        yield _gauge("events_left_out", about, value=len(self._engine.left_out))
         about = "Commands that could not be carried out, and wait for a person (fedtide events parked)"
-        yield GaugeMetricFamily("fedtide_commands_parked", about, value=len(self._executor.parked))
-        stored = GaugeMetricFamily("fedtide_stream_bytes", "Bytes that a stream holds", labels=["region", "stream"])
-        limits = GaugeMetricFamily("fedtide_stream_limit_bytes", "Bytes that fit into it", labels=["region", "stream"])
+        yield _gauge("commands_parked", about, value=len(self._executor.parked))
+
+    def _of_stores(self) -> Iterator[Metric]:
+        stored = _gauge("stream_bytes", "Bytes that a stream holds", "region", "stream")
+        limits = _gauge("stream_limit_bytes", "Bytes that fit into it", "region", "stream")
         for place, level in self._housekeeping.levels.items():
             stored.add_metric([place.region, place.stream], level.bytes)
             limits.add_metric([place.region, place.stream], level.max_bytes)
         yield from (stored, limits)
+
+
+def _gauge(name: str, about: str, *labels: str, value: float | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"fedtide_{name}", about, value=value, labels=labels or None)
 
 
 def routes(

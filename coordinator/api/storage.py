@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from aiohttp import web
 from pydantic import Field
 
 from fedtide.coordinator.api.http import answer, problem, query_of
-from fedtide.coordinator.storage.housekeeping import ALARMING, Housekeeping
+from fedtide.coordinator.storage.housekeeping import ALARMING, UNUSED_FOR, Housekeeping
 from fedtide.fabric.messages.views import GarbageView, GarbageViews, StorageView, StreamView
 from fedtide.fabric.strict import Strict
 
@@ -18,6 +19,7 @@ NEW_THINGS = (("PUT", "/v1/bundles"), ("POST", "/v1/events"), ("POST", "/v1/runs
 
 class Sweep(Strict):
     dry_run: bool = Field(default=False, description="Only say what would go")
+    unused_for_s: float = Field(default=UNUSED_FOR.total_seconds(), ge=0, le=1e9, description="See `fedtide gc --help`")
 
 
 class StorageApi:
@@ -46,7 +48,7 @@ class StorageApi:
 
     async def _sweep(self, request: web.Request) -> web.Response:
         asked = query_of(request, Sweep)
-        found = await self._housekeeping.sweep(dry_run=asked.dry_run)
+        found = await self._housekeeping.sweep(dry_run=asked.dry_run, unused_for=timedelta(seconds=asked.unused_for_s))
         items = [
             GarbageView(region=place.region, stream=place.stream, what=g.pattern, messages=g.messages, reason=g.reason)
             for place, g in found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,6 +48,7 @@ SETTLED_S = 900.0
 """What was read stays for so long, unless room is short."""
 UNUSED_FOR = timedelta(days=1)
 """A blob that nobody names yet may be about to be named: for so long after it was stored it stays."""
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 SHORT, ALARMING, FULL = 0.75, 0.8, 0.95
 """How full a stream is when it is swept at once; when people are told; and when the log keeps the rest for people."""
 
@@ -92,9 +93,16 @@ class Housekeeping:
         engine: Engine,
         regions: Sequence[str],
         data_dir: Path,
+        leads: Callable[[], Awaitable[None]],
         *,
         members_only: bool,
     ) -> None:
+        """
+        Args:
+            leads: returns once it is certain that this process still leads: a successor's runs are none of its world.
+            members_only: nodes have identities, and what others have sent goes.
+        """
+        self._leads = leads
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
@@ -102,14 +110,16 @@ class Housekeeping:
         self._run_folders = data_dir / RUN_FOLDERS
         self._members_only = members_only
         self.levels: dict[Place, StreamState] = {}
-        self._floors: dict[str, _Floor] = {}
+        self._floors: dict[tuple[str, str], _Floor] = {}
         self._log_has_room = asyncio.Event()
         self._log_has_room.set()
         self._just_uploaded: dict[str, datetime] = {}
 
     def uploaded(self, digest: str) -> None:
         """Somebody has just stored a bundle, or found it stored, and is about to name it."""
-        self._just_uploaded[digest] = datetime.now(UTC)
+        now = datetime.now(UTC)
+        recent = {each: at for each, at in self._just_uploaded.items() if now - at < UNUSED_FOR}
+        self._just_uploaded = {**recent, digest: now}
 
     @property
     def log_is_full(self) -> bool:
@@ -177,6 +187,8 @@ class Housekeeping:
             short: regions (or the hub) that need the room now.
         """
         now, hurried = asyncio.get_running_loop().time(), set(short)
+        readers = {reply_consumer(run) for run, _ in self._engine.world.active_runs()} | {DURABLE, ""}
+        self._floors = {key: floor for key, floor in self._floors.items() if key[1] in readers}
         for region in (HUB_REGION, *self._regions):
             try:
                 await self._trim_at_hub(region, now, hurried)
@@ -194,7 +206,7 @@ class Housekeeping:
         for durable, pattern in readers.items():
             floor = await self._broker.floor(stream, durable)
             if floor is not None:
-                read = self._floor(f"{stream} {durable}").settled(now, floor - 1, delay_s=delay)
+                read = self._floor(stream, durable).settled(now, floor - 1, delay_s=delay)
                 await self._purge_up_to(stream, pattern, None, read)
 
     async def _trim_in_region(self, region: str, now: float, hurried: set[str]) -> None:
@@ -204,19 +216,23 @@ class Housekeeping:
         if await self._broker.last_sequence(UP, domain=region) < newest.sequence_at_source:
             return  # the region's store was lost: what is in it is newer than it looks
         delay = 0.0 if region in hurried else SETTLED_S
-        collected = self._floor(region).settled(now, newest.sequence_at_source, delay_s=delay)
+        collected = self._floor(region, "").settled(now, newest.sequence_at_source, delay_s=delay)
         for pattern in (self._subjects.reports_of(region), self._subjects.replies_of(region)):
             await self._purge_up_to(UP, pattern, region, collected)
 
-    def _floor(self, key: str) -> _Floor:
-        return self._floors.setdefault(key, _Floor())
+    def _floor(self, where: str, reader: str) -> _Floor:
+        return self._floors.setdefault((where, reader), _Floor())
 
     async def _purge_up_to(self, stream: str, pattern: str, domain: str | None, sequence: int) -> None:
         if sequence > 0:
             await self._broker.purge(stream, pattern, domain=domain, up_to=sequence)
 
-    async def sweep(self, *, dry_run: bool = False) -> list[tuple[Place, Garbage]]:
-        """Delete what nobody needs here, at the hub and in every region that can be reached; what it was."""
+    async def sweep(self, *, dry_run: bool = False, unused_for: timedelta = UNUSED_FOR) -> list[tuple[Place, Garbage]]:
+        """Delete what nobody needs here, at the hub and in every region that can be reached; what it was.
+
+        Args:
+            unused_for: blobs that nobody names yet stay for so long after they were stored.
+        """
         found: list[tuple[Place, Garbage]] = []
         active = {run for run, _ in self._engine.world.active_runs()}
         for folder in await asyncio.to_thread(run_folders.forgotten, self._run_folders, active):
@@ -227,7 +243,7 @@ class Housekeeping:
             )
         for region in (HUB_REGION, *self._regions):
             try:
-                async for place, each in self._garbage_of(region):
+                async for place, each in self._garbage_of(region, unused_for):
                     if not dry_run:
                         await self._delete(place, each)
                     found.append((place, each))
@@ -241,7 +257,7 @@ class Housekeeping:
         else:
             await self._broker.purge(place.stream, each.pattern, domain=place.domain)
 
-    async def _garbage_of(self, region: str) -> AsyncIterator[tuple[Place, Garbage]]:
+    async def _garbage_of(self, region: str, unused_for: timedelta) -> AsyncIterator[tuple[Place, Garbage]]:
         streams: Sequence[str] = (DOWN, ORDERS, UP, STAY)
         if region == HUB_REGION:
             streams = (DOWN, ORDERS, RELEASES, CHECKPOINTS, CONTROL, UP, *map(up_stream, self._regions))
@@ -250,10 +266,11 @@ class Housekeeping:
             pattern = f"{self._subjects.root}.ctl.blob.>" if stream == CONTROL else ">"
             stored = await self._broker.messages_by_subject(stream, pattern, domain=place.domain)
             # After the listing: what is stored meanwhile is not in it, and what is named meanwhile is kept.
+            await self._leads()
             snapshot = await Snapshots(self._broker, self._subjects).stored()
             needs = needed(self._engine.world, snapshot, members_only=self._members_only)
             for each in garbage(stored, needs):
-                if not each.digest or await self._is_unused(place, each):
+                if not each.digest or await self._is_unused(place, each, unused_for):
                     yield place, each
         if region == HUB_REGION:
             for stream in await self._of_gone_regions():
@@ -275,14 +292,13 @@ class Housekeeping:
         for pattern, messages in await distribution.uncalled_for(region, self._engine.world):
             yield Garbage(pattern, "a release that no node of the region serves or may go back to", messages)
 
-    async def _is_unused(self, place: Place, each: Garbage) -> bool:
+    async def _is_unused(self, place: Place, each: Garbage, unused_for: timedelta) -> bool:
         """Whether a blob that nobody names was stored so long ago that nobody is about to."""
         now = datetime.now(UTC)
-        told = self._just_uploaded.get(each.digest)
-        if told is not None and now - told < UNUSED_FOR:
+        if now - self._just_uploaded.get(each.digest, LONG_AGO) < unused_for:
             return False
         newest = await self._broker.last_under(place.stream, each.pattern, domain=place.domain)
-        return newest is not None and now - newest.stored_at >= UNUSED_FOR
+        return newest is not None and now - newest.stored_at >= unused_for
 
     async def holders(self, place: Place) -> list[tuple[str, int]]:
         """Who has the most messages in a stream of what comes up."""
