@@ -10,6 +10,8 @@ import base64
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -46,6 +48,8 @@ class Machine:
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig")}
         (folder / "kubeconfig").write_text(json.dumps(self._kubeconfig()))
+        self.hub: subprocess.Popen[bytes]
+        self.own: dict[str, str] = {}
 
     def _kubeconfig(self) -> dict[str, Any]:
         return {
@@ -151,13 +155,11 @@ def start_cloud(there: Machine) -> Client:
     files = config_maps(render(CLOUD, {"regions": ["eu"]}))
     own, servers = complete({}, {}, "default", ["localhost", "127.0.0.1", "ft-coordinator.fl.svc"], ["eu"])
     (there.folder / "ca.crt").write_text(servers["ca.crt"])
-    there.mount(
-        "hub",
-        "etc/nats/config",
-        {"nats.conf": files["nats.conf"], **{name: servers[name] for name in ("trust.conf", "at-rest.conf")}},
-    )
+    there.mount("hub", "etc/nats/config", {"nats.conf": files["nats.conf"], **included(servers)})
     there.mount("hub", "etc/nats/tls", servers)
-    there.start("hub", nats_server(), "-c", str(there.folder / "hub/etc/nats/config/nats.conf"), POD_NAME="ft-nats-0")
+    conf = there.folder / "hub/etc/nats/config/nats.conf"
+    there.hub = there.start("hub", nats_server(), "-c", str(conf), POD_NAME="ft-nats-0")
+    there.own = own
     there.mount("cloud", "etc/fedtide/identity", own)
     there.mount("cloud", "etc/fedtide/tls", servers)
     config = there.mount("cloud", "etc/fedtide/config", {"coordinator.json": files["coordinator.json"]})
@@ -183,11 +185,7 @@ def start_region(there: Machine, client: Client) -> None:
     values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made.accounts}}
     files = config_maps(render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2}}}))
     secret = made.files
-    there.mount(
-        "leaf",
-        "etc/nats/config",
-        {"nats.conf": files["nats.conf"], **{name: secret[name] for name in ("trust.conf", "at-rest.conf")}},
-    )
+    there.mount("leaf", "etc/nats/config", {"nats.conf": files["nats.conf"], **included(secret)})
     there.mount("leaf", "etc/nats/region", secret)
     there.start("leaf", nats_server(), "-c", str(there.folder / "leaf/etc/nats/config/nats.conf"))
     token = client.send(endpoints.create_join_token(TokenRequest(region="eu", uses=2))).token
@@ -235,3 +233,35 @@ def test_what_the_charts_render_runs_a_round(tmp_path: Path) -> None:
         (name,) = there.api_server.names("jobs")
         there.api_server.remove("jobs", name)  # its time to live is over
         until(lambda: not there.api_server.names("secrets"), "the Secret of the run to be removed", 30)
+
+
+@pytest.mark.slow
+def test_a_server_uses_a_certificate_that_was_renewed(tmp_path: Path) -> None:
+    with machine(tmp_path) as there:
+        start_cloud(there)
+        script = config_maps(render(CLOUD, {"regions": ["eu"]}))["alive.sh"].replace("/tmp/seen", f"{tmp_path}/seen")
+        monitor = f"http://127.0.0.1:{there.ports['monitor']}/healthz"
+
+        def is_alive() -> bool:
+            command, pid = ["sh", "-c", there.here(script, "hub"), "alive.sh", monitor], str(there.hub.pid)
+            return subprocess.run(command, env={**os.environ, "NATS_PID": pid}, check=False).returncode == 0
+
+        assert is_alive()
+        before = serial(there)
+        assert serial(there) == before and is_alive()
+        _, servers = complete(there.own, {}, "default", ["localhost", "127.0.0.1"], ["eu"])
+        there.mount("hub", "etc/nats/tls", {name: servers[name] for name in ("tls.crt", "tls.key")})
+        assert is_alive()
+        until(lambda: serial(there) != before, "the new certificate")
+        there.hub.terminate()
+        there.hub.wait()
+        assert not is_alive()
+
+
+def serial(there: Machine) -> str:
+    context = ssl.create_default_context(cadata=there.ca)
+    with (
+        socket.create_connection(("127.0.0.1", there.ports["client"]), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+    ):
+        return str((secure.getpeercert() or {})["serialNumber"])
