@@ -249,6 +249,8 @@ class Housekeeping:
                     found.append((place, each))
             except FedtideError as exc:
                 log.info("storage.not_swept", extra={"region": region, "reason": str(exc)})
+        if found and not dry_run:
+            await self.look()
         return found
 
     async def _delete(self, place: Place, each: Garbage) -> None:

@@ -25,7 +25,7 @@ SUBJECTS = Subjects()
 
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    there = bring_up(tmp_path_factory.mktemp("small"), "eu", 2, "--room", "80MB")
+    there = bring_up(tmp_path_factory.mktemp("small"), "eu", 3, "--room", "80MB")
     yield there
     there.run("down")
 
