@@ -15,14 +15,14 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fedtide.coordinator.__main__ import load
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
-from fedtide.coordinator.log.leader_lease import Lease
+from fedtide.coordinator.log.leader_lease import LEASE_S, Lease
 from fedtide.coordinator.log.log_marks import Mark
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.service import marks_of
@@ -48,8 +48,6 @@ from fedtide.fabric.nats.subjects import (
     up_stream,
 )
 
-LIVES_FOR = timedelta(seconds=10)
-"""A lease that was renewed since then is that of a coordinator that runs."""
 _PIECE = 1 << 20
 
 
@@ -71,14 +69,16 @@ async def save(config: CoordinatorConfig, file: Path) -> Contents:
         part.replace(file)
         return contents
     except OSError as exc:
-        raise ConfigError(str(file), f"cannot be written: {exc.strerror}") from exc
+        remedy = "Name a file in a folder that is there"
+        raise ConfigError(str(file), f"cannot be written: {exc.strerror}", remedy) from exc
     finally:
         part.unlink(missing_ok=True)
         await broker.close()
 
 
 async def _copied(broker: Broker, config: CoordinatorConfig, archive: tarfile.TarFile, folder: Path) -> Contents:
-    reports = (UP, *map(up_stream, config.regions))  # before what takes long: they go a while after they were read
+    # Before what takes long: reports go a while after they were read.
+    reports = [name for name in await broker.stream_names() if name == UP or name.startswith(up_stream(""))]
     order = (CONTROL, EVENTS, *reports, ORDERS, PARKED, CHECKPOINTS, DOWN, RELEASES)
     streams = [await _add_stream(broker, stream, archive, folder) for stream in order]
     for path in sorted(config.identity_dir.iterdir()) if config.identity_dir is not None else ():
@@ -138,17 +138,18 @@ async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Co
             raise ConfigError(str(file), f"is a backup of tenant {contents.tenant!r}, not {config.tenant!r}")
         await asyncio.to_thread(_check, archive, contents)
         put_identity(archive, config.identity_dir, str(file))
+        mark = Mark(epoch=contents.epoch, sequence=contents.events, restored=f"restored from a backup of {contents.at}")
         broker = await _connect(config)
         try:
             await _make_room(broker, Subjects(config.tenant), contents, replace=replace)
-            for each in contents.streams:
+            # The mark first, and the log last: a restore that breaks off leaves a hub on which nobody starts.
+            await marks_of(config).write(mark)
+            for each in sorted(contents.streams, key=lambda each: each.name == EVENTS):
                 alone = {key: value for key, value in each.config.items() if key != "sources"}
                 await put_stream(broker, StreamCopy(alone, each.state, _pieces(archive, each)))
         finally:
             await broker.close()
-    mark = Mark(epoch=contents.epoch, sequence=contents.events, restored=f"restored from a backup of {contents.at}")
-    await marks_of(config).write(mark)
-    return contents
+        return contents
 
 
 def _check(archive: tarfile.TarFile, contents: Contents) -> None:
@@ -181,9 +182,10 @@ def put_identity(archive: tarfile.TarFile, folder: Path | None, file: str) -> No
 async def _make_room(broker: Broker, subjects: Subjects, contents: Contents, *, replace: bool) -> None:
     if await broker.has_stream(CONTROL):
         lease = await broker.last(CONTROL, subjects.lease)
-        if lease is not None and datetime.now(UTC) - lease.stored_at < LIVES_FOR:
-            holder = from_json(Lease, lease.data, "lease").holder
-            if holder:
+        if lease is not None and (holder := from_json(Lease, lease.data, "lease").holder):
+            await asyncio.sleep(2 * LEASE_S)  # no clock says whether somebody renews it
+            later = await broker.last(CONTROL, subjects.lease)
+            if later is not None and later.sequence != lease.sequence:
                 raise ConfigError("restore", f"coordinator {holder} runs", "Stop every coordinator first")
     there = [each.name for each in contents.streams if await broker.has_stream(each.name)]
     if EVENTS in there and await broker.last_sequence(EVENTS) > 0 and not replace:

@@ -146,12 +146,12 @@ def _identity(change: Change, data: identity_events.IdentityEvent) -> None:
 
 
 def _log_begun(change: Change, data: identity_events.LogBegun) -> None:
-    change.world.epoch = epochs.step(change.world.epoch, data)
+    change.world.epoch = epochs.step(change.world.epoch, data, change.at)
 
 
 def _log_restored(change: Change, data: identity_events.LogRestored) -> None:
     """Nodes may have seen more than this log knows of: they are told again what they should serve."""
-    change.world.epoch = epochs.step(change.world.epoch, data)
+    change.world.epoch = epochs.step(change.world.epoch, data, change.at)
     for rollout in change.world.rollouts.values():
         change.commands += [*rollouts.pending_commands(rollout), *rollouts.kept_states(rollout)]
 

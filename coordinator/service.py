@@ -138,6 +138,7 @@ async def _work(
         config.regions,
         config.data_dir,
         leadership.wait_until_fresh,
+        topology.refused,
         members_only=members_only,
     )
     reports = Reports(

@@ -123,7 +123,7 @@ def metrics() -> str:
         """Of those that it asks no more is read than this."""
 
         world, applied, refused, left_out, parked, count = World(), 0, 0, (), (), 0
-        levels, clock_ahead_s, twins = {}, {}, {}
+        levels, clock_ahead_s, twins, dropped = {}, {}, {}, 0
 
     rows = ["| metric | type | is |", "|---|---|---|"]
     empty: Any = Empty()

@@ -26,6 +26,7 @@ from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
 MAX_NODES = 200
 MAX_COORDINATORS = 3
 SHORTEST_KEY = 16
+LEAST_ROOM_MB = 50
 RENEW_AT = 1 / 3
 """Credentials of regions are renewed when this share of their lifetime is left."""
 
@@ -185,6 +186,8 @@ def _local(port: int) -> str:
 def _room(text: str) -> str:
     if re.fullmatch(r"[1-9][0-9]{0,5}[MGT]B", text) is None:
         raise ConfigError("--room", f"{text!r} is no size", "For example 500MB or 64GB")
+    if text.endswith("MB") and int(text[:-2]) < LEAST_ROOM_MB:
+        raise ConfigError("--room", f"{text} is too little", f"At least {LEAST_ROOM_MB}MB")
     return text
 
 

@@ -7,7 +7,6 @@ may fall back to. The bytes that crossed the link are counted.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 
 from fedtide.coordinator.commands import CacheRelease, SetDesired
@@ -142,23 +141,14 @@ class Distribution:
         await self._broker.publish(f"{there}.{MANIFEST_CHUNK}", manifest.encode())
 
     async def _sweep(self, region: str, world: World) -> None:
-        for pattern, chunks in await self.uncalled_for(region, world):
-            await self._broker.purge(CACHE, pattern, domain=region)
-            log.info("cache.swept", extra={"region": region, "blob": pattern, "chunks": chunks})
-
-    async def uncalled_for(self, region: str, world: World) -> list[tuple[str, int]]:
-        """Blobs that no node of the region serves, may go back to, or is about to be offered: pattern and chunks."""
         kept = kept_blobs(region, world)
         if kept is None:
-            return []
+            return
         prefix = self._subjects.cache_blob(region, "")
         stored = await self._broker.subjects_of(CACHE, f"{prefix}>", domain=region)
-        chunks = Counter(subject.removeprefix(prefix).partition(".")[0] for subject in stored)
-        return [
-            (f"{self._subjects.cache_blob(region, digest)}.>", count)
-            for digest, count in sorted(chunks.items())
-            if digest not in kept
-        ]
+        for digest in sorted({subject.removeprefix(prefix).partition(".")[0] for subject in stored} - kept):
+            purged = await self._broker.purge(CACHE, f"{self._subjects.cache_blob(region, digest)}.>", domain=region)
+            log.info("cache.swept", extra={"region": region, "blob": digest[:12], "chunks": purged})
 
 
 def _replaces(desired: Desired, stored: bytes, subject: str) -> bool:

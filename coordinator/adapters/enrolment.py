@@ -233,11 +233,17 @@ class Enroller:
             asked.renews, text, asked.present
         )
         is_known = known is not None and asked.renews in [key for key, _ in known.keys]
-        # The broker let it in as this node: a log that was put back need not know of every key.
-        rejoins = not is_known and self._engine.world.epoch.generation > 0
+        rejoins = not is_known and self._may_rejoin(region, node, asked)
         if not proven or not (is_known or rejoins):
             return _refusal("whoever asks does not hold both keys, the present one and the new one", "")
         return await self._issue(node, region, asked.key, renews=asked.renews, rejoins=rejoins)
+
+    def _may_rejoin(self, region: str, node: str, asked: RenewalRequest) -> bool:
+        """Whether the node shows credentials that it got before the log was put back, and that it need not know of."""
+        restored_at = self._engine.world.epoch.restored_at
+        return restored_at is not None and self._authority.is_of_node(
+            asked.jwt, region, node, asked.renews, until=restored_at
+        )
 
     async def _issue(
         self, node: str, region: str, key: str, *, token: str = "", renews: str = "", rejoins: bool = False

@@ -28,6 +28,7 @@ from fedtide.fabric.process.retry import Backoff, until_done
 log = logging.getLogger(__name__)
 
 REFUSED_AGAIN_S = 60.0
+HEADROOM = 1.1
 SHRINK = 0.8
 """By how much less room is tried when a server has not enough."""
 
@@ -49,6 +50,8 @@ class Topology:
         self._broker = broker
         self._subjects = subjects
         self._rooms: dict[str | None, int] = {}
+        self.refused: dict[str, str] = {}
+        """Regions whose servers do not take their streams, and why."""
         self.epoch = ""
         """Which log the hub has; to be set before regions are looked after."""
 
@@ -116,9 +119,11 @@ class Topology:
             try:
                 await self.ensure_region(region)
             except FedtideError as exc:
+                self.refused[region] = str(exc)
                 log.error("region.refused", extra={"region": region, "reason": str(exc)})
                 await backoff.wait()
             else:
+                self.refused.pop(region, None)
                 backoff.reset()
                 await look_again.wait()
 
@@ -149,13 +154,21 @@ class Topology:
             await self._broker.delete_consumer(stream, mirror_consumer(region))
         await self._broker.ensure_consumer(stream, wanted)
 
+    async def _with_what_it_holds(self, config: Config, domain: str | None) -> Config:
+        """A stream that holds more than its share already keeps a little more than that."""
+        stream, wanted = str(config["name"]), config["max_bytes"]
+        if not isinstance(wanted, int) or not await self._broker.has_stream(stream, domain=domain):
+            return config
+        held = (await self._broker.state_of(stream, domain=domain)).bytes
+        return {**config, "max_bytes": max(wanted, int(HEADROOM * held))}
+
     async def _until_ensured(self, config: Config, domain: str | None) -> bool:
         """Whether there was room for a stream as `config` says."""
         stream = config["name"]
 
         async def ensure() -> bool:
             try:
-                await self._broker.ensure_stream(config, domain=domain)
+                await self._broker.ensure_stream(await self._with_what_it_holds(config, domain), domain=domain)
             except StoreFull:
                 return False
             return True

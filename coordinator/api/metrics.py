@@ -76,6 +76,8 @@ class WorldMetrics:
         yield CounterMetricFamily("fedtide_events_refused", "Events refused", value=self._engine.refused)
         about = "Reports that could not be applied, and wait for a person (fedtide events parked)"
         yield _gauge("reports_parked", about, value=self._parked.count)
+        about = "Reports that were not even parked, because their senders had too many parked"
+        yield CounterMetricFamily("fedtide_reports_dropped", about, value=self._parked.dropped)
         about = "Events of the log that this version cannot apply"
         yield _gauge("events_left_out", about, value=len(self._engine.left_out))
         about = "Commands that could not be carried out, and wait for a person (fedtide events parked)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from fedtide.coordinator.adapters.distribution import Distribution
@@ -15,6 +17,7 @@ from fedtide.fabric.messages.views import ModelView, NodeCounts, RunCounts, Stat
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import DOWN, Subjects
 from fedtide.fabric.nats.transfer import put_blob
+from fedtide.fabric.tensors.blobs import chunked, manifest_of
 
 
 class ModelApi:
@@ -56,9 +59,9 @@ class ModelApi:
 
     async def _put_bundle(self, request: web.Request) -> web.Response:
         parts: list[bytes | memoryview] = [await request.read()]
-        ref = await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None)
-        self._housekeeping.uploaded(ref.digest)
-        return answer(ref)
+        ref = await asyncio.to_thread(lambda: manifest_of(list(chunked(parts))).ref)
+        self._housekeeping.uploaded(ref.digest)  # before: a sweep may be about to delete an old one
+        return answer(await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None))
 
     def _view(self, name: str) -> ModelView:
         return views.model(self._engine.world.model(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from fedtide.fabric.events.identity import LogBegun, LogRestored
 
@@ -13,11 +14,12 @@ class Epoch:
 
     id: str = ""
     generation: int = 0
+    restored_at: datetime | None = None
 
 
-def step(state: Epoch, event: LogBegun | LogRestored) -> Epoch:
+def step(state: Epoch, event: LogBegun | LogRestored, at: datetime) -> Epoch:
     match event:
         case LogBegun(epoch=id):
             return state if state.id else Epoch(id)
         case LogRestored(epoch=id):
-            return Epoch(id, state.generation + 1)
+            return Epoch(id, state.generation + 1, at)

@@ -128,7 +128,8 @@ class LogGuard:
 
     async def settle(self, engine: Engine) -> None:
         """As the leader: give a log that has no name one; another, if it is not the one that was there last."""
-        here, before = engine.world.epoch, self._mark
+        # Read again: whoever led meanwhile has written since this process started.
+        here, before = engine.world.epoch, await until_done(log, "log.mark_waits", self._marks.read)
         if not here.id:
             await engine.submit(LogBegun(epoch=unguessable()))
         elif before is not None and (reason := _why_put_back(before, here.id, engine.last_sequence)) is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
+from collections import Counter
 from datetime import UTC, datetime
 
 from fedtide.fabric.encoding import from_json, to_json
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 KEPT_BYTES = 256 * 1024
 """Of a larger report only the beginning is kept; it cannot be tried again."""
 REASON_LENGTH = 2_000
+MOST_OF_SENDER, FORGET_AFTER_S = 500, 3600.0
 LOOK_AFTER = 1_000
 """So many more are counted here before the stream is asked how many it still has."""
 
@@ -48,6 +51,10 @@ class ParkedReports:
         self._subjects = subjects
         self._known: set[str] = set()
         self._look_at = LOOK_AFTER
+        self._of_sender: Counter[str] = Counter()
+        self._counts_since = -FORGET_AFTER_S
+        self.dropped = 0
+        """Reports of senders that had too many parked."""
 
     @property
     def count(self) -> int:
@@ -60,7 +67,9 @@ class ParkedReports:
         self._known = {subject.rpartition(".")[2] for subject in found}
 
     async def park(self, subject: str, data: bytes, reason: str) -> None:
-        """Keep a report, however long the broker is away."""
+        """Keep a report, however long the broker is away; of one sender so many, that nobody crowds out others."""
+        if not self._has_room_for(subject.partition(".rpt.")[0]):
+            return
         key = hashlib.sha256(subject.encode() + b"\0" + data).hexdigest()[:16]
         kept = base64.b64encode(data[:KEPT_BYTES]).decode()
         parked = Parked(
@@ -78,6 +87,19 @@ class ParkedReports:
         if len(self._known) >= self._look_at:  # the stream keeps the newest only
             await until_done(log, "parked.waits", self.load)
             self._look_at = 2 * len(self._known) + LOOK_AFTER
+
+    def _has_room_for(self, sender: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now - self._counts_since >= FORGET_AFTER_S:
+            self._of_sender.clear()
+            self._counts_since = now
+        self._of_sender[sender] += 1
+        over = self._of_sender[sender] - MOST_OF_SENDER
+        if over > 0:
+            self.dropped += 1
+            if over == 1:
+                log.error("report.dropped", extra={"sender": sender, "reason": f"{MOST_OF_SENDER} of it are parked"})
+        return over <= 0
 
     async def all(self) -> list[ParkedView]:
         """Newest last."""

@@ -23,6 +23,7 @@ from fedtide.fabric.nats.subjects import COLLECTOR, HUB_REGION, Report, Subjects
 DURABLE = "coordinator"
 _WAITING = 10_000
 LONGEST_ID, LONGEST_TEXT = 200, 100_000
+LARGEST_OF_NODE = 256 * 1024
 _LARGEST_INTEGER = 2**63
 
 
@@ -38,12 +39,12 @@ class Reports:
         regions: Sequence[str],
         *,
         members_only: bool = False,
-        room: Callable[[], Awaitable[None]] | None = None,
+        room: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         """
         Args:
             members_only: nodes have identities, and nobody else is believed.
-            room: returns once the log has room for reports.
+            room: returns once the log has room for a report of so many bytes.
         """
         self._members_only = members_only
         self._room = room
@@ -70,9 +71,9 @@ class Reports:
         stream, pattern = up_stream(region), self._subjects.reports_of(region)
         async for delivery in self._broker.consume(stream, DURABLE, pattern, may_ask=leads):
             if self._room is not None:
-                await self._room()
+                await self._room(len(delivery.data))
             try:
-                self._count(delivery.subject)
+                self._count(delivery)
                 event = self._checked(delivery.subject, delivery.data)
             except MalformedMessage as exc:
                 await self.parked.park(delivery.subject, delivery.data, str(exc))
@@ -102,8 +103,11 @@ class Reports:
         await (await self._engine.put(self._checked(report.subject, report.raw)))
         await self.parked.drop(id)
 
-    def _count(self, subject: str) -> None:
-        reason = self._rates.why_too_many(parse_as(Report, subject), asyncio.get_running_loop().time())
+    def _count(self, delivery: Delivery) -> None:
+        sender, size = parse_as(Report, delivery.subject), len(delivery.data)
+        if sender.region != HUB_REGION and size > LARGEST_OF_NODE:
+            raise MalformedMessage(f"a node's report has at most {LARGEST_OF_NODE} bytes, this one {size}")
+        reason = self._rates.why_too_many(sender, size, asyncio.get_running_loop().time())
         if reason is not None:
             raise MalformedMessage(reason)
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.launch.local import RUN_FOLDERS
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.reports import DURABLE
@@ -48,6 +47,8 @@ SETTLED_S = 900.0
 """What was read stays for so long, unless room is short."""
 UNUSED_FOR = timedelta(days=1)
 """A blob that nobody names yet may be about to be named: for so long after it was stored it stays."""
+LEAST_RESERVE, EVENT_OVERHEAD = 16 << 20, 2.0
+"""Bytes of the log that reports never take (more than a batch of events), and what a report may grow to as an event."""
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 SHORT, ALARMING, FULL = 0.75, 0.8, 0.95
 """How full a stream is when it is swept at once; when people are told; and when the log keeps the rest for people."""
@@ -94,14 +95,17 @@ class Housekeeping:
         regions: Sequence[str],
         data_dir: Path,
         leads: Callable[[], Awaitable[None]],
+        refused: Mapping[str, str],
         *,
         members_only: bool,
     ) -> None:
         """
         Args:
             leads: returns once it is certain that this process still leads: a successor's runs are none of its world.
+            refused: regions whose servers do not take what they need, and why; it changes.
             members_only: nodes have identities, and what others have sent goes.
         """
+        self._refused = refused
         self._leads = leads
         self._broker = broker
         self._subjects = subjects
@@ -113,6 +117,7 @@ class Housekeeping:
         self._floors: dict[tuple[str, str], _Floor] = {}
         self._log_has_room = asyncio.Event()
         self._log_has_room.set()
+        self._left_for_reports = float("inf")
         self._just_uploaded: dict[str, datetime] = {}
 
     def uploaded(self, digest: str) -> None:
@@ -126,13 +131,18 @@ class Housekeeping:
         """Whether the rest of the log is kept for what people ask: to cancel, to revoke, to roll back."""
         return not self._log_has_room.is_set()
 
-    async def until_log_has_room(self) -> None:
+    async def until_log_has_room(self, size_bytes: int) -> None:
+        """Before a report of so many bytes is taken in: what is on its way counts, not only what was seen stored."""
         await self._log_has_room.wait()
+        self._left_for_reports -= EVENT_OVERHEAD * size_bytes
+        if self._left_for_reports < 0:
+            self._log_has_room.clear()
 
     def warnings(self) -> list[str]:
         """What a person should know, fullest first."""
         full = sorted(self.levels.items(), key=lambda each: -each[1].fill)
-        return [f"{place} is {state.fill:.0%} full" for place, state in full if state.fill >= ALARMING]
+        fills = [f"{place} is {state.fill:.0%} full" for place, state in full if state.fill >= ALARMING]
+        return [*(f"region {region} is not served: {reason}" for region, reason in self._refused.items()), *fills]
 
     async def run(self) -> None:
         """For ever: look, trim, sweep; at once where room is short."""
@@ -150,35 +160,40 @@ class Housekeeping:
                     log.info("storage.swept", extra={"place": str(place), "what": each.pattern, "reason": each.reason})
                 swept = clock()
 
-    def _places(self) -> list[Place]:
-        at_hub = [EVENTS, CONTROL, PARKED, ORDERS, DOWN, RELEASES, CHECKPOINTS, UP, *map(up_stream, self._regions)]
+    def _places(self, region: str) -> list[Place]:
+        at_hub = (EVENTS, CONTROL, PARKED, ORDERS, DOWN, RELEASES, CHECKPOINTS, UP, *map(up_stream, self._regions))
         in_region = (ORDERS, DOWN, CACHE, UP, STAY)
-        return [
-            *(Place(HUB_REGION, stream) for stream in at_hub),
-            *(Place(region, stream) for region in self._regions for stream in in_region),
-        ]
+        return [Place(region, stream) for stream in (at_hub if region == HUB_REGION else in_region)]
 
     async def look(self) -> None:
         """Read how full each stream is; of a region that is away, what was seen last stays."""
-        away: set[str] = set()
-        for place in self._places():
-            if place.region in away:
-                continue
+        # The hub's first: whether the log has room must not wait for regions that are away.
+        await self._look_at(HUB_REGION)
+        self._see_to_the_log()
+        await asyncio.gather(*map(self._look_at, self._regions))
+
+    async def _look_at(self, region: str) -> None:
+        for place in self._places(region):
             try:
                 state = await self._broker.state_of(place.stream, domain=place.domain)
             except FedtideError as exc:
                 log.debug("storage.not_seen", extra={"place": str(place), "reason": str(exc)})
-                away.add(place.region)
-                continue
+                return
             before = self.levels.get(place)
             if state.fill >= ALARMING and (before is None or before.fill < ALARMING):
                 log.warning("storage.fills", extra={"place": str(place), "bytes": state.bytes, "of": state.max_bytes})
             self.levels[place] = state
+
+    def _see_to_the_log(self) -> None:
         events = self.levels.get(Place(HUB_REGION, EVENTS))
-        if events is not None and events.fill >= FULL:
-            self._log_has_room.clear()
-        else:
+        if events is None or events.max_bytes <= 0:
+            return
+        reserve = max((1 - FULL) * events.max_bytes, min(LEAST_RESERVE, 0.5 * events.max_bytes))
+        self._left_for_reports = events.max_bytes - reserve - events.bytes
+        if self._left_for_reports > 0:
             self._log_has_room.set()
+        else:
+            self._log_has_room.clear()
 
     async def trim(self, short: Iterable[str] = ()) -> None:
         """Delete reports and replies that were read; in regions, those that the hub has.
@@ -213,8 +228,8 @@ class Housekeeping:
         newest = await self._broker.last_under(up_stream(region), self._subjects.all_up(region))
         if newest is None:
             return
-        if await self._broker.last_sequence(UP, domain=region) < newest.sequence_at_source:
-            return  # the region's store was lost: what is in it is newer than it looks
+        if (await self._broker.state_of(UP, domain=region)).created > newest.stored_at:
+            return  # the region's store was lost: the hub has nothing of what is in it
         delay = 0.0 if region in hurried else SETTLED_S
         collected = self._floor(region, "").settled(now, newest.sequence_at_source, delay_s=delay)
         for pattern in (self._subjects.reports_of(region), self._subjects.replies_of(region)):
@@ -277,9 +292,6 @@ class Housekeeping:
         if region == HUB_REGION:
             for stream in await self._of_gone_regions():
                 yield Place(HUB_REGION, stream), Garbage(">", "of a region that was removed", 0)
-        else:
-            async for each in self._uncached(region):
-                yield Place(region, CACHE), each
 
     async def _of_gone_regions(self) -> list[str]:
         """The hub's streams of regions that are neither configured nor known."""
@@ -288,11 +300,6 @@ class Housekeeping:
         kept = {up_stream(region) for region in known}
         there = await self._broker.stream_names()
         return [name for name in there if name.startswith(f"{UP}_") and name not in kept]
-
-    async def _uncached(self, region: str) -> AsyncIterator[Garbage]:
-        distribution = Distribution(self._broker, self._subjects)
-        for pattern, messages in await distribution.uncalled_for(region, self._engine.world):
-            yield Garbage(pattern, "a release that no node of the region serves or may go back to", messages)
 
     async def _is_unused(self, place: Place, each: Garbage, unused_for: timedelta) -> bool:
         """Whether a blob that nobody names was stored so long ago that nobody is about to."""

@@ -21,7 +21,10 @@ def forgotten(root: Path, active: Collection[str]) -> list[Path]:
 
 
 def _changed_at(folder: Path) -> float:
-    return max((each.lstat().st_mtime for each in (folder, *folder.iterdir())), default=0.0)
+    try:
+        return max(each.lstat().st_mtime for each in (folder, *folder.iterdir()))
+    except FileNotFoundError:  # something is at work there
+        return time.time()
 
 
 def delete(folder: Path) -> None:

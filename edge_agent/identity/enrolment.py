@@ -159,11 +159,16 @@ class Renewals:
             EnrolmentRefused: this node was revoked.
         """
         assert self._file is not None
-        config, key, present = self._config, Key.new(nats_jwt.USER), Credentials.load(self._file).key
+        config, key, shown = self._config, Key.new(nats_jwt.USER), Credentials.load(self._file)
+        present = shown.key
         subject = Subjects(config.tenant).renewal(config.region, config.node)
         text = proof_of(config.region, config.node, key.public)
         asked = RenewalRequest(
-            key=key.public, proof=_signed(key, text), renews=present.public, present=_signed(present, text)
+            key=key.public,
+            proof=_signed(key, text),
+            renews=present.public,
+            present=_signed(present, text),
+            jwt=shown.jwt,
         )
         Credentials(await _ask(self._broker, subject, asked), key).save(self._file)
         await self._broker.reconnect()

@@ -117,12 +117,14 @@ class RenewalRequest(Message):
         proof: as in `EnrolmentRequest`.
         renews: the key of its present credentials.
         present: `proof_of` signed with the seed of that one.
+        jwt: the present credentials: a coordinator whose log was put back may not know of them.
     """
 
     key: str
     proof: str = ""
     renews: str = ""
     present: str = ""
+    jwt: str = ""
 
 
 def proof_of(region: str, node: str, key: str) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats import permissions
 from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, Account, accounts, leaf_account, region_account
@@ -237,6 +237,16 @@ class Authority:
 
     def node_jwt(self, region: str, node: str, key: str) -> str:
         return self.user_jwt(NODES, NODE, node, key, region=region, lifetime_s=NODE_LIFETIME_S)
+
+    def is_of_node(self, jwt: str, region: str, node: str, key: str, *, until: datetime) -> bool:
+        """Whether this authority gave a node these credentials for this key, until then; they are not expired."""
+        try:
+            claims = nats_jwt.signed_by(jwt, self._key(NODES, NODE).public)
+            tags, issued, ends = claims["nats"]["tags"], float(claims["iat"]), float(claims.get("exp", 0))
+        except (MalformedMessage, KeyError, TypeError, ValueError):
+            return False
+        about = claims.get("name"), claims.get("sub"), f"region:{region}" in tags
+        return about == (node, key, True) and issued <= until.timestamp() and ends > time.time()
 
     def joiner(self, token: str, lifetime_s: float) -> Credentials:
         return self.credentials(NODES, JOINER, token, lifetime_s=lifetime_s)

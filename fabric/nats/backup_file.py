@@ -48,14 +48,19 @@ def opened(file: Path) -> Iterator[tuple[tarfile.TarFile, Contents]]:
     Raises:
         ConfigError: it is none, or one of a newer version.
     """
+    remedy = "`fedtide backup` makes one"
     try:
-        with tarfile.open(file) as archive:
+        archive = tarfile.open(file)  # noqa: SIM115  # closed below
+    except (OSError, tarfile.TarError) as exc:
+        raise ConfigError(str(file), f"is no backup that can be read: {type(exc).__name__}", remedy) from exc
+    with archive:
+        try:
             contents = from_json(Contents, read(archive, CONTENTS), CONTENTS)
-            if contents.format > FORMAT:
-                raise ConfigError(str(file), "is a backup of a newer version of fedtide", "Upgrade fedtide")
-            yield archive, contents
-    except (OSError, tarfile.TarError, MalformedMessage, KeyError) as exc:
-        raise ConfigError(str(file), f"is no backup that can be read: {exc}", "`fedtide backup` makes one") from exc
+        except (OSError, tarfile.TarError, MalformedMessage, KeyError) as exc:
+            raise ConfigError(str(file), f"is no backup that can be read: {exc}", remedy) from exc
+        if contents.format > FORMAT:
+            raise ConfigError(str(file), "is a backup of a newer version of fedtide", "Upgrade fedtide")
+        yield archive, contents
 
 
 def read(archive: tarfile.TarFile, name: str) -> bytes:

@@ -78,6 +78,7 @@ class StreamState:
     messages: int
     bytes: int
     max_bytes: int
+    created: datetime
 
     @property
     def fill(self) -> float:

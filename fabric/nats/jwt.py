@@ -123,6 +123,22 @@ def read(jwt: str) -> dict[str, Any]:
     return claims
 
 
+def signed_by(jwt: str, public: str) -> dict[str, Any]:
+    """The claims of a JWT that the holder of a public nkey has signed.
+
+    Raises:
+        MalformedMessage: it is none, or somebody else's.
+    """
+    claims, (text, _, signature) = read(jwt), jwt.rpartition(".")
+    try:
+        raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
+    except ValueError as exc:
+        raise MalformedMessage("that is not a JWT") from exc
+    if claims.get("iss") != public or not is_signed(public, text.encode(), base64.b64encode(raw).decode()):
+        raise MalformedMessage("that JWT is signed by somebody else")
+    return claims
+
+
 def _pair(seed: str) -> nkeys.KeyPair:
     return nkeys.from_seed(bytearray(seed.encode()))
 

@@ -6,6 +6,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from fedtide.fabric.nats.jetstream import (
@@ -52,7 +53,12 @@ class StreamCalls(ABC):
     async def state_of(self, stream: str, *, domain: str | None = None) -> StreamState:
         answer = await self._call(f"STREAM.INFO.{stream}", b"", domain)
         state = answer["state"]
-        return StreamState(int(state["messages"]), int(state["bytes"]), int(answer["config"].get("max_bytes", -1)))
+        return StreamState(
+            messages=int(state["messages"]),
+            bytes=int(state["bytes"]),
+            max_bytes=int(answer["config"].get("max_bytes", -1)),
+            created=datetime.fromisoformat(answer["created"]),
+        )
 
     async def floor(self, stream: str, durable: str) -> int | None:
         """The first sequence that a durable consumer has not acknowledged; None if there is no consumer."""

@@ -31,8 +31,8 @@ HUB_DOMAIN = "hub"
 EPOCH = "fedtide-epoch"
 MIRRORED = (DOWN, ORDERS)
 """Streams of the hub that every region has a mirror of."""
-LARGEST_ROOM, SMALLEST_ROOM = 64 << 30, 32 << 20
-"""Bytes of a server's store, between which `Topology` finds out what there is."""
+LARGEST_ROOM, USUAL_ROOM, SMALLEST_ROOM = 16 << 40, 64 << 30, 32 << 20
+"""Bytes of a server's store: between the first and the last `Topology` finds out what there is."""
 _PARKED_BYTES = 64 << 20
 _SHARES_OF_HUB = {
     EVENTS: 0.20,
@@ -49,7 +49,7 @@ _SHARES_OF_LEAF = {DOWN: 0.25, ORDERS: 0.05, CACHE: 0.35, UP: 0.20, STAY: 0.10}
 Config = dict[str, object]
 
 
-def hub_streams(subjects: Subjects, replicas: int = 1, *, room: int = LARGEST_ROOM, regions: int = 0) -> list[Config]:
+def hub_streams(subjects: Subjects, replicas: int = 1, *, room: int = USUAL_ROOM, regions: int = 0) -> list[Config]:
     """The hub's streams but those of regions: the event log, what goes down, and what comes from processes beside it.
 
     Args:
@@ -123,7 +123,7 @@ def region_stream(
     *,
     sourced: bool,
     replicas: int = 1,
-    room: int = LARGEST_ROOM,
+    room: int = USUAL_ROOM,
     regions: int = 1,
 ) -> Config:
     """The hub's stream of what comes from a region; `sourced`: it is read from the region's server now.
@@ -192,7 +192,7 @@ def _copies(replicas: int) -> Config:
     return {"num_replicas": replicas} if replicas > 1 else {}
 
 
-def leaf_streams(subjects: Subjects, region: str, room: int = LARGEST_ROOM, *, epoch: str = "") -> list[Config]:
+def leaf_streams(subjects: Subjects, region: str, room: int = USUAL_ROOM, *, epoch: str = "") -> list[Config]:
     """The streams of a region: mirrors that republish what they store, UP, CACHE for releases, and STAY.
 
     Args:
@@ -203,7 +203,22 @@ def leaf_streams(subjects: Subjects, region: str, room: int = LARGEST_ROOM, *, e
     def bounded(stream: str) -> Config:
         return _bounded(_SHARES_OF_LEAF[stream] * room)
 
+    # Mirrors last: they are made anew when the hub has another log, and what became smaller makes room for them.
     return [
+        _up(UP, [subjects.all_up(region)], _SHARES_OF_LEAF[UP] * room),
+        {
+            "name": CACHE,
+            "subjects": [subjects.all_cached(region)],
+            **bounded(CACHE),
+            "max_msgs_per_subject": 1,
+            "allow_msg_ttl": True,
+        },
+        {
+            "name": STAY,
+            "subjects": [subjects.all_staying(region)],
+            **bounded(STAY),
+            "allow_msg_ttl": True,
+        },
         *(
             {
                 "name": stream,
@@ -221,18 +236,4 @@ def leaf_streams(subjects: Subjects, region: str, room: int = LARGEST_ROOM, *, e
             }
             for stream in MIRRORED
         ),
-        _up(UP, [subjects.all_up(region)], _SHARES_OF_LEAF[UP] * room),
-        {
-            "name": CACHE,
-            "subjects": [subjects.all_cached(region)],
-            **bounded(CACHE),
-            "max_msgs_per_subject": 1,
-            "allow_msg_ttl": True,
-        },
-        {
-            "name": STAY,
-            "subjects": [subjects.all_staying(region)],
-            **bounded(STAY),
-            "allow_msg_ttl": True,
-        },
     ]

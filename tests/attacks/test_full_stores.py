@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from fedtide.console import endpoints
+from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import FedtideError, StoreFull
+from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.subjects import Subjects
@@ -18,6 +20,7 @@ from tests.conftest import APPS
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, until
 from tests.integration.releases import release
+from tests.scenarios.build import joined
 
 pytestmark = pytest.mark.slow
 SUBJECTS = Subjects()
@@ -35,6 +38,10 @@ async def fill(there: Installation, node: str) -> int:
     access = Access(there.home / "nodes" / node / "identity.creds")
     broker = await Broker.connect(there.leaf("eu"), "evil", access)
     prefix = SUBJECTS.update_blob("eu", node, "no-run", "d" * 64)
+    labels = {f"label-{number}": "x" * 100 for number in range(1_500)}
+    for number in range(100):  # more than the log has room for
+        report = to_json(Event.now("evil", joined(node, labels=labels), id=f"evil-{number}"))
+        await broker.publish(SUBJECTS.report("eu", node, "node-joined"), report, message_id=f"evil-{number}")
     try:
         for number in range(200):
             await broker.publish(f"{prefix}.{number}", os.urandom(1_000_000))

@@ -62,7 +62,7 @@ async def small(tmp_path: Path) -> AsyncIterator[Installation]:
         async with asyncio.timeout(30):
             await streams.ensure_region("eu")
         ending.callback(asyncio.create_task(engine.run()).cancel)
-        housekeeping = Housekeeping(hub, SUBJECTS, engine, ["eu"], tmp_path, leads, members_only=False)
+        housekeeping = Housekeeping(hub, SUBJECTS, engine, ["eu"], tmp_path, leads, {}, members_only=False)
         yield Installation(hub, leaf, engine, housekeeping)
 
 

@@ -20,6 +20,7 @@ from fedtide.fabric.nats.jetstream import Ack, Delivery, Received, StreamState
 from fedtide.fabric.nats.streams import Config
 from fedtide.fabric.nats.subjects import UP, up_stream
 
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 Ready = Callable[[], Awaitable[None]]
 
 
@@ -291,7 +292,7 @@ class FakeBroker(Broker):
         found = self._stream(stream, domain)
         limit = found.config.get("max_bytes", -1)
         assert isinstance(limit, int)
-        return StreamState(len(found.stored), sum(len(m.data) for m in found.stored.values()), limit)
+        return StreamState(len(found.stored), sum(len(m.data) for m in found.stored.values()), limit, LONG_AGO)
 
     async def floor(self, stream: str, durable: str) -> int | None:
         consumer = self._stream(stream).consumers.get(durable)
@@ -301,7 +302,7 @@ class FakeBroker(Broker):
         return min(waiting, default=max(consumer.done, default=0) + 1)
 
     async def has_stream(self, stream: str, *, domain: str | None = None) -> bool:
-        return stream in self._server.streams
+        return (up_stream(domain) if domain is not None and stream == UP else stream) in self._server.streams
 
     async def metadata_of(self, stream: str, *, domain: str | None = None) -> dict[str, str] | None:
         found = self._server.streams.get(stream)

@@ -91,7 +91,7 @@ async def _serve(
         executor = Executor(_cannot, group)
         reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS), ["eu"])
         await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")
-        housekeeping = Housekeeping(broker, SUBJECTS, engine, [], Path("nowhere"), _leads, members_only=False)
+        housekeeping = Housekeeping(broker, SUBJECTS, engine, [], Path("nowhere"), _leads, {}, members_only=False)
         executor.start("evt-1", (AnnouncePresence("n1", "online"),))
         routes = [
             ModelApi(broker, SUBJECTS, engine, housekeeping).routes(),
