@@ -65,6 +65,11 @@ class Place:
     def domain(self) -> str | None:
         return None if self.region == HUB_REGION else self.region
 
+    @property
+    def makes_room(self) -> bool:
+        """Whether it deletes the oldest by itself: it may well be full."""
+        return self.stream == PARKED
+
     def __str__(self) -> str:
         return f"{self.region}/{self.stream}"
 
@@ -140,9 +145,12 @@ class Housekeeping:
 
     def warnings(self) -> list[str]:
         """What a person should know, fullest first."""
-        full = sorted(self.levels.items(), key=lambda each: -each[1].fill)
-        fills = [f"{place} is {state.fill:.0%} full" for place, state in full if state.fill >= ALARMING]
+        full = sorted(self._fuller_than(ALARMING).items(), key=lambda each: -each[1].fill)
+        fills = [f"{place} is {state.fill:.0%} full" for place, state in full]
         return [*(f"region {region} is not served: {reason}" for region, reason in self._refused.items()), *fills]
+
+    def _fuller_than(self, fill: float) -> dict[Place, StreamState]:
+        return {place: state for place, state in self.levels.items() if state.fill >= fill and not place.makes_room}
 
     async def run(self) -> None:
         """For ever: look, trim, sweep; at once where room is short."""
@@ -151,7 +159,7 @@ class Housekeeping:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             await self.look()
-            short = [place for place, state in self.levels.items() if state.fill >= SHORT]
+            short = self._fuller_than(SHORT)
             if short or clock() - trimmed >= TRIM_EVERY_S:
                 await self.trim({place.region for place in short})
                 trimmed = clock()
@@ -180,7 +188,7 @@ class Housekeeping:
                 log.debug("storage.not_seen", extra={"place": str(place), "reason": str(exc)})
                 return
             before = self.levels.get(place)
-            if state.fill >= ALARMING and (before is None or before.fill < ALARMING):
+            if state.fill >= ALARMING and not place.makes_room and (before is None or before.fill < ALARMING):
                 log.warning("storage.fills", extra={"place": str(place), "bytes": state.bytes, "of": state.max_bytes})
             self.levels[place] = state
 
