@@ -28,6 +28,8 @@ from fedtide.fabric.process.retry import Backoff, until_done
 log = logging.getLogger(__name__)
 
 REFUSED_AGAIN_S = 60.0
+SETTLES_S = 3.0
+"""Servers of a cluster tell each other so late how much room each has given away."""
 HEADROOM = 1.1
 SHRINK = 0.8
 """By how much less room is tried when a server has not enough."""
@@ -91,22 +93,37 @@ class Topology:
         Raises:
             StoreFull: it does not even take the smallest.
         """
-        room = self._rooms.get(domain, LARGEST_ROOM)
-        while not await self._fits(domain, configs(room)):
+        room = self._rooms.get(domain) or await self._room_before(domain, configs)
+        while (taken := await self._how_many_fit(domain, configs(room))) < len(configs(room)):
             room = int(room * SHRINK)
             if room < SMALLEST_ROOM:
                 log.error("topology.store_too_small", extra={"domain": domain or "hub", "bytes": room})
                 for config in configs(SMALLEST_ROOM):  # what is there stays as it is
                     await self._broker.ensure_stream(config, domain=domain, update=False)
                 return
+            if taken and domain is None and self._replicas > 1:
+                await asyncio.sleep(SETTLES_S)
         self._rooms[domain] = room
         log.info("topology.room", extra={"domain": domain or "hub", "bytes": room})
 
-    async def _fits(self, domain: str | None, configs: list[Config]) -> bool:
-        for config in configs:
+    async def _room_before(self, domain: str | None, configs: Callable[[int], list[Config]]) -> int:
+        """Where to begin: a little above what the streams have, so that they grow with the store; or at the top."""
+        first = configs(LARGEST_ROOM)[0]
+
+        async def limit() -> int:
+            there = await self._broker.has_stream(str(first["name"]), domain=domain)
+            return (await self._broker.state_of(str(first["name"]), domain=domain)).max_bytes if there else 0
+
+        found = await until_done(log, "topology.waits", limit, domain=domain)
+        assert isinstance(first["max_bytes"], int)
+        room = int(found * LARGEST_ROOM / first["max_bytes"] / SHRINK)
+        return LARGEST_ROOM if room < 2 * SMALLEST_ROOM else min(LARGEST_ROOM, room)
+
+    async def _how_many_fit(self, domain: str | None, configs: list[Config]) -> int:
+        for number, config in enumerate(configs):
             if not await self._until_ensured(config, domain):
-                return False
-        return True
+                return number
+        return len(configs)
 
     async def keep_region(self, region: str, look_again: asyncio.Event) -> None:
         """As `ensure_region`, now and whenever `look_again` is set, for ever.

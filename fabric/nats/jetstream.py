@@ -25,6 +25,8 @@ _WRONG_LAST_SEQUENCE_CONSTANT = 10164
 _INCOMPLETE_BATCH = 10176
 _NO_ROOM = (10002, 10023, 10047, 10077)
 """For the account, for the server, for another stream, for a message."""
+_NO_PEERS = 10005
+"""A cluster has no servers for a stream; what it says beside it tells whether for want of room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def parse_answer(data: bytes) -> dict[str, Any]:
     code, text = int(error.get("err_code", 0)), str(error.get("description", "JetStream refused"))
     if code in (_WRONG_LAST_SEQUENCE, _WRONG_LAST_SEQUENCE_CONSTANT):
         raise StaleWriter(text, "Another coordinator leads; this one stops writing")
-    if code in _NO_ROOM:
+    if code in _NO_ROOM or (code == _NO_PEERS and "storage" in text):
         raise StoreFull(f"the broker's store is full: {text}", "See `fedtide storage`; `fedtide gc` makes room")
     if int(error.get("code", 0)) >= 500 or code == _INCOMPLETE_BATCH:
         raise BrokerUnavailable(f"JetStream: {text}", "Check the broker's disk and memory limits")
