@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from fedtide.fabric.errors import FedtideError, StoreFull
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
+from fedtide.fabric.nats.jetstream import StreamState
 from fedtide.fabric.nats.streams import (
     EPOCH,
     LARGEST_ROOM,
@@ -28,11 +30,10 @@ from fedtide.fabric.process.retry import Backoff, until_done
 log = logging.getLogger(__name__)
 
 REFUSED_AGAIN_S = 60.0
-SETTLES_S = 3.0
-"""Servers of a cluster tell each other so late how much room each has given away."""
-HEADROOM = 1.1
-SHRINK = 0.8
-"""By how much less room is tried when a server has not enough."""
+SHRINK, HEADROOM = 0.9, 1.1
+"""By how much less room is tried at a time; and how much more than it holds a stream may hold at least."""
+SETTLES = timedelta(seconds=12)
+"""So late servers of a cluster tell each other how much room each has given away."""
 
 
 class Topology:
@@ -88,42 +89,54 @@ class Topology:
             await self._broker.purge(DOWN, subject)
 
     async def _fit(self, domain: str | None, configs: Callable[[int], list[Config]]) -> None:
-        """Bring streams to the largest limits that the server's store takes.
+        """Bring streams to limits that use what the server's store has.
 
         Raises:
-            StoreFull: it does not even take the smallest.
+            StoreFull: a stream is missing, and there is not even the smallest room for it.
         """
-        room = self._rooms.get(domain) or await self._room_before(domain, configs)
-        while (taken := await self._how_many_fit(domain, configs(room))) < len(configs(room)):
-            room = int(room * SHRINK)
-            if room < SMALLEST_ROOM:
-                log.error("topology.store_too_small", extra={"domain": domain or "hub", "bytes": room})
-                for config in configs(SMALLEST_ROOM):  # what is there stays as it is
-                    await self._broker.ensure_stream(config, domain=domain, update=False)
-                return
-            if taken and domain is None and self._replicas > 1:
-                await asyncio.sleep(SETTLES_S)
-        self._rooms[domain] = room
-        log.info("topology.room", extra={"domain": domain or "hub", "bytes": room})
-
-    async def _room_before(self, domain: str | None, configs: Callable[[int], list[Config]]) -> int:
-        """Where to begin: a little above what the streams have, so that they grow with the store; or at the top."""
-        first = configs(LARGEST_ROOM)[0]
-
-        async def limit() -> int:
-            there = await self._broker.has_stream(str(first["name"]), domain=domain)
-            return (await self._broker.state_of(str(first["name"]), domain=domain)).max_bytes if there else 0
-
-        found = await until_done(log, "topology.waits", limit, domain=domain)
-        assert isinstance(first["max_bytes"], int)
-        room = int(found * LARGEST_ROOM / first["max_bytes"] / SHRINK)
-        return LARGEST_ROOM if room < 2 * SMALLEST_ROOM else min(LARGEST_ROOM, room)
-
-    async def _how_many_fit(self, domain: str | None, configs: list[Config]) -> int:
-        for number, config in enumerate(configs):
+        if domain not in self._rooms:
+            self._rooms[domain] = await until_done(
+                log, "topology.waits", lambda: self._find_room(domain, configs(SMALLEST_ROOM)), domain=domain
+            )
+        room = self._rooms[domain]
+        limits = {str(each["name"]): limit_of(each) for each in configs(room)}
+        now = await until_done(log, "topology.waits", lambda: self._states(domain, list(limits)), domain=domain)
+        least = {name: int(HEADROOM * state.bytes) for name, state in now.items()}
+        wanted = [{**each, "max_bytes": max(limit_of(each), least.get(str(each["name"]), 0))} for each in configs(room)]
+        # What becomes smaller makes room for what becomes larger, and for what is new.
+        wanted.sort(key=lambda each: limit_of(each) - _reserved(now.get(str(each["name"]))))
+        for config in wanted:
             if not await self._until_ensured(config, domain):
-                return number
-        return len(configs)
+                log.error("topology.store_too_small", extra={"domain": domain or "hub", "stream": config["name"]})
+                small = {str(each["name"]): each for each in configs(SMALLEST_ROOM)}
+                await self._broker.ensure_stream(small[str(config["name"])], domain=domain, update=False)
+
+    async def _find_room(self, domain: str | None, configs: list[Config]) -> int:
+        """What the streams have already, and the largest stream that the server would make beside them."""
+        states = await self._states(domain, [str(each["name"]) for each in configs])
+        if self._replicas > 1 and any(datetime.now(UTC) - each.created < SETTLES for each in states.values()):
+            await asyncio.sleep(SETTLES.total_seconds())
+        has, room = sum(_reserved(state) for state in states.values()), LARGEST_ROOM
+        trial = {"name": "ROOM", "subjects": [f"{self._subjects.root}.room"], "storage": "file", **self._copies()}
+        while room >= SMALLEST_ROOM or (not has and room >= 1):
+            try:
+                await self._broker.ensure_stream({**trial, "max_bytes": room}, domain=domain)
+            except StoreFull:
+                room = int(room * SHRINK)
+                continue
+            await self._broker.delete_stream("ROOM", domain=domain)
+            break
+        else:
+            room = 0
+        log.info("topology.room", extra={"domain": domain or "hub", "bytes": has + room})
+        return max(SMALLEST_ROOM, has + room)
+
+    def _copies(self) -> Config:
+        return {"num_replicas": self._replicas} if self._replicas > 1 else {}
+
+    async def _states(self, domain: str | None, names: list[str]) -> dict[str, StreamState]:
+        there = [name for name in names if await self._broker.has_stream(name, domain=domain)]
+        return {name: await self._broker.state_of(name, domain=domain) for name in there}
 
     async def keep_region(self, region: str, look_again: asyncio.Event) -> None:
         """As `ensure_region`, now and whenever `look_again` is set, for ever.
@@ -171,22 +184,18 @@ class Topology:
             await self._broker.delete_consumer(stream, mirror_consumer(region))
         await self._broker.ensure_consumer(stream, wanted)
 
-    async def _with_what_it_holds(self, config: Config, domain: str | None) -> Config:
-        """A stream that holds more than its share already keeps a little more than that."""
-        stream, wanted = str(config["name"]), config["max_bytes"]
-        if not isinstance(wanted, int) or not await self._broker.has_stream(stream, domain=domain):
-            return config
-        held = (await self._broker.state_of(stream, domain=domain)).bytes
-        return {**config, "max_bytes": max(wanted, int(HEADROOM * held))}
-
     async def _until_ensured(self, config: Config, domain: str | None) -> bool:
         """Whether there was room for a stream as `config` says."""
         stream = config["name"]
 
+        give_up_at = asyncio.get_running_loop().time() + (2 * SETTLES.total_seconds() if self._replicas > 1 else 0)
+
         async def ensure() -> bool:
             try:
-                await self._broker.ensure_stream(await self._with_what_it_holds(config, domain), domain=domain)
+                await self._broker.ensure_stream(config, domain=domain)
             except StoreFull:
+                if domain is None and asyncio.get_running_loop().time() < give_up_at:
+                    raise
                 return False
             return True
 
@@ -195,3 +204,14 @@ class Topology:
         except FedtideError as exc:
             log.error("topology.refused", extra={"stream": stream, "domain": domain, "reason": str(exc)})
             raise
+
+
+def limit_of(config: Config) -> int:
+    """How many bytes a stream may hold."""
+    found = config["max_bytes"]
+    assert isinstance(found, int)
+    return found
+
+
+def _reserved(state: StreamState | None) -> int:
+    return max(0, state.max_bytes) if state is not None else 0
