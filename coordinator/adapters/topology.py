@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 REFUSED_AGAIN_S = 60.0
 SHRINK, HEADROOM = 0.9, 1.1
 """By how much less room is tried at a time; and how much more than it holds a stream may hold at least."""
+SMALLEST_TRIAL = 1 << 20
 SETTLES = timedelta(seconds=12)
 """So late servers of a cluster tell each other how much room each has given away."""
 
@@ -103,8 +104,8 @@ class Topology:
         now = await until_done(log, "topology.waits", lambda: self._states(domain, list(limits)), domain=domain)
         least = {name: int(HEADROOM * state.bytes) for name, state in now.items()}
         wanted = [{**each, "max_bytes": max(limit_of(each), least.get(str(each["name"]), 0))} for each in configs(room)]
-        # What becomes smaller makes room for what becomes larger, and for what is new.
-        wanted.sort(key=lambda each: limit_of(each) - _reserved(now.get(str(each["name"]))))
+        # What is there comes first: it may have what is new (subjects, room); and what becomes smaller before the rest.
+        wanted.sort(key=lambda each: (each["name"] not in now, limit_of(each) - _reserved(now.get(str(each["name"])))))
         for config in wanted:
             if not await self._until_ensured(config, domain):
                 log.error("topology.store_too_small", extra={"domain": domain or "hub", "stream": config["name"]})
@@ -117,8 +118,10 @@ class Topology:
         if self._replicas > 1 and any(datetime.now(UTC) - each.created < SETTLES for each in states.values()):
             await asyncio.sleep(SETTLES.total_seconds())
         has, room = sum(_reserved(state) for state in states.values()), LARGEST_ROOM
-        trial = {"name": "ROOM", "subjects": [f"{self._subjects.root}.room"], "storage": "file", **self._copies()}
-        while room >= SMALLEST_ROOM or (not has and room >= 1):
+        trial: Config = {"name": "ROOM", "subjects": [f"{self._subjects.root}.room"], "storage": "file"}
+        if domain is None and self._replicas > 1:
+            trial["num_replicas"] = self._replicas
+        while room >= SMALLEST_TRIAL:
             try:
                 await self._broker.ensure_stream({**trial, "max_bytes": room}, domain=domain)
             except StoreFull:
@@ -130,9 +133,6 @@ class Topology:
             room = 0
         log.info("topology.room", extra={"domain": domain or "hub", "bytes": has + room})
         return max(SMALLEST_ROOM, has + room)
-
-    def _copies(self) -> Config:
-        return {"num_replicas": self._replicas} if self._replicas > 1 else {}
 
     async def _states(self, domain: str | None, names: list[str]) -> dict[str, StreamState]:
         there = [name for name in names if await self._broker.has_stream(name, domain=domain)]

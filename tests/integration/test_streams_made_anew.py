@@ -1,4 +1,4 @@
-"""A region whose server has lost its store, and a hub of three servers with little room."""
+"""Streams that have to be made anew: of a region that lost its store, of an older version, of three servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.subjects import EVENTS, UP, Subjects, up_stream
+from fedtide.fabric.nats.subjects import DOWN, EVENTS, ORDERS, UP, Subjects, up_stream
 from tests.conftest import NatsServer, Topology
 
 SUBJECTS = Subjects()
@@ -62,6 +62,23 @@ async def test_what_a_new_store_holds_is_collected_from_its_beginning(
     await keeping.trim({"eu"})
     assert await at_hub.subjects_of(UP, ">", domain="eu") == frozenset(), "now the hub has them"
     await at_leaf.close()
+
+
+async def test_orders_of_a_version_that_had_one_stream_for_all_move(hub: NatsServer) -> None:
+    broker = await Broker.connect(hub.url, "test")
+    before = {"storage": "file", "max_msgs_per_subject": 1, "allow_direct": True, "allow_msg_ttl": True}
+    await broker.ensure_stream({"name": DOWN, "subjects": [f"{SUBJECTS.root}.down.>"], **before})
+    order, task = SUBJECTS.desired("eu", "n1", "m"), SUBJECTS.task("eu", "n1", "run-1", "t")
+    for subject in (order, task):
+        await broker.publish(subject, b"told before")
+    streams = Streams(broker, SUBJECTS, ["eu"])
+    await streams.create_missing()
+    await streams.ensure_hub()
+    assert await broker.subjects_of(DOWN, ">") == {task} and await broker.subjects_of(ORDERS, ">") == {order}
+    await streams.ensure_hub()
+    found = await broker.last(ORDERS, order)
+    assert found is not None and found.data == b"told before"
+    await broker.close()
 
 
 @pytest.fixture
