@@ -8,8 +8,9 @@ must end.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -44,6 +45,7 @@ from fedtide.fabric.nats.subjects import (
 
 log = logging.getLogger(__name__)
 
+PURGES_AT_ONCE = 32
 Answerer = Callable[[str, bytes], Awaitable[BaseModel]]
 
 
@@ -76,28 +78,34 @@ class RunStreams:
         await self._broker.purge(DOWN, self._subjects.round_blobs(run))
 
     async def purge(self, run: str, asked: Purge) -> Purged:
-        """Delete at the hub and in the regions; regions that do not answer are left to expiry."""
+        """Delete at the hub and in the regions; what is in those that do not answer is swept later."""
         left: set[str] = set()
+        window = asyncio.Semaphore(PURGES_AT_ONCE)
 
         async def delete(stream: str, pattern: str, domain: str | None) -> None:
             try:
-                await self._broker.purge(stream, pattern, domain=domain)
+                async with window:
+                    await self._broker.purge(stream, pattern, domain=domain)
             except FedtideError as exc:
-                log.info("purge.left_to_expiry", extra={"run": run, "domain": domain, "reason": str(exc)})
+                log.info("purge.left_to_sweep", extra={"run": run, "domain": domain, "reason": str(exc)})
                 left.add(domain or HUB_REGION)
 
+        await asyncio.gather(*(delete(*each) for each in self._asked_to_go(run, asked)))
+        return Purged(left=sorted(left))
+
+    def _asked_to_go(self, run: str, asked: Purge) -> Iterator[tuple[str, str, str | None]]:
+        """Stream, subjects and domain of what is to be deleted."""
         for digest in asked.updates if asked.updates is not None else ["*"]:
             for region in (HUB_REGION, *self._regions):
-                await delete(up_stream(region), self._subjects.update_blobs(region, run, digest), None)
+                yield up_stream(region), self._subjects.update_blobs(region, run, digest), None
             for region in self._regions:
-                await delete(UP, self._subjects.update_blobs(region, run, digest), region)
+                yield UP, self._subjects.update_blobs(region, run, digest), region
         for digest in asked.staying if asked.staying is not None else ["*"]:
             for region in self._regions:
-                await delete(STAY, self._subjects.stay_blobs(region, run, digest), region)
+                yield STAY, self._subjects.stay_blobs(region, run, digest), region
         for digest in asked.models:
             for domain in (None, *self._regions):
-                await delete(DOWN, f"{self._subjects.round_blob(run, digest)}.>", domain)
-        return Purged(left=sorted(left))
+                yield DOWN, f"{self._subjects.round_blob(run, digest)}.>", domain
 
 
 class RunServices:
