@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, TransientError
+from fedtide.fabric.errors import BrokerUnavailable, ConfigError, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.events.identity import CredentialsAnswer, EnrolmentRequest, RenewalRequest, proof_of
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.broker import Broker
@@ -186,7 +186,18 @@ async def _ask(broker: Broker, subject: str, question: BaseModel) -> str:
         raw = await broker.ask(subject, to_json(question), timeout_s=ANSWER_WITHIN_S)
         return from_json(CredentialsAnswer, raw, "answer")
 
-    answer = await until_done(log, "enrolment.waits", once, on=(TransientError, MalformedMessage))
+    asking = asyncio.create_task(until_done(log, "enrolment.waits", once, on=(TransientError, MalformedMessage)))
+    closed = asyncio.create_task(broker.until_closed())
+    try:
+        # A connection that the server has closed for good answers nothing any more, however long one asks.
+        await asyncio.wait({asking, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            closed.result()
+            raise BrokerUnavailable("the connection to the broker was closed")
+        answer = asking.result()
+    finally:
+        asking.cancel()
+        closed.cancel()
     if answer.error:
         raise EnrolmentRefused(answer.error, answer.remedy)
     return answer.jwt
