@@ -15,11 +15,11 @@ from fedtide.fabric.nats.jwt import Key
 
 OURS, ANOTHER = (Authority.create("default")[0] for _ in range(2))
 KEY = Key.new(nats_jwt.USER)
-RESTORED = datetime.now(UTC) + timedelta(seconds=5)
+LATER = datetime.now(UTC) + timedelta(days=1)
 
 
 def is_of_node(
-    jwt: str, *, node: str = "n1", region: str = "eu", key: str = KEY.public, until: datetime = RESTORED
+    jwt: str, *, node: str = "n1", region: str = "eu", key: str = KEY.public, until: datetime = LATER
 ) -> bool:
     return OURS.is_of_node(jwt, region, node, key, until=until)
 
