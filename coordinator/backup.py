@@ -31,9 +31,18 @@ from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, DigestMismatch, FedtideError
 from fedtide.fabric.nats.accounts import CORE
 from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, Authority
-from fedtide.fabric.nats.backup_file import CONTENTS, IDENTITY, STREAMS, Contents, Copied, identity_in, opened
+from fedtide.fabric.nats.backup_file import (
+    CONTENTS,
+    IDENTITY,
+    STREAMS,
+    Contents,
+    Copied,
+    identity_in,
+    opened,
+    unpack_identity,
+)
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access, write_secret
+from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.stream_copies import StreamCopy, copy_stream, put_stream
 from fedtide.fabric.nats.subjects import (
     CHECKPOINTS,
@@ -137,7 +146,7 @@ async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Co
         if contents.tenant != config.tenant:
             raise ConfigError(str(file), f"is a backup of tenant {contents.tenant!r}, not {config.tenant!r}")
         await asyncio.to_thread(_check, archive, contents)
-        put_identity(archive, config.identity_dir, str(file))
+        _put_identity(archive, config.identity_dir, str(file))
         mark = Mark(epoch=contents.epoch, sequence=contents.events, restored=f"restored from a backup of {contents.at}")
         broker = await _connect(config)
         try:
@@ -161,7 +170,7 @@ def _check(archive: tarfile.TarFile, contents: Contents) -> None:
             raise DigestMismatch(f"the backup is damaged: stream {each.name}", "Use another backup")
 
 
-def put_identity(archive: tarfile.TarFile, folder: Path | None, file: str) -> None:
+def _put_identity(archive: tarfile.TarFile, folder: Path | None, file: str) -> None:
     """Write the coordinator's secrets of a backup where there are none.
 
     Raises:
@@ -175,8 +184,7 @@ def put_identity(archive: tarfile.TarFile, folder: Path | None, file: str) -> No
         if here.public(CORE) != there.public(CORE):
             raise ConfigError(file, f"is a backup of another installation than {folder} belongs to")
         return
-    for name in sorted(found, key=lambda name: name == FILE):  # the last: it says that the others are there
-        write_secret(folder / name, found[name])
+    unpack_identity(archive, folder)
 
 
 async def _make_room(broker: Broker, subjects: Subjects, contents: Contents, *, replace: bool) -> None:

@@ -168,7 +168,7 @@ class Ingest:
             await self._carry_out(self._ledger.step(NoAnswer(ask.task)), wanted)
             if not self._ledger.counts(ask.task):
                 raise  # the reply comes again
-        except Exception:  # as in `_fold`: whatever it is
+        except Exception:  # whatever it is: nothing of it may stay in the sum, and it is raised again
             await self._carry_out(self._ledger.step(Refused(ask.task)))
             raise
         else:

@@ -141,6 +141,7 @@ class Distribution:
         await self._broker.publish(f"{there}.{MANIFEST_CHUNK}", manifest.encode())
 
     async def _sweep(self, region: str, world: World) -> None:
+        """Delete what no node of the region serves, may go back to, or is about to be offered."""
         kept = kept_blobs(region, world)
         if kept is None:
             return

@@ -100,21 +100,19 @@ class Topology:
                 log, "topology.waits", lambda: self._find_room(domain, configs(SMALLEST_ROOM)), domain=domain
             )
         room = self._rooms[domain]
-        limits = {str(each["name"]): limit_of(each) for each in configs(room)}
-        now = await until_done(log, "topology.waits", lambda: self._states(domain, list(limits)), domain=domain)
-        least = {name: int(HEADROOM * state.bytes) for name, state in now.items()}
-        wanted = [{**each, "max_bytes": max(limit_of(each), least.get(str(each["name"]), 0))} for each in configs(room)]
+        now = await until_done(log, "topology.waits", lambda: self._states(domain, configs(room)), domain=domain)
+        wanted = {name: _with_what_it_holds(each, now.get(name)) for name, each in _by_name(configs(room)).items()}
         # What is there comes first: it may have what is new (subjects, room); and what becomes smaller before the rest.
-        wanted.sort(key=lambda each: (each["name"] not in now, limit_of(each) - _reserved(now.get(str(each["name"])))))
-        for config in wanted:
-            if not await self._until_ensured(config, domain):
-                log.error("topology.store_too_small", extra={"domain": domain or "hub", "stream": config["name"]})
-                small = {str(each["name"]): each for each in configs(SMALLEST_ROOM)}
-                await self._broker.ensure_stream(small[str(config["name"])], domain=domain, update=False)
+        order = sorted(wanted, key=lambda name: (name not in now, _limit(wanted[name]) - _reserved(now.get(name))))
+        for name in order:
+            if not await self._until_ensured(wanted[name], domain):
+                log.error("topology.store_too_small", extra={"domain": domain or "hub", "stream": name})
+                small = _by_name(configs(SMALLEST_ROOM))[name]
+                await self._broker.ensure_stream(small, domain=domain, update=False)
 
     async def _find_room(self, domain: str | None, configs: list[Config]) -> int:
         """What the streams have already, and the largest stream that the server would make beside them."""
-        states = await self._states(domain, [str(each["name"]) for each in configs])
+        states = await self._states(domain, configs)
         if self._replicas > 1 and any(datetime.now(UTC) - each.created < SETTLES for each in states.values()):
             await asyncio.sleep(SETTLES.total_seconds())
         has, room = sum(_reserved(state) for state in states.values()), LARGEST_ROOM
@@ -134,8 +132,9 @@ class Topology:
         log.info("topology.room", extra={"domain": domain or "hub", "bytes": has + room})
         return max(SMALLEST_ROOM, has + room)
 
-    async def _states(self, domain: str | None, names: list[str]) -> dict[str, StreamState]:
-        there = [name for name in names if await self._broker.has_stream(name, domain=domain)]
+    async def _states(self, domain: str | None, configs: list[Config]) -> dict[str, StreamState]:
+        """Of those streams that are there, by name."""
+        there = [name for name in _by_name(configs) if await self._broker.has_stream(name, domain=domain)]
         return {name: await self._broker.state_of(name, domain=domain) for name in there}
 
     async def keep_region(self, region: str, look_again: asyncio.Event) -> None:
@@ -187,7 +186,7 @@ class Topology:
     async def _until_ensured(self, config: Config, domain: str | None) -> bool:
         """Whether there was room for a stream as `config` says."""
         stream = config["name"]
-
+        # A cluster says late what was given back; a region is one server.
         give_up_at = asyncio.get_running_loop().time() + (2 * SETTLES.total_seconds() if self._replicas > 1 else 0)
 
         async def ensure() -> bool:
@@ -206,8 +205,17 @@ class Topology:
             raise
 
 
-def limit_of(config: Config) -> int:
-    """How many bytes a stream may hold."""
+def _by_name(configs: list[Config]) -> dict[str, Config]:
+    return {str(config["name"]): config for config in configs}
+
+
+def _with_what_it_holds(config: Config, state: StreamState | None) -> Config:
+    """A stream that holds more than its share keeps that, and a little more."""
+    least = int(HEADROOM * state.bytes) if state is not None else 0
+    return {**config, "max_bytes": max(_limit(config), least)}
+
+
+def _limit(config: Config) -> int:
     found = config["max_bytes"]
     assert isinstance(found, int)
     return found

@@ -30,9 +30,9 @@ from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.tensors import blobs
 
-FORMAT = 1
+FORMAT = 2
 """The format of the states below. Change it with the first change of a state's fields after a release."""
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda tables: {**tables, "epoch": {}}}
 """For each format, a function that turns its tables into those of the next format."""
 
 TABLES: dict[str, Any] = {
@@ -83,8 +83,7 @@ def decode(data: bytes) -> Snapshot:
         body = json.loads(data)
         tables = _up_to_date(body["format"], body["world"])
         for name, kind in TABLES.items():
-            if name in tables or name != "epoch":  # 0.1 knew of none
-                setattr(found, name, _CONVERTER.structure(tables[name], kind))
+            setattr(found, name, _CONVERTER.structure(tables[name], kind))
         found.serving = {model: Map(nodes) for model, nodes in found.serving.items()}
         at = datetime.fromisoformat(body["at"]) if body.get("at") else None
         left_out = [(decode_event(text.encode()), str(reason)) for text, reason in body.get("left_out", ())]

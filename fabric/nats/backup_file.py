@@ -12,6 +12,8 @@ from pydantic import Field
 
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.nats.authority import FILE
+from fedtide.fabric.nats.credentials import write_secret
 from fedtide.fabric.strict import Message
 
 FORMAT = 1
@@ -69,6 +71,13 @@ def read(archive: tarfile.TarFile, name: str) -> bytes:
     if found is None:
         raise KeyError(name)
     return found.read()
+
+
+def unpack_identity(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write the coordinator's secrets into a folder."""
+    found = identity_in(archive)
+    for name in sorted(found, key=lambda name: name == FILE):  # the last: it says that the others are there
+        write_secret(folder / name, found[name])
 
 
 def identity_in(archive: tarfile.TarFile) -> Mapping[str, str]:

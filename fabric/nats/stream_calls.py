@@ -34,12 +34,14 @@ class StreamCalls(ABC):
     async def messages_by_subject(self, stream: str, pattern: str, *, domain: str | None = None) -> dict[str, int]:
         """How many messages each subject under `pattern` holds."""
         found: dict[str, int] = {}
+        read = 0
         while True:  # a server answers with so many subjects at a time
-            body = json.dumps({"subjects_filter": pattern, "offset": len(found)}).encode()
+            body = json.dumps({"subjects_filter": pattern, "offset": read}).encode()
             answer = await self._call(f"STREAM.INFO.{stream}", body, domain)
             page = answer["state"].get("subjects") or {}
             found |= page
-            if not page or len(found) >= int(answer.get("total", 0)):
+            read += len(page)  # not those that were found: between two pages some may have moved
+            if not page or read >= int(answer.get("total", 0)):
                 return found
 
     async def stream_names(self) -> list[str]:
