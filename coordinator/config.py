@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedtide.fabric.nats.accounts import MOST_REGIONS
 from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.process.web_access import is_loopback
 from fedtide.fabric.strict import Strict
@@ -54,7 +55,7 @@ class CoordinatorConfig(Strict):
         description="Authority and credentials, made by `fedtide up` or the Helm hook; without it the broker is open",
     )
     ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
-    regions: list[str] = Field(description="Regions whose leaf servers take part")
+    regions: list[str] = Field(max_length=MOST_REGIONS, description="Regions whose leaf servers take part")
     tenant: str = Field(default="default", description="As for agents")
     stream_replicas: Literal[1, 3] = Field(default=1, description="Servers of the hub that hold each stream")
     data_dir: Path = Field(default=Path("fedtide-coordinator"), description="Logs and work files of local aggregators")

@@ -94,7 +94,7 @@ class Enroller:
         while True:
             self._stale.clear()
             found = self._authority.account_jwts(self._regions, self._void)
-            for jwt in found.values():
+            for jwt in reversed(found.values()):  # a server takes no account that imports from one it has not heard of
                 await self._system.tell(_CLAIMS, jwt.encode())
             log.info("accounts.published", extra={"accounts": len(found)})
             wait_s = RUNS_WAIT_S if self._withheld else None
@@ -108,11 +108,12 @@ class Enroller:
 
     def _told_of_runs(self, ended: Void) -> Void:
         """The ended runs whose keys servers are told of. That disturbs other runs, so it waits for them a while."""
-        latest = datetime.now(UTC) - timedelta(seconds=RUNS_WAIT_S)
-        busy = any(self._engine.world.active_runs())
-        told = {key: when for key, when in ended.items() if not busy or when[0] <= latest}
+        now = datetime.now(UTC)
+        latest = now - timedelta(seconds=RUNS_WAIT_S)
+        active = [run.facts.requested_at for _, run in self._engine.world.active_runs()]
+        told = {key: when for key, when in ended.items() if not active or when[0] <= latest}
         self._withheld = len(told) < len(ended)
-        return told
+        return identities.in_fewer(told, min(active, default=now))
 
     async def create_token(self, region: str, uses: int, ttl: timedelta, *, replaces: bool, by: str) -> str:
         """Create a join token: credentials that only allow to ask for a node's credentials.

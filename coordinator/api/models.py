@@ -8,6 +8,7 @@ from aiohttp import web
 
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of
+from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.models import views
 from fedtide.coordinator.runs import runs
@@ -53,7 +54,7 @@ class ModelApi:
                 models=len(world.models),
                 rollouts=len(world.rollouts),
                 waits_for=engine.waits_for,
-                warnings=self._housekeeping.warnings(),
+                warnings=[*self._housekeeping.warnings(), *identities.warnings(world.identities)],
             )
         )
 

@@ -19,12 +19,18 @@ from fedtide.fabric.events.identity import (
     RegionRemoved,
 )
 from fedtide.fabric.nats.accounts import NODES, RUNS, region_account
-from fedtide.fabric.nats.authority import RUN_LIFETIME_S, Void
+from fedtide.fabric.nats.authority import ALL_ISSUED, RUN_LIFETIME_S, Void
 from fedtide.fabric.nats.subjects import RESERVED
 
 RENEWAL_PAUSE = timedelta(days=1)
 """A node that renews more often than that only fills the log."""
 NEVER = datetime.max.replace(tzinfo=UTC)
+MOST_NAMED = 5_000
+"""So many keys an account of 100 regions can name as withdrawn: nats-server takes no JWT of more than 1 MiB."""
+RUNS_NAMED = 1_000
+"""Of more ended runs, the older ones are not named one by one."""
+CLOCKS_DIFFER = timedelta(hours=1)
+"""So much, at most, the clocks of two coordinators of one installation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +247,34 @@ def void_in(state: Identities, account: str) -> Void:
     if account == RUNS:
         return state.ended
     if account == NODES:
-        return state.withdrawn
+        newest = sorted(state.withdrawn.items(), key=lambda item: item[1][0])[-MOST_NAMED:]
+        return dict(newest)
     of_a_region = account.startswith(region_account(""))
     return {key: when for key, when in state.withdrawn.items() if when[1] == NEVER} if of_a_region else {}
+
+
+def in_fewer(ended: Void, active_since: datetime) -> Void:
+    """The same keys of runs, but if they are many, those from before the oldest active run under a date.
+
+    Args:
+        active_since: all credentials that may be in use were issued later.
+    """
+    if len(ended) <= RUNS_NAMED:
+        return ended
+    before = active_since - CLOCKS_DIFFER
+    named = [(key, when) for key, when in ended.items() if when[0] > before - CLOCKS_DIFFER]
+    return {ALL_ISSUED: (before, before), **dict(named[-MOST_NAMED:])}
+
+
+def warnings(state: Identities) -> list[str]:
+    """What a person should know of the withdrawn keys."""
+    unnamed = len(state.withdrawn) - MOST_NAMED
+    if unnamed <= 0:
+        return []
+    return [
+        f"{unnamed} withdrawn keys are more than servers can be told of: the oldest may connect until they expire, "
+        "and nobody believes them; make a new authority (docs/upgrading.md) to shut them out"
+    ]
 
 
 def _is_taken(state: Identities, key: str) -> bool:

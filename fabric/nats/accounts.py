@@ -34,6 +34,8 @@ from fedtide.fabric.nats.subjects import (
 )
 
 CORE, RUNS, NODES = "core", "runs", "nodes"
+MOST_REGIONS = 100
+"""An account names what each region shares, and nats-server takes no JWT of more than 1 MiB."""
 ANSWER_WITHIN_NS = 900 * 1_000_000_000
 """A fold worker may work so long for one answer."""
 

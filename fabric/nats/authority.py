@@ -48,6 +48,8 @@ _STORAGE: dict[str, object] = dict.fromkeys(("mem_storage", "disk_storage", "str
 
 Void = Mapping[str, tuple[datetime, datetime]]
 """Keys that are withdrawn: since when, and when they would have expired."""
+ALL_ISSUED = "*"
+"""In the place of a key: all that was issued until then is withdrawn."""
 
 
 class _Kept(Strict):
@@ -171,7 +173,7 @@ class Authority:
         # Until the key's own end: credentials may have been dated by a clock that was ahead.
         revoked = {key: int(ends.timestamp()) for key, (_, ends) in void.items()}
         if name == CORE and self._kept.revoked_before:
-            revoked["*"] = self._kept.revoked_before
+            revoked[ALL_ISSUED] = self._kept.revoked_before
         claims: dict[str, object] = {
             "limits": {**limits, **(_STORAGE if about.jetstream else {})},
             "signing_keys": self._scopes(name),
@@ -204,7 +206,7 @@ class Authority:
         limits = {**_UNLIMITED, "wildcards": True, "conn": -1, "leaf": -1}
         claims: dict[str, object] = {"limits": limits, "signing_keys": self._scopes(SYSTEM)}
         if self._kept.revoked_before:
-            claims["revocations"] = {"*": self._kept.revoked_before}
+            claims["revocations"] = {ALL_ISSUED: self._kept.revoked_before}
         system = nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=self._issued)
         known = [system, *self.account_jwts(regions, void).values()]
         lines = "".join(f"  {nats_jwt.read(jwt)['sub']}: {jwt}\n" for jwt in known)

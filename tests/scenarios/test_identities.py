@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -22,6 +23,7 @@ from fedtide.fabric.events.identity import (
 )
 from fedtide.fabric.events.runs import RunCleanedUp, RunFailed
 from fedtide.fabric.nats.accounts import CORE, NODES, RUNS
+from fedtide.fabric.nats.authority import ALL_ISSUED
 from tests.scenarios.build import START, Story, joined, phase, requested, rollout, wave
 
 MONTHS = timedelta(days=90)
@@ -100,6 +102,31 @@ def test_the_key_of_a_run_is_void_when_nothing_of_it_is_left(story: Story) -> No
     assert set(identities.void_in(found, RUNS)) == {"R"}
     assert not identities.void_in(found, NODES), "what is void elsewhere does not disturb an account"
     assert not identities.void_in(found, CORE)
+
+
+def test_many_ended_runs_are_void_by_a_date_and_those_after_it_by_name() -> None:
+    ends = START + timedelta(days=30)
+    few = {"R0": (START, ends)}
+    assert identities.in_fewer(few, START) == few, "nothing changes for an installation with few runs"
+    ended = {f"R{n}": (START + n * timedelta(hours=1), ends) for n in range(identities.RUNS_NAMED + 1)}
+    since = START + timedelta(hours=900)
+    found = dict(identities.in_fewer(ended, since))
+    before, _ = found.pop(ALL_ISSUED)
+    assert before == since - identities.CLOCKS_DIFFER, "a run that began at `since` is let in, whatever clock said so"
+    assert {"R899", "R1000"} <= set(found) and "R0" not in found
+    assert all(at <= before for key, (at, _) in ended.items() if key not in found)
+
+
+def test_the_newest_withdrawn_keys_are_told_and_a_person_hears_of_the_others() -> None:
+    ends, most = START + MONTHS, identities.MOST_NAMED
+    state = identities.Identities(withdrawn={f"K{n}": (START + timedelta(seconds=n), ends) for n in range(most)})
+    assert not identities.warnings(state)
+    assert len(identities.void_in(state, NODES)) == most
+    state = replace(state, withdrawn={**state.withdrawn, "new": (START + timedelta(days=1), ends)})
+    told = identities.void_in(state, NODES)
+    assert len(told) == most and "new" in told and "K0" not in told
+    (said,) = identities.warnings(state)
+    assert said.startswith("1 withdrawn keys") and "new authority" in said
 
 
 def test_who_is_believed_as_a_node_of_a_region(story: Story) -> None:
