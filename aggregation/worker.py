@@ -24,6 +24,7 @@ from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
 from fedtide.fabric.events.envelope import ModelProduced
 from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFailed
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.app_errors import told
 from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.plans.release import Privacy, ReleaseManifest, decode_release
@@ -70,7 +71,7 @@ def run(config: WorkerConfig, end: End) -> int:
             return STOPPED_CODE
         except Exception as exc:  # a ServerApp may raise anything
             log.exception("run.app_raised")
-            link.call(link.report(_failed(config, f"the ServerApp raised {type(exc).__name__}: {exc}")))
+            link.call(link.report(_failed(config, f"the ServerApp raised {told(exc, config.work_dir / 'app')}")))
         else:
             link.call(link.close_round((), carries=False))
             link.call(link.storage.forget_anchors())
@@ -106,14 +107,19 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     out_dir = config.work_dir / "out"
     out_dir.mkdir(parents=True, exist_ok=True)
     os.chdir(out_dir)
-    server_app(grid=NatsGrid(config, link, accounts, run_config), context=context)
+    grid = NatsGrid(config, link, accounts, run_config)
+    grid.share_sampling()
+    server_app(grid=grid, context=context)
+    grid.drain()
     driver.check()
-    if config.spec.base is not None and driver.arrays is None:
+    if config.spec.base is not None and not driver.drives:
         raise ConfigError("base", "this app does not call strategy.start, so it cannot start from a release")
-    if driver.arrays is None and (spec.policy.carries or spec.stop is not None):
+    if not driver.drives and (spec.policy.carries or spec.stop is not None):
         raise ConfigError("policy", "this app does not call strategy.start: it takes no mode and no stop rule")
     if spec.purpose == "evaluate":
         return "evaluated; no release is made"
+    if driver.drives and not driver.trained:
+        return "no release: nothing was trained"
     arrays = driver.arrays or legacy.arrays or _left_in(context)
     privacy = driver.privacy(base.lineage.privacy if base is not None else None)
     metrics = driver.metrics or legacy.metrics

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fedtide.fabric.errors import FedtideError
-from fedtide.fabric.flower.apps import bundle
+from fedtide.fabric.flower.app_files import app_files, bundle
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.training_bundle import TRAINING
 
@@ -32,11 +32,15 @@ class ExportFailed(FedtideError):
 
 
 def packed(app: Path, run_config: ConfigValues, train: TrainWith) -> bytes:
-    """The app's bundle.
+    """The app's bundle; says what of the app stays behind.
 
     Raises:
         ExportFailed: nodes without torch were asked for, and the app's training cannot be exported.
     """
+    if left_out := app_files(app).left_out:
+        named = [f"{name} ({why})" for name, why in sorted(left_out.items())]
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        typer.echo(f"left out of the bundle: {', '.join(named[:10])}{more}", err=True)
     if train is TrainWith.flower:
         return bundle(app)
     return bundle(app, {TRAINING: training_bundle(app, run_config).read_bytes()})

@@ -7,6 +7,7 @@ simpleeval walks the syntax tree and knows only what is listed here: comparisons
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from simpleeval import EvalWithCompoundTypes, InvalidExpression
@@ -16,7 +17,10 @@ from fedtide.fabric.plans.trigger_rule import FieldValue
 
 FUNCTIONS = {"abs": abs, "min": min, "max": max, "len": len}
 MAX_LENGTH = 1000
-_ALLOWED = (ast.Compare, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Constant, ast.Name, ast.Call, ast.List, ast.Tuple)
+_ALLOWED = (
+    *(ast.Compare, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Constant, ast.Name, ast.Call, ast.List, ast.Tuple),
+    *(ast.Attribute, ast.Subscript),
+)
 
 
 def check(path: str, expression: str) -> None:
@@ -30,19 +34,59 @@ def check(path: str, expression: str) -> None:
     for node in ast.walk(tree.body):
         if isinstance(node, ast.expr) and not isinstance(node, _ALLOWED):
             raise ConfigError(f"{path}, column {node.col_offset + 1}", f"{type(node).__name__} is not allowed here")
+        if isinstance(node, ast.Attribute | ast.Subscript) and _dotted(node) is None:
+            raise ConfigError(
+                f"{path}, column {node.col_offset + 1}",
+                "names no field",
+                "Write sensor.psi, data['model-name'] or records[0].key",
+            )
+
+
+def _dotted(node: ast.expr) -> str | None:
+    """The field that `sensor.psi`, `sensor['psi']` and `records[0].psi` name; None if it is no such path."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=inner, attr=key):
+            pass
+        case ast.Subscript(value=inner, slice=ast.Constant(value=str() | int() as key)):
+            pass
+        case _:
+            return None
+    root = _dotted(inner)
+    return None if root is None else f"{root}.{key}"
+
+
+class _Flattened(ast.NodeTransformer):
+    """Names that stand for paths; `data.x` is the field x, as `data` is where an event's fields come from."""
+
+    def __init__(self, fields: Collection[str]) -> None:
+        self._fields = fields
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # ast's own
+        return self._named(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        return self._named(node)
+
+    def _named(self, node: ast.expr) -> ast.expr:
+        name = _dotted(node) or ""
+        if name not in self._fields and name.startswith("data."):
+            name = name.removeprefix("data.")
+        return ast.copy_location(ast.Name(id=name, ctx=ast.Load()), node)
 
 
 def names(expression: str) -> frozenset[str]:
     """The fields that an expression reads (none, if it is no expression)."""
     try:
-        tree = ast.parse(expression.strip(), mode="eval")
+        tree = _Flattened(()).visit(ast.parse(expression.strip(), mode="eval"))
     except SyntaxError:
         return frozenset()
     words = {"true", "false", *FUNCTIONS}
     return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name)) - words
 
 
-def holds(expression: str, fields: dict[str, FieldValue]) -> bool:
+def holds(expression: str, fields: Mapping[str, FieldValue]) -> bool:
     """Whether the condition is true for an event.
 
     Raises:
@@ -50,16 +94,18 @@ def holds(expression: str, fields: dict[str, FieldValue]) -> bool:
     """
     if not expression.strip():
         return True
-    names: dict[str, Any] = {**fields, "true": True, "false": False, "True": True, "False": False}
-    evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, names=names)
+    values: dict[str, Any] = {**fields, "true": True, "false": False, "True": True, "False": False}
+    evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, names=values)
     try:
-        return bool(evaluator.eval(expression.strip()))
+        tree = _Flattened(fields.keys()).visit(ast.parse(expression.strip(), mode="eval"))
+        return bool(evaluator.eval("", previously_parsed=tree.body))
     except (
         InvalidExpression,
         ArithmeticError,
         LookupError,
         AttributeError,
         RecursionError,
+        SyntaxError,
         TypeError,
         ValueError,
     ) as exc:

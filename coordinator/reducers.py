@@ -387,6 +387,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     run_events.RoundAbandoned: _run,
     run_events.RoundClosed: _run,
     run_events.RoundCollected: _run,
+    run_events.RoundWaits: _run,
     run_events.RoundOpened: _round_opened,
     run_events.RoundsRestarted: _run,
     run_events.RunCancelRequested: _run,

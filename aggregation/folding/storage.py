@@ -123,9 +123,11 @@ class Storage:
         if self.anchors:
             await self._purge(self._purge_of(models=[ref.digest for ref in self.anchors]))
 
-    async def forget_blob(self, ref: BlobRef) -> None:
-        """Delete a round's model from the hub and every region's cache."""
-        await self._purge(self._purge_of(models=[ref.digest]))
+    async def forget(self, models: Iterable[BlobRef], states: Iterable[BlobRef]) -> None:
+        """Delete models of rounds from the hub and every region's cache, and parts of checkpoints."""
+        named = {"models": sorted({r.digest for r in models}), "states": sorted({r.digest for r in states})}
+        if any(named.values()):
+            await self._purge(self._purge_of(**named))
 
     def _purge_of(self, **what: Any) -> Purge:
         return Purge(attempt=self._config.attempt, **what)

@@ -1,7 +1,9 @@
-"""Flower's Grid over NATS: replies are handed on as they arrive, and dropped once handed on.
+"""Flower's Grid over NATS, for unmodified ServerApps.
 
-Implements `flwr.serverapp.Grid` for unmodified ServerApps: the strategies of flwr, custom
-mains with push and pull, and the legacy API, which calls from several threads at once.
+The strategies of flwr, custom mains with push and pull, and the legacy API, which calls from several threads at
+once. `send_and_receive` has waited when it returns, as in Flower. A round driver uses `stream`, which hands replies on
+as they arrive and drops them once handed on; only what it sends belongs to its phase: an app may ask its nodes anything
+else meanwhile.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 from flwr.app import DEFAULT_TTL, ArrayRecord, Error, Message, RecordDict
@@ -17,9 +20,8 @@ from flwr.serverapp import Grid
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
 from fedtide.aggregation.grid.gathering import Gathering
-from fedtide.aggregation.grid.outgoing import Outgoing, PhaseId, place_for
-from fedtide.aggregation.grid.phases import Asked, Counted, Phase, TooFewUpdates
-from fedtide.aggregation.grid.replies import Replies
+from fedtide.aggregation.grid.outgoing import NO_PHASE, Outgoing, PhaseId, place_for
+from fedtide.aggregation.grid.phases import Asked, Counted, Phase, Refused, TooFewUpdates
 from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.sums.admission import Refusal
@@ -28,11 +30,12 @@ from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.messages.tasks import Task
-from fedtide.fabric.plans.round_policy import Cause, quorum_of
+from fedtide.fabric.plans.round_policy import Cause, TimeIsUp, quorum_of
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 
-_APP_ERROR = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+_REFUSED = flower.ErrorCode.UNKNOWN
+"""Code of the error reply for an answer that does not count."""
 
 
 class NatsGrid(Grid):
@@ -54,12 +57,22 @@ class NatsGrid(Grid):
         self._kept: list[Counted] = []
         self._told_restart = False
         self._phase: Phase | None = None
+        self._looked = False
+        self._unread: set[str] = set()
+        self._counted = self._withdrawn = 0
+        self._has_asked = False
+        self._refused = Refused()
+        self._answered: dict[str, Asked] = {}
         self.counted: set[str] = set()
         """Tasks whose replies this round has processed."""
 
     def enter(self, phase: Phase) -> None:
         """Begin `phase`. Its task names are deterministic: the next attempt would give the same ones."""
         self._phase = phase
+        self._looked = False
+        self._counted = self._withdrawn = 0
+        self._refused = Refused()
+        self._answered.clear()
         self._outgoing.enter_phase()
         self._link.ingest.fold_into(phase.folding.expect if phase.folding is not None else None)
         if phase.pinned is not None:
@@ -95,59 +108,106 @@ class NatsGrid(Grid):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
+        return self._look(self._config.spec.policy.min_updates if self._trains else 0)
+
+    def share_sampling(self) -> None:
+        """Let Flower's strategies wait for their nodes here, where the wait has a reason and an end."""
+        flower.replace_sampling(lambda grid, wanted: self.wait_for_nodes(wanted) if grid is self else None)
+
+    def wait_for_nodes(self, wanted: int) -> list[int]:
+        """The ids of all nodes of the cohort, once there are as many as a strategy wants.
+
+        Raises:
+            TooFewUpdates: there were fewer until the policy's deadline.
+        """
+        found = self._look(wanted)
+        if len(found) < wanted:
+            waited_s = self._config.spec.policy.deadline_s
+            raise TooFewUpdates(
+                f"the app wants {wanted} nodes, and its cohort had {len(found)} for {waited_s:g} s",
+                "See `fedtide fleet ls` and the run's `--nodes` and `--select`, or lower what the app wants",
+            )
+        return found
+
+    @property
+    def _trains(self) -> bool:
+        return self._phase is not None and self._phase.name == "train"
+
+    def _look(self, needed: int) -> list[int]:
         phase = self._phase
         if phase is not None and phase.pinned is not None:
             nodes = phase.pinned
         else:
-            where = (phase.round, phase.trial, phase.name) if phase is not None else (0, 1, "")
-            needed = self._config.spec.policy.min_updates if phase is not None and phase.name == "train" else 0
-            cohort = self._link.call(self._link.cohorts.at_least(needed, *where))
+            place = phase.place if phase is not None else NO_PHASE
+            waits = lambda there: self._link.report(self._accounts.waits(place, needed, there))  # noqa: E731
+            cohort = self._link.call(self._link.cohorts.at_least(needed, place.round, place.trial, place.phase, waits))
             nodes = [Node.of(n.name, n.region, n.codecs) for n in cohort.nodes]
         with self._lock:
+            self._looked = True
             self._choice = nodes
             self._nodes |= {n.node_id: n for n in nodes}
         return [n.node_id for n in nodes]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._push(messages, self._pulled)
+        sent = self._push(messages, self._pulled, None)
+        with self._lock:
+            self._unread |= set(sent)
+        return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         with self._lock:
             while not self._pulled.empty():
-                arrived = self._pulled.get()
-                if isinstance(arrived, Arrived):
-                    self._ready[arrived.task] = self._reply(arrived)
+                self._take_pulled(self._pulled.get())
             return [self._ready.pop(i) for i in message_ids if i in self._ready]
 
+    def _take_pulled(self, item: Arrived | TimeIsUp) -> None:
+        if isinstance(item, Arrived):
+            self._ready[item.task] = self._reply(item)
+            self._unread.discard(item.task)
+
+    def drain(self) -> None:
+        """Wait for answers to what was pushed and not pulled: a message reaches its node, whoever waits."""
+        until = time.monotonic() + self._config.spec.policy.deadline_s
+        while self._unread and (left := until - time.monotonic()) > 0:
+            try:
+                self._take_pulled(self._pulled.get(timeout=left))
+            except queue.Empty:
+                return
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send now; the returned sequence yields each reply when it arrives.
+        """The replies, after all have arrived or `timeout` (seconds) or the policy's deadline has passed.
 
-        A node that raised, went offline or sent an update that `admission` refuses yields an error
-        reply. Tasks without a reply when the policy or `timeout` (seconds) ends the phase are given
-        up and reported as such.
-
-        Raises:
-            TooFewUpdates: (from the sequence) a driven training phase ended with too few answers.
+        A node that raised or went offline gives an error reply. Tasks without a reply are given up.
         """
         inbox: Inbox = queue.SimpleQueue()
-        limit_s = timeout if timeout is not None else DEFAULT_TTL
-        if self._phase is None:
-            limit_s = min(limit_s, self._config.spec.policy.deadline_s)
-        waiting = set(self._push(messages, inbox))
-        policy = self._config.spec.policy
-        quorum = self._quorum(len(waiting))
-        grace = policy.grace_s > 0 and policy.mode == "sync"
-        gathering = Gathering(inbox, waiting, quorum=quorum, grace=grace, limit_s=limit_s)
-        return Replies(self._replies(gathering, len(waiting)))
+        limit_s = min(timeout if timeout is not None else DEFAULT_TTL, self._config.spec.policy.deadline_s)
+        waiting = set(self._push(messages, inbox, None))
+        return list(self._replies(Gathering(inbox, waiting, limit_s=limit_s), len(waiting), None))
 
-    def _quorum(self, asked: int) -> int | None:
+    def stream(self, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+        """Send the messages of the driven phase now; each reply is yielded when it arrives.
+
+        Also an update that `admission` refuses gives an error reply.
+
+        Raises:
+            TooFewUpdates: (from the iterator) a training phase ended with too few answers.
+        """
+        phase, policy = self._phase, self._config.spec.policy
+        assert phase is not None
+        inbox: Inbox = queue.SimpleQueue()
+        waiting = set(self._push(messages, inbox, phase))
+        quorum = self._quorum(phase, len(waiting))
+        grace = policy.grace_s > 0 and policy.mode == "sync"
+        gathering = Gathering(inbox, waiting, quorum=quorum, grace=grace, limit_s=timeout)
+        return self._replies(gathering, len(waiting), phase)
+
+    def _quorum(self, phase: Phase | None, asked: int) -> int | None:
         """The quorum of a driven training phase; None elsewhere: wait for all."""
-        if self._phase is None or self._phase.name != "train":
+        if phase is None or phase.name != "train":
             return None
         return quorum_of(self._config.spec.policy, self._config.spec.selection, asked)
 
-    def _replies(self, gathering: Gathering, asked: int) -> Iterator[Message]:
-        phase = self._phase
+    def _replies(self, gathering: Gathering, asked: int, phase: Phase | None) -> Iterator[Message]:
         for arrived in gathering:
             message = self._reply(arrived)
             self.counted.add(arrived.task)
@@ -174,12 +234,14 @@ class NatsGrid(Grid):
             yield message
 
     def _collected(self, phase: Phase, gathering: Gathering, asked: int) -> None:
+        self._counted, self._has_asked = gathering.counted, bool(asked)
         if asked:
             self._accounts.collected(phase.place, gathering.counted, gathering.cause)
         needed = self._config.spec.policy.min_updates
         # An app may choose to ask no node; having no node to choose from is an error.
-        if phase.name == "train" and (asked or not self._choice) and gathering.counted < needed:
-            raise TooFewUpdates.of(gathering.counted, asked, needed, gathering.cause)
+        nobody_there = self._looked and not self._choice
+        if phase.name == "train" and (asked or nobody_there) and gathering.counted < needed:
+            raise TooFewUpdates.of(gathering.counted, asked, needed, gathering.cause, self._refused)
 
     def collect_carried(self, messages: Iterable[Message]) -> list[Counted]:
         """Send to idle nodes, and collect the next updates, whichever round asked for them.
@@ -192,7 +254,7 @@ class NatsGrid(Grid):
         phase, policy = self._phase, self._config.spec.policy
         assert phase is not None
         also = [asked.node.name for asked in self.outstanding().values()]
-        self._push(self.to_free_nodes(messages), self._carried, also=also)
+        self._push(self.to_free_nodes(messages), self._carried, phase, also=also)
         asked = self.outstanding()
         full: Cause = "buffer full" if policy.mode == "async" else "quorum"
         quorum = quorum_of(policy, self._config.spec.selection, len(asked) + len(self._kept))
@@ -217,6 +279,7 @@ class NatsGrid(Grid):
 
     def _book(self, kept: Counted) -> None:
         """Report a reply to an abandoned trial as received in the current one."""
+        self._answered[kept.task] = kept.asked
         place, age = self._counts_at(kept.asked), self._age(kept.asked)
         self._accounts.received(place, kept.asked.node.name, size=kept.size_bytes, seconds=kept.seconds, staleness=age)
 
@@ -243,26 +306,27 @@ class NatsGrid(Grid):
             self._asked[task] = Asked(message, node, PhaseId(round_, 1, "train", driven=True), expires_at)
         self._link.call(self._link.adopt(task, node, self._carried, expires_at))
 
-    def _push(self, messages: Iterable[Message], inbox: Inbox, *, also: Iterable[str] = ()) -> list[str]:
+    def _push(
+        self, messages: Iterable[Message], inbox: Inbox, phase: Phase | None, *, also: Iterable[str] = ()
+    ) -> list[str]:
         with self._lock:
-            self._outgoing.begin_push(self._summing_regions())
-            sent = [self._prepare(message) for message in messages]
+            self._outgoing.begin_push(self._summing_regions(phase))
+            sent = [self._prepare(message, phase) for message in messages]
             self._asked |= {task.task: asked for task, asked in sent}
         if self._phase is None:
             self._restarted()
-        elif sent:
-            self._phase.before_send(self._choice)
-        self._announce(sent, list(also))
+        elif sent and phase is not None:
+            phase.before_send(self._choice)
+        self._announce(sent, phase, list(also))
         for task, asked in sent:
             self._link.call(self._link.send(task, asked.node, inbox))
-        if self._phase is not None:
-            self._link.call(self._link.start_clock(self._phase.round, self._phase.trial, self._phase.name, inbox))
+        if phase is not None:
+            self._link.call(self._link.start_clock(phase.round, phase.trial, phase.name, inbox))
         self._link.call(self._link.look_for_absent())
         return [task.task for task, _ in sent]
 
-    def _summing_regions(self) -> frozenset[str]:
+    def _summing_regions(self, phase: Phase | None) -> frozenset[str]:
         """Regions that sum their own updates in this phase."""
-        phase = self._phase
         if phase is None or phase.folding is None:
             return frozenset()
         key, agreement = phase.key(self._config.run), phase.folding.total().total.agreement
@@ -277,22 +341,23 @@ class NatsGrid(Grid):
             self._told_restart = True
             self._accounts.restarted()
 
-    def _announce(self, sent: list[tuple[Task, Asked]], also: list[str]) -> None:
+    def _announce(self, sent: list[tuple[Task, Asked]], phase: Phase | None, also: list[str]) -> None:
         groups = {place: list(group) for place, group in itertools.groupby(sent, key=lambda s: s[1].place)}
-        if also and not groups and self._phase is not None:
-            groups = {self._phase.place: []}
+        if also and not groups and phase is not None:
+            groups = {phase.place: []}
         for place, group in groups.items():
             nodes = [asked.node.name for _, asked in group] + also
-            self._accounts.opened(place, nodes, sum(t.size_bytes() for t, _ in group), self._quorum(len(nodes)))
+            size, quorum = sum(t.size_bytes() for t, _ in group), self._quorum(phase, len(nodes))
+            self._accounts.opened(place, nodes, size, quorum, resumable=self._phase is not None)
 
-    def _prepare(self, message: Message) -> tuple[Task, Asked]:
+    def _prepare(self, message: Message, phase: Phase | None) -> tuple[Task, Asked]:
         node = self._nodes.get(message.metadata.dst_node_id)
         if node is None:
             raise NotFound(
                 f"no node with id {message.metadata.dst_node_id} takes part in this run",
                 "Send only to ids that get_node_ids() returned",
             )
-        place = place_for(message, self._phase.place if self._phase is not None else None)
+        place = phase.place if phase is not None else place_for(message, self._phase.place if self._phase else None)
         task = self._outgoing.prepare(message, node, place)
         return task, Asked(message, node, place, task.expires_at)
 
@@ -303,6 +368,8 @@ class NatsGrid(Grid):
     def _reply(self, arrived: Arrived) -> Message:
         with self._lock:
             asked = self._asked.pop(arrived.task)
+        if asked.place.driven:
+            self._answered[arrived.task] = asked
         if arrived.reply is None:
             return self._refuse(asked, arrived.category, arrived.lost, flower.ErrorCode.NODE_UNAVAILABLE)
         try:
@@ -312,31 +379,55 @@ class NatsGrid(Grid):
             return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN)
         if message.has_error():
             return self._refuse(asked, "app_error", message.error.reason or "no reason given", message.error.code)
-        admission = self._phase.admission if self._phase is not None and not arrived.folded else None
+        admits = asked.place.driven and self._phase is not None and not arrived.folded
+        admission = self._phase.admission if self._phase is not None and admits else None
         place, age = self._counts_at(asked), self._age(asked)
         if age > self._config.spec.policy.max_staleness:
-            return self._refuse(asked, "stale", f"was trained from the model of {age} rounds ago", _APP_ERROR)
+            return self._refuse(asked, "stale", f"was trained from the model of {age} rounds ago", _REFUSED)
         try:
-            refusal = admission(message) if admission is not None else None
+            refusal = admission(asked.message, message) if admission is not None else None
         except (MalformedMessage, ArithmeticError, MemoryError) as exc:
             refusal = Refusal("malformed", str(exc))
         if refusal is not None:
-            return self._refuse(asked, refusal.category, refusal.reason, _APP_ERROR)
+            return self._refuse(asked, refusal.category, refusal.reason, _REFUSED)
         size, seconds = arrived.size_bytes, arrived.reply.seconds
         self._accounts.received(place, asked.node.name, size=size, seconds=seconds, staleness=age)
         return message
 
     def _counts_at(self, asked: Asked) -> PhaseId:
         """The place where a reply counts; a carried reply counts in the current round."""
-        if self._phase is None or asked.place.phase != self._phase.name:
+        if self._phase is None or not asked.place.driven or asked.place.phase != self._phase.name:
             return asked.place
         return self._phase.place
 
     def _age(self, asked: Asked) -> int:
         return self._counts_at(asked).round - asked.place.round
 
+    @property
+    def has_asked(self) -> bool:
+        """Whether this phase has asked any node, or found none to ask."""
+        return self._has_asked
+
+    def check_rest(self) -> None:
+        """Raises TooFewUpdates if fewer than needed are left after `refuse`."""
+        phase, needed = self._phase, self._config.spec.policy.min_updates
+        left = self._counted - self._withdrawn
+        if self._withdrawn and phase is not None and phase.name == "train" and left < needed:
+            raise TooFewUpdates.of(left, self._counted, needed, "all answered", self._refused)
+
+    def refuse(self, reply: Message, refusal: Refusal) -> Message:
+        """Take back a reply of this phase that was taken as received; the error reply that takes its place."""
+        asked = self._answered[reply.metadata.reply_to_message_id]
+        self._withdrawn += 1
+        return self._refuse(asked, refusal.category, refusal.reason, _REFUSED)
+
     def _refuse(self, asked: Asked, category: str, reason: str, code: int) -> Message:
-        self._accounts.refused(self._counts_at(asked), asked.node.name, category, reason)
+        said = f"{category}: {reason}"
+        first = reason.partition("\n")[0]  # the traceback of the same error is told once a phase
+        told = first if said in self._refused.reasons else reason
+        self._accounts.refused(self._counts_at(asked), asked.node.name, category, told)
+        if asked.place.driven:
+            self._refused.add(said, code)
         return Message(Error(code, reason), reply_to=asked.message)
 
     def _give_up(self, waiting: set[str], reason: str, category: str) -> None:

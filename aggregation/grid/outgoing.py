@@ -7,7 +7,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,9 +27,6 @@ EXPIRY_MARGIN_S = 60.0
 """How long a task stays valid after its round's deadline, which the coordinator enforces."""
 
 
-"""How long the anchor is kept: the longest duration of a run that codes models against its first one."""
-
-
 @dataclass(frozen=True, slots=True)
 class PhaseId:
     """The round and phase of a message; `driven`: the next attempt would send it under the same name."""
@@ -40,6 +37,9 @@ class PhaseId:
     driven: bool
 
 
+NO_PHASE = PhaseId(0, 1, "", driven=False)
+
+
 def place_of(task: str, run: str) -> PhaseId | None:
     """The place that is in the name of a driven task; None for any other task."""
     found = re.match(r"-r(\d+)-t(\d+)-([a-z_]+)-", task.removeprefix(run))
@@ -48,12 +48,17 @@ def place_of(task: str, run: str) -> PhaseId | None:
     return PhaseId(int(found[1]), int(found[2]), found[3], driven=True)
 
 
-def place_for(message: Message, driven: PhaseId | None) -> PhaseId:
-    """The place of a message: the driven phase, or else the round that the app set as its group id."""
+def place_for(message: Message, during: PhaseId | None) -> PhaseId:
+    """The place of a message that belongs to no driven phase.
+
+    Args:
+        during: the driven phase in which the app asks this beside; without one, the round is what the app set as the
+            message's group id.
+    """
     kind, group = message.metadata.message_type, message.metadata.group_id
-    if driven is not None:
-        return replace(driven, phase=kind)
-    return PhaseId(int(group) if group.isdigit() else 0, 1, kind, driven=False)
+    if during is not None:
+        return PhaseId(during.round, during.trial, f"{during.phase}/{kind}", driven=False)
+    return PhaseId(int(group) if group.isdecimal() and len(group) < 10 else 0, 1, kind, driven=False)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 
@@ -13,16 +14,44 @@ from fedtide.aggregation.grid.outgoing import PhaseId
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.flower import bridge as flower
 
-Admission = Callable[[Message], Refusal | None]
+Admission = Callable[[Message, Message], Refusal | None]
+"""(what was sent, the reply) -> why the reply does not count, or None."""
 
 
 class TooFewUpdates(FedtideError):
-    """A phase ended with fewer answers than its run needs."""
+    """A phase ended with fewer answers than its run needs; `hopeless`: another trial would end in the same way."""
+
+    hopeless = False
 
     @classmethod
-    def of(cls, counted: int, asked: int, needed: int, cause: str) -> TooFewUpdates:
-        return cls(f"{counted} of {asked} nodes gave an update that counts, needed are {needed} ({cause})")
+    def of(cls, counted: int, asked: int, needed: int, cause: str, refused: Refused) -> TooFewUpdates:
+        """Says what most answers were refused for."""
+        why, times = refused.commonest()
+        told = f"; {times} of them: {why.partition(chr(10))[0]}" if why else ""
+        error = cls(f"{counted} of {asked} nodes gave an update that counts, needed are {needed} ({cause}{told})")
+        error.hopeless = bool(asked) and refused.alike == asked
+        return error
+
+
+@dataclass
+class Refused:
+    """Why answers of a phase were refused. `alike`: how many, if all for the same error of the app."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    of_app: int = 0
+
+    def add(self, reason: str, code: int) -> None:
+        self.reasons[reason] += 1
+        self.of_app += code in flower.APP_ERRORS
+
+    def commonest(self) -> tuple[str, int]:
+        return max(self.reasons.items(), key=lambda item: item[1], default=("", 0))
+
+    @property
+    def alike(self) -> int:
+        return self.of_app if len(self.reasons) == 1 and self.of_app == self.reasons.total() else 0
 
 
 @dataclass(frozen=True, slots=True)

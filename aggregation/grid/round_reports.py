@@ -13,6 +13,7 @@ from fedtide.fabric.events.runs import (
     RoundCollected,
     RoundOpened,
     RoundsRestarted,
+    RoundWaits,
     UpdateReceived,
     UpdateRefused,
 )
@@ -27,11 +28,17 @@ class Accounts:
         self._run: dict[str, Any] = {"run": config.run, "attempt": config.attempt}
         self.bytes_moved = 0
 
-    def opened(self, place: PhaseId, nodes: list[str], size: int, quorum: int | None) -> None:
+    def opened(self, place: PhaseId, nodes: list[str], size: int, quorum: int | None, *, resumable: bool) -> None:
         """Report that a phase sends its tasks (`size` bytes in all); replies of `nodes` may count in it."""
         self.bytes_moved += size
-        event = RoundOpened(**self._at(place), nodes=nodes, bytes_down=size, quorum=quorum, resumable=place.driven)
+        event = RoundOpened(
+            **self._at(place), nodes=nodes, bytes_down=size, quorum=quorum, resumable=resumable, timed=place.driven
+        )
         self._link.call(self._link.report(event))
+
+    def waits(self, place: PhaseId, needed: int, there: int) -> RoundWaits:
+        """The report that a phase waits for nodes."""
+        return RoundWaits(**self._at(place), needed=needed, there=there)
 
     def received(self, place: PhaseId, node: str, *, size: int, seconds: float, staleness: int) -> None:
         self.bytes_moved += size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -63,9 +63,12 @@ class Cohorts:
             return online
         return frozenset((await self.ask(0, 1, "")).online)
 
-    async def at_least(self, needed: int, round_: int, trial: int, phase: str) -> Cohort:
-        """The cohort once it has `needed` nodes, or as it is at the round's deadline."""
+    async def at_least(
+        self, needed: int, round_: int, trial: int, phase: str, tell: Callable[[int], Awaitable[None]]
+    ) -> Cohort:
+        """The cohort once it has `needed` nodes, or as it is at the round's deadline; `tell` hears how many it has."""
         loop = asyncio.get_running_loop()
+        told = -1
         deadline = loop.time() + self._config.spec.policy.deadline_s
         while True:
             self.news.clear()
@@ -73,7 +76,10 @@ class Cohorts:
             left = deadline - loop.time()
             if len(cohort.nodes) >= needed or left <= 0:
                 return cohort
-            log.info("grid.waits_for_nodes", extra={"there": len(cohort.nodes), "needed": needed})
+            if len(cohort.nodes) != told:
+                told = len(cohort.nodes)
+                log.info("grid.waits_for_nodes", extra={"there": told, "needed": needed})
+                await tell(told)
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, LOOK_AGAIN_S)):
                     await self.news.wait()

@@ -1,14 +1,14 @@
-"""Admission of updates: which updates are refused before they touch a sum, and why.
+"""Admission of updates: which updates are refused before they touch an average, and why.
 
-An update must have the names and shapes of the model it was trained from, and only finite
-numbers. Precision is no ground for refusal: flwr's strategies widen the global model (the moments
-of FedAdam, integer counters of batch norms) while nodes go on answering in their own.
-Applied where flwr's own code averages arrays; others may answer with anything.
+Whatever the strategy, `poison` refuses what would spoil the model: NaN and infinity where it has none. Sums that are
+fixed before updates arrive (`inspect`) need more: the names and shapes of the model. Precision is no ground for
+refusal: flwr's strategies widen the global model (the moments of FedAdam, integer counters of batch norms) while nodes
+go on answering in their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +32,18 @@ def inspect(sent: Sequence[Tensor], returned: Sequence[Tensor]) -> Refusal | Non
         return refusal
     for tensor in returned:
         if not is_finite(tensor):
+            return Refusal("not_finite", f"tensor {tensor.name!r} holds NaN or infinity")
+    return None
+
+
+def poison(sent: Mapping[str, Tensor], returned: Sequence[Tensor]) -> Refusal | None:
+    """Why an update would spoil a model, or None: NaN or infinity at a place where the model that went out has none."""
+    for tensor in returned:
+        if is_finite(tensor):
+            continue
+        model = sent.get(tensor.name)
+        held = model is not None and model.shape == tensor.shape and model.numpy().dtype.kind == "f"
+        if model is None or not held or bool((np.isfinite(model.numpy()) & ~np.isfinite(tensor.numpy())).any()):
             return Refusal("not_finite", f"tensor {tensor.name!r} holds NaN or infinity")
     return None
 

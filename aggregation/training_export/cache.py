@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, MalformedMessage
-from fedtide.fabric.flower import apps
+from fedtide.fabric.flower import app_files
 from fedtide.fabric.process.files import write_atomically
 from fedtide.fabric.strict import ConfigValues, Scalar
 from fedtide.fabric.tensors import training_bundle
@@ -81,4 +81,4 @@ def _key(directory: Path) -> str:
             "pip install 'fedtide[aggregator]'",
         ) from exc
     own = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(b"\0".join((apps.bundle(directory), versions.encode(), own))).hexdigest()[:32]
+    return hashlib.sha256(b"\0".join((app_files.bundle(directory), versions.encode(), own))).hexdigest()[:32]

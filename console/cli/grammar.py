@@ -6,6 +6,7 @@ A value is what YAML 1.2's core schema makes of it: `1e-3` and `3` are numbers, 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 
 from fedtide.console.yaml12 import CoreLoader
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.flower.apps import flatten
 from fedtide.fabric.strict import ConfigValues, Scalar
 from fedtide.fabric.validation import checked
 
@@ -62,19 +64,34 @@ def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
-    """`key=value`."""
+    """`key=value`; the value as it stands."""
     key, equals, rest = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(option, f"{text!r} is not key=value")
-    return key.strip(), rest.strip()
+    return key.strip(), rest
 
 
 def settings(texts: Iterable[str], declared: ConfigValues) -> ConfigValues:
-    """`--set` of a run config: where the app declares a text, the value is a text, whatever it looks like."""
+    """`--set` of a run config, each `key=value` or a TOML file, whose values give way to pairs.
+
+    Where the app declares a text, the value is a text, whatever it looks like.
+    """
+    given = list(texts)
+    files = [text for text in given if "=" not in text and text.endswith(".toml")]
     found: ConfigValues = {}
-    for key, text in pairs("--set", texts):
+    for file in files:
+        found |= _of_file(Path(file))
+    for key, text in pairs("--set", (text for text in given if text not in files)):
         found[key] = _text(key, text) if isinstance(declared.get(key), str) else scalar("--set", key, text)
     return found
+
+
+def _of_file(file: Path) -> ConfigValues:
+    """Raises ConfigError: no such file, or no table of run config values."""
+    try:
+        return flatten(tomllib.loads(read_text(file)), str(file))
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(str(file), f"is not TOML: {exc}") from exc
 
 
 def _text(key: str, text: str) -> str:
@@ -101,7 +118,7 @@ def fields(option: str, text: str, kind: type[M]) -> M:
 
 
 def _words(option: str, key: str, text: str) -> list[str]:
-    words = text.split("+")
+    words = text.strip().split("+")
     if not all(word.strip() for word in words):
         raise ConfigError(f"{option} {key}", f"{text!r} has an empty place", f"For example {key}=a+b")
     return words
@@ -109,7 +126,8 @@ def _words(option: str, key: str, text: str) -> list[str]:
 
 def labels(option: str, text: str) -> dict[str, str]:
     """`a=b,c=d` as a selector."""
-    return dict(pairs(option, (p for p in text.split(",") if p.strip())))
+    found = pairs(option, (p for p in text.split(",") if p.strip()))
+    return {key: wanted.strip() for key, wanted in found}
 
 
 def seconds(option: str, text: str) -> float:

@@ -53,6 +53,11 @@ def validate(file: Path, document: dict[str, Any], node: yaml.Node, kind: type[M
         raise ConfigError(where, wrong.problem, wrong.remedy or _DOCS) from exc
 
 
+def at(file: Path, node: yaml.Node, *path: str) -> str:
+    """The position of a field, for an error."""
+    return f"{_at(file, _find(node, path))}: {'.'.join(path)}"
+
+
 def _find(node: yaml.Node, path: Sequence[int | str]) -> yaml.Mark | None:
     """Where the field at `path` stands, or the last part of the path that is there."""
     for key in path:

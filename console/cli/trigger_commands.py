@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from fedtide.console import endpoints
 from fedtide.console.app_bundles import Train, TrainWith, packed
 from fedtide.console.cli import grammar
-from fedtide.console.cli.rule_files import read, validate
+from fedtide.console.cli.rule_files import at, read, validate
 from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
 from fedtide.console.output import Format, Limit, Output, say, show_list, show_one
+from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.plans.trigger_rule import TriggerRule
 
@@ -36,11 +38,25 @@ def apply(
     for document, node in documents:
         action = document.get("do")
         if isinstance(action, dict) and isinstance(action.get("app"), str):
-            document = {**document, "do": {**action, **_bundled(client, file.parent / action["app"], action, train)}}
+            app = file.parent / action["app"]
+            _check_config(file, node, app, action.get("run_config"))
+            document = {**document, "do": {**action, **_bundled(client, app, action, train)}}
         rules.append(validate(file, document, node, TriggerRule))
     for rule in rules:
         client.send(endpoints.apply_trigger(rule))
         say(f"{rule.name} applied: on {rule.type} {rule.do.kind}")
+
+
+def _check_config(file: Path, node: yaml.Node, app: Path, overrides: object) -> None:
+    """Raises ConfigError, with its position, for a value of the run config that the app does not declare so."""
+    from fedtide.fabric.flower.apps import describe, fuse
+
+    declared = describe(app).config
+    for key, value in (overrides if isinstance(overrides, dict) else {}).items():
+        try:
+            fuse(declared, {key: value})
+        except ConfigError as exc:
+            raise ConfigError(at(file, node, "do", "run_config", str(key)), exc.problem, exc.remedy) from exc
 
 
 def _bundled(client: Client, directory: Path, action: dict[str, Any], train: TrainWith) -> dict[str, Any]:

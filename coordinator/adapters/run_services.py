@@ -32,6 +32,7 @@ from fedtide.fabric.messages.run_questions import (
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import (
+    CHECKPOINTS,
     DOWN,
     HUB_REGION,
     STAY,
@@ -106,6 +107,8 @@ class RunStreams:
         for digest in asked.models:
             for domain in (None, *self._regions):
                 yield DOWN, f"{self._subjects.round_blob(run, digest)}.>", domain
+        for digest in asked.states:
+            yield CHECKPOINTS, f"{self._subjects.checkpoint_blob(run, digest)}.>", None
 
 
 class RunServices:

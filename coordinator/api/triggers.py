@@ -1,33 +1,24 @@
-"""The API of trigger rules, and the webhook: CloudEvents 1.0 in binary and structured mode.
-
-https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
-"""
+"""The API of trigger rules, and the webhook for CloudEvents."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
-from urllib.parse import unquote
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.adapters.starting import rollout_request
-from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, parse_json, query_of, read_body
+from fedtide.coordinator.api.access import ORIGIN_ASKS
+from fedtide.coordinator.api.cloud_events import BATCH, read_signals
+from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of, read_body
 from fedtide.coordinator.conditions import check
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import SignalReceived, TriggerApplied, TriggerRemoved
-from fedtide.fabric.flower.apps import flatten
-from fedtide.fabric.messages.views import FiringView, SignalReceipt, TriggerTest, TriggerView
+from fedtide.fabric.messages.views import FiringView, SignalReceipt, SignalReceipts, TriggerTest, TriggerView
 from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
-from fedtide.fabric.validation import config_error
-
-_STRUCTURED = "application/cloudevents+json"
 
 
 class TriggerApi:
@@ -44,6 +35,7 @@ class TriggerApi:
             web.delete("/v1/triggers/{name}", self._remove),
             web.post("/v1/triggers/{name}/test", self._test),
             web.post("/v1/events", self._receive),
+            web.options("/v1/events", self._handshake),
         ]
 
     def _view(self, name: str) -> TriggerView:
@@ -75,7 +67,7 @@ class TriggerApi:
 
     async def _test(self, request: web.Request) -> web.Response:
         """What an event would do, without doing it."""
-        state, signal = self._engine.world.trigger(name_in(request, "name")), await read_signal(request)
+        state, signal = self._engine.world.trigger(name_in(request, "name")), await _one_signal(request)
         if not matches_type(state.rule, signal.type):
             reason = f"the rule listens to {state.rule.type}"
             return answer(TriggerTest(rule=state.rule.name, signal=signal, outcome="not listening", reason=reason))
@@ -87,67 +79,32 @@ class TriggerApi:
 
     async def _receive(self, request: web.Request) -> web.Response:
         """An event from outside; the same id counts once."""
-        signal = await read_signal(request)
-        await self._engine.submit(SignalReceived(signal=signal), id=f"signal.{signal.id}")
-        last = {n: t.history[-1] for n, t in self._engine.world.triggers.items() if t.history}
-        judged = {n: line.outcome for n, line in last.items() if line.signal == signal.id}
-        return answer(SignalReceipt(id=signal.id, rules=judged), status=202)
+        signals = read_signals(request.headers.get("Content-Type", ""), request.headers, await request.read())
+        receipts = []
+        for signal in signals:
+            await self._engine.submit(SignalReceived(signal=signal), id=f"signal.{signal.id}")
+            last = {n: t.history[-1] for n, t in self._engine.world.triggers.items() if t.history}
+            judged = {n: line.outcome for n, line in last.items() if line.signal == signal.id}
+            receipts.append(SignalReceipt(id=signal.id, rules=judged))
+        is_batch = request.content_type == BATCH
+        return answer(SignalReceipts(events=receipts) if is_batch else receipts[0], status=202)
+
+    async def _handshake(self, request: web.Request) -> web.Response:
+        """A sender asks whether it may deliver events here (CloudEvents' web hooks, section 4)."""
+        origin = request.headers.get(ORIGIN_ASKS)
+        if origin is None:
+            raise web.HTTPBadRequest(text=f"a handshake has a header {ORIGIN_ASKS}")
+        rate = request.headers.get("WebHook-Request-Rate", "*")
+        told = {"WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": rate, "Allow": "GET, POST, OPTIONS"}
+        return web.Response(headers=told)
 
 
-async def read_signal(request: web.Request) -> Signal:
-    """The CloudEvent of a request as a signal: attributes and `data` become flat fields.
-
-    Raises:
-        ConfigError: no CloudEvent, or data that is not an object of plain values.
-    """
-    body = await request.read()
-    if request.content_type == _STRUCTURED:
-        attributes = _object("body", body)
-        data = attributes.pop("data", {})
-    else:
-        attributes = _attributes(request.headers)
-        data = _object("data", body) if body else {}
-    for name in ("id", "source", "type"):
-        if not attributes.get(name) or not isinstance(attributes[name], str):
-            raise ConfigError(
-                name, "every CloudEvent has one, and it is text", f"Send {_STRUCTURED}, or ce-id, ce-type, ... headers"
-            )
-    if not isinstance(data, dict):
-        raise ConfigError("data", "must be a JSON object")
-    plain = {k: v for k, v in attributes.items() if k not in ("id", "type", "specversion", "datacontenttype")}
-    try:
-        fields = {**flatten(plain, "attributes"), **flatten(data, "data")}
-        # CloudEvents: source and id together are the identity.
-        identity = f"{attributes.get('source', '')}#{attributes['id']}"
-        return Signal(id=identity, type=str(attributes["type"]), fields=fields)
-    except ValidationError as exc:
-        raise config_error(exc, Signal, "event") from exc
-
-
-def _attributes(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The `ce-` headers, decoded as the binding says: percent-encoded UTF-8 (section 3.1.3.2).
-
-    Raises:
-        ConfigError: a header that is neither ASCII nor percent-encoded UTF-8.
-    """
-    found: dict[str, Any] = {}
-    for name, value in headers.items():
-        if not name.lower().startswith("ce-"):
-            continue
-        try:
-            found[name[3:].lower()] = unquote(value.encode("utf-8").decode(), errors="strict")
-        except UnicodeError as exc:
-            raise ConfigError(
-                name, "is not UTF-8", "Write characters beyond ASCII percent-encoded, as CloudEvents' HTTP binding says"
-            ) from exc
-    return found
-
-
-def _object(path: str, body: bytes) -> dict[str, Any]:
-    value = parse_json(path, body)
-    if not isinstance(value, dict):
-        raise ConfigError(path, "must be a JSON object")
-    return value
+async def _one_signal(request: web.Request) -> Signal:
+    """Raises ConfigError: no CloudEvent, or several."""
+    signals = read_signals(request.headers.get("Content-Type", ""), request.headers, await request.read())
+    if len(signals) != 1:
+        raise ConfigError("body", f"holds {len(signals)} events: one is judged at a time")
+    return signals[0]
 
 
 def view(state: triggers.Trigger) -> TriggerView:

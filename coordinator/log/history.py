@@ -30,6 +30,7 @@ from fedtide.fabric.events.runs import (
     RoundCollected,
     RoundOpened,
     RoundsRestarted,
+    RoundWaits,
     RunCancelRequested,
     RunCompleted,
     RunFailed,
@@ -249,6 +250,8 @@ def _round_sentence(event: Event) -> str | None:
             return f"round {number}: {phase} of {node} does not count, {category}: {reason}"
         case RoundCollected(round=number, phase=phase, received=received, cause=cause):
             return f"round {number}: {phase} ended with {received} answers, {cause}"
+        case RoundWaits(needed=needed, there=there):
+            return f"waits for {needed} nodes, {there} are there"
         case RoundAbandoned(round=number, trial=trial, reason=reason):
             return f"round {number}, trial {trial} abandoned: {reason}"
         case RoundClosed(round=number):

@@ -172,7 +172,7 @@ def _opened(state: Round | None, event: RoundOpened, at: datetime) -> Round:
         frozenset(event.nodes),
         bytes_down=event.bytes_down,
         quorum=event.quorum,
-        opened_at=at if event.resumable else None,
+        opened_at=at if event.resumable and event.timed else None,
     )
     if state is None:
         return Open(event.round, event.trial, phase, {phase: fresh})
@@ -205,13 +205,19 @@ def _answered(state: Round, event: UpdateReceived | UpdateRefused, at: datetime)
             if tally.quorum is not None and len(received) == tally.quorum:
                 tally = replace(tally, quorum_at=at)
         case UpdateRefused(category=category, reason=reason):
-            if node in tally.received or not _says_more(tally.refused.get(node), category):
+            taken_back = node in tally.received and category in _JUDGED_TOGETHER
+            if not taken_back and (node in tally.received or not _says_more(tally.refused.get(node), category)):
                 return state
-            tally = replace(tally, refused={**tally.refused, node: RefusedAnswer(category, reason)})
+            refused = {**tally.refused, node: RefusedAnswer(category, reason)}
+            tally = replace(tally, received=tally.received - {node}, refused=refused)
     phases = {**state.phases, event.phase: tally}
     if isinstance(state, Open) and state.phase == event.phase:
         return Collecting(state.number, state.trial, state.phase, phases, state.before)
     return replace(state, phases=phases)
+
+
+_JUDGED_TOGETHER = ("wrong_shape", "bad_weight", "malformed")
+"""Reasons that show only beside the other answers: such an answer was received first."""
 
 
 def _says_more(known: RefusedAnswer | None, category: str) -> bool:

@@ -27,6 +27,7 @@ from fedtide.fabric.events.runs import (
     RoundCollected,
     RoundOpened,
     RoundsRestarted,
+    RoundWaits,
     RunCancelRequested,
     RunCleanedUp,
     RunCompleted,
@@ -51,6 +52,7 @@ RunEvent = (
     | AggregatorStarted
     | AggregatorExited
     | RoundsRestarted
+    | RoundWaits
     | rounds.RoundEvent
     | RunCompleted
     | RunFailed
@@ -74,6 +76,7 @@ class Running:
     """An aggregator works, or is being started. `rounds` outlive it: its successor resumes them.
 
     `crashes` counts the aggregators that died without any progress in between: an update, a closed round.
+    `waits`: what it waits for before it asks anybody.
     """
 
     facts: RunFacts
@@ -83,6 +86,7 @@ class Running:
     reason: str = ""
     crashes: int = 0
     resumable: bool = True
+    waits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,8 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
             return replace(state, started=True), ()
         case AggregatorExited():
             return _crashed(state, event, at)
+        case RoundWaits(needed=needed, there=there):
+            return replace(state, waits=f"the app wants {needed} nodes, its cohort has {there}"), ()
         case RoundsRestarted():
             return replace(state, rounds={}, reason=f"{state.reason}; started again from its first round"), ()
         case _:
@@ -186,7 +192,7 @@ def _round(state: Running | Paused, event: rounds.RoundEvent, at: datetime) -> S
     if isinstance(state, Paused):
         return replace(state, rounds=known), ()
     if isinstance(event, RoundOpened):
-        state = replace(state, resumable=state.resumable and event.resumable)
+        state = replace(state, resumable=state.resumable and event.resumable, waits="")
     # What an aggregator reports again after a crash changes nothing: that is no progress.
     progress = isinstance(event, RoundClosed | UpdateReceived) and after != before
     crashes = 0 if progress else state.crashes
@@ -216,7 +222,7 @@ def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
         return _end(state, "failed", f"{what}; this happened {MAX_CRASHES} times without progress", at)
     attempt = state.attempt + 1
     reason = f"{what}; attempt {attempt}"
-    again = replace(state, attempt=attempt, started=False, reason=reason, crashes=crashes)
+    again = replace(state, attempt=attempt, started=False, reason=reason, crashes=crashes, waits="")
     return again, pending_commands(again)
 
 

@@ -39,7 +39,7 @@ def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int
         app=facts.spec.app.name,
         model=facts.spec.model,
         state=run_state(state, publishing=publishing),
-        reason=state.reason or _waiting(state, matching),
+        reason=_waiting(state, matching) or state.reason,
         version=version,
         by=facts.by,
         attempt=state.attempt,
@@ -52,7 +52,11 @@ def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int
 
 
 def _waiting(state: runs.Run, matching: int) -> str:
-    if not isinstance(state, runs.Running) or not state.started or any(state.rounds):
+    if not isinstance(state, runs.Running) or not state.started:
+        return ""
+    if state.waits:
+        return state.waits
+    if any(state.rounds):
         return ""
     return f"no round yet; {matching} matching nodes are online (the app may wait for more)"
 

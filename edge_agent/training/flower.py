@@ -21,6 +21,7 @@ from fedtide.edge_agent.training.job_loop import serve, write_frame, write_messa
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.flower.app_errors import told
 from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.tasks import Arrays, Task
 from fedtide.fabric.process.files import is_full, map_file
@@ -44,9 +45,9 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
         mod = CompressionMod(task.codec) if task.codec else None
         reply = mod(message, context, app) if mod is not None else app(message, context)
+        _write_reply(job.out_dir, _checked(reply, message))
         # The new state is part of the reply: it becomes the run's state once the reply is stored (tasks.outbox).
         (job.out_dir / STATE).write_bytes(flower.dump_state(context.state))
-        _write_reply(job.out_dir, reply)
         return
     except (flower.AppLoadError, ConfigError) as exc:
         log.exception("app.load_failed")
@@ -55,9 +56,21 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         if is_full(exc):
             raise
         log.exception("app.raised")
-        reason = f"{type(exc).__name__}: {exc}"
+        reason = told(exc, job.app_dir)
         reply = Message(Error(flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
     _write_reply(job.out_dir, reply)
+
+
+def _checked(reply: object, asked: Message) -> Message:
+    """Raises TypeError if an app returned something else than a message."""
+    if isinstance(reply, Message):
+        return reply
+    kind = asked.metadata.message_type
+    raise TypeError(f"the app's function for {kind!r} returned {_kind(reply)}, expected a flwr Message")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _state(file: Path) -> RecordDict:

@@ -48,6 +48,7 @@ from fedtide.fabric.events.runs import (
     RoundCollected,
     RoundOpened,
     RoundsRestarted,
+    RoundWaits,
     RunCancelRequested,
     RunCleanedUp,
     RunCompleted,
@@ -203,6 +204,7 @@ EventData = Annotated[
     | UpdateReceived
     | UpdateRefused
     | RoundCollected
+    | RoundWaits
     | RoundAbandoned
     | RoundClosed
     | ModelProduced

@@ -72,6 +72,19 @@ class RoundsRestarted(TaggedMessage):
     attempt: int
 
 
+class RoundWaits(TaggedMessage):
+    """A phase waits for nodes before it sends anything: `needed` are wanted, `there` are in its cohort."""
+
+    kind: Literal["round.waits"] = "round.waits"
+    run: str
+    attempt: int
+    round: int
+    trial: int = 1
+    phase: str = ""
+    needed: int
+    there: int
+
+
 class RoundOpened(TaggedMessage):
     """Tasks of one kind went out for a round; a round has a train and perhaps an evaluate phase."""
 
@@ -85,6 +98,7 @@ class RoundOpened(TaggedMessage):
     bytes_down: int
     quorum: int | None = Field(default=None, description="Updates that suffice; None: the app decides by itself")
     resumable: bool = Field(default=True, description="Whether a new attempt can continue this round")
+    timed: bool = Field(default=True, description="Whether the coordinator keeps the deadline of this phase")
 
 
 class UpdateReceived(TaggedMessage):

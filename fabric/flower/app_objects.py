@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.flower.app_errors import told
 
 
 class AppLoadError(FedtideError):
@@ -33,4 +34,4 @@ def load_object(reference: str, directory: Path) -> Any:
             "Install it on the machines that run this app; what a training bundle names must not need torch or flwr",
         ) from exc
     except Exception as exc:  # an app may raise anything while it is imported
-        raise AppLoadError(f"importing {reference} raised {type(exc).__name__}: {exc}") from exc
+        raise AppLoadError(f"importing {reference} raised {told(exc, directory)}") from exc

@@ -1,17 +1,12 @@
-"""Flower app directories: reading their pyproject, bundling them, unpacking them safely.
-
-A bundle is a deterministic zip: the same files give the same bytes, so the same digest.
-"""
+"""Flower app directories: reading their pyproject, and unpacking their bundles safely."""
 
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +14,9 @@ from typing import Any
 from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.strict import ConfigValues, Scalar
-from fedtide.fabric.tensors.training_bundle import TRAINING
 
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_SKIPPED_DIRS = {"__pycache__", "node_modules", "build", "dist", "venv"}
-_SKIPPED_SUFFIXES = {".pyc", ".pyo", ".pt", ".fab"}
 _HOW = "See docs/apps.md for what an app directory holds"
 
 
@@ -125,45 +116,13 @@ def _as_declared(key: str, declared: Scalar, value: Scalar) -> Scalar:
     if isinstance(declared, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(declared) is not type(value):
+        wants_float = isinstance(declared, int) and isinstance(value, float)
         raise ConfigError(
-            f"--set {key}", f"{value!r} is {type(value).__name__}, the app declares {type(declared).__name__}"
+            f"--set {key}",
+            f"{value!r} is {type(value).__name__}, the app declares {type(declared).__name__}",
+            f"Declare {key} = {declared}.0 in the app's [tool.flwr.app.config]" if wants_float else "",
         )
     return value
-
-
-def bundle(directory: Path, more: Mapping[str, bytes] | None = None) -> bytes:
-    """The app directory as a deterministic zip, without caches, environments and hidden files.
-
-    Args:
-        more: further files, which take the place of those of the directory.
-
-    Raises:
-        ConfigError: larger than MAX_BUNDLE_BYTES.
-    """
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        own = {path.relative_to(directory).as_posix(): path.read_bytes() for path in _files(directory)}
-        own.pop(TRAINING, None)  # one in the directory may be of an older app
-        for name, data in sorted({**own, **(more or {})}.items()):
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.external_attr = 0o644 << 16
-            archive.writestr(info, data)
-    if buffer.tell() > MAX_BUNDLE_BYTES:
-        raise ConfigError(
-            str(directory),
-            f"the app bundle has {buffer.tell()} bytes, more than {MAX_BUNDLE_BYTES}",
-            "Keep data and models out of the app directory",
-        )
-    return buffer.getvalue()
-
-
-def _files(directory: Path) -> list[Path]:
-    found: list[Path] = []
-    for root, dirs, names in os.walk(directory):
-        dirs[:] = [d for d in dirs if not d.startswith(".") and d not in _SKIPPED_DIRS and not d.endswith(".egg-info")]
-        found += [Path(root, n) for n in names if not n.startswith(".") and Path(n).suffix not in _SKIPPED_SUFFIXES]
-    return sorted(p for p in found if p.is_file() and not p.is_symlink())
 
 
 def unpack(data: bytes, target: Path) -> None:

@@ -6,6 +6,7 @@ trainer processes only: an idle agent and the coordinator never load it.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
 from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.flower.app_errors import told
 from fedtide.fabric.flower.app_objects import AppLoadError
 from fedtide.fabric.flower.records import (
     CodedArray,
@@ -49,8 +51,13 @@ from fedtide.fabric.tensors.frame import Buffer, decode
 
 if TYPE_CHECKING:
     from flwr.server import History
+    from flwr.serverapp import Grid
+
+APP_ERRORS = frozenset({ErrorCode.LOAD_CLIENT_APP_EXCEPTION, ErrorCode.CLIENT_APP_RAISED_EXCEPTION})
+"""Codes of errors that are the app's own: another node, or another try, gives the same."""
 
 __all__ = [
+    "APP_ERRORS",
     "SUPERLINK_NODE_ID",
     "AppLoadError",
     "CodedArray",
@@ -66,6 +73,7 @@ __all__ = [
     "load_component",
     "load_state",
     "record_of",
+    "replace_sampling",
     "stamp",
     "tensors_of",
     "to_wire",
@@ -98,7 +106,7 @@ def load_component(reference: str, directory: Path) -> Any:
     except AppLoadError:
         raise
     except Exception as exc:  # an app may raise anything while it is imported
-        raise AppLoadError(f"importing {reference} raised {type(exc).__name__}: {exc}") from exc
+        raise AppLoadError(f"importing {reference} raised {told(exc, directory)}") from exc
 
 
 def context_of(
@@ -202,6 +210,23 @@ def stamp(message: Message, message_id: str) -> Message:
     """Give a message the id by which its reply will name it."""
     message.metadata.__dict__["_message_id"] = message_id
     return message
+
+
+def replace_sampling(wait: Callable[[Grid, int], list[int] | None]) -> None:
+    """Let `wait` find the nodes that Flower's strategies sample from; it gives None for a grid that is not its own."""
+    from flwr.serverapp.strategy import strategy_utils
+
+    original = strategy_utils.sample_nodes
+
+    def sample_nodes(grid: Grid, min_available_nodes: int, sample_size: int) -> tuple[list[int], list[int]]:
+        nodes = wait(grid, max(min_available_nodes, sample_size))
+        if nodes is None:
+            return original(grid, min_available_nodes, sample_size)
+        return random.sample(nodes, sample_size), nodes
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("flwr.serverapp.strategy") and vars(module).get("sample_nodes") is original:
+            vars(module)["sample_nodes"] = sample_nodes
 
 
 def watch_legacy_runs(rounds: int | None, ended: Callable[[History, list[Array]], None]) -> None:

@@ -71,12 +71,14 @@ class Purge(Message):
         updates: digests of updates in the streams of regions and of the hub; None: all of the run's.
         staying: the same, of updates that stay in their regions.
         models: digests of its rounds' models.
+        states: digests of what its checkpoints consist of.
     """
 
     attempt: int
     updates: list[Digest] | None = []
     staying: list[Digest] | None = []
     models: list[Digest] = []
+    states: list[Digest] = []
 
 
 class Purged(Message):

@@ -323,6 +323,12 @@ class SignalReceipt(Strict):
 TokenState = Literal["open", "spent", "expired", "revoked"]
 
 
+class SignalReceipts(Strict):
+    """Of a batch, in its order."""
+
+    events: list[SignalReceipt]
+
+
 class JoinTokenView(Strict):
     token: str
     region: str

@@ -8,6 +8,7 @@ https://arxiv.org/abs/2106.06639). An update that was trained from an older mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -53,6 +54,10 @@ class RoundPolicy(Strict):
     deadline_s: float = Field(default=3600.0, gt=0, description="Then a round closes with what it has")
     quorum: int | None = Field(default=None, ge=1, description="Updates that suffice; None: all, or `nodes`")
     grace_s: float = Field(default=0.0, ge=0, description="How long a round with its quorum waits for more")
+    admission: Literal["lenient", "off"] = Field(
+        default="lenient",
+        description="`lenient` refuses an answer that would spoil the model or end the run; `off`: as Flower does",
+    )
     min_updates: int = Field(default=1, ge=0, description="With fewer the round is abandoned and tried again")
     retries: int = Field(default=2, ge=0, description="How often an abandoned round is tried again")
     node_grace_s: float = Field(default=15.0, ge=0, description="How long a node that went offline is waited for")
@@ -147,17 +152,40 @@ def staleness_weight(policy: RoundPolicy, staleness: int) -> float:
     return float((1 + staleness) ** -policy.staleness_exponent)
 
 
-def why_stop(rule: StopRule, history: Sequence[tuple[int, Mapping[str, float]]], bytes_moved: int) -> str | None:
+Series = Sequence[tuple[int, Mapping[str, float]]]
+"""(round, its metrics) of every closed round, oldest first."""
+
+
+def resolved(rule: StopRule, series: Series) -> StopRule:
+    """The rule with its metric as the run names it: `acc` of a ClientApp's evaluation is `eval_acc`."""
+    names = {name for _, metrics in series for name in metrics}
+    found = [prefix + rule.metric for prefix in ("eval_", "train_") if prefix + rule.metric in names]
+    if rule.metric in names or len(found) != 1:
+        return rule
+    return rule.model_copy(update={"metric": found[0]})
+
+
+def best_round(rule: StopRule, series: Series) -> int | None:
+    """The first of the best rounds by the rule's metric; NaN is never best."""
+    sign = 1.0 if rule.mode == "max" else -1.0
+    seen = [(sign * metrics[rule.metric], -number) for number, metrics in series if _is_known(rule, metrics)]
+    return -max(seen)[1] if seen else None
+
+
+def _is_known(rule: StopRule, metrics: Mapping[str, float]) -> bool:
+    return not math.isnan(metrics.get(rule.metric, math.nan))
+
+
+def why_stop(rule: StopRule, series: Series, bytes_moved: int) -> str | None:
     """Why a run need not go on, or None.
 
     Args:
-        history: (round, its metrics) of every closed round, oldest first.
         bytes_moved: so far, down and up.
     """
     if rule.max_bytes is not None and bytes_moved >= rule.max_bytes:
         return f"{bytes_moved} bytes were moved, the budget is {rule.max_bytes}"
     sign = 1.0 if rule.mode == "max" else -1.0
-    seen = [(number, metrics[rule.metric]) for number, metrics in history if rule.metric in metrics]
+    seen = [(number, metrics[rule.metric]) for number, metrics in series if _is_known(rule, metrics)]
     if not rule.metric or not seen:
         return None
     last_round, last = seen[-1]
@@ -165,10 +193,11 @@ def why_stop(rule: StopRule, history: Sequence[tuple[int, Mapping[str, float]]],
         return f"{rule.metric} is {last:.6g} after round {last_round}, the target is {rule.target:g}"
     if rule.patience is None:
         return None
-    best_round, best = seen[0]
+    best_number, best = seen[0]
     for number, value in seen[1:]:
         if sign * (value - best) > rule.min_delta:
-            best_round, best = number, value
-    if last_round - best_round >= rule.patience:
-        return f"{rule.metric} has not improved on {best:.6g} of round {best_round} for {rule.patience} rounds"
+            best_number, best = number, value
+    until = max(number for number, metrics in series if rule.metric in metrics)
+    if until - best_number >= rule.patience:
+        return f"{rule.metric} has not improved on {best:.6g} of round {best_number} for {rule.patience} rounds"
     return None

@@ -109,7 +109,7 @@ class TriggerRule(Strict):
             raise ValueError(exc.what) from exc
 
 
-FieldValue = bool | int | float | str
+FieldValue = bool | int | float | str | list[bool | int | float | str]
 
 
 class Signal(Strict):

@@ -21,7 +21,8 @@ from typing import Any
 from fedtide.console import endpoints
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.events.runs import RunRequested
-from fedtide.fabric.flower.apps import bundle, describe
+from fedtide.fabric.flower.app_files import bundle
+from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.messages.views import RunView
 from fedtide.fabric.plans.round_policy import RoundPolicy

@@ -22,7 +22,8 @@ from fedtide.console.home import Home
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.envelope import Event
-from fedtide.fabric.flower.apps import bundle, describe
+from fedtide.fabric.flower.app_files import bundle
+from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.views import RUN_ENDED, RunView
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.round_policy import RoundPolicy

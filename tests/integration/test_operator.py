@@ -17,7 +17,8 @@ from fedtide.console.client import Client
 from fedtide.console.operator import resources
 from fedtide.console.operator.handlers import handlers, settings
 from fedtide.console.operator.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
-from fedtide.fabric.flower.apps import bundle, describe
+from fedtide.fabric.flower.app_files import bundle
+from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.views import RUN_ENDED
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import APPS

@@ -53,7 +53,13 @@ def test_a_webhook_event_starts_a_run_once_in_both_modes_of_cloudevents(
     for _ in range(2):
         answer = _post(installation, json.dumps(structured).encode(), {"Content-Type": "application/cloudevents+json"})
     assert answer["rules"]["hook"] == "fired"
-    headers = {"ce-id": "e2", "ce-type": "com.example.drift", "ce-source": "t", "Content-Type": "application/json"}
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": "e2",
+        "ce-type": "com.example.drift",
+        "ce-source": "t",
+        "Content-Type": "application/json",
+    }
     answer = _post(installation, b'{"psi": 0.1}', headers)
     assert answer["rules"]["hook"] == "condition"
     (started,) = [line["started"] for line in installation.json("trigger", "history", "hook") if line["started"]]
@@ -152,7 +158,7 @@ def test_a_burst_of_events_starts_one_run(installation: Installation, tmp_path: 
     _apply(installation, tmp_path, "burst", policy="skip")
 
     async def burst() -> None:
-        headers = {"ce-type": "com.example.drift", "ce-source": "burst", "Content-Type": "application/json"}
+        headers = {"ce-specversion": "1.0", "ce-type": "com.example.drift", "ce-source": "burst"}
         url = f"{installation.state['apis'][0]}/v1/events"
         async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedtide.fabric.errors import ConfigError, MalformedMessage
-from fedtide.fabric.flower.apps import bundle, describe, fuse, unpack
+from fedtide.fabric.flower.app_files import bundle
+from fedtide.fabric.flower.apps import describe, fuse, unpack
 from tests.conftest import APPS
 
 GOOD = """
