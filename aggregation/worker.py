@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFaile
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.app_errors import told
 from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
+from fedtide.fabric.flower.working_dir import enter
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.plans.release import Privacy, ReleaseManifest, decode_release
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
@@ -104,9 +104,7 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     if not isinstance(server_app, ServerApp):
         raise ConfigError(app.serverapp, "is not a flwr ServerApp")
     context = flower.context_of(run_id, flower.SUPERLINK_NODE_ID, {}, run_config, RecordDict())
-    out_dir = config.work_dir / "out"
-    out_dir.mkdir(parents=True, exist_ok=True)
-    os.chdir(out_dir)
+    enter(config.work_dir / "out", app_dir)
     grid = NatsGrid(config, link, accounts, run_config)
     grid.share_sampling()
     server_app(grid=grid, context=context)

@@ -177,12 +177,15 @@ class NatsGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """The replies, after all have arrived or `timeout` (seconds) or the policy's deadline has passed.
 
-        A node that raised or went offline gives an error reply. Tasks without a reply are given up.
+        A node that raised or went offline gives an error reply. Tasks without a reply are given up. The order is that
+        of the nodes' ids, and of one node's messages: it does not depend on what arrived first.
         """
         inbox: Inbox = queue.SimpleQueue()
         limit_s = min(timeout if timeout is not None else DEFAULT_TTL, self._config.spec.policy.deadline_s)
-        waiting = set(self._push(messages, inbox, None))
-        return list(self._replies(Gathering(inbox, waiting, limit_s=limit_s), len(waiting), None))
+        sent = self._push(messages, inbox, None)
+        replies = list(self._replies(Gathering(inbox, set(sent), limit_s=limit_s), len(sent), None))
+        place = {task: number for number, task in enumerate(sent)}
+        return sorted(replies, key=lambda r: (r.metadata.src_node_id, place[r.metadata.reply_to_message_id]))
 
     def stream(self, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
         """Send the messages of the driven phase now; each reply is yielded when it arrives.

@@ -140,7 +140,7 @@ class RoundDriver:
             asked = dict(given.arguments)
             own = {name: asked.pop(name) for name in _DRIVEN}
             more = sorted(n for n, value in asked.items() if n != "self" and value != form.parameters[n].default)
-            if not isinstance(own["grid"], NatsGrid) or more:
+            if type(own["grid"]) is not NatsGrid or "send_and_receive" in vars(own["grid"]) or more:
                 log.warning("run.not_resumable", extra={"why": f"start({', '.join(more)})" if more else "another grid"})
                 driver._undriven = original(strategy, *args, **kwargs)
                 return driver._undriven

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -217,9 +218,12 @@ class FedAvg(flowers.FedAvg):
     def metrics_of(self, state: Round) -> MetricRecord:
         """The metrics of the updates that count, aggregated in the order of their nodes.
 
-        Empty if the total weight is 0, or if the nodes' metrics do not fit together: that must not end a run.
+        Of nodes with other metrics than most only the update counts. Empty if the total weight is 0, or if the
+        metrics do not fit together: that must not end a run.
         """
         contents = [content for _, content in sorted(state.contents, key=lambda c: c[0])]
+        usual = Counter(map(_names_of_metrics, contents)).most_common(1)
+        contents = [c for c in contents if usual and _names_of_metrics(c) == usual[0][0]]
         try:
             return self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         except (ArithmeticError, LookupError, TypeError, ValueError) as exc:
@@ -239,6 +243,10 @@ class FedAvg(flowers.FedAvg):
                 mean = Tensor.of(mean.name, np.asarray(array, mean.numpy().dtype))
             moved[mean.name] = flower.array_of(mean)
         return ArrayRecord(moved)
+
+
+def _names_of_metrics(content: RecordDict) -> frozenset[str]:
+    return frozenset(key for metrics in content.metric_records.values() for key in metrics)
 
 
 def incomplete(message: Message) -> Refusal | None:

@@ -96,6 +96,8 @@ def _of_file(file: Path) -> ConfigValues:
 
 def _text(key: str, text: str) -> str:
     """Of a key that is declared as a text: without its quotes, if it has any, and else as it stands."""
+    if not text.strip().startswith(("'", '"')):
+        return text
     try:
         read = value("--set", key, text)
     except ConfigError:

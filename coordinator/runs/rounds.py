@@ -274,8 +274,12 @@ def restart_clock(state: Round, at: datetime) -> Round:
     return replace(state, phases={**state.phases, state.phase: again})
 
 
-def abandon(state: Round, reason: str) -> Round:
-    """What becomes of a round when its run ends."""
+def end(state: Round, outcome: str) -> Round:
+    """What becomes of a round when its run ends. One that an app runs by itself is closed when the run is completed."""
     if isinstance(state, Closed | Abandoned):
         return state
+    untimed = all(tally.opened_at is None for tally in state.phases.values())
+    if outcome == "completed" and untimed:
+        return Closed(state.number, state.trial, state.phases, {}, 0.0, state.before)
+    reason = f"the run is {outcome}"
     return Abandoned(state.number, state.trial, state.phases, reason, state.before)

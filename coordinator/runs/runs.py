@@ -241,7 +241,7 @@ def _outcome(event: RunCompleted | RunFailed) -> tuple[Literal["completed", "fai
 def _end(
     state: Running | Paused, outcome: Literal["completed", "failed", "cancelled"], reason: str, at: datetime
 ) -> Step:
-    left = {n: rounds.abandon(r, f"the run is {outcome}") for n, r in state.rounds.items()}
+    left = {n: rounds.end(r, outcome) for n, r in state.rounds.items()}
     ended = Ended(state.facts, outcome, reason, state.attempt, left, at)
     return ended, pending_commands(ended)
 

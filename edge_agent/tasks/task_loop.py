@@ -40,6 +40,8 @@ STATE_KEPT_S = 90 * 24 * 3600.0
 """How long the state of a run's ClientApp is kept on this node after its last use."""
 APP_KEPT_S = 30 * 24 * 3600.0
 """How long an unpacked app is kept after its last task."""
+WORK_KEPT_S = 7 * 24 * 3600.0
+"""How long the working directory of a run is kept after its last task."""
 DOWNLOAD_KEPT_S = 24 * 3600.0
 """How long partial downloads and anchor models are kept after their last use."""
 
@@ -73,6 +75,7 @@ class TaskLoop:
         (config.data_dir / "progress").mkdir(parents=True, exist_ok=True)
         _forget_old(config.data_dir / "progress", "*", DOWNLOAD_KEPT_S)
         _forget_old(config.data_dir / "apps", "*", APP_KEPT_S)
+        _forget_old(config.data_dir / "work", "*", WORK_KEPT_S)
 
     @property
     def trainer_pid(self) -> int | None:
@@ -211,6 +214,7 @@ class TaskLoop:
             task_file=task_file,
             blobs={ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()},
             app_dir=app_dir.resolve(),
+            work_dir=(self._config.data_dir / "work" / task.run).resolve(),
             state_file=self._outbox.state_of(task.run).resolve(),
             progress_file=self._progress(task.task),
             out_dir=out_dir.resolve(),

@@ -23,6 +23,7 @@ from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.app_errors import told
 from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.flower.working_dir import enter
 from fedtide.fabric.messages.tasks import Arrays, Task
 from fedtide.fabric.process.files import is_full, map_file
 from fedtide.fabric.tensors.codecs import is_coded
@@ -40,6 +41,7 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
     flower.adopt_identity(task.message.run_id, job.node_id)
     message = flower.from_wire(task.message, {d: map_file(p) for d, p in job.blobs.items()})
     try:
+        enter(job.work_dir, job.app_dir)
         state = _state(job.state_file)
         context = flower.context_of(task.message.run_id, job.node_id, job.node_config, task.run_config, state)
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))

@@ -18,6 +18,7 @@ class Job(Strict):
     task_file: Path
     blobs: dict[str, Path]
     app_dir: Path
+    work_dir: Path = Field(description="The app's working directory, of this run")
     state_file: Path
     progress_file: Path = Field(description="Checkpoint of a task that takes long")
     out_dir: Path

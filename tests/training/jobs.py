@@ -43,6 +43,7 @@ def job(folder: Path, app: Path, task: Task, node: ConfigValues, checkpoint_s: f
         task_file=out / "task.json",
         blobs={},
         app_dir=app,
+        work_dir=folder / "work",
         state_file=folder / "state",
         progress_file=folder / "progress",
         out_dir=out,

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule, quorum_of, staleness_weight, why_stop
+from fedtide.fabric.plans.round_policy import (
+    RoundPolicy,
+    Selection,
+    StopRule,
+    best_round,
+    quorum_of,
+    resolved,
+    staleness_weight,
+    why_stop,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +78,30 @@ def test_a_stop_rule_says_why_or_nothing(
 def test_what_makes_no_sense_together_is_refused(kind: type[Any], fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         kind(**fields)
+
+
+def _series(*losses: float) -> list[tuple[int, dict[str, float]]]:
+    return [(number, {"loss": loss}) for number, loss in enumerate(losses)]
+
+
+def test_nan_is_no_improvement_and_no_reason_to_stop() -> None:
+    rule = StopRule(metric="loss", mode="min", patience=2)
+    nan = float("nan")
+    assert why_stop(rule, _series(nan, 5, 4, 3), 0) is None
+    assert why_stop(rule, _series(nan, nan), 0) is None
+    assert "not improved on 4 of round 1" in str(why_stop(rule, _series(5, 4, nan, nan), 0))
+    assert best_round(rule, _series(nan, 5, 1, 1, 9)) == 2, "the first of equal ones"
+    assert best_round(rule, _series(nan, nan)) is None
+
+
+def test_rounds_without_the_metric_do_not_use_up_patience() -> None:
+    rule = StopRule(metric="loss", mode="min", patience=3)
+    evaluated = [(0, {}), (1, {}), (2, {"loss": 2.0}), (3, {}), (4, {}), (5, {})]
+    assert why_stop(rule, evaluated, 0) is None
+
+
+def test_a_metric_may_be_called_as_the_client_app_calls_it() -> None:
+    series = [(1, {"eval_acc": 0.5, "train_loss": 1.0, "eval_loss": 1.0})]
+    assert resolved(StopRule(metric="acc", target=0.3), series).metric == "eval_acc"
+    for ambiguous in ("loss", "nothing"):
+        assert resolved(StopRule(metric=ambiguous, target=0.3), series).metric == ambiguous

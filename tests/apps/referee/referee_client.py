@@ -1,0 +1,126 @@
+"""Answers as the case says; deterministic, different on each node, with a state that counts."""
+
+import json
+from functools import partial
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import adaptiveclipping_mod, arrays_size_mod, fixedclipping_mod, message_size_mod
+
+CASE_MODS = {
+    "fixed": [fixedclipping_mod],
+    "adaptive": [adaptiveclipping_mod],
+    "sizes": [arrays_size_mod, message_size_mod],
+}
+
+
+def chosen(message: Message, context: Context, call) -> Message:
+    """The mods of the case, around whatever function is called."""
+    for mod in reversed(CASE_MODS.get(options(context).get("mods", ""), [])):
+        call = partial(mod, call_next=call)
+    return call(message, context)
+
+
+app = ClientApp(mods=[chosen])
+
+
+def partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def options(context: Context) -> dict:
+    return json.loads(str(context.run_config["options"]))
+
+
+def count(context: Context) -> int:
+    seen = int(context.state.metric_records.get("seen", MetricRecord({"n": 0}))["n"]) + 1
+    context.state["seen"] = MetricRecord({"n": seen})
+    return seen
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    number, asked = partition(context), options(context)
+    name = next(iter(message.content.array_records), "arrays")
+    given = message.content[name] if name in message.content else ArrayRecord()
+    seen = count(context)
+    if number in asked.get("raises", []):
+        raise KeyError("rows")
+    moved = {key: Array(step(array.numpy(), number)) for key, array in given.items()}
+    if asked.get("initialises") and not given:
+        moved = {"w": Array(np.full(4, number, np.float64)), "b": Array(np.asarray(number, np.float32))}
+    if "only" in asked:
+        moved = {key: moved[key] for key in asked["only"]}
+    if "booster" in asked:
+        moved = {"0": Array(np.frombuffer(booster(number, seen), np.uint8))}
+    metrics = {"num-examples": asked.get("examples", [1, 2, 3, 4])[number], "seen": seen}
+    metrics["loss"] = metrics["train_loss"] = 1.0 / (number + seen)
+    if asked.get("lists"):
+        metrics["per-class"] = [float(number), 0.5, 2.0] * int(asked["lists"])
+    if number == 1 and "odd" in asked:
+        spoil(asked["odd"], moved, metrics)
+    if asked.get("odd") == "forgets":
+        return None  # type: ignore[return-value]
+    return Message(RecordDict({name: ArrayRecord(moved), "metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+def step(found: np.ndarray, number: int) -> np.ndarray:
+    if found.dtype.kind in "fc":
+        return np.asarray(found + np.asarray(number + 1, found.dtype) / 3, found.dtype)
+    return np.asarray(found + number, found.dtype) if found.dtype.kind in "iu" else found
+
+
+def spoil(odd: str, moved: dict, metrics: dict) -> None:
+    if odd == "train":
+        del metrics["loss"]
+    elif odd == "weight":
+        metrics["num-examples"] = float("nan")
+    elif odd == "nan":
+        moved["t0"] = Array(np.full((2, 3), np.nan, np.float32))
+
+
+def booster(number: int, seen: int) -> bytes:
+    trees = [{"id": 0, "weights": [number, seen]}]
+    model = {"gbtree_model_param": {"num_trees": "1", "num_parallel_tree": "1"}, "trees": trees}
+    model |= {"iteration_indptr": [0, 1], "tree_info": [0]}
+    return json.dumps({"learner": {"gradient_booster": {"model": model}}}).encode()
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    number, asked = partition(context), options(context)
+    (given,) = message.content.array_records.values()
+    total = sum(
+        float(np.abs(a.numpy()).astype(np.float64).sum()) for a in given.values() if a.numpy().dtype.kind in "fiu"
+    )
+    metrics = {"num-examples": asked.get("evaluated", [4, 3, 2, 1])[number], "total": total, "seen": count(context)}
+    if number == 1 and asked.get("odd") == "evaluate":
+        metrics["only here"] = 1
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+@app.train("warmup")
+def warmup(message: Message, context: Context) -> Message:
+    return train_like(message, context, 100)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    return train_like(message, context, 1)
+
+
+@app.query("again")
+def again(message: Message, context: Context) -> Message:
+    return train_like(message, context, 10)
+
+
+def train_like(message: Message, context: Context, step: int) -> Message:
+    """Any record comes back, arrays moved by a step, beside what the node is."""
+    content = {}
+    for name, record in message.content.items():
+        if isinstance(record, ArrayRecord):
+            record = ArrayRecord({k: Array(a.numpy() + a.numpy().dtype.type(step)) for k, a in record.items()})
+        content[name] = record
+    about = {"partition": partition(context), "seen": count(context), "num-examples": 1 + partition(context)}
+    return Message(RecordDict({**content, "about": MetricRecord(about)}), reply_to=message)

@@ -1,0 +1,92 @@
+"""What users of federated learning report: one odd node, waits without end, errors without a line, lost answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedtide.fabric.messages.views import RunView
+from tests.conftest import APPS
+from tests.fidelity.test_referee import APP, config_of
+from tests.integration.installation import Installation
+
+
+def _view(there: Installation, case: str, *options: str, **plan: Any) -> RunView:
+    settings = [w for key, value in config_of(case, **plan).items() for w in ("--set", f"{key}={value}")]
+    return there.train(APP, *settings, *options)
+
+
+@pytest.mark.parametrize("case", ["FedAvg", "Saving", "FedMedian", "FedAdam"])
+@pytest.mark.parametrize(
+    ("odd", "phase", "category"),
+    [
+        ("train", "train", "malformed"),
+        ("weight", "train", "bad_weight"),
+        ("nan", "train", "not_finite"),
+        ("evaluate", "evaluate", "malformed"),
+    ],
+)
+def test_one_odd_answer_costs_one_answer(
+    installation: Installation, case: str, odd: str, phase: str, category: str
+) -> None:
+    view = _view(installation, case, odd=odd, dtypes=["float32"])
+    assert view.state == "completed", view.reason
+    for each in view.rounds:
+        assert {n: r.category for n, r in each.phases[phase].refused.items()} == {"eu-2": category}
+        assert len(each.phases[phase].received) == 3
+
+
+def test_what_flower_does_can_be_had_with_an_option(installation: Installation) -> None:
+    view = _view(installation, "FedAvg", "--policy", "admission=off", odd="train", dtypes=["float32"])
+    assert view.state == "failed" and "InconsistentMessageReplies" in view.reason
+
+
+def test_weights_of_nothing_end_no_run(installation: Installation) -> None:
+    view = _view(installation, "FedAvg", evaluated=[0, 0, 0, 0], dtypes=["float32"])
+    assert view.state == "completed"
+    assert {r.category for r in view.rounds[0].phases["evaluate"].refused.values()} == {"bad_weight"}
+    view = _view(installation, "FedAvg", "--policy", "retries=1", examples=[0, 0, 0, 0], dtypes=["float32"])
+    assert view.state == "failed" and "the weights of all answers are 0" in view.reason
+
+
+def test_an_error_of_all_nodes_ends_the_run_after_one_trial_with_the_apps_line(installation: Installation) -> None:
+    view = _view(installation, "FedAvg", raises=[0, 1, 2, 3])
+    assert view.state == "failed" and "KeyError: 'rows' (referee_client.py:" in view.reason
+    assert (view.rounds[0].trial, view.rounds[0].abandoned) == (1, [])
+    told = [refused.reason for refused in view.rounds[0].phases["train"].refused.values()]
+    assert sum("raise KeyError" in reason for reason in told) == 1, "the traceback is there once"
+    view = _view(installation, "FedAvg", odd="forgets")
+    assert "returned None, expected a flwr Message" in view.reason
+
+
+def test_a_wait_for_nodes_says_what_it_waits_for_and_ends(installation: Installation) -> None:
+    options = ("--app", str(APP), "--select", "nodes=1", "--round-timeout", "3", "--policy", "retries=0")
+    run = installation.json("run", "start", *options)["run"]
+    waiting = installation.until_run(run, lambda view: "wants" in view.reason)
+    assert waiting.reason == "the app wants 4 nodes, its cohort has 1"
+    view = installation.finish(run)
+    assert view.state == "failed" and "its cohort had 1 for 3 s" in view.reason
+
+
+def test_what_is_pushed_arrives_also_if_nobody_waits_for_it(installation: Installation) -> None:
+    view = _view(installation, "leaves")
+    assert view.state == "completed"
+    assert len(view.rounds[0].phases["query"].received) == 4
+    assert view.rounds[0].state == "closed"
+
+
+def test_metrics_of_many_rounds_are_not_bounded_by_a_message(installation: Installation) -> None:
+    view = _view(installation, "FedAvg", "--rounds", "12", lists=20_000, dtypes=["float32"])
+    assert view.state == "completed" and len(view.rounds) == 12
+
+
+def test_a_run_that_only_evaluates_trains_nothing_and_releases_nothing(installation: Installation) -> None:
+    view = _view(installation, "FedAvg", kwargs={"fraction_train": 0.0, "min_train_nodes": 0}, dtypes=["float32"])
+    assert view.state == "completed" and "nothing was trained" in view.reason
+    assert set(view.rounds[0].phases) == {"evaluate"}
+
+
+def test_a_misspelt_metric_of_a_stop_rule_ends_the_run_at_once(installation: Installation) -> None:
+    view = installation.train(APPS / "mean", "--stop", "metric=los,mode=min,patience=2")
+    assert view.state == "failed" and "there is no metric 'los'" in view.reason and "there are:" in view.reason
