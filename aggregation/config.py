@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.plans.run_spec import RunSpec
@@ -15,6 +17,7 @@ class WorkerConfig(Strict):
 
     run: str
     attempt: int
+    life: int = Field(default=1, description="1, and one more each time that the run goes on after its end")
     spec: RunSpec
     nats_url: NatsUrl
     tenant: str = "default"

@@ -128,6 +128,10 @@ def act_on_run(name: str, action: requests.RunActionName, reason: str = "") -> C
     return _post(v.RunView, _action(reason), "runs", name, action)
 
 
+def remove_run(name: str) -> Call[v.RunView]:
+    return Call("DELETE", path("runs", name), TypeAdapter(v.RunView))
+
+
 def watch_run(name: str) -> Call[v.RunView]:
     return _get(v.RunView, "runs", name, "watch")
 

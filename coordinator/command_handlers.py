@@ -139,7 +139,7 @@ class CommandHandlers:
     async def _stop(self, command: StopAggregator) -> None:
         await self._launcher.stop(command.run)
         await self._cancel_tasks(command.run)
-        await self._remove_data(command.run)
+        await self._remove_data(command.run, command.life, keeps_checkpoints=True)
 
     async def _suspend(self, command: SuspendAggregator) -> None:
         if isinstance(self._engine.world.run(command.run), runs.Paused):
@@ -149,20 +149,28 @@ class CommandHandlers:
         await self._broker.purge(CHECKPOINTS, self._subjects.order(command.run))
 
     async def _tell_time_is_up(self, command: TellTimeIsUp) -> None:
-        order = TimeIsUp(round=command.round, trial=command.trial, phase=command.phase, cause=command.cause)
+        order = TimeIsUp(
+            round=command.round,
+            trial=command.trial,
+            phase=command.phase,
+            cause=command.cause,
+            ends_run=command.ends_run,
+        )
 
         def replaces(stored: bytes) -> bool:
             try:
                 found = from_json(TimeIsUp, stored, "order")
             except MalformedMessage:
                 return True
-            return found != order and (found.round, found.trial) <= (order.round, order.trial)
+            if found == order or found.ends_run:
+                return False
+            return order.ends_run or (found.round, found.trial) <= (order.round, order.trial)
 
         subject = self._subjects.order(command.run)
         await replace_stored(self._broker, CHECKPOINTS, subject, to_json(order), replaces)
 
     async def _clean_up(self, command: CleanUp) -> None:
-        await self._remove_data(command.run)
+        await self._remove_data(command.run, command.life, keeps_checkpoints=False)
 
     async def _fire(self, command: Fire) -> None:
         world, rule, key = self._engine.world, command.rule, command.id
@@ -188,12 +196,12 @@ class CommandHandlers:
             cancel = Cancel(task=parse_as(OrderFor, subject).name, run=run)
             await self._broker.publish(subject, to_json(cancel), ttl_s=3600)
 
-    async def _remove_data(self, run: str) -> None:
-        await self._streams.remove(run)
-        await self._broker.purge(CHECKPOINTS, self._subjects.checkpoints(run))
+    async def _remove_data(self, run: str, life: int, *, keeps_checkpoints: bool) -> None:
+        await self._streams.remove(run, keeps_checkpoints=keeps_checkpoints)
         self._alarms.forget("run", run)
-        key = self._enroller.run_key(run) if self._enroller is not None else ""
-        await self._engine.submit(RunCleanedUp(run=run, key=key), id=f"{run}.cleaned")
+        key = self._enroller.run_key(run, life) if self._enroller is not None else ""
+        once = f"{run}.cleaned" if life == 1 else f"{run}.{life}.cleaned"
+        await self._engine.submit(RunCleanedUp(run=run, key=key), id=once)
 
     async def _publish_release(self, command: PublishRelease) -> None:
         produced = command.produced

@@ -19,16 +19,20 @@ _NO_TERMS = Terms()
 
 @dataclass(frozen=True, slots=True)
 class LaunchAggregator:
+    """`life`: as the run's."""
+
     run: str
     attempt: int
     spec: RunSpec
+    life: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class StopAggregator:
-    """End the run's aggregator if it is there, and tell its nodes to stop."""
+    """End the run's aggregator if it is there, tell its nodes to stop, and clean up; its checkpoints are kept."""
 
     run: str
+    life: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,15 @@ class TellTimeIsUp:
     trial: int
     phase: str
     cause: Cause
+    ends_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CleanUp:
-    """The run is over: its checkpoints, consumer and left-over replies are deleted. Ends in `RunCleanedUp`."""
+    """The run is completed: its checkpoints, consumer and left-over replies are deleted. Ends in `RunCleanedUp`."""
 
     run: str
+    life: int = 1
 
 
 @dataclass(frozen=True, slots=True)

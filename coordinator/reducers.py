@@ -203,6 +203,13 @@ def _cleaned_up(change: Change, data: run_events.RunCleanedUp) -> None:
         change.commands += commands
 
 
+def _run_removed(change: Change, data: run_events.RunRemoved) -> None:
+    """Raises InvalidTransition if it has not ended."""
+    if not isinstance(change.world.run(data.run), runs.Ended):
+        raise InvalidTransition(f"run {data.run} has not ended")
+    del change.world.runs[data.run]
+
+
 def _run_requested(change: Change, data: run_events.RunRequested) -> None:
     _step_run(change, data.run, data)
     change.effects.append(Started(data.run))
@@ -388,6 +395,8 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     run_events.RoundClosed: _run,
     run_events.RoundCollected: _run,
     run_events.RoundWaits: _run,
+    run_events.RunRemoved: _run_removed,
+    run_events.RunStopRequested: _run,
     run_events.RoundOpened: _round_opened,
     run_events.RoundsRestarted: _run,
     run_events.RunCancelRequested: _run,

@@ -213,7 +213,7 @@ def marks_of(config: CoordinatorConfig) -> Marks:
 
 
 def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited, engine: Engine) -> Launcher:
-    credentials: CredentialsOf = enroller.aggregator_credentials if enroller is not None else lambda _: None
+    credentials: CredentialsOf = enroller.aggregator_credentials if enroller is not None else lambda _, __: None
     if config.kubernetes is not None:
         from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
         from fedtide.fabric.cluster.connection import api_client

@@ -42,7 +42,7 @@ NO_PHASE = PhaseId(0, 1, "", driven=False)
 
 def place_of(task: str, run: str) -> PhaseId | None:
     """The place that is in the name of a driven task; None for any other task."""
-    found = re.match(r"-r(\d+)-t(\d+)-([a-z_]+)-", task.removeprefix(run))
+    found = re.match(r"(?:-l\d+)?-r(\d+)-t(\d+)-([a-z_]+)-", task.removeprefix(run))
     if found is None:
         return None
     return PhaseId(int(found[1]), int(found[2]), found[3], driven=True)
@@ -157,8 +157,9 @@ class Outgoing:
         return self._plain(frames.encode(coded)).model_copy(update={"coded": is_coded(coded), "base": anchor})
 
     def _task_id(self, node: Node, place: PhaseId) -> str:
-        run = self._config.run
+        run, life = self._config.run, self._config.life
         if not place.driven:
             return f"{run}-a{self._config.attempt}-{next(self._counter)}-{node.name}"
         self._per_node[node.name] += 1
-        return f"{run}-r{place.round}-t{place.trial}-{place.phase}-{self._per_node[node.name]}-{node.name}"
+        begun = "" if life == 1 else f"-l{life}"  # a task of a life before may have been cancelled
+        return f"{run}{begun}-r{place.round}-t{place.trial}-{place.phase}-{self._per_node[node.name]}-{node.name}"

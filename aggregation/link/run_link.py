@@ -116,6 +116,8 @@ class RunLink:
         }
         self._sequence = 0
         self._clock: tuple[tuple[int, int, str], Inbox] | None = None
+        self.run_ends = False
+        """Whether the run is to be completed now, with what it has."""
 
     async def start(self, broker: Broker) -> None:
         """Start listening for replies; `stop` closes the connection."""
@@ -127,6 +129,7 @@ class RunLink:
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self._on_reconnect)
         await until_done(log, "grid.waits_for_coordinator", self._take_over_replies)
+        await self._read_order()
         needed = [(f"replies-{region}", self._listen(n, region)) for n, region in enumerate(self._config.regions)]
         for name, work in [("connection", self._broker.until_closed()), ("replies", self._take_in()), *needed]:
             task = asyncio.create_task(work, name=name)
@@ -213,7 +216,9 @@ class RunLink:
 
     def _apply_time_is_up(self, raw: bytes) -> None:
         order = from_json(TimeIsUp, raw, "order")
-        if self._clock is not None and self._clock[0] == (order.round, order.trial, order.phase):
+        self.run_ends = self.run_ends or order.ends_run
+        is_meant = self._clock is not None and self._clock[0] == (order.round, order.trial, order.phase)
+        if self._clock is not None and (is_meant or self.run_ends):
             self._clock[1].put(order)
             self._clock = None
 

@@ -194,6 +194,12 @@ class Checkpoints:
         if head.best is not None:
             progress.best = Best(head.best.round, self._download(head.best.arrays))
 
+    def restore_strategy_of(self, progress: Progress) -> None:
+        """Undo what a round that does not count has changed in the strategy."""
+        head = self.head(progress.stage)
+        if head is not None:
+            self.restore_strategy(head, progress.strategy)
+
     def restore_strategy(self, head: RoundCheckpoint, strategy: Strategy) -> None:
         tensors = decode(memoryview(self._fetch(head.strategy_tensors))) if head.strategy_tensors is not None else []
         strategy_state.restore(strategy, StrategyState(json.loads(head.strategy), tensors))

@@ -52,6 +52,10 @@ class RoundGivenUp(FedtideError):
     """A round was abandoned and has no retries left."""
 
 
+class RunEnds(Exception):
+    """The run is completed without the round under way."""
+
+
 class RoundDriver:
     """Drives the rounds of one run."""
 
@@ -194,7 +198,11 @@ class RoundDriver:
             mark = self._checkpoints.mark(progress.place)
             progress.trial = mark.trial if mark is not None else 1
             log.info("round.opened", extra={"round": progress.round, "of": progress.last_round})
-            self._round(progress)
+            try:
+                self._round(progress)
+            except RunEnds:
+                self._checkpoints.restore_strategy_of(progress)
+                progress.round -= 1
         progress.grid.finish()
         return progress.result
 
@@ -213,6 +221,9 @@ class RoundDriver:
         log.info("run.resumed", extra={"after_round": progress.place})
 
     def _is_enough(self, progress: Progress) -> bool:
+        if self._link.run_ends:
+            self._stopped = f"stopped by a person after round {progress.place}"
+            return True
         rule = self._config.spec.stop
         if rule is None or not progress.round:
             return False
@@ -284,6 +295,8 @@ class RoundDriver:
         """
         number, trial, policy = progress.place, progress.trial, self._config.spec.policy
         self._accounts.abandoned(number, trial, why.what)
+        if self._link.run_ends:
+            raise RunEnds from why
         is_last = trial > policy.retries or why.hopeless
         if not is_last:
             progress.trial += 1
@@ -297,9 +310,7 @@ class RoundDriver:
                 f"round {number} was abandoned {times}, because {why.what}",
                 why.remedy or "`fedtide run show` lists why each answer was refused",
             )
-        head = self._checkpoints.head(progress.stage)
-        if head is not None:
-            self._checkpoints.restore_strategy(head, progress.strategy)
+        self._checkpoints.restore_strategy_of(progress)
 
     def _evaluate_here(self, progress: Progress, seconds: float) -> None:
         number = progress.round

@@ -10,7 +10,7 @@ import typer
 from fedtide.console import endpoints
 from fedtide.console.app_bundles import Train, TrainWith, packed
 from fedtide.console.cli import grammar
-from fedtide.console.cli.verbs import shows
+from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
 from fedtide.console.output import Format, Limit, Output, Timeout, console, say, show_list, show_one
 from fedtide.fabric.errors import ConfigError, NotFound, TransientError
@@ -185,14 +185,31 @@ def pause(run: str, output: Output = Format.table) -> None:
 
 @runs_app.command("resume")
 def resume(run: str, output: Output = Format.table) -> None:
-    """Resume a paused run, in its current round."""
+    """Resume a paused run in its current round, or one that failed or was cancelled after its last closed round."""
     _act(run, "resume", output)
 
 
 @runs_app.command("cancel")
 def cancel(run: str, output: Output = Format.table) -> None:
-    """End a run; its nodes stop their tasks."""
+    """End a run; its nodes stop their tasks. `run resume` goes on after its last closed round."""
     _act(run, "cancel", output)
+
+
+@runs_app.command("stop")
+def stop_run(
+    run: str,
+    keep: Annotated[bool, typer.Option("--keep", help="Complete the run: release what it has learned so far")] = False,
+    output: Output = Format.table,
+) -> None:
+    """End a run now; with --keep what it has learned becomes a release, also of a run that failed."""
+    _act(run, "stop" if keep else "cancel", output)
+
+
+@removes(runs_app, also="remove")
+def remove(run: str) -> None:
+    """Forget a run that has ended, with its checkpoints. Its release stays."""
+    Client.find().send(endpoints.remove_run(run))
+    say(f"{run} removed")
 
 
 def _act(run: str, action: RunActionName, output: Format) -> None:

@@ -269,13 +269,13 @@ class Enroller:
         log.info("enrolment.granted", extra={"node": node, "region": region})
         return _answer(CredentialsAnswer(jwt=self._authority.node_jwt(region, node, key)))
 
-    def aggregator_credentials(self, run: str) -> Credentials:
+    def aggregator_credentials(self, run: str, life: int) -> Credentials:
         """For the aggregator of one run."""
-        return self._authority.aggregator(run)
+        return self._authority.aggregator(run, life)
 
-    def run_key(self, run: str) -> str:
+    def run_key(self, run: str, life: int) -> str:
         """The public key of the run's aggregators: it is withdrawn when the run has ended."""
-        return self._authority.run_key(run).public
+        return self._authority.run_key(run, life).public
 
 
 def rights_in(name: str, claims: Mapping[str, Any]) -> AccountRights:

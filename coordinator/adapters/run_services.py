@@ -69,14 +69,24 @@ class RunStreams:
         there = [await self._broker.backlog(up_stream(region), durable) for region in self._regions]
         return ReplyBacklog(waiting=sum(w for w, _ in there), unacknowledged=sum(u for _, u in there))
 
-    async def remove(self, run: str) -> None:
-        """Delete the run's consumers, and all that is stored for it at the hub."""
+    async def remove(self, run: str, *, keeps_checkpoints: bool) -> None:
+        """Delete the run's consumers, and all that is stored for it at the hub.
+
+        Args:
+            keeps_checkpoints: what the run may go on from stays.
+        """
         for region in (HUB_REGION, *self._regions):
             stream = up_stream(region)
             await self._broker.delete_consumer(stream, reply_consumer(run))
             await self._broker.purge(stream, self._subjects.replies(region, run))
             await self._broker.purge(stream, self._subjects.update_blobs(region, run))
-        await self._broker.purge(DOWN, self._subjects.round_blobs(run))
+        if not keeps_checkpoints:
+            await self._broker.purge(DOWN, self._subjects.round_blobs(run))
+            await self._broker.purge(CHECKPOINTS, self._subjects.checkpoints(run))
+            return
+        # Of the round under way: the run goes on with a new selection.
+        for what in ("order", "mark", "plan-train", "plan-evaluate"):
+            await self._broker.purge(CHECKPOINTS, self._subjects.checkpoint(run, what))
 
     async def purge(self, run: str, asked: Purge) -> Purged:
         """Delete at the hub and in the regions; what is in those that do not answer is swept later."""

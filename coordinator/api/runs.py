@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
@@ -14,16 +15,23 @@ from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.runs import runs, selection, views
 from fedtide.fabric.errors import Conflict, InvalidTransition
-from fedtide.fabric.events.runs import RunCancelRequested, RunPauseRequested, RunResumeRequested
+from fedtide.fabric.events.runs import (
+    RunCancelRequested,
+    RunPauseRequested,
+    RunRemoved,
+    RunResumeRequested,
+    RunStopRequested,
+)
 from fedtide.fabric.messages.requests import ActionRequest, RunActionName
 from fedtide.fabric.messages.views import RunState, RunView
 from fedtide.fabric.plans.run_spec import RunRequest
 
-Asked = RunCancelRequested | RunPauseRequested | RunResumeRequested
+Asked = RunCancelRequested | RunPauseRequested | RunResumeRequested | RunStopRequested
 _ACTIONS: Mapping[RunActionName, Callable[[str, ActionRequest], Asked]] = {
     "cancel": lambda key, asked: RunCancelRequested(run=key, reason=asked.reason),
     "pause": lambda key, asked: RunPauseRequested(run=key, reason=asked.reason),
     "resume": lambda key, _: RunResumeRequested(run=key),
+    "stop": lambda key, asked: RunStopRequested(run=key, reason=asked.reason),
 }
 
 
@@ -46,6 +54,7 @@ class RunApi:
             web.get("/v1/runs", self._all),
             web.post("/v1/runs", self._start),
             web.get("/v1/runs/{run}", self._one),
+            web.delete("/v1/runs/{run}", self._remove),
             web.get("/v1/runs/{run}/watch", self._watch),
             *(web.post(f"/v1/runs/{{run}}/{action}", partial(self._act, action)) for action in _ACTIONS),
         ]
@@ -94,11 +103,20 @@ class RunApi:
 
         return await stream(self._engine, request, lambda: self._view(key), over)
 
+    async def _remove(self, request: web.Request) -> web.Response:
+        """Forget a run that has ended; what was stored for it is swept."""
+        key = name_in(request, "run")
+        state, removed = self._engine.world.run(key), self._view(key)
+        if not isinstance(state, runs.Ended) or not state.cleaned or self._engine.world.is_publishing(key):
+            raise Conflict(f"run {key} is {removed.state}", f"End it first: fedtide run cancel {key}")
+        await self._engine.submit(RunRemoved(run=key))
+        return answer(removed)
+
     async def _act(self, action: RunActionName, request: web.Request) -> web.Response:
         key = name_in(request, "run")
         asked = await read_body(request, ActionRequest)
         state = self._engine.world.run(key)
-        if (reason := runs.why_not_allowed(state, action)) is not None:
+        if (reason := runs.why_not_allowed(state, action, datetime.now(UTC))) is not None:
             raise Conflict(f"run {key} {reason}", f"See `fedtide run show {key}`")
         if not runs.is_done(state, action):
             try:

@@ -99,7 +99,7 @@ class KubernetesLauncher:
             return
         config = worker_config(command, self._config, WORK_DIR)
         files = {}
-        credentials = self._credentials(command.run)
+        credentials = self._credentials(command.run, command.life)
         if credentials is not None:
             config["credentials"] = f"{CONFIG_DIR}/aggregator.creds"
             files["aggregator.creds"] = credentials.text

@@ -35,8 +35,8 @@ class Exited(Protocol):
     ) -> Coroutine[Any, Any, None]: ...
 
 
-CredentialsOf = Callable[[str], Credentials | None]
-"""The broker credentials of a run's aggregator; None where the broker asks for none."""
+CredentialsOf = Callable[[str, int], Credentials | None]
+"""The broker credentials of the aggregator of a run, in one of its lives; None where the broker asks for none."""
 
 
 END_WITHIN_S = 10.0
@@ -65,6 +65,7 @@ def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir
     return {
         "run": command.run,
         "attempt": command.attempt,
+        "life": command.life,
         "spec": command.spec.model_dump(mode="json"),
         "nats_url": config.nats_url,
         "ca_file": str(config.ca_file) if config.ca_file is not None else None,
@@ -128,7 +129,7 @@ class LocalLauncher:
 
     async def _start(self, command: LaunchAggregator, folder: Path) -> _Process:
         config = worker_config(command, self._config, str(folder.resolve()))
-        credentials = self._credentials(command.run)
+        credentials = self._credentials(command.run, command.life)
         if credentials is not None:
             shown = folder.resolve() / "aggregator.creds"
             credentials.save(shown)

@@ -37,6 +37,7 @@ from fedtide.fabric.events.runs import (
     RunPauseRequested,
     RunRequested,
     RunResumeRequested,
+    RunStopRequested,
     UpdateReceived,
     UpdateRefused,
 )
@@ -230,14 +231,22 @@ def _sentence(event: Event) -> str | None:
             return f"the aggregator of attempt {attempt} ended with code {code}" + (f": {reason}" if reason else "")
         case RoundsRestarted():
             return "its app began again from the first round"
+        case AlarmRang(key=key):
+            return f"alarm {key} rang"
+        case _:
+            return _end_sentence(event) or _round_sentence(event) or _node_sentence(event) or _release_sentence(event)
+
+
+def _end_sentence(event: Event) -> str | None:
+    match event.data:
+        case RunStopRequested(reason=reason):
+            return f"to be completed now: {reason}"
         case RunCompleted(note=note):
             return "completed" + (f": {note}" if note else "")
         case RunFailed(reason=reason):
             return f"failed: {reason}"
-        case AlarmRang(key=key):
-            return f"alarm {key} rang"
         case _:
-            return _round_sentence(event) or _node_sentence(event) or _release_sentence(event)
+            return None
 
 
 def _round_sentence(event: Event) -> str | None:

@@ -2,7 +2,8 @@
 
 `TRANSITIONS` defines which state may follow which, and `ACTIONS` what a person may do in each state.
 A run fails when its aggregator dies MAX_CRASHES times without any progress in between. A paused
-run has no aggregator; what its nodes still send waits in the stream for the next attempt.
+run has no aggregator; what its nodes still send waits in the stream for the next attempt. A run that failed or was
+cancelled keeps its checkpoints for RESUMABLE_FOR: it may go on, in its next *life*.
 
 Pure. Reports of an attempt that is not the current one change nothing: its process was given up.
 """
@@ -11,10 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
-from fedtide.coordinator.commands import CleanUp, Commands, LaunchAggregator, StopAggregator, SuspendAggregator
+from fedtide.coordinator.commands import (
+    CleanUp,
+    Commands,
+    LaunchAggregator,
+    StopAggregator,
+    SuspendAggregator,
+    TellTimeIsUp,
+)
 from fedtide.coordinator.runs import rounds
 from fedtide.coordinator.transitions import Transition, check_transition
 from fedtide.fabric.errors import InvalidTransition
@@ -35,6 +43,7 @@ from fedtide.fabric.events.runs import (
     RunPauseRequested,
     RunRequested,
     RunResumeRequested,
+    RunStopRequested,
     UpdateReceived,
     UpdateRefused,
 )
@@ -42,6 +51,8 @@ from fedtide.fabric.messages.requests import RunActionName
 from fedtide.fabric.plans.run_spec import RunSpec
 
 MAX_CRASHES = 5
+RESUMABLE_FOR = timedelta(days=14)
+"""So long the checkpoints of a run that failed or was cancelled are kept."""
 
 RunEvent = (
     RunRequested
@@ -49,6 +60,7 @@ RunEvent = (
     | RunResumeRequested
     | RunCancelRequested
     | RunCleanedUp
+    | RunStopRequested
     | AggregatorStarted
     | AggregatorExited
     | RoundsRestarted
@@ -76,7 +88,7 @@ class Running:
     """An aggregator works, or is being started. `rounds` outlive it: its successor resumes them.
 
     `crashes` counts the aggregators that died without any progress in between: an update, a closed round.
-    `waits`: what it waits for before it asks anybody.
+    `waits`: what it waits for before it asks anybody. `stopping`: it is to be completed with what it has.
     """
 
     facts: RunFacts
@@ -87,6 +99,8 @@ class Running:
     crashes: int = 0
     resumable: bool = True
     waits: str = ""
+    life: int = 1
+    stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +109,12 @@ class Paused:
     attempt: int
     rounds: Mapping[int, rounds.Round]
     reason: str
+    life: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`cleaned`: the broker holds no data of the run any more."""
+    """`cleaned`: the broker holds no data of the run any more, but for checkpoints if it is `resumable`."""
 
     facts: RunFacts
     outcome: Literal["completed", "failed", "cancelled"]
@@ -108,6 +123,8 @@ class Ended:
     rounds: Mapping[int, rounds.Round]
     ended_at: datetime
     cleaned: bool = False
+    resumable: bool = True
+    life: int = 1
 
 
 Run = Running | Paused | Ended
@@ -120,6 +137,7 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(Paused, "resumed by a person, as the next attempt", Running),
     Transition(Running, "completed, failed, or cancelled by a person", Ended),
     Transition(Paused, "cancelled by a person, or its last report", Ended),
+    Transition(Ended, "failed or cancelled, and resumed by a person from its last checkpoint", Running),
 )
 """Every change of state. A state may also follow itself: an aggregator that ended is replaced by the next attempt."""
 
@@ -141,10 +159,12 @@ def _step(state: Run | None, event: RunEvent, at: datetime) -> Step:
     if isinstance(event, RunRequested):
         raise InvalidTransition(f"run {event.run} was requested twice")
     if isinstance(state, Ended):
-        return (replace(state, cleaned=True) if isinstance(event, RunCleanedUp) else state), ()
+        return _ended(state, event, at)
     if getattr(event, "attempt", state.attempt) != state.attempt:
         return state, ()
     match event:
+        case RunStopRequested():
+            return _stopping(state)
         case RunCancelRequested(reason=reason):
             return _end(state, "cancelled", reason, at)
         case RunCompleted() | RunFailed():
@@ -155,6 +175,55 @@ def _step(state: Run | None, event: RunEvent, at: datetime) -> Step:
             return _round(state, event, at)
         case _:
             return _running(state, event, at) if isinstance(state, Running) else _paused(state, event, at)
+
+
+def _ended(state: Ended, event: RunEvent, at: datetime) -> Step:
+    match event:
+        case RunCleanedUp():
+            return replace(state, cleaned=True), ()
+        case RunResumeRequested() | RunStopRequested():
+            if (reason := why_not_kept(state, at)) is not None:
+                raise InvalidTransition(f"run {state.facts.run} {reason}")
+            closed = {n: r for n, r in state.rounds.items() if isinstance(r, rounds.Closed)}
+            again = Running(state.facts, state.attempt + 1, rounds=closed, reason="resumed", life=state.life + 1)
+            again = replace(again, stopping=isinstance(event, RunStopRequested))
+            return again, pending_commands(again)
+        case _:
+            return state, ()
+
+
+def _stopping(state: Running | Paused) -> Step:
+    if isinstance(state, Running):
+        if not state.resumable:
+            raise InvalidTransition(
+                f"run {state.facts.run} cannot be stopped: its app runs its own rounds", "Cancel it"
+            )
+        after = replace(state, stopping=True)
+        return after, (_tell_to_stop(state.facts.run),)
+    after = Running(state.facts, state.attempt + 1, rounds=state.rounds, life=state.life, stopping=True)
+    return after, pending_commands(after)
+
+
+def _tell_to_stop(run: str) -> TellTimeIsUp:
+    return TellTimeIsUp(run, 0, 0, "", "deadline", ends_run=True)
+
+
+def why_not_kept(state: Ended, at: datetime) -> str | None:
+    """Why an ended run cannot go on, or None."""
+    if state.outcome == "completed":
+        return "is completed"
+    if not state.resumable:
+        return f"is {state.outcome}, and nothing of it was kept: its app runs its own rounds"
+    if not is_kept(state, at):
+        return f"is {state.outcome} since {state.ended_at:%Y-%m-%d}: checkpoints are kept for {RESUMABLE_FOR.days} days"
+    if not state.cleaned:
+        return f"is {state.outcome}, and its nodes are being told: try again in a moment"
+    return None
+
+
+def is_kept(state: Run, at: datetime) -> bool:
+    """Whether the checkpoints of a run are needed."""
+    return not isinstance(state, Ended) or (state.outcome != "completed" and at - state.ended_at < RESUMABLE_FOR)
 
 
 def _first(event: RunEvent, at: datetime) -> Step:
@@ -170,7 +239,7 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
         case RunPauseRequested(reason=reason):
             if not state.resumable:
                 raise InvalidTransition(f"run {state.facts.run} cannot be paused: its app cannot resume its rounds")
-            paused = Paused(state.facts, state.attempt, state.rounds, reason)
+            paused = Paused(state.facts, state.attempt, state.rounds, reason, state.life)
             return paused, pending_commands(paused)
         case AggregatorStarted():
             return replace(state, started=True), ()
@@ -230,7 +299,7 @@ def _paused(state: Paused, event: RunEvent, at: datetime) -> Step:
     if not isinstance(event, RunResumeRequested):
         return state, ()
     known = {n: rounds.restart_clock(r, at) for n, r in state.rounds.items()}
-    again = Running(state.facts, state.attempt + 1, rounds=known, reason="resumed")
+    again = Running(state.facts, state.attempt + 1, rounds=known, reason="resumed", life=state.life)
     return again, pending_commands(again)
 
 
@@ -242,7 +311,8 @@ def _end(
     state: Running | Paused, outcome: Literal["completed", "failed", "cancelled"], reason: str, at: datetime
 ) -> Step:
     left = {n: rounds.end(r, outcome) for n, r in state.rounds.items()}
-    ended = Ended(state.facts, outcome, reason, state.attempt, left, at)
+    resumable = not isinstance(state, Running) or state.resumable
+    ended = Ended(state.facts, outcome, reason, state.attempt, left, at, resumable=resumable, life=state.life)
     return ended, pending_commands(ended)
 
 
@@ -250,7 +320,9 @@ def pending_commands(state: Run) -> Commands:
     """What this state still wants done: issued on entry, and again after a restart."""
     match state:
         case Running(facts=facts, attempt=attempt):
-            launch = LaunchAggregator(facts.run, attempt, facts.spec)
+            launch = LaunchAggregator(facts.run, attempt, facts.spec, state.life)
+            if state.stopping:
+                return (launch, _tell_to_stop(facts.run))
             if not state.rounds:
                 return (launch,)
             return (launch, *rounds.pending_commands(state.rounds[max(state.rounds)], facts.run, facts.spec.policy))
@@ -259,26 +331,31 @@ def pending_commands(state: Run) -> Commands:
         case Ended(cleaned=True):
             return ()
         case Ended(facts=facts, outcome="completed"):
-            return (CleanUp(facts.run),)
+            return (CleanUp(facts.run, state.life),)
         case Ended(facts=facts):
-            return (StopAggregator(facts.run),)
+            return (StopAggregator(facts.run, state.life),)
 
 
 ACTIONS: Mapping[RunActionName, frozenset[type[Run]]] = {
     "cancel": frozenset({Running, Paused, Ended}),
     "pause": frozenset({Running, Paused}),
-    "resume": frozenset({Paused}),
+    "resume": frozenset({Paused, Ended}),
+    "stop": frozenset({Running, Paused, Ended}),
 }
 """The states in which each action is allowed. Cancelling an ended run and pausing a paused one change nothing."""
 
 
-def why_not_allowed(state: Run, action: RunActionName) -> str | None:
+def why_not_allowed(state: Run, action: RunActionName, at: datetime) -> str | None:
     """Why a person may not do this now, or None."""
+    if isinstance(state, Ended) and action in ("resume", "stop"):
+        return why_not_kept(state, at)
     if type(state) not in ACTIONS[action]:
         is_now = state.outcome if isinstance(state, Ended) else "running"
         return f"is {is_now}, which `{action}` cannot change"
     if action == "pause" and isinstance(state, Running) and not state.resumable:
         return "cannot be paused: its app cannot resume its rounds, they would be lost"
+    if action == "stop" and isinstance(state, Running) and not state.resumable:
+        return "cannot be stopped so that it keeps what it has: its app runs its own rounds; `run cancel` ends it"
     return None
 
 

@@ -293,7 +293,7 @@ class Housekeeping:
             # After the listing: what is stored meanwhile is not in it, and what is named meanwhile is kept.
             await self._leads()
             snapshot = await Snapshots(self._broker, self._subjects).stored()
-            needs = needed(self._engine.world, snapshot, members_only=self._members_only)
+            needs = needed(self._engine.world, datetime.now(UTC), snapshot, members_only=self._members_only)
             for each in garbage(stored, needs):
                 if not each.digest or await self._is_unused(place, each, unused_for):
                     yield place, each

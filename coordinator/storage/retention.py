@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from fedtide.coordinator.runs import runs
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.nats.subjects import FOLD_WORKER, OrderFor, Report, Stored, parse, stored
 from fedtide.fabric.plans.trigger_rule import StartRun
 from fedtide.fabric.tensors.blobs import BlobRef
 
+SPARED = timedelta(days=1)
+"""What a run may go on from is swept later than that is refused: nobody is in between."""
+
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """By name: runs that are not over, bundles that a run, release or rule names, and blobs of releases."""
+    """By name: runs that are not over or may go on, bundles that one, a release or a rule names, releases' blobs."""
 
     runs: frozenset[str]
     bundles: frozenset[str]
@@ -40,9 +45,9 @@ class Garbage:
     digest: str = ""
 
 
-def needed(world: World, snapshot: str = "", *, members_only: bool = False) -> Needed:
-    """What the state needs, and the snapshot of it."""
-    active = dict(world.active_runs())
+def needed(world: World, at: datetime, snapshot: str = "", *, members_only: bool = False) -> Needed:
+    """What the state needs at a time, and the snapshot of it."""
+    active = {key: run for key, run in world.runs.items() if runs.is_kept(run, at - SPARED)}
     publishing = {produced.run for m in world.models.values() for produced, _ in m.producing}
     releases = [release for m in world.models.values() for release in m.releases]
     apps = [run.facts.spec.app for run in active.values()]

@@ -54,8 +54,10 @@ from fedtide.fabric.events.runs import (
     RunCompleted,
     RunFailed,
     RunPauseRequested,
+    RunRemoved,
     RunRequested,
     RunResumeRequested,
+    RunStopRequested,
     UpdateReceived,
     UpdateRefused,
 )
@@ -194,7 +196,9 @@ EventData = Annotated[
     | NodeOffline
     | RunRequested
     | RunPauseRequested
+    | RunRemoved
     | RunResumeRequested
+    | RunStopRequested
     | RunCancelRequested
     | RunCleanedUp
     | AggregatorStarted

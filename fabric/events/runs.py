@@ -33,6 +33,21 @@ class RunResumeRequested(TaggedMessage):
     run: str
 
 
+class RunStopRequested(TaggedMessage):
+    """The run is to be completed now, with what it has learned."""
+
+    kind: Literal["run.stop_requested"] = "run.stop_requested"
+    run: str
+    reason: str = "asked by a person"
+
+
+class RunRemoved(TaggedMessage):
+    """A run that has ended is forgotten, with all that was kept of it."""
+
+    kind: Literal["run.removed"] = "run.removed"
+    run: str
+
+
 class RunCancelRequested(TaggedMessage):
     kind: Literal["run.cancel_requested"] = "run.cancel_requested"
     run: str

@@ -12,7 +12,7 @@ LONGEST_TTL_S = 30 * 86_400
 
 RolloutActionName = Literal["abort", "rollback", "pause", "resume", "promote", "next", "retry"]
 """What a person may do with a roll-out."""
-RunActionName = Literal["cancel", "pause", "resume"]
+RunActionName = Literal["cancel", "pause", "resume", "stop"]
 """What a person may do with a run."""
 
 

@@ -253,13 +253,18 @@ class Authority:
     def joiner(self, token: str, lifetime_s: float) -> Credentials:
         return self.credentials(NODES, JOINER, token, lifetime_s=lifetime_s)
 
-    def aggregator(self, run: str) -> Credentials:
-        """Of all attempts of a run; the same whenever it is asked for, but for its dates."""
-        key = self.run_key(run)
+    def aggregator(self, run: str, life: int = 1) -> Credentials:
+        """Of all attempts of a run until it ends; the same whenever it is asked for, but for its dates.
+
+        Args:
+            life: 1, and one more each time that the run goes on after its end.
+        """
+        key = self.run_key(run, life)
         return Credentials(self.user_jwt(RUNS, AGGREGATOR, run, key.public, lifetime_s=RUN_LIFETIME_S), key)
 
-    def run_key(self, run: str) -> Key:
-        return _derived(self._kept.secret, f"run/{run}", nats_jwt.USER)
+    def run_key(self, run: str, life: int = 1) -> Key:
+        label = f"run/{run}" if life == 1 else f"run/{run}/{life}"
+        return _derived(self._kept.secret, label, nats_jwt.USER)
 
     def region_credentials(self, region: str) -> dict[str, Credentials]:
         """What the processes of a region need, by file name."""

@@ -110,12 +110,14 @@ class RoundPolicy(Strict):
 
 
 class TimeIsUp(Message):
-    """The coordinator tells an aggregator that a phase waits no longer."""
+    """The coordinator tells an aggregator that a phase waits no longer; with `ends_run` no phase does any more, and the
+    run is completed with what it has."""
 
     round: int
     trial: int
     phase: str
     cause: Cause
+    ends_run: bool = False
 
 
 class StopRule(Strict):

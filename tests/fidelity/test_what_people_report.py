@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -90,3 +91,50 @@ def test_a_run_that_only_evaluates_trains_nothing_and_releases_nothing(installat
 def test_a_misspelt_metric_of_a_stop_rule_ends_the_run_at_once(installation: Installation) -> None:
     view = installation.train(APPS / "mean", "--stop", "metric=los,mode=min,patience=2")
     assert view.state == "failed" and "there is no metric 'los'" in view.reason and "there are:" in view.reason
+
+
+def _slow_options(installation: Installation, seconds: float, *options: str, **plan: Any) -> str:
+    """A run of four rounds that takes its time, with a model of its own; its id."""
+    config = config_of("FedAvg", seconds=seconds, dtypes=["float32"], **plan)
+    settings = [w for key, value in config.items() for w in ("--set", f"{key}={value}")]
+    run: str = installation.json("run", "start", "--app", str(APP), "--rounds", "4", *settings, *options)["run"]
+    return run
+
+
+def _closed(view: RunView) -> list[int]:
+    return [each.round for each in view.rounds if each.state == "closed"]
+
+
+def test_a_cancelled_run_goes_on_after_its_last_round(installation: Installation) -> None:
+    run = _slow_options(installation, 0.6)
+    installation.until_run(run, lambda view: len(_closed(view)) >= 2)
+    assert installation.run("run", "cancel", run).returncode == 0
+    done = _closed(installation.finish(run))
+    installation.until_events("run.cleaned_up", about=run)
+    assert installation.run("run", "resume", run).returncode == 0
+    view = installation.finish(run)
+    assert view.state == "completed" and _closed(view) == [1, 2, 3, 4]
+    opened = [event.data["round"] for event in installation.events(about=run, kind="round.opened")]
+    assert all(opened.count(number) == 2 for number in done), "no round was asked for again"
+    assert installation.run("run", "resume", run).returncode != 0, "it is completed"
+    again = _slow_options(installation, 0.0)
+    assert installation.finish(again).state == "completed"
+    final = [(installation.out(each) / "trace.json").read_text() for each in (run, again)]
+    assert json.loads(final[0])["result-0"] == json.loads(final[1])["result-0"], "as if it had never been cancelled"
+
+
+def test_a_run_that_failed_goes_on_and_one_that_is_stopped_keeps_what_it_has(installation: Installation) -> None:
+    run = _slow_options(installation, 0.3, "--policy", "retries=0", fails_once=5)
+    view = installation.finish(run)
+    assert view.state == "failed" and _closed(view) == [1, 2]
+    installation.until_events("run.cleaned_up", about=run)
+    assert installation.run("run", "stop", run, "--keep").returncode == 0
+    view = installation.finish(run)
+    assert view.state == "completed" and "stopped by a person after round 2" in view.reason
+    run = _slow_options(installation, 0.5)
+    installation.until_run(run, lambda view: len(_closed(view)) >= 1)
+    assert installation.run("run", "stop", run, "--keep").returncode == 0
+    view = installation.finish(run)
+    assert view.state == "completed" and "stopped by a person after round" in view.reason and len(_closed(view)) < 4
+    assert installation.run("run", "rm", run).returncode == 0
+    assert run not in [each.run for each in installation.runs()]

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from fedtide.coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator
+from fedtide.coordinator.commands import CleanUp, LaunchAggregator, StopAggregator, SuspendAggregator, TellTimeIsUp
 from fedtide.coordinator.runs import rounds, runs, views
-from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.errors import InvalidTransition, NotFound
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
@@ -18,11 +18,25 @@ from fedtide.fabric.events.runs import (
     RunCompleted,
     RunFailed,
     RunPauseRequested,
+    RunRemoved,
     RunResumeRequested,
+    RunStopRequested,
 )
 from fedtide.fabric.messages.views import RefusalView
 from fedtide.fabric.plans.round_policy import RoundPolicy
-from tests.scenarios.build import Story, apply, closed, opened, produced, published, received, refused, requested
+from tests.scenarios.build import (
+    START,
+    Story,
+    apply,
+    closed,
+    joined,
+    opened,
+    produced,
+    published,
+    received,
+    refused,
+    requested,
+)
 
 
 def test_a_request_launches_the_first_attempt() -> None:
@@ -200,3 +214,33 @@ def test_a_paused_run_can_be_cancelled() -> None:
     story = Story()
     story.tell(requested(), RunPauseRequested(run="run-1"))
     assert story.tell(RunCancelRequested(run="run-1")) == (StopAggregator("run-1"),)
+
+
+def test_a_run_that_failed_may_go_on_for_a_while_with_a_key_and_tasks_of_its_own() -> None:
+    story = Story()
+    story.tell(joined("a"), requested(), opened(1, "a"), RunFailed(run="run-1", attempt=1, reason="x"))
+    with pytest.raises(InvalidTransition, match="try again in a moment"):
+        story.tell(RunResumeRequested(run="run-1"))
+    story.tell(RunCleanedUp(run="run-1", key="K1"))
+    commands = story.tell(RunResumeRequested(run="run-1"))
+    launch = next(c for c in commands if isinstance(c, LaunchAggregator))
+    assert (launch.attempt, launch.life) == (2, 2)
+    assert not story.world.run("run-1").rounds, "the round under way is begun again"
+    story.tell(RunFailed(run="run-1", attempt=2, reason="y"), RunCleanedUp(run="run-1", key="K2"))
+    assert set(story.world.identities.ended) == {"K1", "K2"}
+    assert runs.why_not_kept(story.world.run("run-1"), START + runs.RESUMABLE_FOR * 2) is not None
+    assert story.replayed().runs == story.world.runs
+
+
+def test_a_run_that_is_to_be_completed_tells_its_aggregator_also_after_a_crash() -> None:
+    story = Story()
+    story.tell(joined("a"), requested(), opened(1, "a"))
+    (told,) = story.tell(RunStopRequested(run="run-1"))
+    assert isinstance(told, TellTimeIsUp) and told.ends_run
+    commands = story.tell(AggregatorExited(run="run-1", attempt=1, code=1))
+    assert [type(c) for c in commands] == [LaunchAggregator, TellTimeIsUp]
+    story.tell(RunCompleted(run="run-1", attempt=2, note="stopped"), RunCleanedUp(run="run-1"), RunRemoved(run="run-1"))
+    assert not story.world.runs
+    for event in (RunStopRequested(run="run-1"), RunRemoved(run="run-1")):
+        with pytest.raises((InvalidTransition, NotFound)):
+            story.tell(event)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
+from fedtide.coordinator.runs import runs
 from fedtide.coordinator.storage import run_folders
-from fedtide.coordinator.storage.retention import garbage, largest_holders, needed
+from fedtide.coordinator.storage.retention import SPARED, garbage, largest_holders, needed
 from fedtide.fabric.events.envelope import TriggerApplied
 from fedtide.fabric.events.identity import JoinTokenCreated, NodeEnrolled, NodeRevoked
-from fedtide.fabric.events.runs import RunCancelRequested
+from fedtide.fabric.events.runs import RunCancelRequested, RunCleanedUp, RunCompleted, RunRemoved
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.trigger_rule import TriggerRule
 from tests.scenarios.build import APP, START, Story, joined, produced, published, ref, requested
@@ -19,8 +20,8 @@ S = Subjects()
 BUNDLE = f"{S.blob(APP.bundle.digest)}.0"
 
 
-def gone(story: Story, *subjects: str, members_only: bool = False) -> list[str]:
-    return [g.pattern for g in garbage(dict.fromkeys(subjects, 1), needed(story.world, members_only=members_only))]
+def gone(story: Story, *subjects: str, members_only: bool = False, at: datetime = START) -> list[str]:
+    return [g.pattern for g in garbage(dict.fromkeys(subjects, 1), needed(story.world, at, members_only=members_only))]
 
 
 def test_what_an_active_run_has_stored_stays_for_as_long_as_it_is_active() -> None:
@@ -39,6 +40,10 @@ def test_what_an_active_run_has_stored_stays_for_as_long_as_it_is_active() -> No
     assert gone(story, *of_run) == []
     assert len(gone(story, *(subject.replace("run-1", other) for subject in of_run[:-1]))) == len(of_run) - 1
     story.tell(RunCancelRequested(run="run-1"))
+    assert gone(story, *of_run) == [], "it may go on"
+    later = START + runs.RESUMABLE_FOR + SPARED + timedelta(hours=1)
+    assert len(gone(story, *of_run, at=later)) == len(of_run)
+    story.tell(RunCleanedUp(run="run-1"), RunRemoved(run="run-1"))
     assert len(gone(story, *of_run)) == len(of_run)
 
 
@@ -55,7 +60,7 @@ def test_a_bundle_stays_while_a_rule_or_a_release_names_it() -> None:
 
 def test_blobs_of_releases_stay_and_what_a_run_made_until_it_is_published() -> None:
     story = Story()
-    story.tell(requested(model="m"), produced(), RunCancelRequested(run="run-1"))
+    story.tell(requested(model="m"), produced(), RunCompleted(run="run-1", attempt=1))
     upload = f"{S.release_upload('run-1', 'b' * 64)}.0"
     assert gone(story, upload) == []
     story.tell(published())
@@ -95,7 +100,7 @@ def test_what_a_revoked_node_has_sent_goes() -> None:
 
 def test_the_newest_snapshot_stays() -> None:
     old, new = (f"{S.snapshot_blob(letter * 64)}.0" for letter in "ab")
-    found = garbage({old: 1, new: 1}, needed(Story().world, "b" * 64))
+    found = garbage({old: 1, new: 1}, needed(Story().world, START, "b" * 64))
     assert [g.pattern for g in found] == [old.removesuffix("0") + ">"]
 
 

@@ -1,6 +1,7 @@
 """Answers as the case says; deterministic, different on each node, with a state that counts."""
 
 import json
+import time
 from functools import partial
 
 import numpy as np
@@ -45,6 +46,9 @@ def train(message: Message, context: Context) -> Message:
     name = next(iter(message.content.array_records), "arrays")
     given = message.content[name] if name in message.content else ArrayRecord()
     seen = count(context)
+    time.sleep(asked.get("seconds", 0))
+    if seen == asked.get("fails_once"):
+        raise RuntimeError("this time")
     if number in asked.get("raises", []):
         raise KeyError("rows")
     moved = {key: Array(step(array.numpy(), number)) for key, array in given.items()}
