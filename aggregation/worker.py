@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.grid.nats_grid import NatsGrid
 from fedtide.aggregation.grid.round_reports import Accounts
+from fedtide.aggregation.link.app_output import AppOutput
 from fedtide.aggregation.link.cohorts import End
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.release.onnx_export import export
@@ -55,6 +56,8 @@ def run(config: WorkerConfig, end: End) -> int:
     signal.signal(signal.SIGTERM, _stop)
     link = GridLink(config, end)
     link.open()
+    output = AppOutput(config.work_dir / "log.jsonl", link.log_lines)
+    output.start()
     try:
         link.call(link.report(AggregatorStarted(run=config.run, attempt=config.attempt)))
         try:
@@ -78,6 +81,7 @@ def run(config: WorkerConfig, end: End) -> int:
             link.call(link.stop_listening())
             link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
     finally:
+        output.stop()
         link.close()
     return 0
 

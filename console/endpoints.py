@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from fedtide.fabric.messages import requests
 from fedtide.fabric.messages import views as v
+from fedtide.fabric.messages.logs import LogPage
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
 from fedtide.fabric.plans.trigger_rule import TriggerRule
@@ -130,6 +132,11 @@ def act_on_run(name: str, action: requests.RunActionName, reason: str = "") -> C
 
 def remove_run(name: str) -> Call[v.RunView]:
     return Call("DELETE", path("runs", name), TypeAdapter(v.RunView))
+
+
+def run_logs(name: str, node: str = "", after: datetime | None = None) -> Call[LogPage]:
+    moment = after.isoformat() if after is not None else None
+    return _get(LogPage, "runs", name, "logs", query={"node": node or None, "after": moment})
 
 
 def watch_run(name: str) -> Call[v.RunView]:

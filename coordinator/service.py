@@ -12,6 +12,7 @@ from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.order_lists import OrderLists
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
@@ -183,10 +184,11 @@ async def _work(
         storage = StorageApi(housekeeping)
         events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()
+        questions = NodeQuestions(broker, subjects)
         routes = [
             ModelApi(broker, subjects, engine, housekeeping).routes(),
-            FleetApi(engine, presence, NodeQuestions(broker, subjects)).routes(),
-            RunApi(engine, presence, starter).routes(),
+            FleetApi(engine, presence, questions).routes(),
+            RunApi(engine, presence, starter, RunLogs(broker, subjects), questions).routes(),
             RolloutApi(broker, subjects, engine, starter).routes(),
             TriggerApi(engine).routes(),
             events.routes(),

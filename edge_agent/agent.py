@@ -27,6 +27,7 @@ from fedtide.edge_agent.serving.footprint import shrink
 from fedtide.edge_agent.serving.inference_server import InferenceServer
 from fedtide.edge_agent.serving.nats_inference import NatsInference
 from fedtide.edge_agent.serving.serving import Serving
+from fedtide.edge_agent.tasks.app_logs import AppLogs
 from fedtide.edge_agent.tasks.governor import Latency
 from fedtide.edge_agent.tasks.task_loop import TaskLoop
 from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
@@ -160,6 +161,7 @@ class Agent:
         await self._broker.subscribe(self._subjects.live_node(region, node), self._on_live)
         await NatsInference(self._broker, self._serving).listen(self._subjects, region, node)
         await self._samples.listen(self._broker, self._subjects, region)
+        await AppLogs(self._config).listen(self._broker, self._subjects)
         self._broker.when_reconnected(self._catch_up)
         shrink()
         if self._cluster.is_there:

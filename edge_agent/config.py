@@ -109,6 +109,7 @@ class AgentConfig(Strict):
     train_checkpoint_s: float = Field(
         default=20.0, ge=0, description="Seconds between checkpoints of a task that trains from a bundle"
     )
+    share_logs: bool = Field(default=True, description="Whether the coordinator may ask what apps print here")
     train_idle_s: float = Field(default=120.0, gt=0, description="Seconds after which an idle trainer process ends")
     inference_threads: int = Field(default=1, ge=1, description="Threads of one model run")
     inference_parallel: int = Field(default=1, ge=1, description="Concurrent model runs, over all models")

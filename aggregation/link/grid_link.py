@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.link.cohorts import End
 from fedtide.aggregation.link.run_link import RunLink
+from fedtide.fabric.messages.logs import LogLine
 from fedtide.fabric.nats.broker import Broker
 
 T = TypeVar("T")
+LOG_PAUSE_S = 0.5
+LOG_LINES = 200
 
 
 class GridLink(RunLink):
@@ -21,6 +24,7 @@ class GridLink(RunLink):
     def __init__(self, config: WorkerConfig, end: End) -> None:
         super().__init__(config, end)
         self._loop = asyncio.new_event_loop()
+        self._unstored: list[LogLine] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
 
     def open(self) -> None:
@@ -38,11 +42,26 @@ class GridLink(RunLink):
 
     def close(self) -> None:
         """As `stop`, and end the thread."""
+        self.call(self._store_lines())
         self.call(self.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
         if not self._thread.is_alive():
             self._loop.close()
+
+    def log_lines(self, lines: list[LogLine]) -> None:
+        """Store lines soon; what comes within LOG_PAUSE_S goes together."""
+        self._loop.call_soon_threadsafe(self._log_later, lines)
+
+    def _log_later(self, lines: list[LogLine]) -> None:
+        if not self._unstored:
+            self._later(LOG_PAUSE_S, self._store_lines)
+        self._unstored += lines
+
+    async def _store_lines(self) -> None:
+        lines, self._unstored = self._unstored, []
+        for first in range(0, len(lines), LOG_LINES):
+            await self.store_log(lines[first : first + LOG_LINES])
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop from another thread."""

@@ -56,6 +56,7 @@ from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage, StaleWriter, TooLarge, TransientError
 from fedtide.fabric.events.envelope import Event, EventData
 from fedtide.fabric.ids import unguessable
+from fedtide.fabric.messages.logs import LogLine, LogSegment
 from fedtide.fabric.messages.run_questions import BacklogQuestion, RepliesReady, RepliesWanted, ReplyBacklog
 from fedtide.fabric.messages.tasks import Cancel, Order, Reply, Task
 from fedtide.fabric.nats.broker import Broker
@@ -81,6 +82,8 @@ CANCEL_TTL_S = 24 * 3600.0
 LISTENER_FAILED_CODE = 70
 CATCH_UP_WITHIN_S = 60.0
 TAKE_OVER_WITHIN_S = 30.0
+LOG_PARTS, LOG_ATTEMPTS = 64, 4
+"""So many parts of the log of one attempt are kept, and of so many attempts."""
 CANCELLED_BEFORE = "given up before the aggregator was restarted"
 
 
@@ -115,6 +118,7 @@ class RunLink:
             TellLost: self._tell_lost,
         }
         self._sequence = 0
+        self._log_parts = 0
         self._clock: tuple[tuple[int, int, str], Inbox] | None = None
         self.run_ends = False
         """Whether the run is to be completed now, with what it has."""
@@ -302,6 +306,14 @@ class RunLink:
         await until_done(
             log, "grid.report_waits", lambda: self._broker.publish(subject, data, message_id=message_id), key=key
         )
+
+    async def store_log(self, lines: list[LogLine]) -> None:
+        """Store what the app has printed; the oldest parts of a long log are replaced."""
+        number, self._log_parts = self._log_parts, self._log_parts + 1
+        part = LogSegment(attempt=self._config.attempt, number=number, lines=lines)
+        slot = f"{self._config.attempt % LOG_ATTEMPTS}-{number % LOG_PARTS}"
+        with suppress(FedtideError):
+            await self._broker.publish(self._subjects.run_log(self._config.run, slot), to_json(part))
 
     async def disable_resume(self) -> None:
         """Stop keeping replies for resumption: those of unknown tasks are acknowledged and dropped."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +17,7 @@ from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
 from fedtide.console.output import Format, Limit, Output, Timeout, console, say, show_list, show_one
 from fedtide.fabric.errors import ConfigError, NotFound, TransientError
+from fedtide.fabric.messages.logs import LogLine
 from fedtide.fabric.messages.requests import RunActionName
 from fedtide.fabric.messages.views import RUN_ENDED, RunState, RunView
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
@@ -140,6 +144,48 @@ def show(run: str, output: Output = Format.table) -> None:
     from fedtide.console.watching import draw_run
 
     console().print(draw_run(view))
+
+
+@runs_app.command("logs")
+def logs(
+    run: str,
+    nodes: Annotated[list[str] | None, typer.Option("--node", help="What the app printed there; repeat")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Stay and show what comes, until the run ends")
+    ] = False,
+    output: Output = Format.table,
+) -> None:
+    """What the ServerApp printed and logged, or with --node the ClientApp. `-o json`: a record a line."""
+    client = Client.find()
+    places = nodes or [""]
+    after: dict[str, datetime] = {}
+    while True:
+        ended = client.send(endpoints.run(run)).state in RUN_ENDED  # before: what is read then is all
+        for place in places:
+            for line in _lines(client, run, place, after):
+                _say_line(line, place if len(places) > 1 else "", output)
+        if ended or not follow:
+            return
+        time.sleep(1.0)
+
+
+def _lines(client: Client, run: str, place: str, after: dict[str, datetime]) -> Iterator[LogLine]:
+    """What was printed since the last time."""
+    while True:
+        page = client.send(endpoints.run_logs(run, place, after.get(place)))
+        yield from page.lines
+        if page.lines:
+            after[place] = page.lines[-1].at
+        if not page.more:
+            return
+
+
+def _say_line(line: LogLine, place: str, output: Format) -> None:
+    if output is not Format.table:
+        say(line.model_dump_json(exclude={"must_understand"}))
+        return
+    head = [f"{line.at:%Y-%m-%d %H:%M:%S.%f}"[:-3], place, line.task, line.level]
+    say(" ".join(part for part in (*head, line.text) if part))
 
 
 @runs_app.command("watch")

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pydantic import BaseModel
+
 from fedtide.coordinator.fleet.fleet import Node
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, NotFound, TransientError
 from fedtide.fabric.ids import check_token
+from fedtide.fabric.messages.logs import LogPage, LogQuestion
 from fedtide.fabric.messages.requests import SamplesQuestion
 from fedtide.fabric.messages.views import Problem
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import ALL_MODELS, Subjects
-from fedtide.fabric.strict import Strict
 
-V = TypeVar("V", bound=Strict)
+V = TypeVar("V", bound=BaseModel)
 
 STATUS, VERSION, LENGTH = "Status", "Model-Version", "Inference-Header-Content-Length"
 
@@ -65,7 +67,19 @@ class NodeQuestions:
             MalformedMessage: the node's answer does not decode.
         """
         name = model if model == ALL_MODELS else check_token("model", model)
-        subject = self._subjects.samples(node.region, node.name, name)
+        return await self._told(self._subjects.samples(node.region, node.name, name), asked, kind, node, timeout_s)
+
+    async def logs(self, node: Node, run: str, asked: LogQuestion, timeout_s: float) -> LogPage:
+        """Ask a node what an app has printed there.
+
+        Raises:
+            NodeSilent: no answer within `timeout_s`.
+            ConfigError: the node refuses the question.
+            MalformedMessage: the node's answer does not decode.
+        """
+        return await self._told(self._subjects.logs(node.region, node.name, run), asked, LogPage, node, timeout_s)
+
+    async def _told(self, subject: str, asked: BaseModel, kind: type[V], node: Node, timeout_s: float) -> V:
         found = await self._ask(subject, to_json(asked), {}, node, timeout_s)
         if STATUS in found.headers:
             refused = from_json(Problem, found.data, f"answer of {node.name}")

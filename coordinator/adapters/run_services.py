@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
+from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.runs import runs, selection
 from fedtide.fabric.encoding import from_json, to_json
@@ -82,6 +83,7 @@ class RunStreams:
             await self._broker.purge(stream, self._subjects.update_blobs(region, run))
         if not keeps_checkpoints:
             await self._broker.purge(DOWN, self._subjects.round_blobs(run))
+            await RunLogs(self._broker, self._subjects).keep(run)
             await self._broker.purge(CHECKPOINTS, self._subjects.checkpoints(run))
             return
         # Of the round under way: the run goes on with a new selection.

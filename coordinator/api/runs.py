@@ -8,8 +8,11 @@ from functools import partial
 from typing import Literal
 
 from aiohttp import web
+from pydantic import AwareDatetime, Field
 
+from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in, page_of, query_of, read_body, stream
 from fedtide.coordinator.log.engine import Engine
@@ -22,9 +25,11 @@ from fedtide.fabric.events.runs import (
     RunResumeRequested,
     RunStopRequested,
 )
+from fedtide.fabric.messages.logs import LogQuestion
 from fedtide.fabric.messages.requests import ActionRequest, RunActionName
 from fedtide.fabric.messages.views import RunState, RunView
 from fedtide.fabric.plans.run_spec import RunRequest
+from fedtide.fabric.strict import Strict
 
 Asked = RunCancelRequested | RunPauseRequested | RunResumeRequested | RunStopRequested
 _ACTIONS: Mapping[RunActionName, Callable[[str, ActionRequest], Asked]] = {
@@ -41,11 +46,21 @@ class RunListing(Listing):
     app: str = ""
 
 
+class LogOptions(Strict):
+    node: str = Field(default="", max_length=100, description="Empty: the ServerApp")
+    after: AwareDatetime | None = None
+    timeout_s: float = Field(default=15.0, gt=0, le=300, allow_inf_nan=False)
+
+
 class RunApi:
     """Handlers over the engine's runs."""
 
-    def __init__(self, engine: Engine, presence: Presence, starter: Starter) -> None:
+    def __init__(
+        self, engine: Engine, presence: Presence, starter: Starter, logs: RunLogs, questions: NodeQuestions
+    ) -> None:
         self._engine = engine
+        self._logs = logs
+        self._questions = questions
         self._presence = presence
         self._starter = starter
 
@@ -54,6 +69,7 @@ class RunApi:
             web.get("/v1/runs", self._all),
             web.post("/v1/runs", self._start),
             web.get("/v1/runs/{run}", self._one),
+            web.get("/v1/runs/{run}/logs", self._logs_of),
             web.delete("/v1/runs/{run}", self._remove),
             web.get("/v1/runs/{run}/watch", self._watch),
             *(web.post(f"/v1/runs/{{run}}/{action}", partial(self._act, action)) for action in _ACTIONS),
@@ -102,6 +118,15 @@ class RunApi:
             return isinstance(world.runs[key], runs.Ended) and not world.is_publishing(key)
 
         return await stream(self._engine, request, lambda: self._view(key), over)
+
+    async def _logs_of(self, request: web.Request) -> web.Response:
+        """What the ServerApp has printed, or the ClientApp on one node."""
+        key, asked = name_in(request, "run"), query_of(request, LogOptions)
+        state = self._engine.world.run(key)
+        if not asked.node:
+            return answer(await self._logs.page(state.facts.run, asked.after))
+        node = self._engine.world.node(asked.node)
+        return answer(await self._questions.logs(node, key, LogQuestion(after=asked.after), asked.timeout_s))
 
     async def _remove(self, request: web.Request) -> web.Response:
         """Forget a run that has ended; what was stored for it is swept."""

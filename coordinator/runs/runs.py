@@ -226,6 +226,11 @@ def is_kept(state: Run, at: datetime) -> bool:
     return not isinstance(state, Ended) or (state.outcome != "completed" and at - state.ended_at < RESUMABLE_FOR)
 
 
+def has_ended_since(state: Run, moment: datetime) -> bool:
+    """Whether the run has not ended, or later than that."""
+    return not isinstance(state, Ended) or state.ended_at > moment
+
+
 def _first(event: RunEvent, at: datetime) -> Step:
     if not isinstance(event, RunRequested):
         name = event.id if isinstance(event, AlarmRang) else event.run

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import MalformedMessage
-from fedtide.fabric.nats.subjects import FOLD_WORKER, OrderFor, Report, Stored, parse, stored
+from fedtide.fabric.nats.subjects import FOLD_WORKER, LOG_OF, OrderFor, Report, Stored, parse, stored
 from fedtide.fabric.plans.trigger_rule import StartRun
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -25,6 +25,8 @@ class Needed:
     runs: frozenset[str]
     bundles: frozenset[str]
     releases: frozenset[str]
+    logs: frozenset[str] = frozenset()
+    """Runs whose log is kept."""
     nodes: frozenset[str] = frozenset()
     snapshot: str = ""
     members: frozenset[str] | None = None
@@ -61,6 +63,7 @@ def needed(world: World, at: datetime, snapshot: str = "", *, members_only: bool
         blobs += [*release.manifest.served, release.manifest.arrays, release.ref]
     return Needed(
         runs=frozenset(active) | publishing,
+        logs=frozenset(key for key, run in world.runs.items() if runs.has_ended_since(run, at - runs.RESUMABLE_FOR)),
         bundles=frozenset(app.bundle.digest for app in apps),
         releases=frozenset(ref.digest for ref in blobs),
         nodes=frozenset(world.nodes),
@@ -97,6 +100,8 @@ def _why_not_needed(subject: str, about: Stored | None, needs: Needed) -> str | 
             return None if known else "what drift of a forgotten release was measured against"
         case Stored("snapshot", digest=digest):
             return None if digest == needs.snapshot else "a snapshot that was replaced"
+        case Stored("checkpoint", run=run) if run.removesuffix(LOG_OF) in needs.logs and run.endswith(LOG_OF):
+            return None
         case Stored(run=run) if run not in needs.runs:
             return f"of run {run}, which is over or unknown"
         case Stored(node=node) if node not in ("", FOLD_WORKER, about.run) and not needs.lets_in(node):

@@ -67,7 +67,7 @@ class SampleApi:
 
     async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
         try:
-            model = parse_as(Question, message.subject).model
+            model = parse_as(Question, message.subject).about
             return to_json(await self._answer(model, from_json(SamplesQuestion, message.data, "question"))), {}
         except FedtideError as exc:
             refused = Problem(title="Refused", status=400, detail=exc.what, remedy=exc.remedy, exit_code=exc.exit_code)

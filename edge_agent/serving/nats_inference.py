@@ -40,7 +40,7 @@ class NatsInference:
         await self._broker.answer(subjects.infer(region, node, "*"), self._answer)
 
     async def _answer(self, message: Received) -> tuple[bytes, dict[str, str]]:
-        model, length = parse_as(Question, message.subject).model, message.headers.get(HEADER_LENGTH)
+        model, length = parse_as(Question, message.subject).about, message.headers.get(HEADER_LENGTH)
         try:
             version = message.headers.get(VERSION)
             body, json_length = await answer(self._serving, model, version, message.data, length)

@@ -14,6 +14,7 @@ from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.samples.source import SAMPLES
 from fedtide.edge_agent.samples.store import samples_file
+from fedtide.edge_agent.tasks.app_logs import app_log_file
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.outbox import Outbox
@@ -42,6 +43,8 @@ APP_KEPT_S = 30 * 24 * 3600.0
 """How long an unpacked app is kept after its last task."""
 WORK_KEPT_S = 7 * 24 * 3600.0
 """How long the working directory of a run is kept after its last task."""
+LOG_KEPT_S = 14 * 24 * 3600.0
+"""How long what an app has printed in a run is kept."""
 DOWNLOAD_KEPT_S = 24 * 3600.0
 """How long partial downloads and anchor models are kept after their last use."""
 
@@ -76,6 +79,7 @@ class TaskLoop:
         _forget_old(config.data_dir / "progress", "*", DOWNLOAD_KEPT_S)
         _forget_old(config.data_dir / "apps", "*", APP_KEPT_S)
         _forget_old(config.data_dir / "work", "*", WORK_KEPT_S)
+        _forget_old(app_log_file(config.data_dir, "x").parent, "*", LOG_KEPT_S)
 
     @property
     def trainer_pid(self) -> int | None:
@@ -211,7 +215,9 @@ class TaskLoop:
         task_file = out_dir / "task.json"
         task_file.write_bytes(to_json(task))
         job = Job(
+            run=task.run,
             task_file=task_file,
+            log_file=app_log_file(self._config.data_dir, task.run).resolve(),
             blobs={ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()},
             app_dir=app_dir.resolve(),
             work_dir=(self._config.data_dir / "work" / task.run).resolve(),

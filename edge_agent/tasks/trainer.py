@@ -1,7 +1,7 @@
 """The trainer process, seen from the agent: started on demand, niced, killed when it must be.
 
-One process serves one app, one task at a time; what a run keeps on a node is its context's
-state, on disk. The agent talks to the process in JSON lines; tensors pass through files.
+One process serves all apps, one task at a time, each run in a child of its own; what a run keeps on a node is its
+context's state, on disk. The agent talks to the process in JSON lines; tensors pass through files.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class TrainerCrashed(RemoteError):
 
 
 class Trainer:
-    """At most one trainer process, kept warm between the tasks of an app."""
+    """At most one trainer process, kept warm between tasks."""
 
     def __init__(self, config: AgentConfig, governor: Governor) -> None:
         self._config = config
         self._governor = governor
         self._process: asyncio.subprocess.Process | None = None
-        self._serves: tuple[str, Path] | None = None
+        self._serves: str | None = None
         """The process's module and the app that it serves."""
         self._idle: asyncio.TimerHandle | None = None
 
@@ -58,13 +58,13 @@ class Trainer:
             LimitExceeded: the task exceeded the node's limits and was ended.
             TransientError: its disk is full.
         """
-        serves = (trainer_module(self._config.train_runtime, job.app_dir), job.app_dir)
+        serves = trainer_module(self._config.train_runtime, job.app_dir)
         if self._idle is not None:
             self._idle.cancel()
         await self._governor.until_allowed()
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
-        process = self._process or await self._start(*serves)
+        process = self._process or await self._start(serves)
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(job.model_dump_json().encode() + b"\n")
@@ -112,13 +112,13 @@ class Trainer:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and whatever the app started
 
-    async def _start(self, module: str, app_dir: Path) -> asyncio.subprocess.Process:
+    async def _start(self, module: str) -> asyncio.subprocess.Process:
         environment = dict(os.environ)
         if self._config.train_threads is not None:
             environment |= dict.fromkeys(THREAD_VARIABLES, str(self._config.train_threads))
         work = self._config.data_dir / "trainer"
         work.mkdir(parents=True, exist_ok=True)
-        with (work / "trainer.log").open("ab") as logfile:
+        with (work / "trainer.log").open("wb") as logfile:  # apps write into the logs of their runs
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -131,8 +131,8 @@ class Trainer:
                 preexec_fn=self._become_polite,
                 start_new_session=True,  # a process group: it is paused and ended with all it started
             )
-        self._serves = (module, app_dir)
-        log.info("trainer.started", extra={"pid": self._process.pid, "app": app_dir.name, "runs": module})
+        self._serves = module
+        log.info("trainer.started", extra={"pid": self._process.pid, "runs": module})
         return self._process
 
     def _become_polite(self) -> None:

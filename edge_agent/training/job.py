@@ -15,7 +15,9 @@ STATE = "state"
 class Job(Strict):
     """One task as files: what the agent asks of the trainer process."""
 
+    run: str
     task_file: Path
+    log_file: Path = Field(description="What the app prints and logs in this run")
     blobs: dict[str, Path]
     app_dir: Path
     work_dir: Path = Field(description="The app's working directory, of this run")

@@ -1,45 +1,199 @@
-"""The main loop of a trainer process: reads `Job` lines from stdin, and writes one JSON line for each."""
+"""The trainer process: a parent that has the libraries loaded, and a child for each run, forked from it.
+
+The parent imports nothing of an app, so no run sees what another has done to a module. It hands jobs on to the child of
+their run, and its answers back; what the child prints goes into the run's log. It knows one child at a time.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
+from fedtide.fabric.flower.app_log import AppLog, mark_records
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
 from fedtide.fabric.process.files import is_full
+from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, frame_size
 
+log = logging.getLogger(__name__)
 
-def serve(do: Callable[[Job], None]) -> int:
-    """Do jobs until stdin ends. `do` leaves the answer in the job's folder; a full disk is reported, not raised."""
-    requests, answers = sys.stdin.buffer, _private_stdout()
+Do = Callable[[Job], None]
+LOADED_ONCE = ("torch", "sklearn", "scipy", "pandas", "xgboost", "lightgbm")
+"""Libraries that take long to load, and start no thread by it: the parent loads them too once an app has used them."""
+IDLE_S = 0.2
+_READ = 65_536
+
+
+def serve(do: Do) -> int:
+    """Do jobs until stdin ends, each in the child of its run.
+
+    `do` leaves the answer in the job's folder; a full disk is reported, not raised. A child that dies ends this process
+    in the same way.
+    """
     logs.to_stderr()
-    for line in requests:
-        answer: dict[str, object] = {"done": True}
-        try:
-            do(Job.model_validate_json(line))
-        except OSError as exc:
-            if not is_full(exc):
-                raise
-            answer = {"done": False, "reason": str(exc)}
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
-    return 0
+    return _Parent(do, answers=os.dup(1)).run()
 
 
-def _private_stdout() -> BinaryIO:
-    # Apps print: what they print must not reach the agent as an answer.
-    private = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return private
+@dataclass
+class _Child:
+    run: str
+    pid: int
+    jobs: int
+    answers: int
+    output: int
+    log: AppLog
+    task: str = ""
+
+
+class _Parent:
+    def __init__(self, do: Do, answers: int) -> None:
+        self._do = do
+        self._answers = answers
+        self._child: _Child | None = None
+        self._wanted: set[str] = set()
+        os.dup2(2, 1)  # nobody here may write into the answers
+
+    def run(self) -> int:
+        unread = b""
+        while True:
+            watched = [0, *([self._child.output] if self._child is not None else [])]
+            ready, _, _ = select.select(watched, [], [], IDLE_S if self._wanted else None)
+            if self._child is not None and self._child.output in ready:
+                self._take_output(self._child)
+            if 0 in ready:
+                data = os.read(0, _READ)
+                if not data:
+                    self._retire()
+                    return 0
+                *lines, unread = (unread + data).split(b"\n")
+                for line in lines:
+                    self._hand_on(line)
+            elif not ready:
+                self._load_one()
+
+    def _load_one(self) -> None:
+        """Load a library for children to come."""
+        with suppress(Exception):
+            importlib.import_module(self._wanted.pop())
+
+    def _hand_on(self, line: bytes) -> None:
+        job = Job.model_validate_json(line)
+        if self._child is None or self._child.run != job.run:
+            self._retire()
+            self._child = self._forked(job)
+        child = self._child
+        child.task = job.out_dir.name
+        with suppress(BrokenPipeError):  # it is dead: it has no answer
+            os.write(child.jobs, line + b"\n")
+        answer = self._answer_of(child)
+        if not answer:
+            self._end_like(child)
+        while self._take_output(child, wait=False):
+            pass
+        found = json.loads(answer)
+        self._wanted |= set(found.pop("loaded")) - sys.modules.keys()
+        os.write(self._answers, json.dumps(found).encode() + b"\n")
+
+    def _answer_of(self, child: _Child) -> bytes:
+        answer = b""
+        while not answer.endswith(b"\n"):
+            ready, _, _ = select.select([child.answers, child.output], [], [])
+            if child.output in ready and self._take_output(child):
+                continue
+            if child.answers in ready:
+                data = os.read(child.answers, _READ)
+                if not data:
+                    return b""
+                answer += data
+        return answer
+
+    def _take_output(self, child: _Child, *, wait: bool = True) -> bool:
+        """Whether there was any."""
+        if not wait and not select.select([child.output], [], [], 0)[0]:
+            return False
+        data = os.read(child.output, _READ)
+        with suppress(OSError):  # a full disk: the app goes on without a log
+            child.log.feed(data, child.task)
+        return bool(data)
+
+    def _forked(self, job: Job) -> _Child:
+        (job_out, job_in), (answer_out, answer_in), (text_out, text_in) = os.pipe(), os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            for number in (job_in, answer_out, text_out, self._answers):
+                os.close(number)
+            os.dup2(job_out, 0)
+            for number in (1, 2):
+                os.dup2(text_in, number)
+            _be_child(self._do, answer_in)
+        for number in (job_out, answer_in, text_in):
+            os.close(number)
+        return _Child(job.run, pid, job_in, answer_out, text_out, AppLog(job.log_file))
+
+    def _retire(self) -> None:
+        """End the child: it has nothing to do."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        for number in (child.jobs, child.answers, child.output):
+            os.close(number)
+
+    def _end_like(self, child: _Child) -> None:
+        """End as the child did: the agent sees one process."""
+        while self._take_output(child, wait=False):
+            pass
+        _, status = os.waitpid(child.pid, 0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            if number != signal.SIGKILL:
+                signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        os._exit(os.waitstatus_to_exitcode(status) or 1)
+
+
+def _be_child(do: Do, answers: int) -> None:
+    """Never returns: what is of the parent must not be undone here."""
+    code = 1
+    try:
+        die_with_parent()
+        mark_records()
+        for line in sys.stdin.buffer:
+            before = set(sys.modules)
+            answer: dict[str, object] = {"done": True}
+            try:
+                do(Job.model_validate_json(line))
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                answer = {"done": False, "reason": str(exc)}
+            sys.stdout.flush()
+            loaded = sorted((set(sys.modules) - before).intersection(LOADED_ONCE))
+            os.write(answers, json.dumps({**answer, "loaded": loaded}).encode() + b"\n")
+        code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:
+        log.exception("trainer.failed")
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
 
 
 def write_message(out_dir: Path, message: WireMessage) -> None:

@@ -201,8 +201,7 @@ def _region(subjects: Subjects, region: str) -> Account:
     exports = [
         Export(f"$JS.{region}.API.>", many=True),
         Export(f"{root}.cache.{region}.>"),
-        Export(subjects.infer(region, "*", "*")),
-        Export(subjects.samples(region, "*", "*")),
+        *(Export(each) for each in _asked_of_nodes(subjects, region)),
         Export(subjects.fold(region)),
         # Without the domain in it, every region's would be the same.
         Export(f"$JS.FC.{region}.*.{UP}.>"),
@@ -217,8 +216,12 @@ def _region(subjects: Subjects, region: str) -> Account:
 def _leaf(subjects: Subjects, region: str) -> Account:
     exports = [Export(subject, many=many) for subject, _, many in _asked_by_nodes(subjects, region)]
     exports.append(Export(f"{subjects.root}.live.node.{region}.>", "stream"))
-    answered = (subjects.infer(region, "*", "*"), subjects.samples(region, "*", "*"), subjects.fold(region))
+    answered = (*_asked_of_nodes(subjects, region), subjects.fold(region))
     return Account(tuple(exports), tuple(Import(NODES, each) for each in answered), jetstream=True, links=-1)
+
+
+def _asked_of_nodes(subjects: Subjects, region: str) -> tuple[str, ...]:
+    return tuple(asked(region, "*", "*") for asked in (subjects.infer, subjects.samples, subjects.logs))
 
 
 def _asked_by_nodes(subjects: Subjects, region: str) -> Iterator[tuple[str, str, bool]]:
@@ -246,7 +249,7 @@ def _nodes(subjects: Subjects, regions: list[str]) -> Account:
         for subject, local, _ in _asked_by_nodes(subjects, region)
     ]
     imports += [Import(leaf_account(r), f"{subjects.root}.live.node.{r}.>", "stream") for r in regions]
-    answers = (subjects.infer("*", "*", "*"), subjects.samples("*", "*", "*"), subjects.fold("*"))
+    answers = (*_asked_of_nodes(subjects, "*"), subjects.fold("*"))
     return Account(tuple(Export(each) for each in answers), tuple(imports))
 
 

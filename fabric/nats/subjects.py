@@ -22,6 +22,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
     parked.<id>                                   reports that could not be applied  stream PARKED, hub
     infer.<region>.<node>.<model>                 inference requests to a node       plain
     samples.<region>.<node>.<model>               labels and counts of its samples   plain
+    logs.<region>.<node>.<run>                    what an app printed there          plain
     tel.<region>.<node>                           heartbeats (lossy)                 plain
     fleet.<node>                                  presence changes                   plain
     rpc.run.<run>.<verb>                          an aggregator asks the coordinator plain
@@ -65,6 +66,8 @@ FOLD_WORKER = "fold"
 RESERVED = (COLLECTOR, FOLD_WORKER)
 """Used in place of a node's name: no node may have one of these names."""
 
+LOG_OF = "-log"
+"""What the name of a run has behind it where its log is kept."""
 ALL_MODELS = "_"
 """Stands for the model in a question about the samples of every model; no model may have this name."""
 
@@ -219,6 +222,17 @@ class Subjects:
         """`model` may be ALL_MODELS."""
         return f"{self.root}.samples.{region}.{node}.{model}"
 
+    def logs(self, region: str, node: str, run: str) -> str:
+        return f"{self.root}.logs.{region}.{node}.{run}"
+
+    def run_log(self, run: str, slot: str) -> str:
+        """A part of what the run's ServerApp has printed."""
+        return self.checkpoint(run, f"log.{slot}")
+
+    def kept_run_log(self, run: str, slot: str) -> str:
+        """The same, after the run is completed."""
+        return self.run_log(f"{run}{LOG_OF}", slot)
+
     def all_staying(self, region: str) -> str:
         return f"{self.root}.stay.{region}.>"
 
@@ -366,12 +380,12 @@ class SketchOf:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`infer.<region>.<node>.<model>` or `samples.<region>.<node>.<model>`."""
+    """`infer.<region>.<node>.<model>`, `samples.<region>.<node>.<model>` or `logs.<region>.<node>.<run>`."""
 
-    kind: Literal["infer", "samples"]
+    kind: Literal["infer", "samples", "logs"]
     region: str
     node: str
-    model: str
+    about: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +464,8 @@ def parse(subject: str) -> Address:  # noqa: C901  # one table of all subjects
             return Question("infer", region, node, model)
         case ["samples", region, node, model]:
             return Question("samples", region, node, model)
+        case ["logs", region, node, run]:
+            return Question("logs", region, node, run)
         case ["rpc", "enrol", region, token]:
             return EnrolmentAsked(region, token)
         case ["rpc", "orders", region, node]:

@@ -138,3 +138,40 @@ def test_a_run_that_failed_goes_on_and_one_that_is_stopped_keeps_what_it_has(ins
     assert view.state == "completed" and "stopped by a person after round" in view.reason and len(_closed(view)) < 4
     assert installation.run("run", "rm", run).returncode == 0
     assert run not in [each.run for each in installation.runs()]
+
+
+def _records(installation: Installation, run: str, *options: str) -> list[dict[str, str]]:
+    done = installation.run("run", "logs", run, *options, "-o", "json")
+    return [json.loads(text) for text in done.stdout.splitlines()]
+
+
+def test_what_an_app_prints_can_be_read_from_far(installation: Installation) -> None:
+    view = _view(installation, "FedAvg", prints=True, dtypes=["float32"])
+    lines = _records(installation, view.run)
+    told = [(line["level"], line["text"]) for line in lines]
+    assert ("", "the server printed this") in told
+    assert told.count(("WARNING", "referee: the server logged this")) == 1, "said once"
+    assert any(level == "INFO" and "aggregate_train: Received 4 results" in text for level, text in told)
+    assert not any("\x1b" in text for _, text in told)
+    there = installation.run("run", "logs", view.run, "--node", "eu-1", "--node", "us-2").stdout
+    assert there.count("eu-1") and there.count("us-2") and "the client printed this" in there
+    lines = [
+        json.loads(t)
+        for t in installation.run("run", "logs", view.run, "--node", "eu-1", "-o", "json").stdout.splitlines()
+    ]
+    assert {line["task"].split("-r")[0] for line in lines} == {view.run}
+    assert ("ERROR", "referee: the client logged this") in [(line["level"], line["text"]) for line in lines]
+
+
+def test_a_log_is_followed_while_the_run_goes_on(installation: Installation) -> None:
+    run = _slow_options(installation, 0.3, prints=True)
+    followed = installation.process("run", "logs", run, "-f")
+    assert followed.returncode == 0 and followed.stdout.count("the server printed this") == 1
+    assert installation.show(run).state == "completed"
+
+
+def test_no_run_sees_what_another_has_done_to_a_module(installation: Installation) -> None:
+    for _ in range(2):
+        view = _view(installation, "FedAvg", remembers=True, dtypes=["float32"])
+        assert view.state == "completed"
+        assert view.rounds[-1].metrics["train_remembered"] == 2.0, "the rounds of this run, and of no other"

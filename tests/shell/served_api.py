@@ -13,6 +13,7 @@ from aiohttp import web
 
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.api import metrics
 from fedtide.coordinator.api.events import EventApi
@@ -93,10 +94,11 @@ async def _serve(
         await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")
         housekeeping = Housekeeping(broker, SUBJECTS, engine, [], Path("nowhere"), _leads, {}, members_only=False)
         executor.start("evt-1", (AnnouncePresence("n1", "online"),))
+        questions = NodeQuestions(broker, SUBJECTS)
         routes = [
             ModelApi(broker, SUBJECTS, engine, housekeeping).routes(),
-            FleetApi(engine, presence, NodeQuestions(broker, SUBJECTS)).routes(),
-            RunApi(engine, presence, starter).routes(),
+            FleetApi(engine, presence, questions).routes(),
+            RunApi(engine, presence, starter, RunLogs(broker, SUBJECTS), questions).routes(),
             RolloutApi(broker, SUBJECTS, engine, starter).routes(),
             TriggerApi(engine).routes(),
             EventApi(engine, lambda: EventLog(broker, SUBJECTS), executor).routes(),

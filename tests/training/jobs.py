@@ -40,6 +40,8 @@ def job(folder: Path, app: Path, task: Task, node: ConfigValues, checkpoint_s: f
     out.mkdir(parents=True, exist_ok=True)
     (out / "task.json").write_text(task.model_dump_json())
     return Job(
+        run="run-1",
+        log_file=folder / "log",
         task_file=out / "task.json",
         blobs={},
         app_dir=app,

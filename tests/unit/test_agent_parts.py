@@ -87,8 +87,10 @@ def test_a_damaged_entry_is_said_to_be_damaged(tmp_path: Path) -> None:
 async def test_a_node_without_flower_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "find_spec", lambda name: None)
     config = AgentConfig(node="n1", region="eu", nats_url="nats://127.0.0.1:4222", data_dir=tmp_path)
-    paths = dict.fromkeys(("task_file", "app_dir", "work_dir", "state_file", "progress_file", "out_dir"), tmp_path)
-    job = Job(**paths, blobs={}, node_id=1, node_config={}, checkpoint_s=0.0, threads=1)
+    paths = dict.fromkeys(
+        ("task_file", "log_file", "app_dir", "work_dir", "state_file", "progress_file", "out_dir"), tmp_path
+    )
+    job = Job(**paths, run="r", blobs={}, node_id=1, node_config={}, checkpoint_s=0.0, threads=1)
     with pytest.raises(CapabilityMissing, match=r"fedtide\[train\]"):
         await Trainer(config, Governor(config.limits, "UTC", Latency(), print)).train(job)
 

@@ -1,6 +1,7 @@
 """Every strategy and wrapper of flwr, and mains that use the grid themselves; trace.json is what came of it."""
 
 import json
+import logging
 import random
 import time
 
@@ -21,6 +22,9 @@ def main(grid: Grid, context: Context) -> None:
     random.seed(7)
     np.random.seed(7)
     trace: dict = {"calls": []}
+    if json.loads(str(config["options"])).get("prints"):
+        print("\x1b[32mthe server printed this\x1b[0m")
+        logging.getLogger("referee").warning("the server logged this")
     try:
         case = MAINS.get(str(config["case"]), learn)
         trace |= case(grid, config, json.loads(str(config["options"])), trace["calls"])
