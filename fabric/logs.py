@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -17,8 +18,13 @@ class FieldFormatter(logging.Formatter):
         return f"{line} {' '.join(fields)}" if fields else line
 
 
+def handler(stream: TextIO) -> logging.Handler:
+    """Writes records to a stream."""
+    made = logging.StreamHandler(stream)
+    made.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    return made
+
+
 def to_stderr(level: int = logging.INFO) -> None:
     """Log to standard error from here on (a process calls this once, in its main)."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler(sys.stderr)], force=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fedtide.fabric import logs
 from fedtide.fabric.flower.app_log import AppLog, mark_records
 from fedtide.fabric.messages.logs import LogLine
 
 _READ = 65_536
+_PAUSE_S = 0.05
+"""What comes meanwhile is read at once: a round logs many lines, and each reading stops the app for a moment."""
 
 
 class AppOutput:
@@ -29,19 +34,21 @@ class AppOutput:
             os.dup2(target, number)
         os.close(target)
         mark_records()
+        ours = logging.getLogger("fedtide")  # many lines a round, and nothing of the app
+        ours.propagate, ours.handlers = False, [logs.handler(os.fdopen(os.dup(self._own), "w", buffering=1))]
         self._thread = threading.Thread(target=self._read, args=(source,), name="app-output", daemon=True)
         self._thread.start()
 
     def _read(self, source: int) -> None:
         while data := os.read(source, _READ):
             self._take(self._log.feed(data, ""))
+            time.sleep(_PAUSE_S)
         self._take(self._log.flush(""))
         os.close(source)
 
     def _take(self, lines: list[LogLine]) -> None:
-        for line in lines:
-            os.write(self._own, f"{line.at.isoformat()} {line.level} {line.text}\n".encode())
         if lines:
+            os.write(self._own, "".join(f"{line.at.isoformat()} {line.level} {line.text}\n" for line in lines).encode())
             self._ship(lines)
 
     def stop(self) -> None:
