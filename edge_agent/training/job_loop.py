@@ -1,11 +1,13 @@
 """The trainer process: a parent that has the libraries loaded, and a child for each run, forked from it.
 
 The parent imports nothing of an app, so no run sees what another has done to a module. It hands jobs on to the child of
-their run, and its answers back; what the child prints goes into the run's log. It knows one child at a time.
+their run, and its answers back; what the child prints goes into the run's log. It has one such child at a time, and
+while it has nothing to do one that waits for the next run.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -49,13 +51,18 @@ def serve(do: Do) -> int:
 
 @dataclass
 class _Child:
-    run: str
+    """`run` is empty for one that waits for a run."""
+
     pid: int
     jobs: int
     answers: int
     output: int
-    log: AppLog
+    run: str = ""
+    log: AppLog | None = None
     task: str = ""
+
+    def begin(self, run: str, log_file: Path) -> None:
+        self.run, self.log = run, AppLog(log_file)
 
 
 class _Parent:
@@ -63,6 +70,7 @@ class _Parent:
         self._do = do
         self._answers = answers
         self._child: _Child | None = None
+        self._spare: _Child | None = None
         self._wanted: set[str] = set()
         os.dup2(2, 1)  # nobody here may write into the answers
 
@@ -70,32 +78,41 @@ class _Parent:
         unread = b""
         while True:
             watched = [0, *([self._child.output] if self._child is not None else [])]
-            ready, _, _ = select.select(watched, [], [], IDLE_S if self._wanted else None)
-            if self._child is not None and self._child.output in ready:
-                self._take_output(self._child)
+            is_ready = self._spare is not None and not self._wanted
+            ready, _, _ = select.select(watched, [], [], None if is_ready else IDLE_S)
+            if self._child is not None and self._child.output in ready and not self._take_output(self._child):
+                self._end_like(self._child)
             if 0 in ready:
                 data = os.read(0, _READ)
                 if not data:
-                    self._retire()
+                    _end(self._child)
+                    _end(self._spare)
                     return 0
                 *lines, unread = (unread + data).split(b"\n")
                 for line in lines:
                     self._hand_on(line)
             elif not ready:
-                self._load_one()
+                self._prepare()
 
-    def _load_one(self) -> None:
-        """Load a library for children to come."""
-        with suppress(Exception):
-            importlib.import_module(self._wanted.pop())
+    def _prepare(self) -> None:
+        """For the next run, while there is nothing to do: load a library that apps use, or fork its child."""
+        if self._wanted:
+            _end(self._spare)
+            self._spare = None
+            with suppress(Exception):
+                importlib.import_module(self._wanted.pop())
+        else:
+            self._spare = self._forked()
 
     def _hand_on(self, line: bytes) -> None:
-        job = Job.model_validate_json(line)
-        if self._child is None or self._child.run != job.run:
-            self._retire()
-            self._child = self._forked(job)
+        job = json.loads(line)  # its child validates it
+        if self._child is None or self._child.run != job["run"]:
+            _end(self._child)
+            self._child = self._spare or self._forked()
+            self._spare = None
+            self._child.begin(job["run"], Path(job["log_file"]))
         child = self._child
-        child.task = job.out_dir.name
+        child.task = Path(job["out_dir"]).name
         with suppress(BrokenPipeError):  # it is dead: it has no answer
             os.write(child.jobs, line + b"\n")
         answer = self._answer_of(child)
@@ -125,15 +142,18 @@ class _Parent:
         if not wait and not select.select([child.output], [], [], 0)[0]:
             return False
         data = os.read(child.output, _READ)
-        with suppress(OSError):  # a full disk: the app goes on without a log
-            child.log.feed(data, child.task)
+        if child.log is not None:
+            with suppress(OSError):  # a full disk: the app goes on without a log
+                child.log.feed(data, child.task)
         return bool(data)
 
-    def _forked(self, job: Job) -> _Child:
+    def _forked(self) -> _Child:
+        gc.freeze()  # what is shared stays shared
         (job_out, job_in), (answer_out, answer_in), (text_out, text_in) = os.pipe(), os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
-            for number in (job_in, answer_out, text_out, self._answers):
+            others = [n for c in (self._child, self._spare) if c is not None for n in (c.jobs, c.answers, c.output)]
+            for number in (job_in, answer_out, text_out, self._answers, *others):
                 os.close(number)
             os.dup2(job_out, 0)
             for number in (1, 2):
@@ -141,18 +161,7 @@ class _Parent:
             _be_child(self._do, answer_in)
         for number in (job_out, answer_in, text_in):
             os.close(number)
-        return _Child(job.run, pid, job_in, answer_out, text_out, AppLog(job.log_file))
-
-    def _retire(self) -> None:
-        """End the child: it has nothing to do."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
-        os.waitpid(child.pid, 0)
-        for number in (child.jobs, child.answers, child.output):
-            os.close(number)
+        return _Child(pid, job_in, answer_out, text_out)
 
     def _end_like(self, child: _Child) -> None:
         """End as the child did: the agent sees one process."""
@@ -167,6 +176,17 @@ class _Parent:
         os._exit(os.waitstatus_to_exitcode(status) or 1)
 
 
+def _end(child: _Child | None) -> None:
+    """End a child that has nothing to do."""
+    if child is None:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
+    for number in (child.jobs, child.answers, child.output):
+        os.close(number)
+
+
 def _be_child(do: Do, answers: int) -> None:
     """Never returns: what is of the parent must not be undone here."""
     code = 1
@@ -174,7 +194,6 @@ def _be_child(do: Do, answers: int) -> None:
         die_with_parent()
         mark_records()
         for line in sys.stdin.buffer:
-            before = set(sys.modules)
             answer: dict[str, object] = {"done": True}
             try:
                 do(Job.model_validate_json(line))
@@ -183,7 +202,7 @@ def _be_child(do: Do, answers: int) -> None:
                     raise
                 answer = {"done": False, "reason": str(exc)}
             sys.stdout.flush()
-            loaded = sorted((set(sys.modules) - before).intersection(LOADED_ONCE))
+            loaded = [name for name in LOADED_ONCE if name in sys.modules]
             os.write(answers, json.dumps({**answer, "loaded": loaded}).encode() + b"\n")
         code = 0
     except SystemExit as exc:

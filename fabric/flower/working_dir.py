@@ -12,6 +12,8 @@ def enter(folder: Path, app_dir: Path) -> None:
 
     Files of the app are copied, its folders are links: what the app writes beside them is the run's alone.
     """
+    if os.getcwd() == str(folder):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for entry in app_dir.iterdir():
         there = folder / entry.name
