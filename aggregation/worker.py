@@ -60,26 +60,29 @@ def run(config: WorkerConfig, end: End) -> int:
     output.start()
     try:
         link.call(link.report(AggregatorStarted(run=config.run, attempt=config.attempt)))
+        ended: RunCompleted | RunFailed
         try:
-            note = _run_app(config, link)
+            ended = RunCompleted(run=config.run, attempt=config.attempt, note=_run_app(config, link))
+            link.call(link.close_round((), carries=False))
+            link.call(link.storage.forget_anchors())
+            link.call(link.stop_listening())
         except TransientError as exc:
             log.error("run.broken_off", extra={"reason": str(exc)})
             return exc.exit_code
         except FedtideError as exc:
-            link.call(link.report(_failed(config, str(exc))))
+            ended = _failed(config, str(exc))
         except SystemExit as exc:
-            link.call(link.report(_failed(config, f"the ServerApp called sys.exit({exc.code})")))
+            ended = _failed(config, f"the ServerApp called sys.exit({exc.code})")
         except Stopped:
             log.warning("run.stopped")
             return STOPPED_CODE
         except Exception as exc:  # a ServerApp may raise anything
-            log.exception("run.app_raised")
-            link.call(link.report(_failed(config, f"the ServerApp raised {told(exc, config.work_dir / 'app')}")))
-        else:
-            link.call(link.close_round((), carries=False))
-            link.call(link.storage.forget_anchors())
-            link.call(link.stop_listening())
-            link.call(link.report(RunCompleted(run=config.run, attempt=config.attempt, note=note)))
+            logging.getLogger("serverapp").exception("raised")
+            ended = _failed(config, f"the ServerApp raised {told(exc, config.work_dir / 'app')}")
+        # Before the last report: what is stored for a run that has ended is cleaned up.
+        output.stop()
+        link.call(link.store_lines())
+        link.call(link.report(ended))
     finally:
         output.stop()
         link.close()

@@ -52,7 +52,9 @@ class AppOutput:
             self._ship(lines)
 
     def stop(self) -> None:
-        """Give the standard output back."""
+        """Give the standard output back, after all lines have gone to `ship`; again changes nothing."""
+        if not self._thread.is_alive():
+            return
         sys.stdout.flush()
         sys.stderr.flush()
         for number in (1, 2):

@@ -42,7 +42,7 @@ class GridLink(RunLink):
 
     def close(self) -> None:
         """As `stop`, and end the thread."""
-        self.call(self._store_lines())
+        self.call(self.store_lines())
         self.call(self.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -55,10 +55,14 @@ class GridLink(RunLink):
 
     def _log_later(self, lines: list[LogLine]) -> None:
         if not self._unstored:
-            self._later(LOG_PAUSE_S, self._store_lines)
+            self._loop.call_later(LOG_PAUSE_S, self._store_soon)
         self._unstored += lines
 
-    async def _store_lines(self) -> None:
+    def _store_soon(self) -> None:
+        self._storing = self._loop.create_task(self.store_lines())
+
+    async def store_lines(self) -> None:
+        """Store what waits."""
         lines, self._unstored = self._unstored, []
         for first in range(0, len(lines), LOG_LINES):
             await self.store_log(lines[first : first + LOG_LINES])

@@ -155,10 +155,7 @@ def test_what_an_app_prints_can_be_read_from_far(installation: Installation) -> 
     assert not any("\x1b" in text for _, text in told)
     there = installation.run("run", "logs", view.run, "--node", "eu-1", "--node", "us-2").stdout
     assert there.count("eu-1") and there.count("us-2") and "the client printed this" in there
-    lines = [
-        json.loads(t)
-        for t in installation.run("run", "logs", view.run, "--node", "eu-1", "-o", "json").stdout.splitlines()
-    ]
+    lines = _records(installation, view.run, "--node", "eu-1")
     assert {line["task"].split("-r")[0] for line in lines} == {view.run}
     assert ("ERROR", "referee: the client logged this") in [(line["level"], line["text"]) for line in lines]
 
