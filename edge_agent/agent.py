@@ -88,7 +88,7 @@ class Agent:
         log.info("inference.listening", extra={"url": self._server.url})
         store = ModelStore(config.data_dir / "models")
         serve_from_disk(config, store, self._serving)
-        self._server.ready = True
+        self._look_ready(store)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(capturer.run(), name="capture")
@@ -98,6 +98,11 @@ class Agent:
             self._serving.stop()
             await capturer.flush()
             samples.close()
+
+    def _look_ready(self, store: ModelStore) -> None:
+        """Ready: every model that this node should serve is served, by one of its releases."""
+        served = self._serving.serving()
+        self._server.ready = all(c.release is None or c.model in served for c in store.current())
 
     async def _keep_connected(self, store: ModelStore) -> None:
         """Run all that needs the broker, for ever. A node that is refused keeps serving, and retries."""
@@ -126,6 +131,7 @@ class Agent:
             self._comparisons.end,
             self._clock,
         )
+        self._activation.swapped = lambda: self._look_ready(store)
         drift = DriftWatch(config, broker)
         ending: list[Exception] = []
         self._serving.observers.append(drift.observe)

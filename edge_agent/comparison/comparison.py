@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 SHADOWS = 64
 """Number of requests that may wait for shadowing; further ones are not shadowed."""
 
+DOUBTFUL = 256
+"""Number of failed requests that may wait for the incumbent's answer; further ones count as without one."""
+
 Report = Callable[[Desired, Measured], Awaitable[None]]
 
 
@@ -42,24 +45,53 @@ class Comparison:
         self._report = report
         self._counts: dict[str, float] = dict.fromkeys(Measured.model_fields, 0)
         self._shadows: asyncio.Queue[Arrays] = asyncio.Queue(maxsize=SHADOWS)
+        self._doubtful: asyncio.Queue[Arrays] = asyncio.Queue(maxsize=DOUBTFUL)
         self._owed = 0.0
         self._changed = asyncio.Event()
         self._scored_until = 0.0
 
     def observe(self, served: Served) -> None:
-        """Count a request that the candidate answered or failed on."""
+        """Count a request that the candidate answered or failed on.
+
+        A failure counts only if the incumbent answers the same request well (`_shadow`), or if there is none and
+        the request holds finite numbers: what a client does wrong is no fault of a release.
+        """
         if served.model is not self.candidate:
             return
-        good = served.outputs is not None and all(
-            a.dtype.kind != "f" or bool(np.isfinite(a).all()) for a in served.outputs.values()
-        )
-        self._counts["inferences" if good else "errors"] += 1
-        self._counts["latency_ms"] += served.seconds * 1000 if good else 0.0
+        good = served.outputs is not None and _finite(served.outputs)
+        if not good:
+            self._failed(served.inputs)
+            return
+        self._counts["inferences"] += 1
+        self._counts["latency_ms"] += served.seconds * 1000
         self._changed.set()
         self._owed += self.desired.terms.shadow
         if self._owed >= 1 and self.incumbent is not None and not self._shadows.full():
             self._owed -= 1
             self._shadows.put_nowait(served.inputs)
+
+    def _failed(self, inputs: Arrays) -> None:
+        if self.incumbent is None or self._doubtful.full():
+            if _finite(inputs):
+                self._count_error()
+            return
+        self._doubtful.put_nowait(inputs)
+
+    def _count_error(self) -> None:
+        self._counts["errors"] += 1
+        self._changed.set()
+
+    async def _judge(self) -> None:
+        """Count the requests on which the candidate failed and the incumbent does not."""
+        while True:
+            inputs = await self._doubtful.get()
+            assert self.incumbent is not None
+            try:
+                outputs = await asyncio.to_thread(self.incumbent.run, self.incumbent.prepare(inputs))
+            except (RemoteError, ValueError):
+                continue
+            if _finite(outputs):
+                self._count_error()
 
     def labels_came(self) -> None:
         self._changed.set()
@@ -73,6 +105,7 @@ class Comparison:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.desired.terms.watch_s), asyncio.TaskGroup() as group:
                 group.create_task(self._shadow(), name="shadow")
+                group.create_task(self._judge(), name="judge")
                 group.create_task(self._report_changes(), name="measured")
 
     async def _report_changes(self) -> None:
@@ -148,3 +181,7 @@ class Comparison:
         self._counts["shadowed"] += 1
         self._counts["disagreed"] += not bool(np.all(agree))
         self._counts["slower"] += took[mine] > SLOWER * took[theirs]
+
+
+def _finite(arrays: Arrays) -> bool:
+    return all(a.dtype.kind != "f" or bool(np.isfinite(a).all()) for a in arrays.values())

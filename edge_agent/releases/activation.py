@@ -56,6 +56,8 @@ class Activation:
         clock: FleetClock,
     ) -> None:
         self._clock = clock
+        self.swapped: Callable[[], None] = lambda: None
+        """Called when a model is served by another release, or again."""
         self._config = config
         self._store = store
         self._broker = broker
@@ -118,11 +120,11 @@ class Activation:
             reason = f"counter {desired.counter} is lower than {current.counter}, which this node has seen"
             await self._report(desired, "rejected", reason, 0)
             return
-        if current is not None and desired.order == current.order:
-            await self._again(desired, current)
-            return
         try:
-            await self._activate(desired, current)
+            if current is not None and desired.order == current.order:
+                await self._again(desired, current)
+            else:
+                await self._activate(desired, current)
         except _Superseded:
             await self._report(desired, "superseded", "a newer desired state arrived", 0)
         except Exception as exc:  # no error of a release may stop the serving
@@ -135,12 +137,30 @@ class Activation:
         """Report, after a restart, the outcome of a desired state that was handled before it."""
         wanted = desired.release.digest if desired.release is not None else None
         if self._serving.serving().get(desired.model) != wanted:
-            await self._report(desired, "failed", "failed before a restart", 0)
-            return
+            if desired.release is None or desired.release != current.release:
+                await self._report(desired, "failed", "failed before a restart", 0)
+                return
+            await self._repair(desired, current)
         await self._report(desired, "confirmed", "", 0)
         active = self._serving.active(desired.model)
         if active is not None and desired.terms.measure:
             self._compare(desired, active, await asyncio.to_thread(self._incumbent, current.previous))
+
+    async def _repair(self, desired: Desired, current: Current) -> None:
+        """Fetch again what this node should serve and could not load; what it serves meanwhile goes on.
+
+        Raises:
+            FedtideError, OSError: as the activation of a release.
+        """
+        assert desired.release is not None
+        await self._report(desired, "downloading", "the release was damaged on the node's disk", 0)
+        download = ReleaseDownload(self._broker, self._subjects, self._config.region, desired.terms.bytes_per_s)
+        self._store.discard(desired.release)
+        staging = await self._fetch(desired, desired.release, download)
+        await asyncio.to_thread(self._store.stage, desired.release, staging)
+        self._serving.swap(await asyncio.to_thread(load_release, self._config, self._store, desired.release))
+        log.warning("release.repaired", extra={"release": desired.release.digest, "model": desired.model})
+        self.swapped()
 
     def _incumbent(self, release: BlobRef | None) -> Model | None:
         try:
@@ -170,6 +190,7 @@ class Activation:
         await self._until_window(desired)
         self._store.set_current(_current(desired, desired.release, _good(current, desired.release)))
         self._serving.swap(model)
+        self.swapped()
         await self._report(desired, "active", "", 0)
         await asyncio.to_thread(model.smoke_test, self._store.folder(desired.release))
         await self._report(desired, "confirmed", "", 0)
@@ -223,8 +244,9 @@ class Activation:
             if desired.release is not None and desired.release not in (release, current and current.previous):
                 self._store.discard(desired.release)
             if self._serving.serving().get(desired.model) not in (None, release.digest if release else None):
-                self._serving.remove(desired.model)
-                if release is not None:
+                if release is None:
+                    self._serving.remove(desired.model)
+                else:  # what cannot be loaded takes nothing out of service
                     self._serving.swap(load_release(self._config, self._store, release))
         except (FedtideError, OSError) as exc:
             log.error("release.fall_back_failed", extra={"model": desired.model, "reason": str(exc)})
@@ -243,12 +265,13 @@ def load_release(config: AgentConfig, store: ModelStore, release: BlobRef) -> Mo
 
 
 def serve_from_disk(config: AgentConfig, store: ModelStore, serving: Serving) -> None:
-    """Serve the releases on disk, without the network; fall back to the previous release."""
+    """Serve the releases on disk, without the network; fall back to the previous one. Damaged ones are deleted."""
     for current in store.current():
         for release in (current.release, current.previous):
             if release is None:
                 continue
             try:
+                store.check(release)
                 serving.swap(load_release(config, store, release))
                 break
             except (FedtideError, OSError) as exc:

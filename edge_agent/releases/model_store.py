@@ -96,7 +96,11 @@ class ModelStore:
             TransientError: no room on the disk.
         """
         if self.has(release):
-            return self.folder(release)
+            try:
+                self.check(release)
+                return self.folder(release)
+            except (DigestMismatch, MalformedMessage) as exc:
+                log.warning("release.damaged", extra={"release": release.digest, "reason": str(exc)})
         manifest, raw = await download.manifest(release)
         if manifest.model != model:
             raise MalformedMessage(f"release {release.digest[:12]} is of model {manifest.model!r}, not {model!r}")
@@ -134,18 +138,29 @@ class ModelStore:
         target = self.folder(release)
         if staging == target:
             return
-        manifest = decode_release((staging / "manifest.json").read_bytes())
-        for ref, name in ((manifest.onnx, "model.onnx"), (manifest.smoke, "smoke.safetensors")):
-            path = staging / name
-            found = manifest_of(list(chunked([map_file(path)] if path.stat().st_size else []))).ref
-            if found != ref:
-                path.unlink()
-                raise DigestMismatch(f"{name} of release {release.digest[:12]} does not match its digest")
+        for path in _checked_files(release, staging):
             sync(path)
         sync(staging / "manifest.json")
         sync(staging)
         staging.rename(target)
         sync(self._releases)
+
+    def check(self, release: BlobRef) -> None:
+        """Read a release on this disk as a whole.
+
+        Raises:
+            DigestMismatch, MalformedMessage: it is damaged; it is deleted, so that it is fetched again.
+        """
+        try:
+            manifest_bytes = (self.folder(release) / "manifest.json").read_bytes()
+            if manifest_of(list(chunked([manifest_bytes]))).ref != release:
+                raise DigestMismatch(f"the manifest of release {release.digest[:12]} does not match its digest")
+            _checked_files(release, self.folder(release))
+        except (OSError, DigestMismatch, MalformedMessage) as exc:
+            self.discard(release)
+            if isinstance(exc, OSError):
+                raise MalformedMessage(f"release {release.digest[:12]} is not whole on this node") from exc
+            raise
 
     def discard(self, release: BlobRef) -> None:
         """Delete a release that turned out unusable: asked for again, it is fetched anew."""
@@ -161,3 +176,21 @@ class ModelStore:
             if folder.name.removesuffix(".part") not in kept:
                 log.info("release.swept", extra={"release": folder.name[:12]})
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checked_files(release: BlobRef, folder: Path) -> list[Path]:
+    """The files of a release, after reading them.
+
+    Raises:
+        DigestMismatch: the disk does not hold what was fetched; what is wrong is deleted.
+    """
+    manifest = decode_release((folder / "manifest.json").read_bytes())
+    files = []
+    for ref, name in ((manifest.onnx, "model.onnx"), (manifest.smoke, "smoke.safetensors")):
+        path = folder / name
+        found = manifest_of(list(chunked([map_file(path)] if path.stat().st_size else []))).ref
+        if found != ref:
+            path.unlink()
+            raise DigestMismatch(f"{name} of release {release.digest[:12]} does not match its digest")
+        files.append(path)
+    return files

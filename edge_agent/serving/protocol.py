@@ -7,6 +7,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -41,6 +42,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BYTES": np.dtype("object"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_IN_JSON: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}, "O": {str}}
+"""What elements are in JSON, by the kind of a dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ def decode_request(body: bytes | memoryview, json_length: int | None) -> InferRe
 
 def _decode_head(text: bytes) -> _Head:
     try:
-        body = json.loads(text)
+        body = json.loads(text, parse_constant=_no_number)
         tensors = tuple(_decode_tensor(tensor) for tensor in body["inputs"])
         binary = bool((body.get("parameters") or {}).get("binary_data_output", False))
         outputs = {
@@ -129,6 +132,10 @@ def _decode_head(text: bytes) -> _Head:
         return _Head(id_, tensors, outputs, binary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise RemoteError(f"malformed inference request: {type(exc).__name__}: {exc}") from exc
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 _known_head = lru_cache(maxsize=256)(_decode_head)
@@ -152,8 +159,17 @@ def _decode_tensor(tensor: Mapping[str, Any]) -> _Tensor:
 
 
 def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Checked, not cast: a missing reading (null) is no number, and 1.5 is no INT32."""
+    flat = data if isinstance(data, list) else [data]
+    while flat and isinstance(flat[0], list):
+        flat = list(itertools.chain.from_iterable(flat))
+    for kind in {type(each) for each in flat} - _IN_JSON[dtype.kind]:
+        wrong = next(each for each in flat if type(each) is kind)
+        raise RemoteError(f"input {name!r}: {json.dumps(wrong)[:100]} is no {_NAMES[dtype]}")
     with np.errstate(over="ignore"):  # JSON's numbers are wider than some dtypes: they become infinite there
-        array = np.asarray(data, dtype=dtype)
+        array = np.asarray(flat, dtype=dtype)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise RemoteError(f"input {name!r}: a number is too large for {_NAMES[dtype]}")
     if math.prod(shape) != array.size:
         raise RemoteError(f"input {name!r}: {array.size} elements do not fill shape {list(shape)}")
     return array.reshape(shape)
@@ -212,7 +228,7 @@ def encode_response(
             binary.append((name, array.dtype, array.shape, len(parts[-1])))
         else:
             shown = {"name": name, "datatype": datatype(array.dtype), "shape": list(array.shape)}
-            described.append({**shown, "data": array.reshape(-1).tolist()})
+            described.append({**shown, "data": _to_json(array)})
     if described or request.id:
         text = json.dumps({**_about(answered_by, request.id), "outputs": described + _binary_outputs(binary)}).encode()
     else:
@@ -239,6 +255,14 @@ def _known_text(
 ) -> bytes:
     """The JSON part when every tensor is binary: the same for every answer of one release and shape."""
     return json.dumps({**_about(answered_by, ""), "outputs": _binary_outputs(outputs)}).encode()
+
+
+def _to_json(array: Array) -> list[Any]:
+    """Its elements; null for NaN and infinity, which JSON does not have."""
+    values: list[Any] = array.reshape(-1).tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return [value if math.isfinite(value) else None for value in values]
+    return values
 
 
 def _to_bytes(array: Array) -> bytes:

@@ -230,6 +230,24 @@ def test_an_agent_that_was_killed_serves_its_release_again_when_it_is_back(there
     assert _answer(there, "eu-1") == before
 
 
+def test_a_release_that_is_damaged_on_disk_is_fetched_again(there: Installation) -> None:
+    before = _answer(there, "eu-1")
+    folder = there.home / "nodes" / "eu-1" / "models"
+    current = json.loads((folder / "current" / "scale.json").read_text())["release"]["digest"]
+    for file in folder.glob("releases/*/model.onnx"):  # also the one before: there is nothing to fall back to
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    url = there.node("eu-1").inference_url
+    (pid,) = children(there.state["pid"], "agent-eu-1")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: there.node("eu-1").inference_url != url, "the agent's return")
+    until(lambda: there.node("eu-1").serving.get("scale", "") == current, "the repaired release")
+    assert _answer(there, "eu-1") == before
+    with urllib.request.urlopen(f"{there.node('eu-1').inference_url}/v2/health/ready", timeout=5) as response:
+        assert response.status == 200
+
+
 def test_an_agent_without_any_broker_serves_what_its_disk_holds(there: Installation, tmp_path: Path) -> None:
     version, answer = _answer(there, "us-1")
     shutil.copytree(there.home / "nodes" / "us-1" / "models", tmp_path / "models")

@@ -159,6 +159,34 @@ async def test_shadow_inference_counts_disagreement(tmp_path: Path) -> None:
     assert counts.latency_ms == pytest.approx(3.0)
 
 
+async def test_a_failure_counts_only_if_the_incumbent_answers_the_same_request(tmp_path: Path) -> None:
+    candidate, incumbent = model(tmp_path, 3), model(tmp_path, 2)
+    desired = Desired(model="scale", counter=1, rollout="ro-1", release=candidate.release, terms=Terms(report_s=0.01))
+    reports: asyncio.Queue[Measured] = asyncio.Queue()
+
+    async def report(_: Desired, measured: Measured) -> None:
+        reports.put_nowait(measured)
+
+    comparison = Comparison(desired, candidate, incumbent, _store(tmp_path), report)
+    task = asyncio.create_task(comparison.run())
+    # A missing reading; a number too large for both; one that only the candidate makes infinite.
+    for value in (np.nan, 3e38, 1.5e38):
+        inputs = {"x": np.full((1, 3), value, np.float32)}
+        with np.errstate(all="ignore"):
+            comparison.observe(Served(candidate, "", inputs, inputs, candidate.run(candidate.prepare(inputs)), 0.001))
+    async with asyncio.timeout(20):
+        while (await reports.get()).errors < 1:
+            pass
+    assert (comparison.measured.errors, comparison.measured.inferences) == (1, 0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    alone = Comparison(desired, candidate, None, _store(tmp_path), report)
+    for value in (np.nan, 3e38):
+        inputs = {"x": np.full((1, 3), value, np.float32)}
+        alone.observe(Served(candidate, "", inputs, inputs, None, 0.001))
+    assert alone.measured.errors == 1, "the one whose request is finite"
+
+
 # Drift
 
 

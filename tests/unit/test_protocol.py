@@ -84,3 +84,46 @@ def test_outputs_say_for_themselves_whether_they_are_binary() -> None:
 def test_a_malformed_request_is_refused_with_the_reason(body: bytes, length: int | None, words: str) -> None:
     with pytest.raises(RemoteError, match=words):
         decode_request(body, length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        ("FP32", [1, None], "null is no FP32"),
+        ("FP32", [1, True], "true is no FP32"),
+        ("FP64", [1, "2"], '"2" is no FP64'),
+        ("FP32", [1, 1e39], "too large for FP32"),
+        ("INT32", [1, 1.5], "1.5 is no INT32"),
+        ("INT32", [1, False], "false is no INT32"),
+        ("UINT8", [1, 256], "OverflowError|out of bounds"),
+        ("UINT8", [1, -1], "OverflowError|out of bounds"),
+        ("BOOL", [True, 1], "1 is no BOOL"),
+        ("BYTES", ["a", 1], "1 is no BYTES"),
+    ],
+)
+def test_an_element_is_checked_and_not_cast(kind: str, data: list[Any], words: str) -> None:
+    body, _ = _body({"name": "x", "datatype": kind, "shape": [2], "data": data})
+    with pytest.raises(RemoteError, match=words):
+        decode_request(body, None)
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_not_json_is_refused_and_never_sent(constant: str) -> None:
+    text = f'{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [1], "data": [{constant}]}}]}}'
+    with pytest.raises(RemoteError, match="no number of JSON"):
+        decode_request(text.encode(), None)
+    output = np.array([1.5, float(constant.replace("Infinity", "inf"))], np.float32)
+    sent, _ = encode_response(("m", "1", "d"), {"y": output}, InferRequest("", {}, {}, False))
+
+    def refuse(found: str) -> None:
+        raise AssertionError(found)
+
+    assert json.loads(sent, parse_constant=refuse)["outputs"][0]["data"] == [1.5, None]
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"), [([], 5), ([], [5]), ([0, 3], []), ([2, 0], [[], []]), ([2, 2], [[1, 2], [3, 4]])]
+)
+def test_scalars_empty_tensors_and_nested_lists_are_taken(shape: list[int], data: Any) -> None:
+    body, _ = _body({"name": "x", "datatype": "INT64", "shape": shape, "data": data})
+    assert decode_request(body, None).inputs["x"].shape == tuple(shape)
