@@ -103,7 +103,7 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     flower.adopt_identity(run_id, flower.SUPERLINK_NODE_ID)
     accounts = Accounts(config, link)
     base = _base(config, link)
-    driver = RoundDriver(config, link, accounts, _base_arrays(base, link))
+    driver = RoundDriver(config, link, accounts, _first_arrays(config, base, link))
     driver.install()
     legacy = LegacyDriver(config, link)
     legacy.install()
@@ -117,7 +117,7 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     server_app(grid=grid, context=context)
     grid.drain()
     driver.check()
-    if config.spec.base is not None and not driver.drives:
+    if (config.spec.base or config.spec.start) is not None and not driver.drives:
         raise ConfigError("base", "this app does not call strategy.start, so it cannot start from a release")
     if not driver.drives and (spec.policy.carries or spec.stop is not None):
         raise ConfigError("policy", "this app does not call strategy.start: it takes no mode and no stop rule")
@@ -126,7 +126,8 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     if driver.drives and not driver.trained:
         return "no release: nothing was trained"
     arrays = driver.arrays or legacy.arrays or _left_in(context)
-    privacy = driver.privacy(base.lineage.privacy if base is not None else None)
+    # What the run has spent whose checkpoint this one started from is in no ledger.
+    privacy = driver.privacy(base.lineage.privacy if base is not None else None) if spec.start is None else None
     metrics = driver.metrics or legacy.metrics
     published = _publish(config, link, app, app_dir, arrays, context, metrics, privacy)
     return "; ".join(note for note in (driver.note, published) if note)
@@ -138,7 +139,10 @@ def _base(config: WorkerConfig, link: GridLink) -> ReleaseManifest | None:
     return decode_release(bytes(link.call(link.storage.fetch_release(config.spec.base))))
 
 
-def _base_arrays(base: ReleaseManifest | None, link: GridLink) -> ArrayRecord | None:
+def _first_arrays(config: WorkerConfig, base: ReleaseManifest | None, link: GridLink) -> ArrayRecord | None:
+    """What a run starts from instead of the app's own arrays."""
+    if config.spec.start is not None:
+        return flower.record_of(memoryview(link.call(link.storage.fetch(config.spec.start))))
     if base is None:
         return None
     return flower.record_of(memoryview(link.call(link.storage.fetch_release(base.arrays))))

@@ -13,6 +13,7 @@ from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.order_lists import OrderLists
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
+from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
@@ -127,7 +128,10 @@ async def _work(
         enroller = Enroller(broker, links.system, engine, links.authority, config)
     members_only = enroller is not None
     launcher = _launcher(config, enroller, AggregatorExits(broker, subjects, engine).report, engine)
-    starter, presence = Starter(engine), Presence(broker, subjects, engine, group, members_only=members_only)
+    starter, presence = (
+        Starter(engine, RunModels(broker, subjects)),
+        Presence(broker, subjects, engine, group, members_only=members_only),
+    )
     alarms = Alarms(engine, group)
     streams = RunStreams(broker, subjects, config.regions)
     handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams)

@@ -22,6 +22,7 @@ from fedtide.aggregation.rounds.progress import HISTORIES, Best, Progress
 from fedtide.aggregation.rounds.strategy_state import StrategyState
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.messages.checkpoints import Elsewhere, ModelAfter
 from fedtide.fabric.messages.tasks import Arrays
 from fedtide.fabric.nats.subjects import CHECKPOINTS, Subjects
 from fedtide.fabric.strict import Strict
@@ -69,13 +70,6 @@ class RetryCheckpoint(Strict):
     outstanding: list[OutstandingTask]
 
 
-class BestRound(Strict):
-    """The best round so far, by the run's stop rule."""
-
-    round: int
-    arrays: Arrays
-
-
 class Metrics(Strict):
     """The metrics of one round, by history."""
 
@@ -95,7 +89,7 @@ class RoundCheckpoint(Strict):
     bases: dict[int, Arrays] = {}
     bytes_moved: int = 0
     anchor: Arrays | None = Field(default=None, description="Model that coded models are differences to")
-    best: BestRound | None = None
+    best: ModelAfter | None = None
     asked_to_train: bool = False
 
     def models(self) -> set[BlobRef]:
@@ -103,12 +97,6 @@ class RoundCheckpoint(Strict):
         best = [self.best.arrays] if self.best is not None else []
         anchor = [self.anchor] if self.anchor is not None else []
         return {a.blob for a in (self.arrays, *self.bases.values(), *best, *anchor) if a.blob is not None}
-
-
-class Elsewhere(Strict):
-    """In the place of a record that is too large for a message."""
-
-    elsewhere: BlobRef
 
 
 class Checkpoints:
@@ -166,7 +154,7 @@ class Checkpoints:
             bases={number: self._upload(base) for number, base in progress.bases.items()},
             bytes_moved=bytes_moved,
             anchor=self._upload(progress.anchor) if progress.anchor is not None else None,
-            best=BestRound(round=best.round, arrays=self._upload(best.arrays)) if best is not None else None,
+            best=ModelAfter(round=best.round, arrays=self._upload(best.arrays)) if best is not None else None,
             asked_to_train=progress.asked_to_train,
         )
         tensors = {head.strategy_tensors} if head.strategy_tensors is not None else set()

@@ -37,7 +37,9 @@ def start(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Run config override key=value; repeat")] = None,
     nodes: Annotated[str, typer.Option("--nodes", help="Labels, e.g. region=eu-west,zone=a (a|b for either)")] = "",
     model: Annotated[str | None, typer.Option("--model", help="Registry name of the result")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Start from a release: latest, or a version")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Start from a release (latest, or a version), or from RUN[/ROUND]")
+    ] = None,
     timeout: Annotated[float, typer.Option("--round-timeout", min=0.1, help="Seconds a round may take")] = 3600.0,
     select: Annotated[str, typer.Option("--select", help="Which nodes are asked, e.g. nodes=20,idle=true")] = "",
     policy: Annotated[str, typer.Option("--policy", help="When rounds close, e.g. quorum=8,grace_s=10")] = "",

@@ -6,6 +6,7 @@ import asyncio
 
 from pydantic import ValidationError
 
+from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts.planning import check_expressions, plan
@@ -26,8 +27,9 @@ from fedtide.fabric.validation import config_error
 class Starter:
     """Turns requests into the events that start something. An id that exists already changes nothing."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, models: RunModels) -> None:
         self._engine = engine
+        self._models = models
         self._planning = asyncio.Lock()
 
     async def run(self, key: str, asked: RunRequest, by: str, cause: str = "") -> None:
@@ -45,11 +47,22 @@ class Starter:
         if asked.model is not None:
             check_token("model", asked.model)
         config = asked.run_config or _config_of(world, asked)
-        spec = asked.resolved(asked.app or _app_of(world, asked), _base(world, asked), config)
+        start = await self._start_of(asked)
+        base = _base(world, asked) if start is None else None
+        spec = asked.resolved(asked.app or _app_of(world, asked), base, config, start)
         if spec.purpose == "evaluate" and spec.base is None:
             raise ConfigError("base", "is missing: an evaluation needs a release", "Name a version, or latest")
         requested = RunRequested(run=key, spec=spec, by=by, cause=cause)
         await self._engine.submit(requested, id=f"{key}.requested")
+
+    async def _start_of(self, asked: RunRequest) -> BlobRef | None:
+        """The model to start from, if that is of a run that has made no release."""
+        run, _, number = (asked.base or "").partition("/")
+        if run not in self._engine.world.runs or (not number and self._engine.world.release_of(run) is not None):
+            return None
+        if number and not (number.isascii() and number.isdecimal() and len(number) < 10):
+            raise ConfigError("base", f"{asked.base!r} names no round", "Write RUN/ROUND")
+        return await self._models.model(run, int(number) if number else None)
 
     async def rollout(self, key: str, asked: RolloutRequest, by: str) -> None:
         """Start a roll-out under the id `key`.
@@ -128,6 +141,8 @@ def _config_of(world: World, asked: RunRequest) -> ConfigValues:
 def _base(world: World, asked: RunRequest) -> BlobRef | None:
     if asked.base is None:
         return None
+    if (of_run := world.release_of(asked.base) if asked.base in world.runs else None) is not None:
+        return of_run.ref
     if asked.model is None:
         raise ConfigError("base", "needs a model", "Name the model that the base release belongs to")
     releases = world.model(asked.model).releases

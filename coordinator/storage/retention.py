@@ -53,6 +53,7 @@ def needed(world: World, at: datetime, snapshot: str = "", *, members_only: bool
     publishing = {produced.run for m in world.models.values() for produced, _ in m.producing}
     releases = [release for m in world.models.values() for release in m.releases]
     apps = [run.facts.spec.app for run in active.values()]
+    starts = [run.facts.spec.start for run in active.values()]
     apps += [release.manifest.lineage.app for release in releases]
     for trigger in world.triggers.values():
         action = trigger.rule.do
@@ -64,7 +65,7 @@ def needed(world: World, at: datetime, snapshot: str = "", *, members_only: bool
     return Needed(
         runs=frozenset(active) | publishing,
         logs=frozenset(key for key, run in world.runs.items() if runs.has_ended_since(run, at - runs.RESUMABLE_FOR)),
-        bundles=frozenset(app.bundle.digest for app in apps),
+        bundles=frozenset([*(app.bundle.digest for app in apps), *(s.digest for s in starts if s is not None)]),
         releases=frozenset(ref.digest for ref in blobs),
         nodes=frozenset(world.nodes),
         snapshot=snapshot,

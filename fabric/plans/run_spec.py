@@ -40,15 +40,21 @@ class RunSpec(RunOptions):
 
     app: AppRef
     base: BlobRef | None = Field(default=None, description="The release manifest to start from")
+    start: BlobRef | None = Field(default=None, description="Instead of `base`: the arrays to start from")
 
 
 class RunRequest(RunOptions):
     """A run as it is asked for, by a person or by a trigger rule."""
 
     app: AppRef | None = Field(default=None, description="None: the app of the model's latest release")
-    base: str | None = Field(default=None, description="Start from a release of the model: `latest`, or a version")
+    base: str | None = Field(
+        default=None,
+        description="Start from a release of the model (`latest`, or a version), or from a run: RUN[/ROUND]",
+    )
 
-    def resolved(self, app: AppRef, base: BlobRef | None, run_config: ConfigValues) -> RunSpec:
+    def resolved(
+        self, app: AppRef, base: BlobRef | None, run_config: ConfigValues, start: BlobRef | None = None
+    ) -> RunSpec:
         """The run that follows, with what the registry decides."""
         options = {name: getattr(self, name) for name in RunOptions.model_fields}
-        return RunSpec(**{**options, "app": app, "base": base, "run_config": run_config})
+        return RunSpec(**{**options, "app": app, "base": base, "run_config": run_config, "start": start})

@@ -172,3 +172,16 @@ def test_no_run_sees_what_another_has_done_to_a_module(installation: Installatio
         view = _view(installation, "FedAvg", remembers=True, dtypes=["float32"])
         assert view.state == "completed"
         assert view.rounds[-1].metrics["train_remembered"] == 2.0, "the rounds of this run, and of no other"
+
+
+def test_a_run_starts_from_what_another_has_left(installation: Installation) -> None:
+    run = _slow_options(installation, 0.3, "--policy", "retries=0", fails_once=5)
+    assert installation.finish(run).state == "failed"
+    config = config_of("FedAvg", dtypes=["float32"])
+    settings = [w for key, value in config.items() for w in ("--set", f"{key}={value}")]
+    again = installation.train(APP, *settings, "--rounds", "2", "--base", run)
+    whole = installation.train(APP, *settings, "--rounds", "4")
+    ends = [json.loads((installation.out(each.run) / "trace.json").read_text()) for each in (again, whole)]
+    assert ends[0]["result-0"]["arrays"] == ends[1]["result-0"]["arrays"], "two rounds after two are four"
+    refused = installation.run("run", "start", "--app", str(APP), *settings, "--base", f"{run}/7")
+    assert refused.returncode != 0 and "after rounds: 2" in refused.stderr

@@ -14,6 +14,7 @@ from aiohttp import web
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
+from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.api import metrics
 from fedtide.coordinator.api.events import EventApi
@@ -88,7 +89,7 @@ async def _serve(
     for data in story:
         await engine.submit(data)
     async with asyncio.TaskGroup() as group:
-        presence, starter = Presence(broker, SUBJECTS, engine, group), Starter(engine)
+        presence, starter = Presence(broker, SUBJECTS, engine, group), Starter(engine, RunModels(broker, SUBJECTS))
         executor = Executor(_cannot, group)
         reports = Reports(broker, SUBJECTS, engine, ParkedReports(broker, SUBJECTS), ["eu"])
         await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.run_services import RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.command_handlers import AggregatorExits, CommandHandlers
@@ -136,7 +137,7 @@ async def coordinator(broker: FakeBroker, outside: Outside, ready: asyncio.Futur
     async with asyncio.TaskGroup() as group:
         await engine.take_over(CoordinatorElected(name="one"))
         exits, presence = AggregatorExits(broker, SUBJECTS, engine), Presence(broker, SUBJECTS, engine, group)
-        alarms, starter = Alarms(engine, group), Starter(engine)
+        alarms, starter = Alarms(engine, group), Starter(engine, RunModels(broker, SUBJECTS))
         assert exits is not None
         handlers = CommandHandlers(
             broker, SUBJECTS, engine, outside, starter, presence, alarms, None, RunStreams(broker, SUBJECTS, ["eu"])
