@@ -12,7 +12,7 @@ DEPENDENCIES := $(shell cat pyproject.toml examples/data-requirements.txt | sha2
 READY := $(VENV)/.dependencies-$(DEPENDENCIES)
 LINKED := $(VENV)/.linked-$(shell pwd | sha256sum | cut -c1-16)
 
-.PHONY: setup demo test test-slow faults lint docs bench clean
+.PHONY: setup demo test test-slow test-flwr faults lint docs bench clean
 
 setup: $(READY) $(LINKED)
 
@@ -46,6 +46,14 @@ test: lint
 
 test-slow: setup
 	python -m pytest -m slow
+
+# The same apps on each minor version of Flower that is supported.
+FLWR ?= 1.41 1.42
+test-flwr: setup
+	@for version in $(FLWR); do \
+		python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .flwr/$$version "flwr==$$version.*" \
+		&& PYTHONPATH=$(abspath .flwr)/$$version python -m pytest tests/fidelity tests/integration/test_flower_bridge.py tests/integration/test_flower_zoo.py \
+		|| exit 1; done
 
 # What the pages say about types is written from the types.
 docs: setup

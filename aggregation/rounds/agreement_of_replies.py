@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flowers
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedtide.aggregation.sums.admission import Refusal
+from fedtide.fabric.flower import bridge as flower
 
 Shapes = Mapping[str, tuple[int, ...]]
 Refuse = Callable[[Message, Refusal], Message]
@@ -55,20 +55,17 @@ def refuse_odd_replies(refuse: Refuse, sent: Callable[[], Shapes | None]) -> Non
     Args:
         sent: the model of the phase under way; None: no phase, Flower's own check.
     """
-    original = flowers.FedAvg._check_and_log_replies
 
-    def check(
-        self: flowers.FedAvg, replies: Iterable[Message], is_train: bool, validate: bool = True
-    ) -> tuple[list[Message], list[Message]]:
-        model, replies = sent(), list(replies)
-        if validate and model is not None:
-            average = self.train_metrics_aggr_fn if is_train else self.evaluate_metrics_aggr_fn
-            by_lengths = average is aggregate_metricrecords
-            odd = _odd(replies, self.weighted_by_key, model if is_train else None, by_lengths=by_lengths)
-            replies = [refuse(r, odd[n]) if n in odd else r for n, r in enumerate(replies)]
-        return original(self, replies, is_train, validate)
+    def look(strategy: flowers.FedAvg, replies: list[Message], is_train: bool) -> list[Message]:
+        model = sent()
+        if model is None:
+            return replies
+        average = strategy.train_metrics_aggr_fn if is_train else strategy.evaluate_metrics_aggr_fn
+        by_lengths = flower.is_flowers_average(average)
+        odd = _odd(replies, strategy.weighted_by_key, model if is_train else None, by_lengths=by_lengths)
+        return [refuse(r, odd[n]) if n in odd else r for n, r in enumerate(replies)]
 
-    flowers.FedAvg._check_and_log_replies = check  # type: ignore[method-assign]
+    flower.look_before_check(look)
 
 
 def _odd(replies: Sequence[Message], weight: str, model: Shapes | None, *, by_lengths: bool) -> dict[int, Refusal]:

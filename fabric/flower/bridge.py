@@ -1,14 +1,14 @@
 """Everything we use of flwr that is not its public API, and the bridge to our wire format.
 
-Tested with flwr 1.41; `pyproject.toml` pins that minor version. Imported by aggregator and
-trainer processes only: an idle agent and the coordinator never load it.
+Tested with flwr 1.41 and 1.42 (`make test-flwr`); `pyproject.toml` pins these minor versions. Imported by
+aggregator and trainer processes only: an idle agent and the coordinator never load it.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ from fedtide.fabric.tensors.frame import Buffer, decode
 if TYPE_CHECKING:
     from flwr.server import History
     from flwr.serverapp import Grid
+    from flwr.serverapp.strategy import FedAvg
 
 APP_ERRORS = frozenset({ErrorCode.LOAD_CLIENT_APP_EXCEPTION, ErrorCode.CLIENT_APP_RAISED_EXCEPTION})
 """Codes of errors that are the app's own: another node, or another try, gives the same."""
@@ -70,8 +71,10 @@ __all__ = [
     "frame_of",
     "framed",
     "from_wire",
+    "is_flowers_average",
     "load_component",
     "load_state",
+    "look_before_check",
     "record_of",
     "replace_sampling",
     "stamp",
@@ -227,6 +230,32 @@ def replace_sampling(wait: Callable[[Grid, int], list[int] | None]) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("flwr.serverapp.strategy") and vars(module).get("sample_nodes") is original:
             vars(module)["sample_nodes"] = sample_nodes
+
+
+def look_before_check(look: Callable[[FedAvg, list[Message], bool], list[Message]]) -> None:
+    """Let `look` see the replies before Flower's strategies check them; what it gives is checked.
+
+    Args:
+        look: from (strategy, replies, whether they are of training).
+    """
+    from flwr.serverapp.strategy import FedAvg
+
+    original = FedAvg._check_and_log_replies
+
+    def check(
+        self: FedAvg, replies: Iterable[Message], is_train: bool, validate: bool = True
+    ) -> tuple[list[Message], list[Message]]:
+        found = list(replies)
+        return original(self, look(self, found, is_train) if validate else found, is_train, validate)
+
+    FedAvg._check_and_log_replies = check  # type: ignore[method-assign]
+
+
+def is_flowers_average(average: object) -> bool:
+    """Whether metrics are averaged by Flower's own function, which needs lists of equal lengths."""
+    from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+    return average is aggregate_metricrecords
 
 
 def watch_legacy_runs(rounds: int | None, ended: Callable[[History, list[Array]], None]) -> None:
