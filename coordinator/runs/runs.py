@@ -211,7 +211,7 @@ def _tell_to_stop(run: str) -> TellTimeIsUp:
 def why_not_kept(state: Ended, at: datetime) -> str | None:
     """Why an ended run cannot go on, or None."""
     if state.outcome == "completed":
-        return "is completed"
+        return "is completed, which `resume` and `stop` cannot change"
     if not state.resumable:
         return f"is {state.outcome}, and nothing of it was kept: its app runs its own rounds"
     if not is_kept(state, at):

@@ -53,7 +53,7 @@ class Cluster:
             client.ApiClient(settings),
             CONFIG,
             self.config,
-            lambda _: None,
+            lambda *_: None,
             self._exited,
             model_bytes=lambda _: 5000,
             wanted=lambda run, attempt: (run, attempt) in self.wanted,

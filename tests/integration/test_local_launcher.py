@@ -46,7 +46,7 @@ def launcher_in(folder: Path, *, warm_aggregator: bool = True) -> tuple[LocalLau
 
     fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": folder, "http_port": 0}
     config = CoordinatorConfig.model_validate({**fields, "warm_aggregator": warm_aggregator})
-    return LocalLauncher(folder / "runs", config, lambda _: None, exited), ended
+    return LocalLauncher(folder / "runs", config, lambda *_: None, exited), ended
 
 
 async def test_who_asked_and_is_gone_gets_no_aggregator(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_paused_run_has_no_process_and_resumes_in_its_round_without_asking_aga
     assert [r.metrics["train_calls"] for r in view.rounds if r.round] == [1.0, 2.0, 3.0]
     refused = installation.run("run", "resume", run)
     assert refused.returncode == 2
-    assert "is completed, which `resume` cannot change" in refused.stderr
+    assert "is completed, which `resume` and `stop` cannot change" in refused.stderr
 
 
 def test_a_run_stops_when_it_has_learned_enough_and_says_why(installation: Installation) -> None:
