@@ -33,9 +33,11 @@ async def _tell(ground: Ground, account: str, void: Void) -> None:
     system = await ground.broker("hub", ground.authority.credentials(SYSTEM, SYSTEM, "coordinator"))
     regions = [*REGIONS, *(f"region-{n}" for n in range(MOST_REGIONS - len(REGIONS)))]
     jwts = ground.authority.account_jwts(regions, lambda name: void if name == account else {})
-    for jwt in reversed(jwts.values()):  # those of regions first: others import from them
-        said = await system.ask("$SYS.REQ.CLAIMS.UPDATE", jwt.encode())
-        assert b'"code":200' in said, said
+    for name, jwt in reversed(jwts.items()):  # those of regions first: others import from them
+        if name != account:
+            await system.tell("$SYS.REQ.CLAIMS.UPDATE", jwt.encode())
+    said = await system.ask("$SYS.REQ.CLAIMS.UPDATE", jwts[account].encode())
+    assert b'"code":200' in said, said
     await system.close()
 
 

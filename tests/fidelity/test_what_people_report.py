@@ -18,7 +18,9 @@ def _view(there: Installation, case: str, *options: str, **plan: Any) -> RunView
     return there.train(APP, *settings, *options)
 
 
-@pytest.mark.parametrize("case", ["FedAvg", "Saving", "FedMedian", "FedAdam"])
+@pytest.mark.parametrize(
+    "case", ["FedAvg", "Saving", *(pytest.param(s, marks=pytest.mark.slow) for s in ("FedMedian", "FedAdam"))]
+)
 @pytest.mark.parametrize(
     ("odd", "phase", "category"),
     [
@@ -77,6 +79,7 @@ def test_what_is_pushed_arrives_also_if_nobody_waits_for_it(installation: Instal
     assert view.rounds[0].state == "closed"
 
 
+@pytest.mark.slow
 def test_metrics_of_many_rounds_are_not_bounded_by_a_message(installation: Installation) -> None:
     view = _view(installation, "FedAvg", "--rounds", "12", lists=20_000, dtypes=["float32"])
     assert view.state == "completed" and len(view.rounds) == 12
