@@ -37,16 +37,17 @@ def misshapen(replies: Sequence[Message], sent: Shapes) -> dict[int, Refusal]:
             of_replies[number] = {name: shape for each in shapes for name, shape in each.items()}
             for name, shape in of_replies[number].items():
                 votes.setdefault(name, Counter())[shape] += 1
-    usual = {
-        name: max(counts, key=lambda s, n=name, c=counts: (c[s], s == sent.get(n)))  # type: ignore[misc]
-        for name, counts in votes.items()
-    }
+    usual = {name: _usual(counts, sent.get(name)) for name, counts in votes.items()}
     return {
         number: Refusal("wrong_shape", f"tensor {name!r} has shape {shape}, those of most nodes have {usual[name]}")
         for number, shapes_ in of_replies.items()
         for name, shape in shapes_.items()
         if shape != usual[name]
     }
+
+
+def _usual(votes: Counter[tuple[int, ...]], sent: tuple[int, ...] | None) -> tuple[int, ...]:
+    return max(votes, key=lambda shape: (votes[shape], shape == sent))
 
 
 def refuse_odd_replies(refuse: Refuse, sent: Callable[[], Shapes | None]) -> None:

@@ -12,6 +12,7 @@ the run are counted through.
 
 from __future__ import annotations
 
+import functools
 import inspect as signatures
 import logging
 import time
@@ -138,6 +139,7 @@ class RoundDriver:
         driver, original = self, Strategy.start
         form = signatures.signature(original)
 
+        @functools.wraps(original)
         def start(strategy: Strategy, *args: Any, **kwargs: Any) -> Result:
             given = form.bind(strategy, *args, **kwargs)
             given.apply_defaults()
@@ -150,7 +152,6 @@ class RoundDriver:
                 return driver._undriven
             return driver._start(strategy, **own)
 
-        start.__signature__ = form  # type: ignore[attr-defined]
         Strategy.start = start  # type: ignore[method-assign, assignment]
 
     def _start(

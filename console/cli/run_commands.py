@@ -27,6 +27,8 @@ from fedtide.fabric.validation import checked
 runs_app = typer.Typer(no_args_is_help=True, help="Federated runs: start, look at, cancel.")
 rounds_app = typer.Typer(no_args_is_help=True, help="Single rounds.")
 
+FOLLOW_S = 1.0
+"""Between two questions for more of a log: a node tells nobody that its app has printed something."""
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Stay and show progress until the end")]
 
 
@@ -168,7 +170,7 @@ def logs(
                 _say_line(line, place if len(places) > 1 else "", output)
         if ended or not follow:
             return
-        time.sleep(1.0)
+        time.sleep(FOLLOW_S)
 
 
 def _lines(client: Client, run: str, place: str, after: dict[str, datetime]) -> Iterator[LogLine]:

@@ -16,12 +16,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedtide.edge_agent.samples.capture import Capturer
 from fedtide.edge_agent.samples.store import SampleStore
-from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import ConfigError, FedtideError, RemoteError
+from fedtide.fabric.encoding import from_json
+from fedtide.fabric.errors import ConfigError, RemoteError
 from fedtide.fabric.messages.requests import ForgetRequest, LabelsRequest, SamplesQuestion
-from fedtide.fabric.messages.views import LabelsMatched, Problem, SampleCounts, SamplesForgotten, SamplesView
+from fedtide.fabric.messages.views import LabelsMatched, SampleCounts, SamplesForgotten, SamplesView
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.node_answers import answered
 from fedtide.fabric.nats.subjects import ALL_MODELS, Question, Subjects, parse_as
 from fedtide.fabric.validation import first_problem
 
@@ -66,14 +67,11 @@ class SampleApi:
         return SamplesForgotten(deleted=gone)
 
     async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
-        try:
-            model = parse_as(Question, message.subject).about
-            return to_json(await self._answer(model, from_json(SamplesQuestion, message.data, "question"))), {}
-        except FedtideError as exc:
-            refused = Problem(title="Refused", status=400, detail=exc.what, remedy=exc.remedy, exit_code=exc.exit_code)
-            return to_json(refused), {"Status": "400"}
+        return await answered(self._answer(message))
 
-    async def _answer(self, model: str, asked: SamplesQuestion) -> BaseModel:
+    async def _answer(self, message: Received) -> BaseModel:
+        model = parse_as(Question, message.subject).about
+        asked = from_json(SamplesQuestion, message.data, "question")
         if model == ALL_MODELS:
             return await self.counts()
         if asked.label is not None:

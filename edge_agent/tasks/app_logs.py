@@ -6,13 +6,13 @@ import asyncio
 from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import FedtideError, RemoteError
+from fedtide.fabric.encoding import from_json
+from fedtide.fabric.errors import RemoteError
 from fedtide.fabric.flower.app_log import AppLog
 from fedtide.fabric.messages.logs import LogPage, LogQuestion
-from fedtide.fabric.messages.views import Problem
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
+from fedtide.fabric.nats.node_answers import answered
 from fedtide.fabric.nats.subjects import Question, Subjects, parse_as
 
 
@@ -31,15 +31,11 @@ class AppLogs:
         await broker.answer(subjects.logs(self._config.region, self._config.node, "*"), self._on_question)
 
     async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
-        try:
-            run = parse_as(Question, message.subject).about
-            return to_json(await self._page(run, from_json(LogQuestion, message.data, "question"))), {}
-        except FedtideError as exc:
-            refused = Problem(title="Refused", status=400, detail=exc.what, remedy=exc.remedy, exit_code=exc.exit_code)
-            return to_json(refused), {"Status": "400"}
+        return await answered(self._page(message))
 
-    async def _page(self, run: str, asked: LogQuestion) -> LogPage:
+    async def _page(self, message: Received) -> LogPage:
+        asked = from_json(LogQuestion, message.data, "question")
         if not self._config.share_logs:
             raise RemoteError("the node's owner keeps what apps print there", "Set share_logs in the agent's settings")
-        log = AppLog(app_log_file(self._config.data_dir, run))
+        log = AppLog(app_log_file(self._config.data_dir, parse_as(Question, message.subject).about))
         return LogPage.of(await asyncio.to_thread(lambda: list(log.lines(asked.after))))

@@ -6,6 +6,7 @@ output tells them from what it prints. A file that is full becomes the one befor
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -46,7 +47,8 @@ def mark_records(level: int = logging.INFO) -> None:
         logger = logging.getLogger(name)
         if logger.handlers:
             logger.handlers, logger.propagate = [], True
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 class AppLog:
