@@ -1,0 +1,4 @@
+"""Python packages that an app needs beside those of its node: what is missing, and an environment that has it.
+
+May import errors, strict and process. `packaging` and uv come with flwr: only processes that run apps load them.
+"""

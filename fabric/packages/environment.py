@@ -1,0 +1,265 @@
+"""Environments of apps: what an app needs and a machine lacks, installed with uv over the machine's own packages.
+
+An environment is a folder named by the digest of what went into it, shared by all apps that need the same. Packages of
+the machine stay visible in it below its own, and count as installed there: only what is missing, or is there in
+another version, is installed. Nothing that is installed for an app is seen by another, or by the process itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from fedtide.fabric.errors import CapabilityMissing, ConfigError, TransientError
+from fedtide.fabric.packages.requirements import NEVER_INSTALLED, all_installed, parsed, unmet
+from fedtide.fabric.packages.rules import THE_MACHINES_OWN, PackageRules
+
+LOCK = "uv.lock"
+"""In an app's folder: the exact versions of all it needs (made by `uv lock`)."""
+INSTALL_WITHIN_S = 1800.0
+_COMPLETE, _CACHE, _LOCKS = ".complete", ".uv-cache", ".locks"
+_OVER_THE_MACHINES = "fedtide-machine.pth"
+_KEPT_OF_METADATA = ("METADATA", "WHEEL", "INSTALLER", "entry_points.txt")
+
+Wheels = Callable[[], Path]
+"""Fetches the wheels that travel with an app, and says in which folder they are."""
+
+
+def python_for(
+    root: Path,
+    rules: PackageRules,
+    app_dir: Path,
+    dependencies: tuple[str, ...],
+    wheels: Mapping[str, str],
+    fetch: Wheels,
+) -> Path | None:
+    """The interpreter that has what an app needs; None: this process's own has it.
+
+    Args:
+        root: where environments are kept.
+        dependencies: of the app's pyproject.toml; a `uv.lock` beside it goes before them.
+        wheels: file names of the wheels that travel with the app, with their digests.
+        fetch: called only if they are wanted.
+
+    Raises:
+        ConfigError: a dependency cannot be read.
+        CapabilityMissing: it may not be installed here, or cannot be.
+        TransientError: there is no room, or no index to be reached.
+    """
+    wanted = _locked(app_dir) if (app_dir / LOCK).is_file() else tuple(map(str, parsed(dependencies)))
+    missing = unmet(line for line in wanted if not line.startswith("--"))
+    if not missing:
+        return None
+    _check_rules(rules, missing, wheels)
+    used = dict(sorted(wheels.items())) if rules.wheels else {}
+    folder = root.resolve() / _name(wanted, used)
+    python = folder / "bin" / "python"
+    with _locked_for_others(folder):
+        if not (folder / _COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                _layer(folder)
+                _install(root, folder, wanted, rules, fetch() if used else None)
+                _check_size(folder, rules)
+                (folder / _COMPLETE).touch()
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        os.utime(folder)
+    return python
+
+
+def hold(python: Path) -> int:
+    """Keep an environment from being removed, until the handle is closed or the process ends.
+
+    It is inherited by what the process becomes, not by what it starts.
+    """
+    folder = python.parent.parent
+    handle = os.open(_lock_file(folder), os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def make_room(root: Path, rules: PackageRules) -> None:
+    """Remove environments that were not used for longest, until the rest fits. What is in use stays."""
+    folders = sorted((f for f in root.glob("[0-9a-f]*") if f.is_dir()), key=lambda f: f.stat().st_mtime)
+    if _size([*folders, root / _CACHE]) <= rules.max_bytes:
+        return
+    shutil.rmtree(root / _CACHE, ignore_errors=True)  # what environments share with it stays with them
+    while folders and _size(folders) > rules.max_bytes:
+        with _unused(folders[0]) as unused:
+            if unused:
+                shutil.rmtree(folders[0], ignore_errors=True)
+        folders.pop(0)
+
+
+def _check_rules(rules: PackageRules, missing: list[str], wheels: Mapping[str, str]) -> None:
+    if rules.index or (rules.wheels and wheels):
+        return
+    named = ", ".join(missing)
+    if not rules.wheels:
+        raise CapabilityMissing(
+            f"the app needs {named}, and nothing may be installed here",
+            "Its owner can allow it (packages.wheels, packages.index), or install it",
+        )
+    raise CapabilityMissing(
+        f"the app needs {named}, and no index may be asked here",
+        "Give the app its wheels (--with-wheels), name an index (packages.index), or install it",
+    )
+
+
+def _name(wanted: tuple[str, ...], wheels: Mapping[str, str]) -> str:
+    what = [sorted(wanted), wheels, _own(), sorted(all_installed().items()), sys.version, sysconfig.get_platform()]
+    return hashlib.sha256(json.dumps([*what, _machines_paths()]).encode()).hexdigest()[:32]
+
+
+def _own() -> list[str]:
+    """What this installation itself needs in a process that runs apps: an app's packages must go with it."""
+    found = []
+    for each in map(Requirement, requires("fedtide") or ()):
+        if each.marker is None or each.marker.evaluate({"extra": "train"}):
+            each.marker = None
+            found.append(str(each))
+    return sorted(found)
+
+
+def _machines_paths() -> list[str]:
+    return [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages") and Path(p).is_dir()]
+
+
+def _layer(folder: Path) -> None:
+    """An environment in which all that this interpreter has is visible, and counts as installed.
+
+    Of each package there is the metadata only, a copy: uv may take it away to put another version there.
+    """
+    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
+    packages = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    paths = _machines_paths()
+    lines = [f"import site; site.addsitedir({path!r})" for path in paths]
+    (packages / _OVER_THE_MACHINES).write_text("".join(f"{line}\n" for line in lines))
+    for path in paths:
+        for source in Path(path).glob("*.dist-info"):
+            if not (packages / source.name).exists():
+                _copy_metadata(source, packages / source.name)
+
+
+def _copy_metadata(source: Path, target: Path) -> None:
+    target.mkdir()
+    kept = [name for name in _KEPT_OF_METADATA if (source / name).is_file()]
+    for name in kept:
+        shutil.copyfile(source / name, target / name)
+    (target / "RECORD").write_text("".join(f"{target.name}/{name},,\n" for name in [*kept, "RECORD"]))
+
+
+def _locked(app_dir: Path) -> tuple[str, ...]:
+    """What the app's lock file says, as lines of a requirements file; without flwr and what only flwr needs."""
+    options = ["--frozen", "--no-dev", "--no-emit-project", "--prune", NEVER_INSTALLED, "--no-header", "--no-annotate"]
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch)  # uv writes beside what it reads
+        for name in ("pyproject.toml", LOCK):
+            shutil.copyfile(app_dir / name, copy / name)
+        done = _uv(["export", "--project", scratch, "--no-hashes", *options], {"UV_OFFLINE": "1", "UV_NO_CONFIG": "1"})
+    if done.returncode != 0:
+        raise ConfigError(LOCK, f"cannot be read: {_said(done)}", "Make it anew with `uv lock`")
+    return tuple(line for line in done.stdout.splitlines() if line.strip())
+
+
+def _install(root: Path, folder: Path, wanted: tuple[str, ...], rules: PackageRules, wheels: Path | None) -> None:
+    environment = {"UV_CACHE_DIR": str(root.resolve() / _CACHE), "UV_PYTHON_DOWNLOADS": "never"}
+    options = ["--python", str(folder / "bin" / "python"), "--no-build", "--no-progress", "--strict"]
+    if rules.index != THE_MACHINES_OWN:
+        environment["UV_NO_CONFIG"] = "1"
+    if not rules.index:
+        options.append("--no-index")
+    elif rules.index != THE_MACHINES_OWN:
+        environment["UV_DEFAULT_INDEX"] = rules.index  # not in the command line: it may hold a password
+    if wheels is not None:
+        options += ["--find-links", str(wheels)]
+    asked, own = folder / "asked.txt", folder / "own.txt"
+    asked.write_text("".join(f"{line}\n" for line in wanted))
+    own.write_text("".join(f"{line}\n" for line in _own()))
+    done = _uv(["pip", "install", *options, "-r", str(asked), "-r", str(own)], environment)
+    if done.returncode != 0:
+        _explain(done, rules)
+
+
+def _uv(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "uv", *arguments]
+    kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "UV_INDEX", "PYTHONPATH")}
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=INSTALL_WITHIN_S, env={**kept, **environment}
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise TransientError(f"installing the app's packages took more than {INSTALL_WITHIN_S:.0f} s") from exc
+
+
+def _explain(done: subprocess.CompletedProcess[str], rules: PackageRules) -> None:
+    said = _said(done).replace(rules.index, "the index") if rules.index else _said(done)
+    if "No space left on device" in said:
+        raise TransientError(f"no room for the app's packages: {said}", "Free disk space; it is tried again")
+    remedy = "Change what the app asks for, or what this machine may use (packages in its configuration)"
+    raise CapabilityMissing(f"the app's packages cannot be installed: {said}", remedy)
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join(done.stderr.split())[-2000:]
+
+
+def _check_size(folder: Path, rules: PackageRules) -> None:
+    if (size := _size([folder])) > rules.max_bytes:
+        raise CapabilityMissing(
+            f"the app's packages need {size / 1e6:.0f} MB, the owner allows {rules.max_bytes / 1e6:.0f} MB",
+            "Raise packages.max_bytes on the node",
+        )
+
+
+def _size(folders: Iterable[Path]) -> int:
+    """Bytes on disk: a file that is linked from several of them counts once."""
+    sizes = {}
+    for folder in folders:
+        for root, _, names in os.walk(folder):
+            for name in names:
+                found = Path(root, name).lstat()
+                sizes[found.st_ino] = found.st_blocks * 512
+    return sum(sizes.values())
+
+
+def _lock_file(folder: Path) -> Path:
+    locks = folder.parent / _LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / folder.name
+
+
+@contextmanager
+def _locked_for_others(folder: Path) -> Iterator[None]:
+    """One process at a time makes an environment."""
+    with (_lock_file(folder).with_suffix(".making")).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _unused(folder: Path) -> Iterator[bool]:
+    """Whether nobody holds an environment; meanwhile nobody can."""
+    with _lock_file(folder).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
