@@ -50,7 +50,7 @@ def main() -> int:
 def _run(file: Path) -> int:
     if owner := os.environ.get(LIFELINE):
         threading.Thread(target=_end_with, args=(int(owner),), daemon=True).start()
-    return run(WorkerConfig.model_validate_json(file.read_bytes()), os._exit)
+    return run(WorkerConfig.model_validate_json(file.read_bytes()), file, os._exit)
 
 
 if __name__ == "__main__":

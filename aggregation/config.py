@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.urls import NatsUrl
+from fedtide.fabric.packages.rules import PackageRules
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.strict import Strict
 
@@ -25,6 +26,7 @@ class WorkerConfig(Strict):
     ca_file: Path | None = None
     work_dir: Path
     regions: list[str]
+    packages: PackageRules = PackageRules()
 
     @property
     def access(self) -> Access:

@@ -10,6 +10,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
+from fedtide.aggregation import app_packages
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.grid.nats_grid import NatsGrid
 from fedtide.aggregation.grid.round_reports import Accounts
@@ -25,7 +26,7 @@ from fedtide.fabric.events.envelope import ModelProduced
 from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFailed
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.flower.app_errors import told
-from fedtide.fabric.flower.apps import AppDescription, describe, fuse, unpack
+from fedtide.fabric.flower.apps import AppDescription, describe, fuse
 from fedtide.fabric.flower.working_dir import enter
 from fedtide.fabric.ids import flower_int
 from fedtide.fabric.plans.release import Privacy, ReleaseManifest, decode_release
@@ -47,10 +48,13 @@ def _stop(*_: object) -> None:
     raise Stopped
 
 
-def run(config: WorkerConfig, end: End) -> int:
+def run(config: WorkerConfig, file: Path, end: End) -> int:
     """Run the app and report how it ended; the exit code is then 0, and another if stopped or cut off.
 
+    An app that needs other packages than this process has takes its place in an interpreter that has them.
+
     Args:
+        file: `config` is read from it.
         end: ends the process at once, when it is no longer the run's current attempt.
     """
     signal.signal(signal.SIGTERM, _stop)
@@ -62,6 +66,11 @@ def run(config: WorkerConfig, end: End) -> int:
         link.call(link.report(AggregatorStarted(run=config.run, attempt=config.attempt)))
         ended: RunCompleted | RunFailed
         try:
+            python = app_packages.python_for(config, link)
+            if python is not None:
+                output.stop()
+                link.close()
+                app_packages.become(python, file)
             ended = RunCompleted(run=config.run, attempt=config.attempt, note=_run_app(config, link))
             link.call(link.close_round((), carries=False))
             link.call(link.storage.forget_anchors())
@@ -95,8 +104,7 @@ def _failed(config: WorkerConfig, reason: str) -> RunFailed:
 
 def _run_app(config: WorkerConfig, link: GridLink) -> str:
     spec = config.spec
-    app_dir = config.work_dir / "app"
-    unpack(bytes(link.call(link.storage.fetch(spec.app.bundle))), app_dir)
+    app_dir = app_packages.app_dir(config)
     app = describe(app_dir)
     run_config = fuse(app.config, spec.run_config)
     run_id = flower_int(config.run)

@@ -11,9 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fedtide.console import endpoints
+from fedtide.console.app_wheels import Machine, gathered
+from fedtide.console.client import Client
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.flower.app_files import app_files, bundle
+from fedtide.fabric.flower.apps import AppDescription, describe
+from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.strict import ConfigValues
+from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.training_bundle import TRAINING
 
 
@@ -24,6 +30,9 @@ class TrainWith(StrEnum):
     onnx = "onnx"
 
 
+WithWheels = Annotated[
+    bool, typer.Option("--with-wheels", help="Send the wheels of what the app needs along: nodes need no index then")
+]
 Train = Annotated[TrainWith, typer.Option("--train", help="onnx: nodes without torch take part")]
 
 
@@ -44,6 +53,38 @@ def packed(app: Path, run_config: ConfigValues, train: TrainWith) -> bytes:
     if train is TrainWith.flower:
         return bundle(app)
     return bundle(app, {TRAINING: training_bundle(app, run_config).read_bytes()})
+
+
+def pushed(
+    client: Client, app: Path, run_config: ConfigValues, train: TrainWith, *, with_wheels: bool = False
+) -> AppRef:
+    """Give an app to the coordinator.
+
+    Raises:
+        ConfigError: as `describe`, `bundle` and `gathered`.
+        WheelsMissing: there are no wheels for some of the nodes.
+    """
+    from fedtide.fabric.packages.requirements import worth_naming
+
+    described = describe(app)
+    named = AppRef(
+        name=described.name,
+        bundle=client.send(endpoints.put_bundle(packed(app, run_config, train))),
+        requirements=worth_naming(described.dependencies) if train is TrainWith.flower else [],
+    )
+    return named.model_copy(update={"wheels": _wheels(client, app, described)}) if with_wheels else named
+
+
+def _wheels(client: Client, app: Path, described: AppDescription) -> dict[str, BlobRef]:
+    """Upload wheels for every kind of machine in the fleet, and for this one, on which aggregators may run."""
+    nodes = client.every(endpoints.nodes())
+    machines = {Machine(".".join(n.python.split(".")[:2]), n.hardware) for n in nodes if n.python and n.hardware}
+    found: dict[str, BlobRef] = {}
+    with gathered(app, described.dependencies, {Machine.this(), *machines}) as wheels:
+        for file in wheels:
+            typer.echo(f"wheel: {file.name}, {file.stat().st_size / 1e6:.1f} MB", err=True)
+            found[file.name] = client.send(endpoints.put_bundle(file.read_bytes()))
+    return found
 
 
 def training_bundle(app: Path, run_config: ConfigValues) -> Path:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from fedtide.fabric.nats.accounts import MOST_REGIONS
 from fedtide.fabric.nats.urls import NatsUrl
+from fedtide.fabric.packages.rules import PackageRules
 from fedtide.fabric.process.web_access import is_loopback
 from fedtide.fabric.strict import Strict
 
@@ -63,6 +64,9 @@ class CoordinatorConfig(Strict):
     warm_aggregator: bool = Field(
         default=True,
         description="Fork aggregators from a process with all libraries loaded, about 250 MB",
+    )
+    packages: PackageRules = Field(
+        default=PackageRules(), description="Where aggregators get what apps need beside their image's packages"
     )
     http_host: str = Field(default="127.0.0.1", description="Address of the API")
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")

@@ -193,7 +193,7 @@ class Agent:
         joined = NodeJoined(
             node=self._config.node,
             region=self._config.region,
-            capabilities=collect(self._config, self._server.url, self._cluster.now),
+            capabilities=await asyncio.to_thread(collect, self._config, self._server.url, self._cluster.now),
         )
         self._joined += 1
         await self._publish(joined, f"{self._config.node}.joined.{self._boot}.{self._joined}")

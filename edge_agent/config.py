@@ -17,6 +17,7 @@ from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
 from fedtide.fabric.nats.urls import NatsUrl
+from fedtide.fabric.packages.rules import PackageRules
 from fedtide.fabric.plans.windows import Window, zone
 from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.validation import config_error
@@ -27,7 +28,7 @@ NODE = "FEDTIDE_KUBERNETES_NODE"
 NODE_PREFIX = "FEDTIDE_NODE_PREFIX"
 """Environment variable: what goes before that name. Hosts of two regions may have the same, nodes may not."""
 LONGEST_NAME = 63
-_STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits")
+_STRUCTURED = ("labels", "node_config", "providers", "session_options", "capture", "drift", "limits", "packages")
 """Fields whose environment variables hold JSON."""
 
 
@@ -125,6 +126,7 @@ class AgentConfig(Strict):
     capture: Capture = Capture()
     drift: Drift = Drift()
     limits: TrainingLimits = TrainingLimits()
+    packages: PackageRules = PackageRules()
 
     @field_validator("node", "region", "tenant")
     @classmethod

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fedtide.console import endpoints
-from fedtide.console.app_bundles import Train, TrainWith, packed, training_bundle
+from fedtide.console.app_bundles import Train, TrainWith, WithWheels, pushed, training_bundle
 from fedtide.console.cli import grammar
 from fedtide.console.client import Client
 from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.tensors.blobs import BlobRef
 
 apps_app = typer.Typer(no_args_is_help=True, help="Flower apps.")
 
@@ -41,10 +41,18 @@ def export_training(
 
 
 @apps_app.command("push")
-def push(app: App, train: Train = TrainWith.flower) -> None:
+def push(app: App, train: Train = TrainWith.flower, with_wheels: WithWheels = False) -> None:
     """Give an app to the coordinator; prints `spec.app` of a FederatedRun."""
     import yaml
 
-    ref = Client.find().send(endpoints.put_bundle(packed(app, {}, train)))
-    named = {"name": describe(app).name, "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
+    ref = pushed(Client.find(), app, {}, train, with_wheels=with_wheels)
+    named: dict[str, Any] = {"name": ref.name, "bundle": _camel(ref.bundle)}
+    if ref.requirements:
+        named["requirements"] = ref.requirements
+    if ref.wheels:
+        named["wheels"] = {name: _camel(blob) for name, blob in ref.wheels.items()}
     typer.echo(yaml.safe_dump({"app": named}, sort_keys=False), nl=False)
+
+
+def _camel(ref: BlobRef) -> dict[str, Any]:
+    return {"digest": ref.digest, "sizeBytes": ref.size_bytes}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fedtide.console import endpoints
-from fedtide.console.app_bundles import Train, TrainWith, packed
+from fedtide.console.app_bundles import Train, TrainWith, WithWheels, pushed
 from fedtide.console.cli import grammar
 from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
@@ -21,7 +21,7 @@ from fedtide.fabric.messages.logs import LogLine
 from fedtide.fabric.messages.requests import RunActionName
 from fedtide.fabric.messages.views import RUN_ENDED, RunState, RunView
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
-from fedtide.fabric.plans.run_spec import AppRef, RunRequest
+from fedtide.fabric.plans.run_spec import RunRequest
 from fedtide.fabric.validation import checked
 
 runs_app = typer.Typer(no_args_is_help=True, help="Federated runs: start, look at, cancel.")
@@ -47,6 +47,7 @@ def start(
     policy: Annotated[str, typer.Option("--policy", help="When rounds close, e.g. quorum=8,grace_s=10")] = "",
     stop: Annotated[str, typer.Option("--stop", help="When to end early, e.g. metric=accuracy,target=0.95")] = "",
     train: Train = TrainWith.flower,
+    with_wheels: WithWheels = False,
     watch: Watch = False,
     output: Output = Format.table,
 ) -> None:
@@ -65,7 +66,7 @@ def start(
         )
     client = Client.find()
     request = RunRequest(
-        app=AppRef(name=described.name, bundle=client.send(endpoints.put_bundle(packed(app, overrides, train)))),
+        app=pushed(client, app, overrides, train, with_wheels=with_wheels),
         model=model or described.model,
         rounds=rounds,
         run_config=overrides,

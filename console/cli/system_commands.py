@@ -48,6 +48,9 @@ def up(
     at_rest_key: Annotated[
         Path | None, typer.Option(help="Encrypt what servers store with the key in this file")
     ] = None,
+    app_index: Annotated[
+        str, typer.Option(help="Index for packages that apps need: a URL, or `default`: as uv is set up here")
+    ] = "",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
@@ -63,6 +66,7 @@ def up(
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
     command += ["--agent", json.dumps(fields), "--room", room]
+    command += ["--app-index", app_index]
     command += ["--at-rest-key", str(at_rest_key.absolute())] if at_rest_key is not None else []
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from fedtide.console import endpoints
-from fedtide.console.app_bundles import Train, TrainWith, packed
+from fedtide.console.app_bundles import Train, TrainWith, WithWheels, pushed
 from fedtide.console.cli import grammar
 from fedtide.console.cli.rule_files import at, read, validate
 from fedtide.console.cli.verbs import removes, shows
@@ -29,7 +29,9 @@ EventId = Annotated[str | None, typer.Option("--id", help="Event id; the same id
 
 @triggers_app.command("apply")
 def apply(
-    file: Annotated[Path, typer.Argument(help="YAML with one rule a document")], train: Train = TrainWith.flower
+    file: Annotated[Path, typer.Argument(help="YAML with one rule a document")],
+    train: Train = TrainWith.flower,
+    with_wheels: WithWheels = False,
 ) -> None:
     """Create or change rules. All are checked before the first is applied."""
     documents = read(file)
@@ -40,7 +42,7 @@ def apply(
         if isinstance(action, dict) and isinstance(action.get("app"), str):
             app = file.parent / action["app"]
             _check_config(file, node, app, action.get("run_config"))
-            document = {**document, "do": {**action, **_bundled(client, app, action, train)}}
+            document = {**document, "do": {**action, **_bundled(client, app, action, train, with_wheels)}}
         rules.append(validate(file, document, node, TriggerRule))
     for rule in rules:
         client.send(endpoints.apply_trigger(rule))
@@ -59,14 +61,14 @@ def _check_config(file: Path, node: yaml.Node, app: Path, overrides: object) -> 
             raise ConfigError(at(file, node, "do", "run_config", str(key)), exc.problem, exc.remedy) from exc
 
 
-def _bundled(client: Client, directory: Path, action: dict[str, Any], train: TrainWith) -> dict[str, Any]:
+def _bundled(
+    client: Client, directory: Path, action: dict[str, Any], train: TrainWith, with_wheels: bool
+) -> dict[str, Any]:
     from fedtide.fabric.flower.apps import describe
 
-    described = describe(directory)
     config = action.get("run_config")
-    files = packed(directory, config if isinstance(config, dict) else {}, train)
-    reference = client.send(endpoints.put_bundle(files)).model_dump()
-    return {"app": {"name": described.name, "bundle": reference}, "model": action.get("model") or described.model}
+    ref = pushed(client, directory, config if isinstance(config, dict) else {}, train, with_wheels=with_wheels)
+    return {"app": ref.model_dump(), "model": action.get("model") or describe(directory).model}
 
 
 @triggers_app.command("ls")

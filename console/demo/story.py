@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedtide.console import endpoints
-from fedtide.console.app_bundles import TrainWith, packed
+from fedtide.console.app_bundles import TrainWith, pushed
 from fedtide.console.client import Client
 from fedtide.console.demo.inference_load import InferenceLoad
 from fedtide.console.demo.plot import draw
@@ -38,7 +38,7 @@ from fedtide.fabric.errors import ConfigError, FedtideError, NotFound
 from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.views import RolloutView, RunView
 from fedtide.fabric.plans.rollout_request import RolloutRequest
-from fedtide.fabric.plans.run_spec import AppRef, RunRequest
+from fedtide.fabric.plans.run_spec import RunRequest
 
 ROUNDS_PER_RUN = 3
 REQUESTS_EACH_SIDE = 50
@@ -92,7 +92,7 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     client = Client.of(home, state.apis, by="demo")
     _until_online(client, len(state.nodes))
     model = describe(app).model or ""
-    reference = _pushed(client, app, train)
+    reference = pushed(client, app, {}, train)
 
     console.rule("run 1: from a random model")
     first = _train(client, RunRequest(app=reference, model=model))
@@ -136,15 +136,10 @@ def _until_online(client: Client, count: int) -> None:
         time.sleep(0.1)
 
 
-def _pushed(client: Client, app: Path, train: TrainWith) -> AppRef:
-    """Upload an app; returns its reference."""
-    return AppRef(name=describe(app).name, bundle=client.send(endpoints.put_bundle(packed(app, {}, train))))
-
-
 def _sensors(client: Client, app: Path, console: Console) -> float:
     """The other example, also without torch; its accuracy on people whom no node has seen."""
     console.rule("the other example, without torch as well")
-    view = _train(client, RunRequest(app=_pushed(client, app, TrainWith.onnx), model="sensors"))
+    view = _train(client, RunRequest(app=pushed(client, app, {}, TrainWith.onnx), model="sensors"))
     return accuracy_of(view.rounds[-1])
 
 

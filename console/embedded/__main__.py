@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--agent", type=json.loads, default={})
     parser.add_argument("--room", required=True)
     parser.add_argument("--at-rest-key", type=Path, default=None)
+    parser.add_argument("--app-index", default="")
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
@@ -64,6 +65,7 @@ def main() -> int:
                 agent=arguments.agent,
                 room=arguments.room,
                 at_rest_key=arguments.at_rest_key,
+                app_index=arguments.app_index,
             )
             if arguments.agent:
                 _check_agent(layout)

@@ -73,6 +73,7 @@ def lay_out(
     agent: Mapping[str, Any] | None = None,
     room: str = nats_config.DEFAULT_STORE.room,
     at_rest_key: Path | None = None,
+    app_index: str = "",
 ) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
 
@@ -80,6 +81,7 @@ def lay_out(
         agent: fields that go over the configuration of every agent.
         room: what each server may store.
         at_rest_key: a file; with it, what servers store is encrypted.
+        app_index: the package index for what apps need, as `PackageRules.index`.
 
     Raises:
         ConfigError: impossible numbers or names, or a port in use.
@@ -108,10 +110,11 @@ def lay_out(
         text = nats_config.leaf(region, port, leaf_port, home.store(region), trust, monitor, kept)
         broker = Broker(_local(monitor), home.store(region))
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port, broker, secret))
+    packages = {"folder": str(home.root / "environments"), "index": app_index}
     hub_url = f"nats://127.0.0.1:{hub_port}"
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
-        children.append(_coordinator(home, config_dir, name, hub_url, regions, port))
+        children.append(_coordinator(home, config_dir, name, hub_url, regions, port, packages))
     if regional:
         children += [_regional(home, config_dir, region, port) for region, port in zip(regions, ports, strict=True)]
     children.append(_collector(home, config_dir, dict(zip(regions, ports, strict=True))))
@@ -120,7 +123,9 @@ def lay_out(
         for number in range(1, nodes_per_region + 1):
             nodes.append(f"{region}-{number}")
             index, count = len(nodes) - 1, len(regions) * nodes_per_region
-            child = _agent(home, config_dir, nodes[-1], region, port, index, count, agent or {})
+            child = _agent(
+                home, config_dir, nodes[-1], region, port, index, count, {"packages": packages, **(agent or {})}
+            )
             children.append(child)
     apis = tuple(map(_local, api_ports))
     return Layout(tuple(children), hub_url, tuple(regions), tuple(nodes), apis)
@@ -212,13 +217,22 @@ def _nats(
     return Child(name, (server, "-c", str(file)), port, broker, environment)
 
 
-def _coordinator(home: Home, config_dir: Path, name: str, hub_url: str, regions: list[str], api_port: int) -> Child:
+def _coordinator(
+    home: Home,
+    config_dir: Path,
+    name: str,
+    hub_url: str,
+    regions: list[str],
+    api_port: int,
+    packages: Mapping[str, str],
+) -> Child:
     config = {
         "name": name,
         "nats_url": hub_url,
         "regions": regions,
         "data_dir": str(home.root / "coordinator"),
         "identity_dir": str(home.identity),
+        "packages": packages,
         "http_port": api_port,
         "http_token_file": str(home.api_token_file),
         "endpoint_file": str(home.endpoint_file_of(name)),

@@ -20,6 +20,8 @@ Object = dict[str, Any]
 
 _VERBATIM = ("runConfig", "selector", "labels")
 """Maps whose keys are the user's own: they are not renamed."""
+_KEPT_KEYS = ("wheels",)
+"""Maps whose keys are names, and whose values are objects."""
 _OVER = ("Completed", "Failed", "Cancelled", "Rolledback", "Superseded", "Refused")
 
 
@@ -141,12 +143,16 @@ def _accuracy(round_: RoundView) -> float | None:
     return next((v for n, v in round_.metrics.items() if "acc" in n.lower()), None)
 
 
+def _inner(key: str, value: Any) -> Any:
+    if key in _VERBATIM:
+        return dict(value)
+    return {name: _snake(each) for name, each in value.items()} if key in _KEPT_KEYS else _snake(value)
+
+
 def _snake(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
-            re.sub(r"(?<=[a-z0-9])([A-Z])", lambda m: f"_{m[1].lower()}", key): (
-                dict(inner) if key in _VERBATIM else _snake(inner)
-            )
+            re.sub(r"(?<=[a-z0-9])([A-Z])", lambda m: f"_{m[1].lower()}", key): _inner(key, inner)
             for key, inner in value.items()
         }
     if isinstance(value, list):

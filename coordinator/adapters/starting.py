@@ -10,6 +10,7 @@ from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts.planning import check_expressions, plan
+from fedtide.coordinator.runs.selection import why_not_packages
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import ConfigError, NotFound
 from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
@@ -17,7 +18,7 @@ from fedtide.fabric.events.runs import RunRequested
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 from fedtide.fabric.plans.rollout_request import RolloutRequest
-from fedtide.fabric.plans.run_spec import AppRef, RunRequest
+from fedtide.fabric.plans.run_spec import AppRef, RunRequest, RunSpec
 from fedtide.fabric.plans.trigger_rule import StartRollout, TriggerRule
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
@@ -50,6 +51,7 @@ class Starter:
         start = await self._start_of(asked)
         base = _base(world, asked) if start is None else None
         spec = asked.resolved(asked.app or _app_of(world, asked), base, config, start)
+        _check_packages(world, spec)
         if spec.purpose == "evaluate" and spec.base is None:
             raise ConfigError("base", "is missing: an evaluation needs a release", "Name a version, or latest")
         requested = RunRequested(run=key, spec=spec, by=by, cause=cause)
@@ -123,6 +125,20 @@ def check_selector(world: World, selector: dict[str, str]) -> None:
                 raise NotFound(f"there is no {label} {value!r}", f"Known: {', '.join(sorted(known)) or 'none yet'}")
     if not any(fleet.matches(n, selector) for n in nodes):
         raise NotFound(f"no node has the labels {selector}", "See `fedtide fleet ls -o yaml`")
+
+
+def _check_packages(world: World, spec: RunSpec) -> None:
+    """Raises ConfigError if no node has, or may get, what the app needs."""
+    nodes = [n for n in world.members() if fleet.matches(n, spec.selector)]
+    reasons = {n.name: why_not_packages(n.capabilities, spec.app) for n in nodes}
+    if all(reasons.values()):
+        name, reason = next(iter(reasons.items()))
+        others = f" (nor has any of the {len(nodes) - 1} others)" if len(nodes) > 1 else ""
+        raise ConfigError(
+            "app",
+            f"no node can run it: {name} {reason}{others}",
+            "Send the wheels along (--with-wheels), let nodes use an index (packages.index), or install it there",
+        )
 
 
 def _app_of(world: World, asked: RunRequest) -> AppRef:

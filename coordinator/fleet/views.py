@@ -37,6 +37,8 @@ def node(
         node_config=can.node_config,
         inference_url=can.inference_url,
         agent_version=can.agent_version,
+        python=can.python,
+        hardware=can.hardware,
         rss_bytes=heartbeat.rss_bytes if heartbeat is not None else None,
         trainer_rss_bytes=heartbeat.trainer_rss_bytes if heartbeat is not None else None,
         busy=heartbeat.busy if heartbeat is not None else None,

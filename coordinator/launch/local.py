@@ -40,6 +40,7 @@ CredentialsOf = Callable[[str, int], Credentials | None]
 
 
 END_WITHIN_S = 10.0
+ENVIRONMENTS = "environments"
 RUN_FOLDERS = "runs"
 """Below the coordinator's folder: a work folder for each run."""
 
@@ -72,6 +73,7 @@ def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir
         "tenant": config.tenant,
         "work_dir": work_dir,
         "regions": config.regions,
+        "packages": config.packages.model_dump(mode="json"),
     }
 
 
@@ -129,6 +131,7 @@ class LocalLauncher:
 
     async def _start(self, command: LaunchAggregator, folder: Path) -> _Process:
         config = worker_config(command, self._config, str(folder.resolve()))
+        config["packages"]["folder"] = str((self._config.packages.folder or self._root.parent / ENVIRONMENTS).resolve())
         credentials = self._credentials(command.run, command.life)
         if credentials is not None:
             shown = folder.resolve() / "aggregator.creds"

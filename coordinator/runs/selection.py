@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 
 from fedtide.coordinator.fleet.fleet import Node, matches
 from fedtide.fabric.messages import protocol
+from fedtide.fabric.messages.heartbeat import Capabilities
+from fedtide.fabric.packages.requirements import lacking
 from fedtide.fabric.plans.round_policy import Selection
-from fedtide.fabric.plans.run_spec import RunSpec
+from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -69,11 +71,26 @@ def why_not(node: Node, spec: RunSpec) -> str | None:
         return f"does not have the labels {spec.selector}"
     if missing:
         return f"has no {', '.join(missing)}"
+    if (reason := why_not_packages(capabilities, spec.app)) is not None:
+        return reason
     if selection.min_samples > (capabilities.samples or 0):
         return f"counts {capabilities.samples or 0} samples, wanted are {selection.min_samples}"
     if selection.min_memory_bytes > capabilities.memory_bytes:
         return f"has {capabilities.memory_bytes} bytes of memory, wanted are {selection.min_memory_bytes}"
     return None
+
+
+def why_not_packages(capabilities: Capabilities, app: AppRef) -> str | None:
+    """Why a node has not what an app needs, and cannot get it, or None.
+
+    Only what is sure: what else a node lacks it says itself, when it is asked to train.
+    """
+    if not app.requirements or capabilities.packages is None or "index" in capabilities.installs:
+        return None
+    if app.wheels and "wheels" in capabilities.installs:
+        return None
+    lacks = ", ".join(lacking(app.requirements, capabilities.packages))
+    return f"has no {lacks}, which the app needs, and may not install it" if lacks else None
 
 
 def _count(selection: Selection, eligible: int, phase: str) -> int:

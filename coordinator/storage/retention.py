@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,6 +11,7 @@ from fedtide.coordinator.runs import runs
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.nats.subjects import FOLD_WORKER, LOG_OF, OrderFor, Report, Stored, parse, stored
+from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.plans.trigger_rule import StartRun
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -65,12 +66,18 @@ def needed(world: World, at: datetime, snapshot: str = "", *, members_only: bool
     return Needed(
         runs=frozenset(active) | publishing,
         logs=frozenset(key for key, run in world.runs.items() if runs.has_ended_since(run, at - runs.RESUMABLE_FOR)),
-        bundles=frozenset([*(app.bundle.digest for app in apps), *(s.digest for s in starts if s is not None)]),
+        bundles=frozenset([*_blobs_of(apps), *(s.digest for s in starts if s is not None)]),
         releases=frozenset(ref.digest for ref in blobs),
         nodes=frozenset(world.nodes),
         snapshot=snapshot,
         members=frozenset(node.name for node in world.members()) if members_only else None,
     )
+
+
+def _blobs_of(apps: Iterable[AppRef]) -> Iterator[str]:
+    for app in apps:
+        yield app.bundle.digest
+        yield from (wheel.digest for wheel in app.wheels.values())
 
 
 def garbage(subjects: Mapping[str, int], needs: Needed) -> list[Garbage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -17,6 +18,7 @@ from fedtide.fabric.messages.protocol import OURS
 from fedtide.fabric.plans.windows import zone
 from fedtide.fabric.tensors.codecs import KINDS
 
+MOST_PACKAGES = 500
 _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
 
 
@@ -38,7 +40,19 @@ def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Ca
         timezone=config.timezone or machine_timezone(),
         hardware=platform.machine(),
         protocol=OURS,
+        packages=_packages(),
+        installs=config.packages.ways if find_spec("uv") is not None else [],
     )
+
+
+@cache
+def _packages() -> dict[str, str] | None:
+    """None on a node that runs no Flower apps."""
+    if find_spec("flwr") is None:
+        return None
+    from fedtide.fabric.packages.requirements import beside_flower  # its libraries come with flwr
+
+    return dict(list(beside_flower().items())[:MOST_PACKAGES])
 
 
 def machine_timezone() -> str:

@@ -15,6 +15,7 @@ from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.samples.source import SAMPLES
 from fedtide.edge_agent.samples.store import samples_file
 from fedtide.edge_agent.tasks.app_logs import app_log_file
+from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.outbox import Outbox
@@ -60,7 +61,8 @@ class TaskLoop:
         self._outbox = Outbox(config.data_dir / "outbox", config.data_dir / "runs")
         self._downloads = config.data_dir / "downloads"
         zone = config.timezone or machine_timezone()
-        self._trainer = Trainer(config, Governor(config.limits, zone, latency, self._show_stage))
+        packages = AppPackages(config, self._fetch_of_app, self._show_stage)
+        self._trainer = Trainer(config, Governor(config.limits, zone, latency, self._show_stage), packages)
         self._queue = FairQueue()
         self._queued = asyncio.Event()
         self._accepted: set[str] = set()
@@ -231,7 +233,7 @@ class TaskLoop:
         )
         self._show(task.task, "training")
         log.info("task.training", extra={"task": task.task})
-        await self._trainer.train(job)
+        await self._trainer.train(job, task.app)
         kept = {ref.digest for ref in task.message.bases()}
         for digest in kept:
             job.blobs[digest].touch()
@@ -271,6 +273,9 @@ class TaskLoop:
 
         await get_blob(self._source, prefix, ref, FileSink(path))
         return path
+
+    async def _fetch_of_app(self, ref: BlobRef, file: Path) -> None:
+        await get_blob(self._source, self._subjects.blob, ref, FileSink(file))
 
     @property
     def _source(self) -> Source:

@@ -18,9 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.governor import Governor, LimitExceeded
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
+from fedtide.fabric.packages.keeping import hold
+from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.tensors.training_bundle import TRAINING
 
@@ -37,34 +40,38 @@ class TrainerCrashed(RemoteError):
 class Trainer:
     """At most one trainer process, kept warm between tasks."""
 
-    def __init__(self, config: AgentConfig, governor: Governor) -> None:
+    def __init__(self, config: AgentConfig, governor: Governor, packages: AppPackages) -> None:
+        self._packages = packages
         self._config = config
         self._governor = governor
         self._process: asyncio.subprocess.Process | None = None
-        self._serves: str | None = None
-        """The process's module and the app that it serves."""
+        self._serves: tuple[str, Path | None] | None = None
+        """The process's module and interpreter."""
+        self._held: int | None = None
+        """Keeps its interpreter from being removed."""
         self._idle: asyncio.TimerHandle | None = None
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
-    async def train(self, job: Job) -> None:
+    async def train(self, job: Job, app: AppRef) -> None:
         """Do one job; its reply is in `job.out_dir` (see fedtide.edge_agent.training).
 
         Raises:
-            CapabilityMissing: this node can run neither the app nor its training bundle.
+            CapabilityMissing: this node can run neither the app nor its training bundle, or lacks packages of it.
             TrainerCrashed: the process ended before it answered.
             LimitExceeded: the task exceeded the node's limits and was ended.
             TransientError: its disk is full.
         """
-        serves = trainer_module(self._config.train_runtime, job.app_dir)
+        module = trainer_module(self._config.train_runtime, job.app_dir)
+        serves = module, await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
         if self._idle is not None:
             self._idle.cancel()
         await self._governor.until_allowed()
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
-        process = self._process or await self._start(serves)
+        process = self._process or await self._start(*serves)
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(job.model_dump_json().encode() + b"\n")
@@ -77,7 +84,7 @@ class Trainer:
             raise
         if not answer:
             code = await process.wait()
-            self._process = self._serves = None
+            self._kill()
             raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
         done = json.loads(answer)
         if not done["done"]:
@@ -108,19 +115,23 @@ class Trainer:
 
     def _kill(self) -> None:
         process, self._process, self._serves = self._process, None, None
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and whatever the app started
 
-    async def _start(self, module: str) -> asyncio.subprocess.Process:
+    async def _start(self, module: str, python: Path | None) -> asyncio.subprocess.Process:
         environment = dict(os.environ)
         if self._config.train_threads is not None:
             environment |= dict.fromkeys(THREAD_VARIABLES, str(self._config.train_threads))
         work = self._config.data_dir / "trainer"
         work.mkdir(parents=True, exist_ok=True)
+        self._held = hold(python) if python is not None else None
         with (work / "trainer.log").open("wb") as logfile:  # apps write into the logs of their runs
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                str(python or sys.executable),
                 "-m",
                 module,
                 stdin=asyncio.subprocess.PIPE,
@@ -131,7 +142,7 @@ class Trainer:
                 preexec_fn=self._become_polite,
                 start_new_session=True,  # a process group: it is paused and ended with all it started
             )
-        self._serves = module
+        self._serves = module, python
         log.info("trainer.started", extra={"pid": self._process.pid, "runs": module})
         return self._process
 

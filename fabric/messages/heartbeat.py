@@ -29,6 +29,10 @@ class Capabilities(Message):
     hardware: str = Field(default="", description="Its hardware class: the machine type, if no label says more")
     protocol: ProtocolRange = ProtocolRange()
     heartbeat_s: float = Field(default=5.0, description="Seconds between its heartbeats")
+    packages: dict[str, str] | None = Field(
+        default=None, max_length=500, description="Python packages beside the agent's own, with version; None: not told"
+    )
+    installs: list[str] = Field(default=[], description="Where it may get packages of apps: wheels, index")
 
 
 class Heartbeat(Message):

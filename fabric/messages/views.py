@@ -116,6 +116,8 @@ class NodeView(Strict):
     node_config: ConfigValues
     inference_url: str
     agent_version: str
+    python: str = ""
+    hardware: str = ""
     rss_bytes: int | None = None
     trainer_rss_bytes: int | None = None
     busy: str | None = None

@@ -2,7 +2,7 @@
 
 Takes one `Wanted` as a line of JSON, and tells on standard output
 
-    {"wheels": true}             it needs the wheels: the next line of its input is the folder that has them
+    {"wheels": [NAME, ...]}      it needs these wheels: the next line of its input is the folder that has them
     {"python": PATH or null}     the interpreter to use; null: that of the caller
     {"error": KIND, "what": TEXT, "remedy": TEXT}
 """
@@ -13,33 +13,22 @@ import json
 import sys
 from pathlib import Path
 
-from pydantic import Field
-
 from fedtide.fabric.errors import FedtideError
-from fedtide.fabric.packages.environment import make_room, python_for
-from fedtide.fabric.packages.rules import PackageRules
-from fedtide.fabric.strict import Strict
-
-
-class Wanted(Strict):
-    """What to find or make; see `environment.python_for`."""
-
-    root: Path
-    rules: PackageRules
-    app_dir: Path
-    dependencies: tuple[str, ...]
-    wheels: dict[str, str] = Field(description="By file name: their digests")
+from fedtide.fabric.packages.environment import python_for
+from fedtide.fabric.packages.keeping import make_room
+from fedtide.fabric.packages.rules import Wanted
+from fedtide.fabric.packages.wheels import fitting
 
 
 def main() -> int:
     wanted = Wanted.model_validate_json(sys.stdin.readline())
 
     def fetch() -> Path:
-        _say(wheels=True)
+        _say(wheels=fitting(list(wanted.wheels)))
         return Path(sys.stdin.readline().rstrip("\n"))
 
     try:
-        python = python_for(wanted.root, wanted.rules, wanted.app_dir, wanted.dependencies, wanted.wheels, fetch)
+        python = python_for(wanted, fetch)
         make_room(wanted.root, wanted.rules)
     except FedtideError as exc:
         _say(error=type(exc).__name__, what=exc.what, remedy=exc.remedy)

@@ -7,7 +7,6 @@ another version, is installed. Nothing that is installed for an app is seen by a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,21 +16,19 @@ import sys
 import sysconfig
 import tempfile
 import venv
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, TransientError
+from fedtide.fabric.packages.keeping import CACHE, making, size_of
 from fedtide.fabric.packages.requirements import NEVER_INSTALLED, all_installed, parsed, unmet
-from fedtide.fabric.packages.rules import THE_MACHINES_OWN, PackageRules
+from fedtide.fabric.packages.rules import LOCK, THE_MACHINES_OWN, PackageRules, Wanted
 
-LOCK = "uv.lock"
-"""In an app's folder: the exact versions of all it needs (made by `uv lock`)."""
 INSTALL_WITHIN_S = 1800.0
-_COMPLETE, _CACHE, _LOCKS = ".complete", ".uv-cache", ".locks"
+_COMPLETE = ".complete"
 _OVER_THE_MACHINES = "fedtide-machine.pth"
 _KEPT_OF_METADATA = ("METADATA", "WHEEL", "INSTALLER", "entry_points.txt")
 
@@ -39,72 +36,49 @@ Wheels = Callable[[], Path]
 """Fetches the wheels that travel with an app, and says in which folder they are."""
 
 
-def python_for(
-    root: Path,
-    rules: PackageRules,
-    app_dir: Path,
-    dependencies: tuple[str, ...],
-    wheels: Mapping[str, str],
-    fetch: Wheels,
-) -> Path | None:
+def python_for(wanted: Wanted, fetch: Wheels) -> Path | None:
     """The interpreter that has what an app needs; None: this process's own has it.
 
+    A `uv.lock` in the app's folder goes before its dependencies.
+
     Args:
-        root: where environments are kept.
-        dependencies: of the app's pyproject.toml; a `uv.lock` beside it goes before them.
-        wheels: file names of the wheels that travel with the app, with their digests.
-        fetch: called only if they are wanted.
+        fetch: called only if the wheels are wanted.
 
     Raises:
         ConfigError: a dependency cannot be read.
         CapabilityMissing: it may not be installed here, or cannot be.
         TransientError: there is no room, or no index to be reached.
     """
-    wanted = _locked(app_dir) if (app_dir / LOCK).is_file() else tuple(map(str, parsed(dependencies)))
-    missing = unmet(line for line in wanted if not line.startswith("--"))
+    rules = wanted.rules
+    asked = asked_for(wanted.app_dir, wanted.dependencies)
+    missing = unmet(asked)
     if not missing:
         return None
-    _check_rules(rules, missing, wheels)
-    used = dict(sorted(wheels.items())) if rules.wheels else {}
-    folder = root.resolve() / _name(wanted, used)
-    python = folder / "bin" / "python"
-    with _locked_for_others(folder):
+    _check_rules(rules, missing, wanted.wheels)
+    wheels = dict(sorted(wanted.wheels.items())) if rules.wheels else {}
+    folder = wanted.root.resolve() / _name(asked, wheels)
+    with making(folder):
         if not (folder / _COMPLETE).exists():
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 _layer(folder)
-                _install(root, folder, wanted, rules, fetch() if used else None)
+                _install(folder, asked, rules, fetch() if wheels else None)
                 _check_size(folder, rules)
                 (folder / _COMPLETE).touch()
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         os.utime(folder)
-    return python
+    return folder / "bin" / "python"
 
 
-def hold(python: Path) -> int:
-    """Keep an environment from being removed, until the handle is closed or the process ends.
+def asked_for(app_dir: Path, dependencies: tuple[str, ...]) -> tuple[str, ...]:
+    """What an app asks for on this machine: what its `uv.lock` says, else its dependencies; never flwr.
 
-    It is inherited by what the process becomes, not by what it starts.
+    Raises:
+        ConfigError: it cannot be read.
     """
-    folder = python.parent.parent
-    handle = os.open(_lock_file(folder), os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
-
-
-def make_room(root: Path, rules: PackageRules) -> None:
-    """Remove environments that were not used for longest, until the rest fits. What is in use stays."""
-    folders = sorted((f for f in root.glob("[0-9a-f]*") if f.is_dir()), key=lambda f: f.stat().st_mtime)
-    if _size([*folders, root / _CACHE]) <= rules.max_bytes:
-        return
-    shutil.rmtree(root / _CACHE, ignore_errors=True)  # what environments share with it stays with them
-    while folders and _size(folders) > rules.max_bytes:
-        with _unused(folders[0]) as unused:
-            if unused:
-                shutil.rmtree(folders[0], ignore_errors=True)
-        folders.pop(0)
+    return _locked(app_dir) if (app_dir / LOCK).is_file() else tuple(map(str, parsed(dependencies)))
 
 
 def _check_rules(rules: PackageRules, missing: list[str], wheels: Mapping[str, str]) -> None:
@@ -178,8 +152,8 @@ def _locked(app_dir: Path) -> tuple[str, ...]:
     return tuple(line for line in done.stdout.splitlines() if line.strip())
 
 
-def _install(root: Path, folder: Path, wanted: tuple[str, ...], rules: PackageRules, wheels: Path | None) -> None:
-    environment = {"UV_CACHE_DIR": str(root.resolve() / _CACHE), "UV_PYTHON_DOWNLOADS": "never"}
+def _install(folder: Path, wanted: tuple[str, ...], rules: PackageRules, wheels: Path | None) -> None:
+    environment = {"UVCACHE_DIR": str(folder.parent / CACHE), "UV_PYTHON_DOWNLOADS": "never"}
     options = ["--python", str(folder / "bin" / "python"), "--no-build", "--no-progress", "--strict"]
     if rules.index != THE_MACHINES_OWN:
         environment["UV_NO_CONFIG"] = "1"
@@ -221,45 +195,8 @@ def _said(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _check_size(folder: Path, rules: PackageRules) -> None:
-    if (size := _size([folder])) > rules.max_bytes:
+    if (size := size_of([folder])) > rules.max_bytes:
         raise CapabilityMissing(
             f"the app's packages need {size / 1e6:.0f} MB, the owner allows {rules.max_bytes / 1e6:.0f} MB",
             "Raise packages.max_bytes on the node",
         )
-
-
-def _size(folders: Iterable[Path]) -> int:
-    """Bytes on disk: a file that is linked from several of them counts once."""
-    sizes = {}
-    for folder in folders:
-        for root, _, names in os.walk(folder):
-            for name in names:
-                found = Path(root, name).lstat()
-                sizes[found.st_ino] = found.st_blocks * 512
-    return sum(sizes.values())
-
-
-def _lock_file(folder: Path) -> Path:
-    locks = folder.parent / _LOCKS
-    locks.mkdir(parents=True, exist_ok=True)
-    return locks / folder.name
-
-
-@contextmanager
-def _locked_for_others(folder: Path) -> Iterator[None]:
-    """One process at a time makes an environment."""
-    with (_lock_file(folder).with_suffix(".making")).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _unused(folder: Path) -> Iterator[bool]:
-    """Whether nobody holds an environment; meanwhile nobody can."""
-    with _lock_file(folder).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True

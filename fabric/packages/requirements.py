@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -51,6 +51,11 @@ VersionOf = Callable[[str], str | None]
 RequiresOf = Callable[[str], Iterable[str]]
 
 
+def name_of(requirement: str) -> str:
+    """The normalised name (PEP 503) in a requirement or a file name of a wheel."""
+    return canonicalize_name(Requirement(requirement).name)
+
+
 def installed_version(name: str) -> str | None:
     """The version of a distribution in this process's path, or None."""
     try:
@@ -70,6 +75,38 @@ def all_installed() -> dict[str, str]:
     for each in distributions():
         found.setdefault(canonicalize_name(each.name), each.version)
     return found
+
+
+def beside_flower() -> dict[str, str]:
+    """Name and version of what is installed beside this installation's own packages and theirs."""
+    installed = all_installed()
+    open_: list[tuple[str, frozenset[str]]] = [("fedtide", frozenset({"edge", "train"}))]
+    own: set[tuple[str, frozenset[str]]] = set()
+    while open_:
+        name, extras = open_.pop()
+        if (name, extras) in own or name not in installed:
+            continue
+        own.add((name, extras))
+        for each in map(Requirement, installed_requires(name)):
+            marker = each.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or ("",)):
+                open_.append((canonicalize_name(each.name), frozenset(each.extras)))
+    names = {name for name, _ in own}
+    return {name: version for name, version in sorted(installed.items()) if name not in names}
+
+
+def worth_naming(texts: Iterable[str]) -> list[str]:
+    """Those requirements that not every node meets that runs Flower apps.
+
+    Raises:
+        ConfigError: as `parsed`.
+    """
+    return [str(r) for r in parsed(texts) if canonicalize_name(r.name) not in WITH_FLOWER]
+
+
+def lacking(texts: Iterable[str], installed: Mapping[str, str]) -> list[str]:
+    """Those requirements that a machine with these packages does not meet; extras are not looked into."""
+    return [str(r) for r in parsed(texts) if not _is_met(r, lambda name: installed.get(canonicalize_name(name)))]
 
 
 def parsed(texts: Iterable[str]) -> list[Requirement]:

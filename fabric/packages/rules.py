@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
 
 from pydantic import Field
 
 from fedtide.fabric.strict import Strict
 
 THE_MACHINES_OWN = "default"
-Way = Literal["wheels", "index"]
+LOCK = "uv.lock"
+"""In an app's folder: the exact versions of all that it needs (made by `uv lock`)."""
 
 
 class PackageRules(Strict):
@@ -25,7 +26,21 @@ class PackageRules(Strict):
         default=5 * 1024**3, ge=1, description="Of all environments; those that were not used for longest go first"
     )
 
+    folder: Path | None = Field(
+        default=None, description="Where they are kept; processes of one machine may share it. Default: in data_dir"
+    )
+
     @property
-    def ways(self) -> list[Way]:
-        """How this machine may get packages."""
-        return [*(["wheels"] if self.wheels else []), *(["index"] if self.index else [])]  # type: ignore[list-item]
+    def ways(self) -> list[str]:
+        """How this machine may get packages: `wheels`, `index`."""
+        return [*(["wheels"] if self.wheels else []), *(["index"] if self.index else [])]
+
+
+class Wanted(Strict):
+    """An environment to find or make; see `environment.python_for`."""
+
+    root: Path
+    rules: PackageRules
+    app_dir: Path
+    dependencies: tuple[str, ...]
+    wheels: dict[str, str] = Field(description="By file name: their digests")

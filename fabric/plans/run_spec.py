@@ -20,6 +20,10 @@ class AppRef(Strict):
 
     name: str
     bundle: BlobRef
+    requirements: list[str] = Field(
+        default=[], description="Packages it needs that not every node has with flwr (PEP 508)"
+    )
+    wheels: dict[str, BlobRef] = Field(default={}, max_length=200, description="Wheels that travel with it, by name")
 
 
 class RunOptions(Strict):

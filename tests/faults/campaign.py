@@ -150,7 +150,8 @@ def _calls(view: RunView) -> list[float]:
 
 def _nobody_trained_what_was_done(folder: Path, run: str) -> None:
     done = {m.name: m.stat().st_mtime for m in (folder / "outbox" / "done").glob(f"{run}-r*-train-*")}
-    for line in (folder / "trainer" / "journal.txt").read_text().splitlines():
+    journal = folder / "work" / run / "journal.txt"
+    for line in journal.read_text().splitlines() if journal.exists() else []:  # a node may have had nothing to do
         run_id, number, began, *_ = [*line.split(), "", ""]  # a kill may leave half a line
         if began and int(run_id) == flower_int(run):
             (ended,) = [t for name, t in done.items() if name.startswith(f"{run}-r{number}-")]

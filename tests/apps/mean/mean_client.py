@@ -1,6 +1,6 @@
 """Adds partition + 1 to every weight. The first node (or everyone) takes `delay` seconds; its state counts calls.
 
-Each training leaves a line in journal.txt of the process's folder: run, round, and when it began.
+Each training leaves a line in journal.txt of the run's folder: run, round, and when it began.
 """
 
 import time

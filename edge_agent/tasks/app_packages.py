@@ -1,0 +1,104 @@
+"""The packages of an app on this node: which interpreter has them, made if this node's owner allows it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.fabric.errors import CapabilityMissing, FedtideError, TransientError
+from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.packages.rules import LOCK, Wanted
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[BlobRef, Path], Awaitable[None]]
+"""Fetches a blob of an app into a file."""
+_NICE = 10
+
+
+class AppPackages:
+    """Finds the interpreter for an app; made environments are shared by all apps that need the same."""
+
+    def __init__(self, config: AgentConfig, fetch: Fetch, show: Callable[[str], None]) -> None:
+        self._rules = config.packages
+        self._root = (config.packages.folder or config.data_dir / "environments").resolve()
+        self._fetch = fetch
+        self._show = show
+        self._found: dict[str, Path | None] = {}
+        """By digest of the app."""
+
+    async def python_for(self, app_dir: Path, app: AppRef) -> Path | None:
+        """The interpreter that has what an app needs; None: the agent's own.
+
+        Raises:
+            CapabilityMissing: a package is missing and may not, or cannot, be installed.
+            FedtideError: the app's requirements cannot be read, or a wheel of it is not there.
+        """
+        digest = app.bundle.digest
+        found = self._found.get(digest)
+        if digest not in self._found or (found is not None and not found.exists()):
+            self._found[digest] = await self._find(app_dir, app)
+        return self._found[digest]
+
+    async def _find(self, app_dir: Path, app: AppRef) -> Path | None:
+        from fedtide.fabric.packages.requirements import unmet  # comes with flwr: not on every node
+
+        dependencies = describe(app_dir).dependencies
+        if not (app_dir / LOCK).is_file() and not unmet(dependencies):
+            return None
+        self._show("installing packages")
+        self._root.mkdir(parents=True, exist_ok=True)
+        wheels = {name: ref.digest for name, ref in app.wheels.items()} if self._rules.wheels else {}
+        wanted = Wanted(
+            root=self._root, rules=self._rules, app_dir=app_dir.resolve(), dependencies=dependencies, wheels=wheels
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fedtide.fabric.packages"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            preexec_fn=lambda: os.nice(_NICE) and None,
+            start_new_session=True,
+        )
+        scratch = self._root / ".wheels" / app.bundle.digest
+        try:
+            return await self._made(process, wanted, app, scratch)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # uv too, if the task was cancelled
+            await process.wait()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _made(
+        self, process: asyncio.subprocess.Process, wanted: Wanted, app: AppRef, scratch: Path
+    ) -> Path | None:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(wanted.model_dump_json().encode() + b"\n")
+        await process.stdin.drain()
+        while line := await process.stdout.readline():
+            told = json.loads(line)
+            if "python" in told:
+                python = Path(told["python"]) if told["python"] is not None else None
+                log.info("app.packages", extra={"python": told["python"] or "the agent's own"})
+                return python
+            if "error" in told:
+                raise _ERRORS.get(told["error"], FedtideError)(told["what"], told["remedy"])
+            for name in told["wheels"]:
+                scratch.mkdir(parents=True, exist_ok=True)
+                await self._fetch(app.wheels[name], scratch / name)
+            process.stdin.write(f"{scratch}\n".encode())
+            await process.stdin.drain()
+        raise CapabilityMissing("the app's packages cannot be installed: the installer ended", "See the agent's log")
+
+
+_ERRORS: dict[str, type[FedtideError]] = {"CapabilityMissing": CapabilityMissing, "TransientError": TransientError}
