@@ -45,14 +45,14 @@ def gathered(app: Path, dependencies: Iterable[str], machines: Iterable[Machine]
         ConfigError: a requirement cannot be read, or a wheel is too large to travel.
     """
     from fedtide.fabric.packages.environment import asked_for
-    from fedtide.fabric.packages.requirements import WITH_FLOWER, name_of
+    from fedtide.fabric.packages.requirements import WITH_FLOWER, name_of, unmet
 
-    asked = asked_for(app, tuple(dependencies))
+    asked = [each for each in asked_for(app, tuple(dependencies)) if name_of(each) not in WITH_FLOWER or unmet([each])]
     kept = WITH_FLOWER - {name_of(each) for each in asked}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for machine in sorted(set(machines)) if asked else []:
-            _download(list(asked), machine, folder)
+            _download(asked, machine, folder)
         wheels = [file for file in sorted(folder.glob("*.whl")) if name_of(file.name.partition("-")[0]) not in kept]
         for file in wheels:
             if (size := file.stat().st_size) > MAX_BUNDLE_BYTES:
