@@ -46,6 +46,17 @@ class Kubernetes(Strict):
     ca_secret: str = Field(default="", description="Secret with the hub's `ca.crt`; default: RELEASE-servers")
 
 
+class TrackingRules(Strict):
+    """Where runs may be reported to beside the coordinator's own views."""
+
+    mlflow: list[str] = Field(
+        default=[],
+        description="URLs of the MLflow servers that runs may name; empty: any. Name them where MLFLOW_TRACKING_* "
+        "variables hold credentials, which go to whichever server a run names",
+    )
+    event_files: Path | None = Field(default=None, description="TensorBoard's folder; default: in data_dir")
+
+
 class CoordinatorConfig(Strict):
     """Everything one coordinator process needs."""
 
@@ -68,6 +79,7 @@ class CoordinatorConfig(Strict):
     packages: PackageRules = Field(
         default=PackageRules(), description="Where aggregators get what apps need beside their image's packages"
     )
+    tracking: TrackingRules = TrackingRules()
     http_host: str = Field(default="127.0.0.1", description="Address of the API")
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")
     http_cert: Path | None = Field(default=None, description="Certificate of the API; with it and its key it is https")

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from fedtide.coordinator.adapters import schedules
+from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.order_lists import OrderLists
@@ -17,6 +18,7 @@ from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
+from fedtide.coordinator.adapters.tracking import RunTracking
 from fedtide.coordinator.api import metrics
 from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.events import EventApi
@@ -129,7 +131,7 @@ async def _work(
     members_only = enroller is not None
     launcher = _launcher(config, enroller, AggregatorExits(broker, subjects, engine).report, engine)
     starter, presence = (
-        Starter(engine, RunModels(broker, subjects)),
+        Starter(engine, RunModels(broker, subjects), config.tracking),
         Presence(broker, subjects, engine, group, members_only=members_only),
     )
     alarms = Alarms(engine, group)
@@ -185,12 +187,14 @@ async def _work(
         broker.when_reconnected(look_at_all)
         group.create_task(schedules.keep(engine), name="schedules")
         group.create_task(housekeeping.run(), name="housekeeping")
+        tracking = RunTracking(engine, Distribution(broker, subjects), config.tracking, config.data_dir)
+        group.create_task(tracking.keep(), name="tracking")
         storage = StorageApi(housekeeping)
         events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()
         questions = NodeQuestions(broker, subjects)
         routes = [
-            ModelApi(broker, subjects, engine, housekeeping).routes(),
+            ModelApi(broker, subjects, engine, housekeeping, tracking.warnings).routes(),
             FleetApi(engine, presence, questions).routes(),
             RunApi(engine, presence, starter, RunLogs(broker, subjects), questions).routes(),
             RolloutApi(broker, subjects, engine, starter).routes(),

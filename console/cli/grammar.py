@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from fedtide.console.yaml12 import CoreLoader
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.flower.apps import flatten
+from fedtide.fabric.plans.tracking import Tracking
 from fedtide.fabric.strict import ConfigValues, Scalar
 from fedtide.fabric.validation import checked
 
@@ -124,6 +125,20 @@ def _words(option: str, key: str, text: str) -> list[str]:
     if not all(word.strip() for word in words):
         raise ConfigError(f"{option} {key}", f"{text!r} has an empty place", f"For example {key}=a+b")
     return words
+
+
+def tracking(texts: Iterable[str], declared: Tracking | None) -> Tracking:
+    """`--track` options over what the app declares: `mlflow=URL`, `tensorboard`, `experiment=NAME`, or `none`.
+
+    Raises:
+        ConfigError: another word, or a value that is wrong.
+    """
+    words = [text if "=" in text else f"{text}=true" for text in texts]
+    if words == ["none=true"]:
+        return Tracking()
+    before = declared.model_dump() if declared is not None else {}
+    given = {key: text == "true" if key == "tensorboard" else text for key, text in pairs("--track", words)}
+    return checked(Tracking, {**before, **given}, "--track")
 
 
 def labels(option: str, text: str) -> dict[str, str]:

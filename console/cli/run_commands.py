@@ -48,6 +48,9 @@ def start(
     stop: Annotated[str, typer.Option("--stop", help="When to end early, e.g. metric=accuracy,target=0.95")] = "",
     train: Train = TrainWith.flower,
     with_wheels: WithWheels = False,
+    track: Annotated[
+        list[str] | None, typer.Option("--track", help="mlflow=URL, tensorboard, experiment=NAME, or none; repeat")
+    ] = None,
     watch: Watch = False,
     output: Output = Format.table,
 ) -> None:
@@ -75,6 +78,7 @@ def start(
         selection=grammar.fields("--select", select, Selection),
         policy=asked_policy,
         stop=grammar.fields("--stop", stop, StopRule) if stop else None,
+        track=grammar.tracking(track, described.track) if track else described.track,
     )
     _started(client, client.send(endpoints.start_run(request)), watch, output)
 

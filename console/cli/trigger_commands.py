@@ -68,7 +68,9 @@ def _bundled(
 
     config = action.get("run_config")
     ref = pushed(client, directory, config if isinstance(config, dict) else {}, train, with_wheels=with_wheels)
-    return {"app": ref.model_dump(), "model": action.get("model") or describe(directory).model}
+    described = describe(directory)
+    track = {"track": described.track.model_dump()} if described.track is not None and "track" not in action else {}
+    return {"app": ref.model_dump(), "model": action.get("model") or described.model, **track}
 
 
 @triggers_app.command("ls")

@@ -6,7 +6,9 @@ import asyncio
 
 from pydantic import ValidationError
 
+from fedtide.coordinator.adapters import tracking
 from fedtide.coordinator.adapters.run_models import RunModels
+from fedtide.coordinator.config import TrackingRules
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts.planning import check_expressions, plan
@@ -24,11 +26,14 @@ from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.validation import config_error
 
+_ANYWHERE = TrackingRules()
+
 
 class Starter:
     """Turns requests into the events that start something. An id that exists already changes nothing."""
 
-    def __init__(self, engine: Engine, models: RunModels) -> None:
+    def __init__(self, engine: Engine, models: RunModels, tracking_rules: TrackingRules = _ANYWHERE) -> None:
+        self._tracking = tracking_rules
         self._engine = engine
         self._models = models
         self._planning = asyncio.Lock()
@@ -52,6 +57,7 @@ class Starter:
         base = _base(world, asked) if start is None else None
         spec = asked.resolved(asked.app or _app_of(world, asked), base, config, start)
         _check_packages(world, spec)
+        tracking.check(spec.track, self._tracking)
         if spec.purpose == "evaluate" and spec.base is None:
             raise ConfigError("base", "is missing: an evaluation needs a release", "Name a version, or latest")
         requested = RunRequested(run=key, spec=spec, by=by, cause=cause)

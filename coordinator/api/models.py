@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
@@ -24,7 +25,15 @@ from fedtide.fabric.tensors.blobs import chunked, manifest_of
 class ModelApi:
     """Handlers over the engine's registry."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, housekeeping: Housekeeping) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        engine: Engine,
+        housekeeping: Housekeeping,
+        more_warnings: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self._more_warnings = more_warnings
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
@@ -54,7 +63,11 @@ class ModelApi:
                 models=len(world.models),
                 rollouts=len(world.rollouts),
                 waits_for=engine.waits_for,
-                warnings=[*self._housekeeping.warnings(), *identities.warnings(world.identities)],
+                warnings=[
+                    *self._housekeeping.warnings(),
+                    *identities.warnings(world.identities),
+                    *self._more_warnings(),
+                ],
             )
         )
 

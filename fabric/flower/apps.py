@@ -13,7 +13,9 @@ from typing import Any
 
 from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.ids import check_token
+from fedtide.fabric.plans.tracking import Tracking
 from fedtide.fabric.strict import ConfigValues, Scalar
+from fedtide.fabric.validation import checked
 
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
@@ -32,6 +34,7 @@ class AppDescription:
     export: str | None
     training: str | None
     dependencies: tuple[str, ...]
+    track: Tracking | None = None
 
 
 def describe(directory: Path) -> AppDescription:
@@ -67,7 +70,12 @@ def describe(directory: Path) -> AppDescription:
         export=_reference(file, ours, "export") if "export" in ours else None,
         training=_reference(file, ours, "training") if "training" in ours else None,
         dependencies=tuple(str(d) for d in project.get("dependencies", [])),
+        track=_tracking(file, _table(file, toml, "tool", "fedtide", "track")),
     )
+
+
+def _tracking(file: Path, table: dict[str, Any]) -> Tracking | None:
+    return checked(Tracking, table, f"{file}: tool.fedtide.track") if table else None
 
 
 def _table(file: Path, table: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
+from fedtide.fabric.plans.tracking import Tracking
 from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -37,6 +38,7 @@ class RunOptions(Strict):
     selection: Selection = Field(default=Selection(), description="Which nodes take part in a round")
     policy: RoundPolicy = Field(default=RoundPolicy(), description="When a round closes")
     stop: StopRule | None = Field(default=None, description="When the run ends before its last round")
+    track: Tracking | None = Field(default=None, description="Where it is reported: MLflow, TensorBoard")
 
 
 class RunSpec(RunOptions):
