@@ -27,7 +27,7 @@ from fedtide.aggregation.grid.outgoing import place_of
 from fedtide.aggregation.grid.phases import TooFewUpdates
 from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.aggregation.link.grid_link import GridLink
-from fedtide.aggregation.rounds import privacy_ledger
+from fedtide.aggregation.rounds import flower_lines, privacy_ledger
 from fedtide.aggregation.rounds.checkpoints import Checkpoints, RoundCheckpoint
 from fedtide.aggregation.rounds.exchange import Exchange
 from fedtide.aggregation.rounds.progress import HISTORIES, Best, Progress
@@ -183,7 +183,8 @@ class RoundDriver:
 
     def _drive(self, progress: Progress) -> Result:
         privacy_ledger.check(progress.strategy)
-        progress.strategy.summary()
+        flower_lines.begins(progress)
+        began = time.monotonic()
         head = self._checkpoints.head(progress.stage)
         if head is not None:
             self._resume(progress, head)
@@ -204,6 +205,7 @@ class RoundDriver:
             except RunEnds:
                 self._checkpoints.restore_strategy_of(progress)
                 progress.round -= 1
+        flower_lines.ends(progress.result, progress.round, time.monotonic() - began)
         progress.grid.finish()
         return progress.result
 
@@ -261,6 +263,7 @@ class RoundDriver:
 
     def _round(self, progress: Progress) -> None:
         while True:
+            flower_lines.round_begins(progress)
             try:
                 self._try_round(progress)
                 return
@@ -272,6 +275,7 @@ class RoundDriver:
         number, result = progress.round, progress.result
         sent = self._train(progress) if self._trains else []
         if self._evaluates(progress) and (metrics := self._exchange.evaluate(progress)) is not None:
+            flower_lines.aggregated(metrics)
             result.evaluate_metrics_clientapp[number] = metrics
         if not self._trains:
             result.arrays = progress.arrays
@@ -286,6 +290,7 @@ class RoundDriver:
             progress.rounds_with_updates += 1
             progress.arrays = result.arrays = arrays
         if metrics is not None:
+            flower_lines.aggregated(metrics)
             result.train_metrics_clientapp[number] = metrics
         return sent
 
@@ -315,8 +320,11 @@ class RoundDriver:
 
     def _evaluate_here(self, progress: Progress, seconds: float) -> None:
         number = progress.round
-        if progress.evaluate_fn and (metrics := progress.evaluate_fn(number, progress.arrays)) is not None:
-            progress.result.evaluate_metrics_serverapp[number] = metrics
+        if progress.evaluate_fn:
+            metrics = progress.evaluate_fn(number, progress.arrays)
+            flower_lines.evaluated_here(number, metrics)
+            if metrics is not None:
+                progress.result.evaluate_metrics_serverapp[number] = metrics
         self._judge(progress)
         found = progress.metrics(number)
         if number or (found and not progress.before):

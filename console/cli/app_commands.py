@@ -11,6 +11,7 @@ import typer
 from fedtide.console.app_bundles import Train, TrainWith, WithWheels, pushed, training_bundle
 from fedtide.console.cli import grammar
 from fedtide.console.client import Client
+from fedtide.console.output import say
 from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -38,6 +39,32 @@ def export_training(
     typer.echo(
         f"{count} parameters, {len(data)} bytes, within {manifest.torch_difference:.0e} of torch: {output or made}"
     )
+
+
+@apps_app.command("check")
+def check(
+    app: App,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, max=16, help="Virtual nodes")] = 2,
+    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 1,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Run config override key=value; repeat")] = None,
+    train: Train = TrainWith.flower,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until it is given up")] = 600.0,
+    with_wheels: WithWheels = False,
+    app_index: Annotated[str, typer.Option(help="Index for packages that it needs, as for `fedtide up`")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Keep the trial's files there; else nothing is left")] = None,
+) -> None:
+    """Try an app on this machine: one round with a few nodes, its output, and tracebacks. Exit code 1: it fails."""
+    from fedtide.console.app_check import Trial
+    from fedtide.console.app_check import check as run_check
+
+    chosen = grammar.settings(settings or [], describe(app).config)
+    trial = Trial(app, nodes, rounds, chosen, train, timeout, app_index, with_wheels)
+    problems = run_check(trial, folder)
+    for problem in problems:
+        say(f"\nPROBLEM {problem}")
+    if problems:
+        raise typer.Exit(1)
+    say(f"{describe(app).name} runs here: `fedtide run start --app {app}` gives it to the fleet")
 
 
 @apps_app.command("push")

@@ -81,9 +81,8 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 def _app(folder: Path, track: str) -> Path:
     app = shutil.copytree(APPS / "mean", folder / "tracked", ignore=shutil.ignore_patterns("__pycache__"))
     with (app / "pyproject.toml").open("a") as file:
-        file.write(
-            f'\n[tool.fedtide.app]\nmodel = "tracked"\nexport = "mean_export:export"\n\n[tool.fedtide.track]\n{track}\n'
-        )
+        file.write('\n[tool.fedtide.app]\nmodel = "tracked"\nexport = "mean_export:export"\n')
+        file.write(f"\n[tool.fedtide.track]\n{track}\n")
     (app / "mean_export.py").write_text(EXPORT)
     return app
 
