@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -22,28 +23,35 @@ log = logging.getLogger(__name__)
 
 MAKE_UP_S = 600.0
 """A time that passed longer ago, unnoticed, is not made up for."""
+UNSURE_S = 5.0
+"""So long before its last event a leader that is gone may have missed a time: what it has fired does not fire again."""
 
 
 def next_after(schedule: Schedule, moment: datetime) -> datetime:
     """The next time of a schedule after `moment`, in UTC.
+
+    As Debian's cron where clocks change: a fixed time that is skipped comes right after the gap, one that happens twice
+    comes once, and what comes every so many minutes goes on.
 
     Raises:
         ConfigError: a cron expression or time zone that does not exist.
     """
     try:
         local = moment.astimezone(ZoneInfo(schedule.timezone))
-        following: datetime = next(CronSim(schedule.cron, local))
+        times: Iterator[datetime] = iter(CronSim(schedule.cron, local))
+        # Between the two occurrences of a time the iterator begins with the first one, which is over.
+        return next(utc for at in times if (utc := at.astimezone(UTC)) > moment)
     except CronSimError as exc:
         raise ConfigError("schedule.cron", f"{schedule.cron!r}: {exc}", "For example: 0 2 * * *") from exc
     except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
         raise ConfigError("schedule.timezone", f"there is no time zone {schedule.timezone!r}") from exc
-    return following.astimezone(UTC)
 
 
 async def keep(engine: Engine) -> None:
     """Fire every rule's schedule at its times, for ever; rules may change meanwhile."""
     now = datetime.now(UTC)
-    since = max(engine.last_before_take_over or now, now - timedelta(seconds=MAKE_UP_S))
+    last = (engine.last_before_take_over or now) - timedelta(seconds=UNSURE_S)
+    since = max(last, now - timedelta(seconds=MAKE_UP_S))
     with engine.watch() as changed:
         while True:
             rules = [t.rule for t in engine.world.triggers.values()]
