@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.samples.source import SAMPLES
 from fedtide.edge_agent.samples.store import samples_file
+from fedtide.edge_agent.tasks import node_folders
 from fedtide.edge_agent.tasks.app_logs import app_log_file
 from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
@@ -38,16 +38,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_FAILED = 1
 _APP_CRASHED = 8
-STATE_KEPT_S = 90 * 24 * 3600.0
-"""How long the state of a run's ClientApp is kept on this node after its last use."""
-APP_KEPT_S = 30 * 24 * 3600.0
-"""How long an unpacked app is kept after its last task."""
-WORK_KEPT_S = 7 * 24 * 3600.0
-"""How long the working directory of a run is kept after its last task."""
-LOG_KEPT_S = 14 * 24 * 3600.0
-"""How long what an app has printed in a run is kept."""
-DOWNLOAD_KEPT_S = 24 * 3600.0
-"""How long partial downloads and anchor models are kept after their last use."""
+TIDY_EVERY_S = 3600.0
 
 
 class TaskLoop:
@@ -75,13 +66,9 @@ class TaskLoop:
         """Set when `busy` or `stage` changes."""
         for task in self._outbox.waiting():
             self._to_send.put_nowait(task)
-        _forget_old(config.data_dir / "runs", "*.state", STATE_KEPT_S)
-        _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
         (config.data_dir / "progress").mkdir(parents=True, exist_ok=True)
-        _forget_old(config.data_dir / "progress", "*", DOWNLOAD_KEPT_S)
-        _forget_old(config.data_dir / "apps", "*", APP_KEPT_S)
-        _forget_old(config.data_dir / "work", "*", WORK_KEPT_S)
-        _forget_old(app_log_file(config.data_dir, "x").parent, "*", LOG_KEPT_S)
+        self._tidied = -TIDY_EVERY_S
+        self._tidy()
 
     @property
     def trainer_pid(self) -> int | None:
@@ -143,6 +130,13 @@ class TaskLoop:
             self._show(None, "")
             self._accepted.discard(key)
             self._cancelled.discard(key)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Now and then: an agent runs for months."""
+        if time.monotonic() >= self._tidied + TIDY_EVERY_S:
+            self._tidied = time.monotonic()
+            node_folders.tidy(self._config.data_dir)
 
     def _show_stage(self, stage: str) -> None:
         self._show(self.busy, stage)
@@ -213,6 +207,7 @@ class TaskLoop:
         app_dir = self._config.data_dir / "apps" / task.app.bundle.digest
         if not app_dir.exists():
             unpack(bytes(await read_blob(self._source, self._subjects.blob, task.app.bundle)), app_dir)
+            node_folders.forget_apps(self._config.data_dir)
         os.utime(app_dir)
         task_file = out_dir / "task.json"
         task_file.write_bytes(to_json(task))
@@ -237,7 +232,7 @@ class TaskLoop:
         kept = {ref.digest for ref in task.message.bases()}
         for digest in kept:
             job.blobs[digest].touch()
-        _forget_old(self._downloads, "*", DOWNLOAD_KEPT_S)
+        node_folders.forget_downloads(self._config.data_dir)
         for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
             path.unlink(missing_ok=True)
         return from_json(WireMessage, (out_dir / "message.json").read_bytes(), "message.json")
@@ -318,13 +313,6 @@ def _mapped(path: Path) -> memoryview:
         return map_file(path)
     except (OSError, ValueError) as exc:
         raise MalformedMessage(f"the outbox lost {path.name}: {exc}") from exc
-
-
-def _forget_old(folder: Path, pattern: str, kept_s: float) -> None:
-    limit = time.time() - kept_s
-    for each in folder.glob(pattern):
-        if each.stat().st_mtime < limit:
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
 
 
 def _error(task: Task, code: int, reason: str) -> WireMessage:

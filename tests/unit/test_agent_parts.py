@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedtide.edge_agent.config import AgentConfig, load
+from fedtide.edge_agent.tasks import node_folders
 from fedtide.edge_agent.tasks import trainer as trainer_module
 from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
@@ -137,3 +139,19 @@ def test_what_the_broker_has_of_an_answer_is_known_to_the_next_process(tmp_path:
     assert outbox.stored("t1") == set()
     outbox.sent("t1")
     assert outbox.stored("t1") == set()
+
+
+def test_a_node_keeps_the_apps_that_were_used_last(tmp_path: Path) -> None:
+    for number in range(node_folders.MOST_APPS + 3):
+        app = tmp_path / "apps" / f"app{number:02}"
+        app.mkdir(parents=True)
+        at = time.time() - (number % 5) * node_folders.DAY_S - number
+        os.utime(app, (at, at))
+    old = tmp_path / "runs" / "r.state"
+    old.parent.mkdir()
+    old.write_text("x")
+    os.utime(old, (1, 1))
+    node_folders.tidy(tmp_path)
+    left = {p.name for p in (tmp_path / "apps").iterdir()}
+    assert len(left) == node_folders.MOST_APPS and {"app00", "app05", "app10"} <= left
+    assert not {"app14", "app19", "app09"} & left and not old.exists()
