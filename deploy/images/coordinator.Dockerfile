@@ -3,6 +3,7 @@
 #   docker buildx build --platform linux/amd64,linux/arm64 -f deploy/images/coordinator.Dockerfile --sbom=true .
 ARG PYTHON=3.11-slim-bookworm
 FROM python:${PYTHON} AS build
+ARG EXTRAS=control,cluster,tracking
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/fedtide
 WORKDIR /src
@@ -13,7 +14,7 @@ COPY edge_agent edge_agent
 COPY coordinator coordinator
 COPY aggregation aggregation
 COPY console console
-RUN /opt/fedtide/bin/pip install ".[control,cluster]" \
+RUN /opt/fedtide/bin/pip install ".[${EXTRAS}]" \
  && /opt/fedtide/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}

@@ -88,6 +88,19 @@ def test_the_processes_understand_the_configuration_they_are_given(file: Path, t
                 TypeAdapter(kinds[name]).validate_python(json.loads(text))
 
 
+def test_further_settings_of_the_coordinator_reach_it_and_so_do_the_ports_that_they_need() -> None:
+    values = yaml.safe_load((CLOUD / "examples/eks.yaml").read_text())
+    values["coordinator"] = {"config": {"packages": {"index": "https://pypi.example"}, "data_dir": "/not/this"}}
+    values["networkPolicy"] = {"egressPorts": [5000]}
+    objects = render(CLOUD, values)
+    (text,) = [b["data"]["coordinator.json"] for b in objects if "coordinator.json" in b.get("data", {})]
+    config = CoordinatorConfig.model_validate_json(text)
+    assert config.packages.index == "https://pypi.example" and str(config.data_dir) == "/var/lib/fedtide"
+    policies = {b["metadata"]["name"]: b["spec"] for b in objects if b["kind"] == "NetworkPolicy"}
+    for name in ("ft-coordinator", "ft-workers"):
+        assert {"protocol": "TCP", "port": 5000} in policies[name]["egress"][0]["ports"], sorted(policies)
+
+
 def test_selectors_and_names_do_not_depend_on_the_version() -> None:
     """What cannot be changed by an upgrade must not change with one."""
     for body in example(CLOUD / "examples/eks.yaml"):
