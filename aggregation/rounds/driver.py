@@ -70,6 +70,8 @@ class RoundDriver:
         self._stages: list[Progress] = []
         self._undriven: Result | None = None
         self._stopped = ""
+        self._kept: set[BlobRef] = set()
+        """Models that the last checkpoint names."""
 
     @property
     def drives(self) -> bool:
@@ -211,6 +213,7 @@ class RoundDriver:
 
     def _resume(self, progress: Progress, head: RoundCheckpoint) -> None:
         self._checkpoints.restore(head, progress)
+        self._kept = head.models()
         if progress.anchor is not None:
             progress.grid.code_against(progress.anchor)
         if head.rounds_with_updates:
@@ -337,7 +340,8 @@ class RoundDriver:
         for raw in self._link.call(self._link.close_round(progress.grid.counted, carries=carries)):
             self._report_late(raw)
         progress.grid.counted.clear()
-        self._checkpoints.forget(set(sent) - head.models())
+        self._checkpoints.forget({*sent, *self._kept} - head.models())
+        self._kept = head.models()
 
     def _report_late(self, raw: bytes) -> None:
         """Report a reply to a task that was given up, or to a closed round: counted as late, never averaged."""

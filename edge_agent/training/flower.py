@@ -21,7 +21,7 @@ from fedtide.edge_agent.training.job_loop import serve, write_frame, write_messa
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import ConfigError, MalformedMessage
 from fedtide.fabric.flower import bridge as flower
-from fedtide.fabric.flower.app_errors import told
+from fedtide.fabric.flower.app_errors import place_of, told
 from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.flower.working_dir import enter
 from fedtide.fabric.messages.tasks import Arrays, Task
@@ -47,7 +47,7 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
         app = apps.get(job.app_dir) or apps.setdefault(job.app_dir, _load(job.app_dir))
         mod = CompressionMod(task.codec) if task.codec else None
         reply = mod(message, context, app) if mod is not None else app(message, context)
-        _write_reply(job.out_dir, _checked(reply, message))
+        _write_reply(job.out_dir, _checked(reply, message, app, job.app_dir))
         # The new state is part of the reply: it becomes the run's state once the reply is stored (tasks.outbox).
         (job.out_dir / STATE).write_bytes(flower.dump_state(context.state))
         return
@@ -63,12 +63,14 @@ def _do(job: Job, apps: dict[Path, ClientApp]) -> None:
     _write_reply(job.out_dir, reply)
 
 
-def _checked(reply: object, asked: Message) -> Message:
+def _checked(reply: object, asked: Message, app: ClientApp, app_dir: Path) -> Message:
     """Raises TypeError if an app returned something else than a message."""
     if isinstance(reply, Message):
         return reply
     kind = asked.metadata.message_type
-    raise TypeError(f"the app's function for {kind!r} returned {_kind(reply)}, expected a flwr Message")
+    registered = getattr(app, "_registered_funcs", {})  # Flower has no public way to it
+    place = place_of(registered.get(kind if "." in kind else f"{kind}.default"), app_dir)
+    raise TypeError(f"the app's function for {kind!r}{place} returned {_kind(reply)}, expected a flwr Message")
 
 
 def _kind(value: object) -> str:

@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
@@ -60,6 +62,12 @@ class _Child:
     run: str = ""
     log: AppLog | None = None
     task: str = ""
+    is_mute: bool = False
+    """It has closed its output."""
+
+    @property
+    def watched(self) -> list[int]:
+        return [self.answers] if self.is_mute else [self.answers, self.output]
 
     def begin(self, run: str, log_file: Path) -> None:
         self.run, self.log = run, AppLog(log_file)
@@ -77,11 +85,13 @@ class _Parent:
     def run(self) -> int:
         unread = b""
         while True:
-            watched = [0, *([self._child.output] if self._child is not None else [])]
+            watched = [0, *(self._child.watched if self._child is not None else [])]
             is_ready = self._spare is not None and not self._wanted
             ready, _, _ = select.select(watched, [], [], None if is_ready else IDLE_S)
-            if self._child is not None and self._child.output in ready and not self._take_output(self._child):
-                self._end_like(self._child)
+            if self._child is not None and self._child.output in ready:
+                self._take_output(self._child)
+            if self._child is not None and self._child.answers in ready:
+                self._end_like(self._child)  # it has nothing to answer: it is dead
             if 0 in ready:
                 data = os.read(0, _READ)
                 if not data:
@@ -106,15 +116,16 @@ class _Parent:
 
     def _hand_on(self, line: bytes) -> None:
         job = json.loads(line)  # its child validates it
+        before = None
         if self._child is None or self._child.run != job["run"]:
-            _end(self._child)
-            self._child = self._spare or self._forked()
+            before, self._child = self._child, self._spare or self._forked()
             self._spare = None
             self._child.begin(job["run"], Path(job["log_file"]))
         child = self._child
         child.task = Path(job["out_dir"]).name
         with suppress(BrokenPipeError):  # it is dead: it has no answer
             os.write(child.jobs, line + b"\n")
+        _end(before)
         answer = self._answer_of(child)
         if not answer:
             self._end_like(child)
@@ -127,8 +138,9 @@ class _Parent:
     def _answer_of(self, child: _Child) -> bytes:
         answer = b""
         while not answer.endswith(b"\n"):
-            ready, _, _ = select.select([child.answers, child.output], [], [])
-            if child.output in ready and self._take_output(child):
+            ready, _, _ = select.select(child.watched, [], [])
+            if child.output in ready:
+                self._take_output(child)
                 continue
             if child.answers in ready:
                 data = os.read(child.answers, _READ)
@@ -139,9 +151,10 @@ class _Parent:
 
     def _take_output(self, child: _Child, *, wait: bool = True) -> bool:
         """Whether there was any."""
-        if not wait and not select.select([child.output], [], [], 0)[0]:
+        if child.is_mute or (not wait and not select.select([child.output], [], [], 0)[0]):
             return False
         data = os.read(child.output, _READ)
+        child.is_mute = not data
         if child.log is not None:
             with suppress(OSError):  # a full disk: the app goes on without a log
                 child.log.feed(data, child.task)
@@ -180,11 +193,20 @@ def _end(child: _Child | None) -> None:
     """End a child that has nothing to do."""
     if child is None:
         return
-    with suppress(ProcessLookupError):
-        os.kill(child.pid, signal.SIGKILL)
+    for process in (psutil.Process(child.pid), *_started_by(child.pid)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     os.waitpid(child.pid, 0)
     for number in (child.jobs, child.answers, child.output):
         os.close(number)
+
+
+def _started_by(pid: int) -> list[psutil.Process]:
+    """What a run's app has started and left running."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _be_child(do: Do, answers: int) -> None:
@@ -201,7 +223,8 @@ def _be_child(do: Do, answers: int) -> None:
                 if not is_full(exc):
                     raise
                 answer = {"done": False, "reason": str(exc)}
-            sys.stdout.flush()
+            with suppress(OSError):  # the app has closed it
+                sys.stdout.flush()
             loaded = [name for name in LOADED_ONCE if name in sys.modules]
             os.write(answers, json.dumps({**answer, "loaded": loaded}).encode() + b"\n")
         code = 0

@@ -9,6 +9,21 @@ from types import TracebackType
 _MOST_CHARACTERS = 1500
 
 
+def place_of(function: object, directory: Path) -> str:
+    """The app's file and line of a function that Flower has wrapped, as ` (FILE:LINE)`; empty: not found."""
+    open_, seen = [function], set[int]()
+    while open_:
+        found = open_.pop(0)
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        code = getattr(found, "__code__", None)
+        if code is not None and Path(code.co_filename).is_relative_to(directory):
+            return f" ({Path(code.co_filename).relative_to(directory)}:{code.co_firstlineno} {code.co_name})"
+        open_ += [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
+    return ""
+
+
 def told(error: BaseException, directory: Path) -> str:
     """The error and the app's own line that it came from; below that, if there is one, its traceback within the app."""
     first = f"{type(error).__name__}: {error}"

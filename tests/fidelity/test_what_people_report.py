@@ -60,7 +60,7 @@ def test_an_error_of_all_nodes_ends_the_run_after_one_trial_with_the_apps_line(i
     told = [refused.reason for refused in view.rounds[0].phases["train"].refused.values()]
     assert sum("raise KeyError" in reason for reason in told) == 1, "the traceback is there once"
     view = _view(installation, "FedAvg", odd="forgets")
-    assert "returned None, expected a flwr Message" in view.reason
+    assert "(referee_client.py:" in view.reason and "returned None, expected a flwr Message" in view.reason
 
 
 def test_a_wait_for_nodes_says_what_it_waits_for_and_ends(installation: Installation) -> None:
