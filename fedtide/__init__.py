@@ -11,6 +11,7 @@ for _name, _value in (
     ("ORT_DISABLE_TELEMETRY", "1"),
     ("FLWR_TELEMETRY_ENABLED", "0"),
     ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("DO_NOT_TRACK", "1"),
 ):
     _os.environ.setdefault(_name, _value)

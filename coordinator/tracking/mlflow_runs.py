@@ -9,8 +9,7 @@ from typing import Any
 
 from fedtide.coordinator.tracking.record import RunRecord
 
-# Before its import: nothing is reported to its makers, and a server that hangs is given up soon (it is tried again).
-os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+# Before its import: a server that hangs is given up soon (it is tried again).
 os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 RUN, ROUNDS = "fedtide.run", "fedtide.rounds"

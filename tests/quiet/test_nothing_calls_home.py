@@ -42,7 +42,8 @@ def test_the_guard_notices_a_name_and_an_address(tmp_path: Path) -> None:
 
 
 def test_libraries_are_told_before_they_are_loaded() -> None:
-    code = "import fedtide, os; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['FLWR_TELEMETRY_ENABLED'])"
+    names = ("ORT_DISABLE_TELEMETRY", "FLWR_TELEMETRY_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
+    code = f"import fedtide, os; print(*[os.environ[name] for name in {names}])"
     env = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k}
     told = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True, timeout=60)
-    assert told.stdout.split() == ["1", "0"]
+    assert told.stdout.split() == ["1", "0", "true"]
