@@ -56,7 +56,7 @@ def _waiting(state: runs.Run, matching: int) -> str:
         return ""
     if state.waits:
         return state.waits
-    if any(state.rounds):
+    if any(number or each.phases for number, each in state.rounds.items()):  # in round 0 only a custom main asks
         return ""
     return f"no round yet; {matching} matching nodes are online (the app may wait for more)"
 
