@@ -1,32 +1,62 @@
-"""`python -m fedtide.console.operator`: the operator of custom resources, in a pod."""
+"""`python -m fedtide.console.operator`: the operator of custom resources, in a pod.
+
+--namespace NAMESPACE                    serve the resources there
+--namespace NAMESPACE --let-go           before it is uninstalled: resources go without it from now on
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import socket
 import sys
 
 import kopf
 
 from fedtide.console.client import Client
+from fedtide.console.operator.finalizers import let_go
 from fedtide.console.operator.handlers import handlers, settings
+from fedtide.console.operator.served_resources import keep_running
 from fedtide.fabric import logs
+
+POD_IP = "POD_IP"
+"""Environment variable, set by the chart: where the kubelet asks for this pod's health."""
+HEALTH_PORT = 8081
+IDENTITY = "POD_ID"
+"""Environment variable: by which kopf tells operators apart."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--namespace", required=True, help="Namespace of the resources")
+    parser.add_argument("--let-go", action="store_true", help="Take the finalizers away, and end")
     asked = parser.parse_args()
     logs.to_stderr()
-    run = kopf.operator(
-        registry=handlers(Client.find(by="operator")),
-        settings=settings(),
-        namespaces=[asked.namespace],
-        standalone=True,
-        liveness_endpoint="http://0.0.0.0:8081/healthz",
-    )
-    asyncio.run(run)
+    if asked.let_go:
+        let_go(asked.namespace)
+        return 0
+    os.environ.setdefault(IDENTITY, socket.gethostname())  # else kopf asks for the user's name: a pod's has none
+    client = Client.find(by="operator")
+
+    async def run(stop: asyncio.Event) -> None:
+        await kopf.operator(
+            registry=handlers(client),
+            settings=settings(),
+            namespaces=[asked.namespace],
+            standalone=True,
+            stop_flag=stop,
+            liveness_endpoint=health_endpoint(os.environ.get(POD_IP, "127.0.0.1")),
+        )
+
+    asyncio.run(keep_running(run))
     return 0
+
+
+def health_endpoint(address: str) -> str:
+    """On the pod's own address, of whichever family."""
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{HEALTH_PORT}/healthz"
 
 
 if __name__ == "__main__":

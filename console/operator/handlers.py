@@ -67,13 +67,13 @@ def _runs(registry: kopf.OperatorRegistry, client: Client) -> None:
 
         _apply(asked, resources.run_status, patch, meta)
 
-    @kopf.timer(GROUP, VERSION, RUNS, interval=LOOK_EVERY_S, registry=registry)
+    @kopf.timer(GROUP, VERSION, RUNS, interval=LOOK_EVERY_S, registry=registry, when=_is_under_way)
     def look(status: kopf.Status, patch: kopf.Patch, meta: kopf.Meta, **_: Any) -> None:
         if status.get("run") and not resources.has_ended(status):
             view = _call(lambda: client.send(endpoints.run(status["run"])))
             _show(patch, resources.run_status(view, _generation(meta)), status)
 
-    @kopf.on.delete(GROUP, VERSION, RUNS, registry=registry)
+    @kopf.on.delete(GROUP, VERSION, RUNS, registry=registry, when=_is_under_way)
     def end(status: kopf.Status, **_: Any) -> None:
         run = status.get("run")
         if run and _call(lambda: client.send(endpoints.act_on_run(run, "cancel"))).state not in RUN_ENDED:
@@ -83,62 +83,117 @@ def _runs(registry: kopf.OperatorRegistry, client: Client) -> None:
 def _rollouts(registry: kopf.OperatorRegistry, client: Client) -> None:
     @kopf.on.create(GROUP, VERSION, ROLLOUTS, registry=registry)
     def start(uid: str, spec: kopf.Spec, patch: kopf.Patch, meta: kopf.Meta, **_: Any) -> None:
-        def asked() -> RolloutView:
-            return client.send(endpoints.start_rollout(resources.rollout_request(spec)), key=uid)
+        if spec.get("paused"):  # nothing is planned yet: the fleet may be another one when it is let go
+            _show(patch, resources.held(_generation(meta)), {})
+        else:
+            _begin_rollout(client, uid, spec, patch, meta)
 
-        _apply(asked, resources.rollout_status, patch, meta)
-
-    @kopf.timer(GROUP, VERSION, ROLLOUTS, interval=LOOK_EVERY_S, registry=registry)
+    @kopf.timer(GROUP, VERSION, ROLLOUTS, interval=LOOK_EVERY_S, registry=registry, when=_is_under_way)
     def look(status: kopf.Status, patch: kopf.Patch, meta: kopf.Meta, **_: Any) -> None:
         if status.get("rollout") and not resources.has_ended(status):
             view = _call(lambda: client.send(endpoints.rollout(status["rollout"])))
-            _show(patch, resources.rollout_status(view, _generation(meta)), status)
+            seen = int(status.get("observedGeneration") or _generation(meta))
+            _show(patch, resources.rollout_status(view, seen), status)
 
-    @kopf.on.update(GROUP, VERSION, ROLLOUTS, field="spec.paused", registry=registry)
-    def pause(old: Any, new: Any, status: kopf.Status, **_: Any) -> None:
-        key = status.get("rollout")
-        if key and bool(old) != bool(new):
-            action: RolloutActionName = "pause" if new else "resume"
-            _call(lambda: client.send(endpoints.act_on_rollout(key, action, "spec.paused")))
+    @kopf.on.update(GROUP, VERSION, ROLLOUTS, field="spec", registry=registry)
+    def change(**given: Any) -> None:
+        _change_rollout(client, **given)
 
-    @kopf.on.delete(GROUP, VERSION, ROLLOUTS, registry=registry)
+    @kopf.on.delete(GROUP, VERSION, ROLLOUTS, registry=registry, when=_is_under_way)
     def end(status: kopf.Status, **_: Any) -> None:
         key = status.get("rollout")
         if key and _call(lambda: client.send(endpoints.rollout(key))).state in ROLLOUT_OPEN:
             _call(lambda: client.send(endpoints.act_on_rollout(key, "abort", "its resource was deleted")))
 
 
+def _begin_rollout(client: Client, uid: str, spec: kopf.Spec, patch: kopf.Patch, meta: kopf.Meta) -> None:
+    def asked() -> RolloutView:
+        return client.send(endpoints.start_rollout(resources.rollout_request(spec)), key=uid)
+
+    patch.status["plan"] = resources.plan_digest(spec)
+    _apply(asked, resources.rollout_status, patch, meta)
+
+
+def _change_rollout(
+    client: Client,
+    *,
+    old: Any,
+    uid: str,
+    spec: kopf.Spec,
+    status: kopf.Status,
+    patch: kopf.Patch,
+    meta: kopf.Meta,
+    **_: Any,
+) -> None:
+    """Only `paused` can be changed; a plan that was begun stays as it is, and the status says so."""
+    key, paused = status.get("rollout"), bool(spec.get("paused"))
+    if not key:
+        if not paused:  # it was held from the beginning, or refused
+            _begin_rollout(client, uid, spec, patch, meta)
+        return
+    is_as_planned = status.get("plan") in (None, resources.plan_digest(spec))
+    _show(patch, resources.taken_over(status, _generation(meta), is_so=is_as_planned), status)
+    if bool((old or {}).get("paused")) != paused:
+        action: RolloutActionName = "pause" if paused else "resume"
+        _call(lambda: client.send(endpoints.act_on_rollout(key, action, "spec.paused")))
+
+
 def _rules(registry: kopf.OperatorRegistry, client: Client) -> None:
     @kopf.on.create(GROUP, VERSION, TRIGGERS, registry=registry)
     @kopf.on.update(GROUP, VERSION, TRIGGERS, field="spec", registry=registry)
-    def apply(name: str, spec: kopf.Spec, patch: kopf.Patch, meta: kopf.Meta, **_: Any) -> None:
+    def apply(name: str, spec: kopf.Spec, status: kopf.Status, patch: kopf.Patch, meta: kopf.Meta, **_: Any) -> None:
         def asked() -> TriggerView:
             return client.send(endpoints.apply_trigger(resources.rule_request(name, spec)))
 
-        _apply(asked, resources.rule_status, patch, meta)
+        if _apply(asked, resources.rule_status, patch, meta):
+            patch.status["inForce"] = _generation(meta)
+        elif generation := _in_force(status):
+            patch.status["inForce"] = generation
+            patch.status["message"] += f" (the rule of generation {generation} is still in force)"
 
-    @kopf.timer(GROUP, VERSION, TRIGGERS, interval=5 * LOOK_EVERY_S, registry=registry)
+    @kopf.timer(GROUP, VERSION, TRIGGERS, interval=5 * LOOK_EVERY_S, registry=registry, when=_may_be_in_force)
     def look(name: str, status: kopf.Status, patch: kopf.Patch, meta: kopf.Meta, **_: Any) -> None:
-        if status.get("phase") == "Applied":
+        if generation := _in_force(status):
             view = _call(lambda: client.send(endpoints.trigger(name)))
-            _show(patch, resources.rule_status(view, _generation(meta)), status)
+            _show(patch, resources.rule_in_force(view, status, generation), status)
 
-    @kopf.on.delete(GROUP, VERSION, TRIGGERS, registry=registry)
+    @kopf.on.delete(GROUP, VERSION, TRIGGERS, registry=registry, when=_may_be_in_force)
     def remove(name: str, status: kopf.Status, **_: Any) -> None:
-        if status.get("phase") == "Applied":
-            try:
-                _call(lambda: client.send(endpoints.remove_trigger(name)))
-            except kopf.PermanentError as exc:  # it is gone already
-                log.info("rule.not_removed", extra={"rule": name, "reason": str(exc)})
+        if _in_force(status):
+            _remove_rule(client, name)
 
 
-def _apply(call: Callable[[], V], show: Callable[[V, int], Object], patch: kopf.Patch, meta: kopf.Meta) -> None:
-    """Submit a spec, and write the resulting view or the refusal into the status."""
+def _remove_rule(client: Client, name: str) -> None:
+    try:
+        _call(lambda: client.send(endpoints.remove_trigger(name)))
+    except kopf.PermanentError as exc:  # it is gone already
+        log.info("rule.not_removed", extra={"rule": name, "reason": str(exc)})
+
+
+def _is_under_way(status: kopf.Status, **_: Any) -> bool:
+    """Only then is there something to end before the resource goes: others have no finalizer."""
+    return not resources.has_ended(status)
+
+
+def _may_be_in_force(status: kopf.Status, **_: Any) -> bool:
+    return _in_force(status) > 0 or status.get("phase") != "Refused"
+
+
+def _in_force(status: kopf.Status) -> int:
+    """Of which generation a rule is in force; 0: none. Status of an older operator has its phase only."""
+    applied = int(status.get("observedGeneration") or 0) if status.get("phase") == "Applied" else 0
+    return int(status.get("inForce") or applied)
+
+
+def _apply(call: Callable[[], V], show: Callable[[V, int], Object], patch: kopf.Patch, meta: kopf.Meta) -> bool:
+    """Submit a spec, and write the resulting view or the refusal into the status; returns whether it was taken."""
     try:
         status = show(_call(call), _generation(meta))
     except kopf.PermanentError as exc:
-        status = resources.refused(str(exc), _generation(meta))
+        _show(patch, resources.refused(str(exc), _generation(meta)), {})
+        return False
     _show(patch, status, {})
+    return True
 
 
 def _call(call: Callable[[], V]) -> V:

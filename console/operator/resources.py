@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -67,6 +69,34 @@ def run_status(view: RunView, generation: int) -> Object:
     }
 
 
+HELD = "Paused"
+
+
+def held(generation: int) -> Object:
+    """The status of a roll-out that is to begin when `paused` is taken back."""
+    message = "paused from the beginning: it is planned and begun when spec.paused is false"
+    return {
+        "phase": HELD,
+        "message": message,
+        "observedGeneration": generation,
+        "conditions": _conditions(Progressing=(False, HELD, message)),
+    }
+
+
+def plan_digest(spec: Mapping[str, Any]) -> str:
+    """Names what of a roll-out's spec cannot be changed once it was begun."""
+    plan = {name: value for name, value in spec.items() if name != "paused"}
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def taken_over(status: Mapping[str, Any], generation: int, *, is_so: bool) -> Object:
+    """What a status says of a changed spec: that it is as planned, or that the change is not taken over."""
+    ignored = "a roll-out that was begun keeps its plan: create another one for this spec"
+    condition = _conditions(Accepted=(True, "AsPlanned", "") if is_so else (False, "ChangeIgnored", ignored))
+    seen = generation if is_so else int(status.get("observedGeneration") or 0)
+    return {"observedGeneration": seen, "conditions": condition}
+
+
 def has_ended(status: Mapping[str, Any]) -> bool:
     """Whether a status will not change any more."""
     return status.get("phase") in _OVER
@@ -120,10 +150,20 @@ def refused(error: str, generation: int) -> Object:
     }
 
 
+def rule_in_force(view: TriggerView, status: Mapping[str, Any], generation: int) -> Object:
+    """The status of a rule that fires; if a later spec was refused, it goes on saying so."""
+    shown = rule_status(view, generation)
+    if status.get("phase") != "Refused":
+        return shown
+    kept = ("phase", "message", "observedGeneration")
+    return {**shown, **{name: status[name] for name in kept if name in status}}
+
+
 def with_times(new: Object, old: Mapping[str, Any], now: datetime) -> Object:
-    """Conditions keep the time of their last change, as kubectl's users expect."""
+    """Conditions keep the time of their last change, as kubectl's users expect; those not in `new` stay as they are."""
     before = {c["type"]: c for c in old.get("conditions", [])}
-    conditions = []
+    silent = before.keys() - {c["type"] for c in new["conditions"]}
+    conditions = [before[kind] for kind in sorted(silent)]
     for condition in new["conditions"]:
         known = before.get(condition["type"], {})
         same = known.get("status") == condition["status"]

@@ -179,7 +179,9 @@ class ApiServer:
                 if (group, version) == tuple(words[1:])
                 for sub in ("", "/status")
             ]
-            return {"resources": kinds}
+            return {"kind": "APIResourceList", "groupVersion": "/".join(words[1:]), "resources": kinds}
+        if words[0] == "apis" and len(words) == 3:
+            raise Refusal(404, "NotFound", "the server could not find the requested resource")
         return None
 
     def watch(self, path: str, query: dict[str, str], write: Callable[[str, Object], None]) -> None:

@@ -1,54 +1,56 @@
-"""The operator with kopf, against an API server and a real coordinator: resources start, show and end things."""
+"""The operator as it is shipped, against an API server and a real coordinator: resources start, show and end things."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import kopf
 import pytest
 import yaml
 
 from fedtide.console import endpoints
-from fedtide.console.client import Client
+from fedtide.console.home import Home
 from fedtide.console.operator import resources
-from fedtide.console.operator.handlers import handlers, settings
+from fedtide.console.operator.__main__ import health_endpoint
 from fedtide.console.operator.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
 from fedtide.fabric.flower.app_files import bundle
-from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.views import RUN_ENDED
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import APPS
-from tests.integration.installation import Installation
+from tests.integration.installation import Installation, until
+from tests.integration.releases import release
 
 KINDS = {RUNS: "FederatedRun", ROLLOUTS: "ModelRollout", TRIGGERS: "TriggerRule"}
 
 
-@asynccontextmanager
-async def operating(server: ApiServer, client: Client) -> AsyncIterator[None]:
-    server.custom = [(GROUP, VERSION, plural, kind) for plural, kind in KINDS.items()]
-    registry = handlers(client)
-    stop = asyncio.Event()
-    running = asyncio.create_task(
-        kopf.operator(
-            registry=registry,
-            settings=settings(),
-            namespaces=["fl"],
-            standalone=True,
-            stop_flag=stop,
-            liveness_endpoint=None,
-        )
-    )
+@contextmanager
+def operating(server: ApiServer, there: Installation, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator as the chart starts it, its resources served by `server`."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
+    environment |= {
+        "KUBECONFIG": str(kubeconfig(server, folder)),
+        "FEDTIDE_SERVER": there.state["apis"][0],
+        "FEDTIDE_TOKEN": Home(there.home).api_token_file.read_text(),
+        "POD_IP": "127.0.0.1",
+    }
+    command = [sys.executable, "-m", "fedtide.console.operator", "--namespace", "fl"]
+    with (folder / "operator.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        yield
+        yield process
     finally:
-        stop.set()
+        process.terminate()
         server.cut()
-        async with asyncio.timeout(20):
-            await running
+        process.wait(30)
+
+
+def serve(server: ApiServer) -> None:
+    server.custom = [(GROUP, VERSION, plural, kind) for plural, kind in KINDS.items()]
 
 
 def kubeconfig(server: ApiServer, folder: Path) -> Path:
@@ -76,50 +78,134 @@ def resource(plural: str, name: str, spec: Object) -> Object:
     }
 
 
-async def _until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 40
-    while not holds():  # what serves HTTP in a thread sets no event of ours
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.05)
-
-
 def _status(server: ApiServer, plural: str, name: str) -> Object:
     status: Object = server.one(plural, name).get("status", {})
     return status
 
 
-async def test_resources_start_show_and_end_what_they_stand_for(
-    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = installation.client
-    packed = bundle(APPS / "mean")
-    ref = await asyncio.to_thread(client.send, endpoints.put_bundle(packed))
-    app = {"name": describe(APPS / "mean").name, "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
-    with ApiServer() as server:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(server, tmp_path)))
-        async with operating(server, client):
-            server.put(RUNS, resource(RUNS, "good", {"app": app}))
-            server.put(RUNS, resource(RUNS, "bad", {"app": app, "selector": {"region": "mars"}}))
-            rule = {"on": "com.example.x", "do": {"kind": "round", "model": "digits"}, "cooldownS": 5}
-            server.put(TRIGGERS, resource(TRIGGERS, "a-rule", rule))
-            await _until(lambda: _status(server, RUNS, "good").get("phase") == "Completed", "the run")
-            shown = _status(server, RUNS, "good")
-            assert shown["round"] == 2
-            assert {c["type"] for c in shown["conditions"] if c["status"] == "True"} == {"Complete"}
-            await _until(lambda: _status(server, RUNS, "bad").get("phase") == "Refused", "the refusal")
-            assert "no region 'mars'" in _status(server, RUNS, "bad")["message"]
-            await _until(lambda: _status(server, TRIGGERS, "a-rule").get("phase") == "Applied", "the rule")
-            assert (await asyncio.to_thread(client.send, endpoints.trigger("a-rule"))).rule.cooldown_s == 5
+def _until_phase(server: ApiServer, plural: str, name: str, phase: str) -> Object:
+    until(lambda: _status(server, plural, name).get("phase") in (phase, "Refused"), f"{name} {phase}")
+    assert _status(server, plural, name)["phase"] == phase, _status(server, plural, name)
+    return _status(server, plural, name)
 
-            hanging = {"app": app, "selector": {"region": "eu"}, "runConfig": {}}
-            server.put(RUNS, resource(RUNS, "endless", hanging))
-            await _until(lambda: "run" in _status(server, RUNS, "endless"), "the third run")
-            run = _status(server, RUNS, "endless")["run"]
-            for plural, name in ((RUNS, "endless"), (RUNS, "good"), (TRIGGERS, "a-rule")):
-                server.answer("DELETE", f"/apis/{GROUP}/{VERSION}/namespaces/fl/{plural}/{name}", {}, None)
-            await _until(lambda: server.names(RUNS) == ["bad"] and not server.names(TRIGGERS), "the finalizers")
-            assert installation.show(run).state in RUN_ENDED
-            assert "a-rule" not in [t.trigger for t in client.every(endpoints.triggers())]
+
+def _edit(server: ApiServer, plural: str, name: str, **spec: object) -> int:
+    """As `kubectl apply` of a changed spec; returns its generation."""
+    changed = copy.deepcopy(server.one(plural, name))
+    changed["spec"].update(spec)
+    changed["metadata"]["generation"] += 1
+    server.put(plural, changed)
+    generation: int = changed["metadata"]["generation"]
+    return generation
+
+
+def _delete(server: ApiServer, plural: str, name: str) -> None:
+    server.answer("DELETE", f"/apis/{GROUP}/{VERSION}/namespaces/fl/{plural}/{name}", {}, None)
+
+
+def _condition(status: Object, kind: str) -> str:
+    return next((c["status"] for c in status.get("conditions", []) if c["type"] == kind), "")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ApiServer]:
+    with ApiServer() as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def operated(
+    installation: Installation, server: ApiServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    """Started before its kinds are there, as after a `helm install` whose kinds come later."""
+    folder = tmp_path_factory.mktemp("operator")
+    with operating(server, installation, folder) as process:
+        until(lambda: "operator.waits" in (folder / "operator.log").read_text(), "that it waits")
+        assert process.poll() is None
+        serve(server)
+        yield installation
+
+
+def _app(there: Installation) -> Object:
+    ref = there.client.send(endpoints.put_bundle(bundle(APPS / "mean")))
+    return {"name": "mean", "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
+
+
+def test_resources_start_show_and_end_what_they_stand_for(operated: Installation, server: ApiServer) -> None:
+    app = _app(operated)
+    server.put(RUNS, resource(RUNS, "good", {"app": app}))
+    server.put(RUNS, resource(RUNS, "bad", {"app": app, "selector": {"region": "mars"}}))
+    rule = {"on": "com.example.x", "do": {"kind": "round", "model": "digits"}, "cooldownS": 5}
+    server.put(TRIGGERS, resource(TRIGGERS, "a-rule", rule))
+    shown = _until_phase(server, RUNS, "good", "Completed")
+    assert shown["round"] == 2
+    assert {c["type"] for c in shown["conditions"] if c["status"] == "True"} == {"Complete"}
+    assert "no region 'mars'" in _until_phase(server, RUNS, "bad", "Refused")["message"]
+    _until_phase(server, TRIGGERS, "a-rule", "Applied")
+    assert operated.client.send(endpoints.trigger("a-rule")).rule.cooldown_s == 5
+    # What has ended needs nobody to be deleted.
+    until(lambda: not server.one(RUNS, "good")["metadata"].get("finalizers"), "no finalizer")
+
+    server.put(RUNS, resource(RUNS, "endless", {"app": app, "selector": {"region": "eu"}, "runConfig": {}}))
+    until(lambda: "run" in _status(server, RUNS, "endless"), "the third run")
+    run = _status(server, RUNS, "endless")["run"]
+    for plural, name in ((RUNS, "endless"), (RUNS, "good"), (TRIGGERS, "a-rule")):
+        _delete(server, plural, name)
+    until(lambda: server.names(RUNS) == ["bad"] and not server.names(TRIGGERS), "the end of the resources")
+    assert operated.show(run).state in RUN_ENDED
+    assert "a-rule" not in [t.trigger for t in operated.client.every(endpoints.triggers())]
+
+
+def test_a_rule_whose_change_was_refused_is_in_force_until_it_is_deleted(
+    operated: Installation, server: ApiServer
+) -> None:
+    rule = {"on": "com.example.y", "do": {"kind": "round", "model": "digits"}}
+    server.put(TRIGGERS, resource(TRIGGERS, "stays", rule))
+    _until_phase(server, TRIGGERS, "stays", "Applied")
+    _edit(server, TRIGGERS, "stays", where="((")
+    status = _until_phase(server, TRIGGERS, "stays", "Refused")
+    assert "generation 1 is still in force" in status["message"] and _condition(status, "Accepted") == "False"
+    assert operated.client.send(endpoints.trigger("stays")).rule.where == ""
+    _delete(server, TRIGGERS, "stays")
+    until(lambda: "stays" not in server.names(TRIGGERS), "its end")
+    assert "stays" not in [t.trigger for t in operated.client.every(endpoints.triggers())]
+
+
+def test_a_rollout_that_is_paused_from_the_beginning_begins_when_it_is_let_go_and_keeps_its_plan(
+    operated: Installation, server: ApiServer
+) -> None:
+    version = release(operated, 2.0)
+    before = {r.rollout for r in operated.rollouts()}
+    server.put(ROLLOUTS, resource(ROLLOUTS, "held", {"model": "scale", "version": version, "paused": True}))
+    assert "spec.paused" in _until_phase(server, ROLLOUTS, "held", "Paused")["message"]
+    assert {r.rollout for r in operated.rollouts()} == before
+    _edit(server, ROLLOUTS, "held", paused=False, bake={"seconds": 3600.0})
+    _until_phase(server, ROLLOUTS, "held", "Rolling")
+    key = _status(server, ROLLOUTS, "held")["rollout"]
+    seen = _status(server, ROLLOUTS, "held")["observedGeneration"]
+
+    _edit(server, ROLLOUTS, "held", canary=0.9)
+    until(lambda: _condition(_status(server, ROLLOUTS, "held"), "Accepted") == "False", "the word on the change")
+    assert _status(server, ROLLOUTS, "held")["observedGeneration"] == seen
+    generation = _edit(server, ROLLOUTS, "held", paused=True)  # of the changed spec: pausing is taken over all the same
+    until(lambda: operated.rollout(key).state == "paused", "the pause")
+    assert _status(server, ROLLOUTS, "held")["observedGeneration"] < generation
+    _delete(server, ROLLOUTS, "held")
+    until(lambda: "held" not in server.names(ROLLOUTS), "its end")
+
+
+def test_what_is_left_after_an_uninstall_can_be_deleted(server: ApiServer, tmp_path: Path) -> None:
+    serve(server)
+    left = resource(TRIGGERS, "left", {"on": "x", "do": {"kind": "round", "model": "m"}})
+    left["metadata"]["finalizers"] = ["fedtide.dev/ends-first", "example.com/other"]
+    left["metadata"]["namespace"] = "elsewhere"
+    server.put(TRIGGERS, left)
+    command = [sys.executable, "-m", "fedtide.console.operator", "--namespace", "elsewhere", "--let-go"]
+    for _ in range(2):
+        subprocess.run(
+            command, env={**os.environ, "KUBECONFIG": str(kubeconfig(server, tmp_path))}, check=True, timeout=60
+        )
+        assert server.one(TRIGGERS, "left")["metadata"]["finalizers"] == ["example.com/other"]
 
 
 def test_a_spec_becomes_a_request_and_keys_of_the_user_stay_as_they_are() -> None:
@@ -129,3 +215,8 @@ def test_a_spec_becomes_a_request_and_keys_of_the_user_stay_as_they_are() -> Non
         "selection": {"over_provision": 1.5},
         "policy": {"min_updates": 2},
     }
+
+
+def test_its_health_is_told_on_the_pods_address_of_either_family() -> None:
+    assert health_endpoint("10.0.0.7") == "http://10.0.0.7:8081/healthz"
+    assert health_endpoint("fd00::7") == "http://[fd00::7]:8081/healthz"
