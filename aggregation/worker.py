@@ -113,7 +113,7 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     base = _base(config, link)
     driver = RoundDriver(config, link, accounts, _first_arrays(config, base, link))
     driver.install()
-    legacy = LegacyDriver(config, link)
+    legacy = LegacyDriver(config, accounts)
     legacy.install()
     server_app = flower.load_component(app.serverapp, app_dir)
     if not isinstance(server_app, ServerApp):
@@ -124,6 +124,8 @@ def _run_app(config: WorkerConfig, link: GridLink) -> str:
     grid.share_sampling()
     server_app(grid=grid, context=context)
     grid.drain()
+    if not driver.drives and legacy.arrays is None:
+        accounts.close_open()
     driver.check()
     if (config.spec.base or config.spec.start) is not None and not driver.drives:
         raise ConfigError("base", "this app does not call strategy.start, so it cannot start from a release")

@@ -64,9 +64,11 @@ def pushed(
         ConfigError: as `describe`, `bundle` and `gathered`.
         WheelsMissing: there are no wheels for some of the nodes.
     """
-    from fedtide.fabric.packages.requirements import worth_naming
+    from fedtide.fabric.packages.requirements import not_installed, worth_naming
 
     described = describe(app)
+    for ignored in not_installed(described.dependencies):
+        typer.echo(f"{ignored} is not installed: an app runs with the flwr of the installation", err=True)
     named = AppRef(
         name=described.name,
         bundle=client.send(endpoints.put_bundle(packed(app, run_config, train))),

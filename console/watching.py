@@ -73,8 +73,8 @@ def round_line(each: RoundView) -> str:
 
 
 def round_cells(each: RoundView) -> list[str]:
-    train = each.phases.get("train")
-    nodes = f"{len(train.received)}/{train.asked}" if train is not None else "0/0"
+    asked = each.phases.get("train") or next(iter(each.phases.values()), None)
+    nodes = f"{len(asked.received)}/{asked.asked}" if asked is not None else "0/0"
     return [
         str(each.round),
         each.state,

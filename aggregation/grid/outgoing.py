@@ -53,12 +53,16 @@ def place_for(message: Message, during: PhaseId | None) -> PhaseId:
 
     Args:
         during: the driven phase in which the app asks this beside; without one, the round is what the app set as the
-            message's group id.
+            message's group id, or as Flower's strategies do in a config record, `server-round`.
     """
     kind, group = message.metadata.message_type, message.metadata.group_id
     if during is not None:
         return PhaseId(during.round, during.trial, f"{during.phase}/{kind}", driven=False)
-    return PhaseId(int(group) if group.isdecimal() and len(group) < 10 else 0, 1, kind, driven=False)
+    if group.isdecimal() and len(group) < 10:
+        return PhaseId(int(group), 1, kind, driven=False)
+    said = [record.get("server-round") for record in message.content.config_records.values()]
+    numbers = [n for n in said if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**9]
+    return PhaseId(numbers[0] if numbers else 0, 1, kind, driven=False)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fedtide.aggregation.config import WorkerConfig
@@ -27,10 +28,27 @@ class Accounts:
         self._link = link
         self._run: dict[str, Any] = {"run": config.run, "attempt": config.attempt}
         self.bytes_moved = 0
+        self._times: dict[int, tuple[float, float]] = {}
+        """By round: when it opened, and when its last answer came."""
+
+    def _note(self, round_: int) -> None:
+        now = time.monotonic()
+        self._times[round_] = self._times.get(round_, (now, now))[0], now
+
+    def seconds(self, round_: int) -> float:
+        """From the first task of a round to its last answer; 0 if this process has sent none."""
+        first, last = self._times.get(round_, (0.0, 0.0))
+        return last - first
+
+    def close_open(self) -> None:
+        """Report the rounds of an app that closes none itself as closed, without metrics."""
+        for round_ in sorted(self._times):
+            self.closed(round_, {}, self.seconds(round_))
 
     def opened(self, place: PhaseId, nodes: list[str], size: int, quorum: int | None, *, resumable: bool) -> None:
         """Report that a phase sends its tasks (`size` bytes in all); replies of `nodes` may count in it."""
         self.bytes_moved += size
+        self._note(place.round)
         event = RoundOpened(
             **self._at(place), nodes=nodes, bytes_down=size, quorum=quorum, resumable=resumable, timed=place.driven
         )
@@ -42,6 +60,7 @@ class Accounts:
 
     def received(self, place: PhaseId, node: str, *, size: int, seconds: float, staleness: int) -> None:
         self.bytes_moved += size
+        self._note(place.round)
         event = UpdateReceived(**self._at(place), node=node, bytes_up=size, seconds=seconds, staleness=staleness)
         self._link.call(self._link.report(event))
 

@@ -39,7 +39,7 @@ def misshapen(replies: Sequence[Message], sent: Shapes) -> dict[int, Refusal]:
                 votes.setdefault(name, Counter())[shape] += 1
     usual = {name: _usual(counts, sent.get(name)) for name, counts in votes.items()}
     return {
-        number: Refusal("wrong_shape", f"tensor {name!r} has shape {shape}, those of most nodes have {usual[name]}")
+        number: Refusal("wrong_shape", f"tensor {name!r} has shape {shape}, that of others is {usual[name]}")
         for number, shapes_ in of_replies.items()
         for name, shape in shapes_.items()
         if shape != usual[name]
@@ -66,7 +66,13 @@ def refuse_odd_replies(refuse: Refuse, sent: Callable[[], Shapes | None]) -> Non
         odd = _odd(replies, strategy.weighted_by_key, model if is_train else None, by_lengths=by_lengths)
         return [refuse(r, odd[n]) if n in odd else r for n, r in enumerate(replies)]
 
+    def look_at_shapes(replies: list[Message]) -> list[Message]:
+        model = sent()
+        wrong = misshapen(replies, model) if model is not None else {}
+        return [refuse(r, wrong[n]) if n in wrong else r for n, r in enumerate(replies)]
+
     flower.look_before_check(look)
+    flower.look_before_average(look_at_shapes)
 
 
 def _odd(replies: Sequence[Message], weight: str, model: Shapes | None, *, by_lengths: bool) -> dict[int, Refusal]:

@@ -105,7 +105,7 @@ class Exchange:
                 rebase(each.message, base, progress.arrays, staleness_weight(self._policy, age))
         still_out = {asked.place.round for asked in progress.grid.outstanding().values()}
         progress.bases = {number: base for number, base in progress.bases.items() if number in still_out}
-        return self._in_shape(sorted((c.message for c in counted), key=_by_node)), []
+        return self._in_shape(progress, sorted((c.message for c in counted), key=_by_node)), []
 
     def _phase(
         self, progress: Progress, phase: str, configure: Callable[..., Iterable[Message]]
@@ -118,12 +118,17 @@ class Exchange:
         # Whoever is no strategy of ours may count and index what it gets. Sorted, the same updates give the same
         # bytes whatever arrived first.
         found = sorted(replies, key=_by_node)
-        return self._in_shape(found) if phase == "train" else found, progress.grid.model_blob()
+        return self._in_shape(progress, found) if phase == "train" else found, progress.grid.model_blob()
 
-    def _in_shape(self, replies: Sequence[Message]) -> list[Message]:
-        """The replies; those whose arrays have other shapes than most are refused."""
+    def _in_shape(self, progress: Progress, replies: Sequence[Message]) -> list[Message]:
+        """The replies to a strategy of ours; those whose arrays have other shapes than most are refused.
+
+        In Flower's strategies that is looked at where they average (`refuse_odd_replies`): an app's own strategy may
+        take arrays of any shapes.
+        """
         model = self._sent()
-        wrong = misshapen(replies, model) if self._policy.admission == "lenient" and model is not None else {}
+        looks = self._policy.admission == "lenient" and isinstance(_inner(progress.strategy), FedAvg)
+        wrong = misshapen(replies, model) if looks and model is not None else {}
         return [self._refuse(r, wrong[n]) if n in wrong else r for n, r in enumerate(replies)]
 
     def _messages(

@@ -11,17 +11,16 @@ from flwr.app import Array, ArrayRecord
 from flwr.server import History
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.link.grid_link import GridLink
-from fedtide.fabric.events.runs import RoundClosed
+from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.fabric.flower import bridge as flower
 
 
 class LegacyDriver:
     """`arrays` is the final model (records named "0", "1", ...) once a legacy run ended."""
 
-    def __init__(self, config: WorkerConfig, link: GridLink) -> None:
+    def __init__(self, config: WorkerConfig, accounts: Accounts) -> None:
         self._config = config
-        self._link = link
+        self._accounts = accounts
         self.arrays: ArrayRecord | None = None
         self.metrics: dict[str, float] = {}
 
@@ -30,11 +29,9 @@ class LegacyDriver:
 
     def _ended(self, history: History, arrays: list[Array]) -> None:
         self.arrays = ArrayRecord({str(i): array for i, array in enumerate(arrays)})
-        run, attempt = self._config.run, self._config.attempt
         for number, metrics in sorted(by_round(history).items()):
             self.metrics = metrics
-            closed = RoundClosed(run=run, attempt=attempt, round=number, metrics=metrics, seconds=0.0)
-            self._link.call(self._link.report(closed))
+            self._accounts.closed(number, metrics, self._accounts.seconds(number))
 
 
 def by_round(history: History) -> dict[int, dict[str, float]]:

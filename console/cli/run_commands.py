@@ -40,7 +40,7 @@ def start(
     nodes: Annotated[str, typer.Option("--nodes", help="Labels, e.g. region=eu-west,zone=a (a|b for either)")] = "",
     model: Annotated[str | None, typer.Option("--model", help="Registry name of the result")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="Start from a release (latest, or a version), or from RUN[/ROUND]")
+        str | None, typer.Option("--base", help="Start from a release (latest, or a version), or from RUN or RUN/ROUND")
     ] = None,
     timeout: Annotated[float, typer.Option("--round-timeout", min=0.1, help="Seconds a round may take")] = 3600.0,
     select: Annotated[str, typer.Option("--select", help="Which nodes are asked, e.g. nodes=20,idle=true")] = "",

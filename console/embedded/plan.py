@@ -279,10 +279,10 @@ def _agent(
         "nats_url": f"nats://127.0.0.1:{port}",
         "data_dir": str(home.root / "nodes" / node),
         "join_token_file": str(home.join_token_file),
-        "node_config": {"partition-id": index, "num-partitions": count},
         "heartbeat_s": 2.0,
         "train_threads": 1,
         **more,
+        "node_config": {"partition-id": index, "num-partitions": count, **more.get("node_config", {})},
     }
     file = config_dir / f"agent-{node}.json"
     file.write_text(json.dumps(config, indent=2))

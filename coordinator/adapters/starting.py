@@ -143,7 +143,8 @@ def _check_packages(world: World, spec: RunSpec) -> None:
         raise ConfigError(
             "app",
             f"no node can run it: {name} {reason}{others}",
-            "Send the wheels along (--with-wheels), let nodes use an index (packages.index), or install it there",
+            "Send the wheels along (--with-wheels), let nodes use an index (packages.index; `fedtide up --app-index`), "
+            "or install it there",
         )
 
 

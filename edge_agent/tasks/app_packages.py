@@ -74,6 +74,7 @@ class AppPackages:
         try:
             return await self._made(process, wanted, app, scratch)
         finally:
+            self._show("training")
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # uv too, if the task was cancelled
             await process.wait()

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class _Parent:
         self._child: _Child | None = None
         self._spare: _Child | None = None
         self._wanted: set[str] = set()
+        self._loading: threading.Thread | None = None
         os.dup2(2, 1)  # nobody here may write into the answers
 
     def run(self) -> int:
@@ -105,12 +107,17 @@ class _Parent:
                 self._prepare()
 
     def _prepare(self) -> None:
-        """For the next run, while there is nothing to do: load a library that apps use, or fork its child."""
+        """For the next run, while there is nothing to do: load a library that apps use, or fork its child.
+
+        It is loaded beside: the run that goes on does not wait for it.
+        """
+        if self._loading is not None and self._loading.is_alive():
+            return
         if self._wanted:
             _end(self._spare)
             self._spare = None
-            with suppress(Exception):
-                importlib.import_module(self._wanted.pop())
+            self._loading = threading.Thread(target=_load, args=(self._wanted.pop(),), daemon=True)
+            self._loading.start()
         else:
             self._spare = self._forked()
 
@@ -161,6 +168,8 @@ class _Parent:
         return bool(data)
 
     def _forked(self) -> _Child:
+        if self._loading is not None:
+            self._loading.join()  # a fork while a module is half loaded would keep it so
         gc.freeze()  # what is shared stays shared
         (job_out, job_in), (answer_out, answer_in), (text_out, text_in) = os.pipe(), os.pipe(), os.pipe()
         pid = os.fork()
@@ -199,6 +208,11 @@ def _end(child: _Child | None) -> None:
     os.waitpid(child.pid, 0)
     for number in (child.jobs, child.answers, child.output):
         os.close(number)
+
+
+def _load(module: str) -> None:
+    with suppress(Exception):
+        importlib.import_module(module)
 
 
 def _started_by(pid: int) -> list[psutil.Process]:

@@ -34,7 +34,8 @@ def told(error: BaseException, directory: Path) -> str:
         return first
     last = frames[-1]
     where = f"{_short(last.filename, directory)}:{last.lineno} in {last.name}"
-    lines = [f"{_short(f.filename, directory)}:{f.lineno} in {f.name}: {f.line}" for f in frames]
+    first, *more = first.splitlines() or [first]  # what is shown in one line ends with the place
+    lines = more + [f"{_short(f.filename, directory)}:{f.lineno} in {f.name}: {f.line}" for f in frames]
     return f"{first} ({where})\n" + "\n".join(lines)[-_MOST_CHARACTERS:]
 
 

@@ -6,6 +6,8 @@ aggregator and trainer processes only: an idle agent and the coordinator never l
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -74,6 +76,7 @@ __all__ = [
     "is_flowers_average",
     "load_component",
     "load_state",
+    "look_before_average",
     "look_before_check",
     "record_of",
     "replace_sampling",
@@ -101,15 +104,26 @@ def load_component(reference: str, directory: Path) -> Any:
     try:
         return load_app(reference, AppLoadError, directory)
     except ModuleNotFoundError as exc:
-        raise AppLoadError(
-            f"{reference} needs the Python module {exc.name!r}, which is not installed here",
-            "Install it beside fedtide on the machines that run this app; nodes without torch need the app's training "
-            "bundle (fedtide run start --train onnx)",
-        ) from exc
+        raise AppLoadError(*_missing(reference, exc.name or "?")) from exc
     except AppLoadError:
         raise
     except Exception as exc:  # an app may raise anything while it is imported
         raise AppLoadError(f"importing {reference} raised {told(exc, directory)}") from exc
+
+
+def _missing(reference: str, module: str) -> tuple[str, str]:
+    """What is said of a module that an app imports and that is not there, with what to do."""
+    if module.partition(".")[0] == "flwr":
+        version = importlib.metadata.version("flwr")
+        return (
+            f"{reference} needs the module {module!r}, which flwr {version} does not have",
+            "The app is written for another version of Flower: see Flower's upgrade guides",
+        )
+    return (
+        f"{reference} needs the Python module {module!r}, which is not installed here",
+        "Name its package in the app's [project] dependencies, or install it on the machines that run the app; nodes "
+        "without torch need the app's training bundle (--train onnx)",
+    )
 
 
 def context_of(
@@ -249,6 +263,27 @@ def look_before_check(look: Callable[[FedAvg, list[Message], bool], list[Message
         return original(self, look(self, found, is_train) if validate else found, is_train, validate)
 
     FedAvg._check_and_log_replies = check  # type: ignore[method-assign]
+
+
+def look_before_average(look: Callable[[list[Message]], list[Message]]) -> None:
+    """Let `look` see the updates before a strategy of Flower's averages them; what it gives is averaged.
+
+    Strategies that do something else with arrays are not concerned: boosters have as many bytes as they have.
+    """
+    from flwr.serverapp import strategy as strategies
+
+    for kind in vars(strategies).values():
+        own = vars(kind).get("aggregate_train") if isinstance(kind, type) else None
+        if own is not None and kind not in (strategies.FedXgbBagging, strategies.FedXgbCyclic, strategies.Strategy):
+            kind.aggregate_train = _looked_at(own, look)
+
+
+def _looked_at(original: Callable[..., Any], look: Callable[[list[Message]], list[Message]]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def aggregate_train(self: Any, server_round: int, replies: Iterable[Message]) -> Any:
+        return original(self, server_round, look(list(replies)))
+
+    return aggregate_train
 
 
 def is_flowers_average(average: object) -> bool:

@@ -153,7 +153,7 @@ def _locked(app_dir: Path) -> tuple[str, ...]:
 
 
 def _install(folder: Path, wanted: tuple[str, ...], rules: PackageRules, wheels: Path | None) -> None:
-    environment = {"UVCACHE_DIR": str(folder.parent / CACHE), "UV_PYTHON_DOWNLOADS": "never"}
+    environment = {"UV_CACHE_DIR": str(folder.parent / CACHE), "UV_PYTHON_DOWNLOADS": "never"}
     options = ["--python", str(folder / "bin" / "python"), "--no-build", "--no-progress", "--strict"]
     if rules.index != THE_MACHINES_OWN:
         environment["UV_NO_CONFIG"] = "1"
@@ -191,7 +191,8 @@ def _explain(done: subprocess.CompletedProcess[str], rules: PackageRules) -> Non
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
-    return " ".join(done.stderr.split())[-2000:]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using Python")]
+    return " ".join(" ".join(lines).split())[-2000:]
 
 
 def _check_size(folder: Path, rules: PackageRules) -> None:

@@ -129,6 +129,17 @@ def parsed(texts: Iterable[str]) -> list[Requirement]:
     return found
 
 
+def not_installed(texts: Iterable[str]) -> list[str]:
+    """Requirements on flwr that ask for a version that this machine's flwr is not."""
+    asked = [Requirement(text) for text in texts if text.lower().lstrip().startswith(NEVER_INSTALLED)]
+    mine = installed_version(NEVER_INSTALLED)
+    return [
+        str(r)
+        for r in asked
+        if canonicalize_name(r.name) == NEVER_INSTALLED and mine is not None and not r.specifier.contains(mine)
+    ]
+
+
 def unmet(
     texts: Iterable[str], version_of: VersionOf = installed_version, requires_of: RequiresOf = installed_requires
 ) -> list[str]:

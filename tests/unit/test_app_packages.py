@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.packages import keeping
 from fedtide.fabric.packages.environment import python_for
-from fedtide.fabric.packages.requirements import WITH_FLOWER, beside_flower, name_of, unmet, worth_naming
+from fedtide.fabric.packages.requirements import WITH_FLOWER, beside_flower, name_of, not_installed, unmet, worth_naming
 from fedtide.fabric.packages.rules import PackageRules, Wanted
 from fedtide.fabric.packages.wheels import fitting
 from tests.wheels import index, wheel
@@ -65,6 +65,7 @@ def test_an_environment_has_what_is_missing_over_what_the_machine_has(tmp_path: 
     assert (version, numpy_there, flwr_there) == ("1.0", numpy.__file__, flwr.__file__)
     assert python_for(_wanted(tmp_path, "harbour", "numpy", rules=PackageRules(index=there)), _no_wheels) == python
     assert not unmet(["numpy"]) and unmet(["harbour"]) == ["harbour"]  # nothing of it is seen here
+    assert (tmp_path / "environments" / keeping.CACHE).is_dir()  # it counts, and goes, with them
 
 
 def test_apps_with_other_versions_do_not_meet(tmp_path: Path, there: str) -> None:
@@ -196,4 +197,5 @@ def test_what_flower_brings_needs_no_mention() -> None:
     }
     assert direct == WITH_FLOWER
     assert worth_naming(["flwr[simulation]>=1.0", "numpy", "xgboost>=2"]) == ["xgboost>=2"]
+    assert not_installed(["flwr[simulation]>=1.0", "flwr==1.20.0", "flwr-datasets==0.1"]) == ["flwr==1.20.0"]
     assert "flwr" not in beside_flower() and "pytest" in beside_flower()

@@ -60,6 +60,8 @@ def train(message: Message, context: Context) -> Message:
         moved = {key: moved[key] for key in asked["only"]}
     if "booster" in asked:
         moved = {"0": Array(np.frombuffer(booster(number, seen), np.uint8))}
+    if "ragged" in asked:
+        moved = {"ragged": Array(np.arange(number + 1, dtype=np.float32))}
     metrics = {"num-examples": asked.get("examples", [1, 2, 3, 4])[number], "seen": seen}
     metrics["loss"] = metrics["train_loss"] = 1.0 / (number + seen)
     if asked.get("remembers"):
@@ -102,7 +104,7 @@ def spoil(odd: str, moved: dict, metrics: dict) -> None:
 
 
 def booster(number: int, seen: int) -> bytes:
-    trees = [{"id": 0, "weights": [number, seen]}]
+    trees = [{"id": 0, "weights": [number, seen] * (number + 1)}]  # no two are of one length
     model = {"gbtree_model_param": {"num_trees": "1", "num_parallel_tree": "1"}, "trees": trees}
     model |= {"iteration_indptr": [0, 1], "tree_info": [0]}
     return json.dumps({"learner": {"gradient_booster": {"model": model}}}).encode()

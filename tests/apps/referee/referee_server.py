@@ -213,11 +213,22 @@ class Twice(strategies.FedAvg):
         return [m for _ in range(2) for m in super(Twice, self).configure_train(server_round, arrays, config, grid)]
 
 
+class Stacking(strategies.FedAvg):
+    """Puts what nodes send one after the other, whatever its length: it averages nothing."""
+
+    def aggregate_train(self, server_round, replies):
+        good, _ = self._check_and_log_replies(replies, is_train=True)
+        parts = [
+            reply.content["arrays"]["ragged"].numpy() for reply in sorted(good, key=lambda r: r.metadata.src_node_id)
+        ]
+        return ArrayRecord({"ragged": Array(np.concatenate(parts))}), None
+
+
 class Broken(strategies.FedAvg):
     def aggregate_train(self, server_round, replies):
         raise LookupError("the app's own error")
 
 
-for own in (Asking, Saving, Warmup, Twice, Broken):
+for own in (Asking, Saving, Warmup, Twice, Stacking, Broken):
     setattr(strategies, own.__name__, own)
 MAINS = {"asks": asks, "pushes": pushes, "leaves": leaves, "wrapped": wrapped}
