@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from fedtide.coordinator.service import serve
 from fedtide.fabric import logs
 from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.process.files import keep_caches_in
+from fedtide.fabric.process.until_signalled import until_signalled
 from fedtide.fabric.validation import config_error
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 async def _until_signalled(config: CoordinatorConfig) -> None:
-    task = asyncio.create_task(serve(config))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
     try:
-        await task
-    except asyncio.CancelledError:
+        await until_signalled(serve(config))
         log.info("coordinator.stopped")
     except BaseExceptionGroup as group:
         ours, others = group.split(FedtideError)

@@ -5,26 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import signal
 import sys
 from pathlib import Path
 
 from fedtide.edge_agent.agent import Agent
-from fedtide.edge_agent.config import AgentConfig, load
+from fedtide.edge_agent.config import load
 from fedtide.fabric import logs
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.process.files import keep_caches_in
-
-
-async def _until_signalled(config: AgentConfig) -> None:
-    task = asyncio.create_task(Agent(config).run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        logging.getLogger(__name__).info("agent.stopped")
+from fedtide.fabric.process.until_signalled import until_signalled
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         config = load(arguments.config)
         if not arguments.check:
             keep_caches_in(config.data_dir)
-            asyncio.run(_until_signalled(config))
+            asyncio.run(until_signalled(Agent(config).run()))
+            logging.getLogger(__name__).info("agent.stopped")
     except FedtideError as exc:
         print(f"fedtide agent: {exc}", file=sys.stderr)
         return exc.exit_code

@@ -32,6 +32,7 @@ from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import FOLD_WORKER, HUB_REGION, STAY, UP, Subjects, up_stream
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
 from fedtide.fabric.nats.urls import NatsUrl
+from fedtide.fabric.process.until_signalled import until_signalled
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
 from fedtide.fabric.tensors.frame import TensorSpec, encode
@@ -241,10 +242,11 @@ async def _serve(config: FoldWorkerConfig) -> None:
 
 
 def main() -> int:
-    """Serve until the connection has ended for good: then only a new process can go on."""
+    """Serve until a signal, or until the connection has ended for good: then only a new process can go on."""
     logs.to_stderr()
     try:
-        asyncio.run(_serve(FoldWorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes())))
+        if asyncio.run(until_signalled(_serve(FoldWorkerConfig.model_validate_json(Path(sys.argv[1]).read_bytes())))):
+            return 0
     except FedtideError as exc:
         log.error("fold.ended", extra={"reason": str(exc)})
         return exc.exit_code

@@ -15,17 +15,9 @@ from fedtide.console.embedded.supervisor import Supervisor, locked
 from fedtide.console.home import SUPERVISOR_SAYS, Home
 from fedtide.fabric import logs
 from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.process.until_signalled import until_signalled
 
-
-async def _until_signalled(supervisor: Supervisor) -> None:
-    task = asyncio.create_task(supervisor.run(asyncio.Event()))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        return
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _check_agent(layout: Layout) -> None:
@@ -69,7 +61,7 @@ def main() -> int:
             )
             if arguments.agent:
                 _check_agent(layout)
-            asyncio.run(_until_signalled(Supervisor(home, layout)))
+            asyncio.run(until_signalled(Supervisor(home, layout).run(asyncio.Event()), ENDS))
     except FedtideError as exc:
         print(f"{SUPERVISOR_SAYS}{exc}", file=sys.stderr)
         return exc.exit_code

@@ -29,6 +29,7 @@ from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import COLLECTOR, STAY, SketchOf, Subjects, parse_as
 from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.process.retry import Backoff, until_done
+from fedtide.fabric.process.until_signalled import until_signalled
 from fedtide.fabric.strict import Strict
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def main() -> int:
     except (OSError, ValueError, ValidationError) as exc:
         print(f"fedtide drift collector: {ConfigError(sys.argv[1], str(exc))}", file=sys.stderr)
         return ConfigError.exit_code
-    asyncio.run(serve(config))
+    asyncio.run(until_signalled(serve(config)))
     return 0
 
 

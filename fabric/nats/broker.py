@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,7 @@ from fedtide.fabric.nats.jetstream import Ack, Received, api, parse_answer
 from fedtide.fabric.nats.stream_reads import StreamReads, received
 from fedtide.fabric.nats.tolerant_client import TolerantClient
 from fedtide.fabric.nats.urls import check_url, is_tls
+from fedtide.fabric.process.retry import TOLD_AGAIN_S
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Broker(StreamReads):
         self._closed = asyncio.Event()
         self._back = asyncio.Event()
         self._refusal = ""
+        self._told = "", 0.0
+        """The error that was logged last, and when."""
         self._connecting = True
         self._ending: asyncio.Task[None] | None = None
 
@@ -131,7 +135,10 @@ class Broker(StreamReads):
         self._back.set()
 
     async def _on_error(self, error: Exception) -> None:
-        log.warning("broker.error", extra={"reason": f"{type(error).__name__}: {error}"})
+        reason, now = f"{type(error).__name__}: {error}", time.monotonic()
+        if reason != self._told[0] or now >= self._told[1] + TOLD_AGAIN_S:  # a client that reconnects says it often
+            log.warning("broker.error", extra={"reason": reason})
+            self._told = reason, now
         if isinstance(error, nats.errors.AuthorizationError) or _is_refusal(str(error)):
             self._refusal = str(error)
             if self._connecting:  # nats-py would try again for ever
@@ -169,8 +176,8 @@ class Broker(StreamReads):
         try:
             async with cancellation_kept(), asyncio.timeout(CLOSE_WITHIN_S):
                 await self._client.drain()
-        except (nats.errors.Error, TimeoutError):
-            with suppress(TimeoutError):
+        except (nats.errors.Error, TimeoutError, OSError):
+            with suppress(TimeoutError, OSError):
                 async with asyncio.timeout(CLOSE_WITHIN_S):
                     await self._client.close()
 

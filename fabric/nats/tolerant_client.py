@@ -29,6 +29,23 @@ class _Transport(TcpTransport):
         self.close()  # type: ignore[no-untyped-call]  # that of the try before: nobody else does
         await super().connect(*arguments, **options)
 
+    def write(self, payload: bytes) -> Any:
+        self._check()
+        return super().write(payload)  # type: ignore[no-untyped-call]
+
+    def writelines(self, payload: list[bytes]) -> Any:
+        self._check()
+        return super().writelines(payload)  # type: ignore[no-untyped-call]
+
+    async def drain(self) -> None:
+        self._check()
+        await super().drain()  # type: ignore[no-untyped-call]
+
+    def _check(self) -> None:
+        """A client that closes while it has no connection yet flushes all the same: that is no AttributeError."""
+        if self._io_writer is None:
+            raise ConnectionResetError("there is no connection yet")
+
     async def wait_closed(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSED_WITHIN_S):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -17,6 +18,9 @@ T = TypeVar("T")
 
 FIRST_S, CAP_S, JITTER_S = 0.1, 5.0, 0.4
 """Pauses begin with the first, double up to the cap, and vary so that a fleet does not come at once."""
+
+TOLD_AGAIN_S = 600.0
+"""A wait that goes on for the same reason is logged again after this."""
 
 set_on_retry_hooks([])  # each wait is logged here, under its own name
 
@@ -34,15 +38,22 @@ async def until_done(
     """Call `work` until it succeeds, and return its result; errors other than `on` are raised.
 
     Args:
-        event: the log line of each wait, with `fields` and the reason.
+        event: the log line of the first wait, of one for another reason, and of one now and then; with `fields` and
+            the reason.
         on: errors after which waiting helps.
         give_up_after_s: then the last error is raised; None: never.
     """
 
+    told, told_at = "", 0.0
+
     def may_work_later(error: Exception) -> bool:
+        nonlocal told, told_at
         if not isinstance(error, on):
             return False
-        log.info(event, extra={**fields, "reason": str(error)})
+        reason, now = str(error), time.monotonic()
+        if reason != told or now >= told_at + TOLD_AGAIN_S:
+            log.info(event, extra={**fields, "reason": reason})
+            told, told_at = reason, now
         return True
 
     async for attempt in stamina.retry_context(

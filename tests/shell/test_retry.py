@@ -53,11 +53,17 @@ async def test_the_last_error_is_raised_when_the_time_is_over() -> None:
         await until_done(LOG, "test.waits", Flaky(10**9), give_up_after_s=0.01)
 
 
-async def test_each_wait_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wait_is_logged_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
+    errors = [BrokerUnavailable("away"), BrokerUnavailable("away"), BrokerUnavailable("full")]
+
+    async def work() -> None:
+        if errors:
+            raise errors.pop(0)
+
     with caplog.at_level(logging.INFO):
-        await until_done(LOG, "test.waits", Flaky(2), node="n1")
+        await until_done(LOG, "test.waits", work, node="n1")
     waits = [r for r in caplog.records if r.message == "test.waits"]
-    assert [(vars(r)["node"], vars(r)["reason"]) for r in waits] == [("n1", "away")] * 2
+    assert [(vars(r)["node"], vars(r)["reason"]) for r in waits] == [("n1", "away"), ("n1", "full")]
 
 
 async def test_a_backoff_starts_small_again_after_success() -> None:

@@ -42,6 +42,18 @@ def count(context: Context) -> int:
     return seen
 
 
+def learnt(given: ArrayRecord, asked: dict, number: int, seen: int) -> dict[str, Array]:
+    """What this node makes of the arrays that it was given."""
+    if "booster" in asked:
+        return {"0": Array(np.frombuffer(booster(number, seen), np.uint8))}
+    if "ragged" in asked:
+        return {"ragged": Array(np.arange(number + 1, dtype=np.float32))}
+    if asked.get("initialises") and not given:
+        return {"w": Array(np.full(4, number, np.float64)), "b": Array(np.asarray(number, np.float32))}
+    moved = {key: Array(step(array.numpy(), number)) for key, array in given.items()}
+    return {key: moved[key] for key in asked["only"]} if "only" in asked else moved
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     number, asked = partition(context), options(context)
@@ -53,15 +65,7 @@ def train(message: Message, context: Context) -> Message:
         raise RuntimeError("this time")
     if number in asked.get("raises", []):
         raise KeyError("rows")
-    moved = {key: Array(step(array.numpy(), number)) for key, array in given.items()}
-    if asked.get("initialises") and not given:
-        moved = {"w": Array(np.full(4, number, np.float64)), "b": Array(np.asarray(number, np.float32))}
-    if "only" in asked:
-        moved = {key: moved[key] for key in asked["only"]}
-    if "booster" in asked:
-        moved = {"0": Array(np.frombuffer(booster(number, seen), np.uint8))}
-    if "ragged" in asked:
-        moved = {"ragged": Array(np.arange(number + 1, dtype=np.float32))}
+    moved = learnt(given, asked, number, seen)
     metrics = {"num-examples": asked.get("examples", [1, 2, 3, 4])[number], "seen": seen}
     metrics["loss"] = metrics["train_loss"] = 1.0 / (number + seen)
     if asked.get("remembers"):
