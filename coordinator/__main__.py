@@ -39,6 +39,7 @@ def load(file: Path) -> CoordinatorConfig:
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What differs between replicas that share a file."""
     named = {"name": "FEDTIDE_COORDINATOR_NAME", "advertise_url": "FEDTIDE_ADVERTISE_URL"}
+    named |= {"advertise_host": "FEDTIDE_ADVERTISE_HOST"}
     return {field: environ[variable] for field, variable in named.items() if environ.get(variable)}
 
 

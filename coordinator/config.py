@@ -88,6 +88,9 @@ class CoordinatorConfig(Strict):
         default=None, description="Bearer token that callers must show; needed unless the API listens on loopback"
     )
     advertise_url: str = Field(default="", description="Where other coordinators reach this one's API")
+    advertise_host: str = Field(
+        default="", description="Instead: the address alone, of either family; scheme and port are the API's"
+    )
     standby: Literal["redirect", "proxy"] = Field(
         default="redirect", description="How a standby treats requests: redirect them to the leader, or forward them"
     )

@@ -19,6 +19,7 @@ from fedtide.console.operator.finalizers import let_go
 from fedtide.console.operator.handlers import handlers, settings
 from fedtide.console.operator.served_resources import keep_running
 from fedtide.fabric import logs
+from fedtide.fabric.process.listening import in_url
 
 POD_IP = "POD_IP"
 """Environment variable, set by the chart: where the kubelet asks for this pod's health."""
@@ -55,8 +56,7 @@ def main() -> int:
 
 def health_endpoint(address: str) -> str:
     """On the pod's own address, of whichever family."""
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{HEALTH_PORT}/healthz"
+    return f"http://{in_url(address)}:{HEALTH_PORT}/healthz"
 
 
 if __name__ == "__main__":

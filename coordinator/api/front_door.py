@@ -17,6 +17,7 @@ from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.log.leader_lease import Leadership
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.process.files import write_atomically
+from fedtide.fabric.process.listening import EVERYWHERE, in_url, listening_socket
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +47,22 @@ class FrontDoor:
         config = self._config
         try:
             self._tls = _tls(config)
-            self._socket = socket.create_server((config.http_host, config.http_port), backlog=128)
+            self._socket = listening_socket(config.http_host, config.http_port)
         except OSError as exc:
             raise ConfigError(
                 "http_port", f"port {config.http_port} cannot be used: {exc.strerror}", "Choose another, or 0"
             ) from exc
         host, port = self._socket.getsockname()[:2]
-        self.url = f"{'https' if self._tls else 'http'}://{host}:{port}"
+        scheme = "https" if self._tls else "http"
+        shown = "127.0.0.1" if config.http_host in EVERYWHERE else host
+        self.url = f"{scheme}://{in_url(shown)}:{port}"
         app = web.Application(client_max_size=0)
         app.router.add_get("/healthz", self._health)
         app.router.add_route("*", "/{path:.*}", self._send_on)
         await self._show(app)
-        self.advertised = self._config.advertise_url or self.url
+        address = self._config.advertise_host
+        advertised = f"{scheme}://{in_url(address)}:{port}" if address else self.url
+        self.advertised = self._config.advertise_url or advertised
         return self.advertised
 
     async def keep_certificate(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from fedtide.edge_agent.config import NODE
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.process.listening import in_url
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,8 @@ class ClusterView:
     def __init__(self, environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> None:
         self._name = environ.get(NODE, "")
         scheme = environ.get("FEDTIDE_KUBERNETES_SCHEME", "https")
-        self._url = (
-            f"{scheme}://{environ.get('KUBERNETES_SERVICE_HOST')}:{environ.get('KUBERNETES_SERVICE_PORT')}"
-            f"/api/v1/nodes/{self._name}"
-        )
+        host = in_url(environ.get("KUBERNETES_SERVICE_HOST", ""))
+        self._url = f"{scheme}://{host}:{environ.get('KUBERNETES_SERVICE_PORT')}/api/v1/nodes/{self._name}"
         self._account = account
         self.now = ClusterNode()
 

@@ -17,6 +17,7 @@ from fedtide.edge_agent.serving.protocol import HEADER_LENGTH, datatype, decode_
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.serving.sessions import GraphTensor, InferenceFailed, Model
 from fedtide.fabric.errors import ConfigError, NotFound, RemoteError
+from fedtide.fabric.process.listening import EVERYWHERE, in_url, listening_socket
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 EXTENSIONS = ["binary_tensor_data"]
@@ -53,15 +54,17 @@ class InferenceServer:
             app.add_routes(routes)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._config.http_host, self._config.http_port)
         try:
-            await site.start()
+            listening = listening_socket(self._config.http_host, self._config.http_port)
+            await web.SockSite(self._runner, listening).start()
         except OSError as exc:
             raise ConfigError(
                 "http_port", f"port {self._config.http_port} cannot be used: {exc.strerror}", "Choose another, or 0"
             ) from exc
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
+        host = self._config.http_host
+        port = listening.getsockname()[1]
+        # For programs beside the node: a socket that listens everywhere has no address of its own.
+        self.url = f"http://{in_url('127.0.0.1' if host in EVERYWHERE else host)}:{port}"
 
     def _model_routes(self, prefix: str) -> list[web.RouteDef]:
         return [
