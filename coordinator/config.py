@@ -35,6 +35,12 @@ class Kubernetes(Strict):
         min_length=1,
         description="The first tier that a model fits into is used",
     )
+    image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = Field(
+        default="", description="Of the image; empty: Kubernetes' own rule"
+    )
+    node_selector: dict[str, str] = Field(default={}, description="Of the Jobs' pods, beside that of their tier")
+    annotations: dict[str, str] = Field(default={}, description="Of the Jobs' pods")
+    security_context: dict[str, Any] = Field(default={}, description="Added to the pods' own, e.g. seLinuxOptions")
     tolerations: list[dict[str, Any]] = Field(default=[], description="Of the Jobs' pods")
     node_affinity: dict[str, Any] = Field(default={}, description="For example to prefer spot nodes")
     priority_class: str = Field(default="", description="Of the Jobs' pods")

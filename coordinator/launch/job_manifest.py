@@ -67,9 +67,14 @@ def job(config: Kubernetes, command: LaunchAggregator, tenant: str, model_bytes:
                     {"action": "Count", "onExitCodes": {"operator": "NotIn", "values": [0]}},
                 ]
             },
-            "template": {"metadata": {"labels": dict(metadata["labels"])}, "spec": _pod(config, command, model_bytes)},
+            "template": {"metadata": _pod_metadata(config, metadata), "spec": _pod(config, command, model_bytes)},
         },
     }
+
+
+def _pod_metadata(config: Kubernetes, of_job: Manifest) -> Manifest:
+    labels = {"labels": dict(of_job["labels"])}
+    return {**labels, "annotations": config.annotations} if config.annotations else labels
 
 
 def tier_of(config: Kubernetes, model_bytes: int | None) -> Tier:
@@ -112,11 +117,13 @@ def _pod(config: Kubernetes, command: LaunchAggregator, model_bytes: int | None)
             "runAsGroup": USER,
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
+            **config.security_context,
         },
         "containers": [
             {
                 "name": "aggregator",
                 "image": config.image,
+                **({"imagePullPolicy": config.image_pull_policy} if config.image_pull_policy else {}),
                 "args": [f"{CONFIG_DIR}/config.json"],
                 "env": [{"name": "HOME", "value": WORK_DIR}],
                 "resources": {"limits": tier.resources, "requests": tier.resources},
@@ -152,7 +159,7 @@ def _pod(config: Kubernetes, command: LaunchAggregator, model_bytes: int | None)
         "serviceAccountName": config.service_account,
         "priorityClassName": config.priority_class,
         "tolerations": config.tolerations,
-        "nodeSelector": tier.node_selector,
+        "nodeSelector": {**config.node_selector, **tier.node_selector},
         "affinity": {"nodeAffinity": config.node_affinity} if config.node_affinity else {},
         "imagePullSecrets": [{"name": n} for n in config.image_pull_secrets],
     }

@@ -101,6 +101,55 @@ def test_further_settings_of_the_coordinator_reach_it_and_so_do_the_ports_that_t
         assert {"protocol": "TCP", "port": 5000} in policies[name]["egress"][0]["ports"], sorted(policies)
 
 
+PODS: Object = {
+    "nodeSelector": {"pool": "fl"},
+    "tolerations": [{"key": "fl", "operator": "Exists"}],
+    "labels": {"cost": "fl"},
+    "annotations": {"example.com/scan": "yes"},
+    "priorityClassName": "important",
+    "securityContext": {"seLinuxOptions": {"type": "container_t"}},
+}
+DIGESTS = {name: f"sha256:{digit * 64}" for name, digit in (("coordinator", "a"), ("aggregator", "b"), ("agent", "c"))}
+
+
+@pytest.mark.parametrize("file", [CLOUD / "examples/eks.yaml", EDGE / "examples/shops.yaml"], ids=lambda f: f.stem)
+def test_what_is_said_of_all_pods_reaches_every_pod(file: Path) -> None:
+    values = yaml.safe_load(file.read_text())
+    objects = render(file.parents[1], {**values, "pods": PODS})
+    found = dict(pods(objects))
+    assert len(found) >= 3
+    for name, pod in found.items():
+        assert pod["nodeSelector"]["pool"] == "fl", name
+        assert PODS["tolerations"][0] in pod["tolerations"], name
+        assert pod["securityContext"]["seLinuxOptions"] == {"type": "container_t"}, name
+        assert pod["priorityClassName"] == "important" or "agent" in pod["priorityClassName"], name
+    for body in objects:
+        template = body if body["kind"] == "Pod" else body.get("spec", {}).get("template", {})
+        if "spec" in template and "containers" in template["spec"]:
+            assert template["metadata"]["labels"]["cost"] == "fl", body["metadata"]["name"]
+            assert template["metadata"]["annotations"]["example.com/scan"] == "yes", body["metadata"]["name"]
+            kubernetes_validate.validate(body, "1.37", strict=True)
+
+
+def test_each_image_may_be_named_by_its_digest_and_jobs_follow() -> None:
+    values = yaml.safe_load((CLOUD / "examples/eks.yaml").read_text())
+    image = {**values.get("image", {}), "pullPolicy": "Always"}
+    image["digests"] = {name: DIGESTS[name] for name in ("coordinator", "aggregator")}
+    objects = render(CLOUD, {**values, "image": image, "pods": PODS})
+    used = {c["image"] for _, pod in pods(objects) for c in pod["containers"]}
+    assert any(each.endswith(f"fedtide-coordinator@{DIGESTS['coordinator']}") for each in used)
+    (text,) = [b["data"]["coordinator.json"] for b in objects if "coordinator.json" in b.get("data", {})]
+    jobs = CoordinatorConfig.model_validate_json(text).kubernetes
+    assert jobs is not None
+    assert jobs.image.endswith(f"fedtide-aggregator@{DIGESTS['aggregator']}") and jobs.image_pull_policy == "Always"
+    assert jobs.node_selector == {"pool": "fl"} and PODS["tolerations"][0] in jobs.tolerations
+    assert jobs.labels["cost"] == "fl" and jobs.annotations == PODS["annotations"]
+    edge = yaml.safe_load((EDGE / "examples/shops.yaml").read_text())
+    edge["image"] = {**edge.get("image", {}), "digests": {"agentTrain": DIGESTS["agent"], "agent": ""}}
+    agents = {c["image"] for n, pod in pods(render(EDGE, edge)) if "DaemonSet" in n for c in pod["containers"]}
+    assert all("@" in each or ":" in each for each in agents)
+
+
 def test_selectors_and_names_do_not_depend_on_the_version() -> None:
     """What cannot be changed by an upgrade must not change with one."""
     for body in example(CLOUD / "examples/eks.yaml"):

@@ -1,7 +1,8 @@
 {{- define "fedtide.name" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{- end }}
 {{- define "fedtide.tag" -}}{{ .Values.image.tag | default .Chart.AppVersion }}{{- end }}
-{{- define "fedtide.image" -}}{{ .Values.image.registry }}/fedtide-coordinator:{{ include "fedtide.tag" . }}{{- end }}
-{{- define "fedtide.aggregatorImage" -}}{{ .Values.aggregator.image | default (printf "%s/fedtide-aggregator:%s" .Values.image.registry (include "fedtide.tag" .)) }}{{- end }}
+{{- define "fedtide.version" -}}{{ with .digest }}@{{ . }}{{ else }}:{{ include "fedtide.tag" .root }}{{ end }}{{- end }}
+{{- define "fedtide.image" -}}{{ .Values.image.registry }}/fedtide-coordinator{{ include "fedtide.version" (dict "root" . "digest" .Values.image.digests.coordinator) }}{{- end }}
+{{- define "fedtide.aggregatorImage" -}}{{ .Values.aggregator.image | default (printf "%s/fedtide-aggregator%s" .Values.image.registry (include "fedtide.version" (dict "root" . "digest" .Values.image.digests.aggregator))) }}{{- end }}
 {{- define "fedtide.selector" -}}
 app.kubernetes.io/name: fedtide
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -19,6 +20,23 @@ runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
 seccompProfile: {type: RuntimeDefault}
+{{- with .Values.pods.securityContext }}{{ toYaml . | nindent 0 }}{{ end }}
+{{- end }}
+{{- /* Where a pod runs, and what is added to it: the component's own values (`own`) go before those of all pods. */ -}}
+{{- define "fedtide.placement" -}}
+{{- $own := .own | default dict }}{{- $all := .root.Values.pods }}
+{{- with merge (deepCopy ($own.nodeSelector | default dict)) $all.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with concat ($own.tolerations | default list) $all.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $own.affinity | default $all.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $all.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
 {{- end }}
 {{- define "fedtide.containerSecurity" -}}
 allowPrivilegeEscalation: false

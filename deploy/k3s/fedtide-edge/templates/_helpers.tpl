@@ -18,6 +18,23 @@ runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
 seccompProfile: {type: RuntimeDefault}
+{{- with .Values.pods.securityContext }}{{ toYaml . | nindent 0 }}{{ end }}
+{{- end }}
+{{- /* Where a pod runs, and what is added to it: the component's own values (`own`) go before those of all pods. */ -}}
+{{- define "edge.placement" -}}
+{{- $own := .own | default dict }}{{- $all := .root.Values.pods }}
+{{- with merge (deepCopy ($own.nodeSelector | default dict)) $all.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with concat ($own.tolerations | default list) $all.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $own.affinity | default $all.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $all.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
 {{- end }}
 {{- define "edge.containerSecurity" -}}
 allowPrivilegeEscalation: false
@@ -32,7 +49,8 @@ imagePullSecrets:
   {{- end }}
 {{- end }}
 {{- end }}
-{{- define "edge.agentImage" -}}{{ .Values.image.registry }}/fedtide-agent{{ ternary "-train" "" .Values.agent.train }}:{{ include "edge.tag" . }}{{- end }}
+{{- define "edge.version" -}}{{ with .digest }}@{{ . }}{{ else }}:{{ include "edge.tag" .root }}{{ end }}{{- end }}
+{{- define "edge.agentImage" -}}{{ .Values.image.registry }}/fedtide-agent{{ ternary "-train" "" .Values.agent.train }}{{ include "edge.version" (dict "root" . "digest" (ternary .Values.image.digests.agentTrain .Values.image.digests.agent .Values.agent.train)) }}{{- end }}
 {{- define "edge.natsUrl" -}}tls://{{ include "edge.name" . }}-leaf.{{ .Release.Namespace }}.svc:4222{{- end }}
 {{- define "edge.priority" -}}{{ .Release.Namespace }}-{{ include "edge.name" . }}-agent-{{ mul -1 (int .Values.agent.priority) }}{{- end }}
 {{- define "edge.check" -}}
