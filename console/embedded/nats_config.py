@@ -76,7 +76,7 @@ def leaf(
 {_believes(trust, store)}listen: 127.0.0.1:{port}
 {_monitor(monitor)}max_payload: {MAX_PAYLOAD}
 {FEATURES}
-jetstream {{ store_dir: "{store}", domain: {region}, {kept.options()} }}
+jetstream {{ store_dir: "{store}", domain: "{region}", {kept.options()} }}
 leafnodes {{ reconnect: 1s, remotes: [ {_remotes(hub_leaf_port, store, trust)} ] }}
 """
 

@@ -10,7 +10,7 @@ app.kubernetes.io/part-of: fedtide
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
-fedtide.dev/region: {{ .Values.region }}
+fedtide.dev/region: {{ .Values.region | quote }}
 {{- end }}
 {{- define "edge.podSecurity" -}}
 runAsNonRoot: true
