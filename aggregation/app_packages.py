@@ -12,8 +12,8 @@ from typing import NoReturn
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.fabric.flower.apps import describe, unpack
-from fedtide.fabric.packages.environment import python_for as find_or_make
-from fedtide.fabric.packages.keeping import hold, make_room
+from fedtide.fabric.packages.environment import INSIDE, environment_for
+from fedtide.fabric.packages.keeping import make_room
 from fedtide.fabric.packages.rules import Wanted
 from fedtide.fabric.packages.wheels import fitting
 
@@ -29,7 +29,7 @@ def python_for(config: WorkerConfig, link: GridLink) -> Path | None:
     """Unpack the app; returns the interpreter that has what it needs, or None: this one has.
 
     Raises:
-        CapabilityMissing, ConfigError, TransientError: as `environment.python_for`.
+        CapabilityMissing, ConfigError, TransientError: as `environment.environment_for`.
     """
     app, folder = config.spec.app, app_dir(config)
     unpack(bytes(link.call(link.storage.fetch(app.bundle))), folder)
@@ -51,11 +51,12 @@ def python_for(config: WorkerConfig, link: GridLink) -> Path | None:
 
     root.mkdir(parents=True, exist_ok=True)
     try:
-        python = find_or_make(wanted, fetch)
-        if python is not None:
-            os.set_inheritable(hold(python), True)  # for this process's next life
-            make_room(root, config.packages)
-        return python
+        found = environment_for(wanted, fetch)
+        if found is None:
+            return None
+        os.set_inheritable(found.handle, True)  # for this process's next life
+        make_room(root, config.packages)
+        return found.python
     finally:
         for each in scratch:
             shutil.rmtree(each, ignore_errors=True)
@@ -64,4 +65,5 @@ def python_for(config: WorkerConfig, link: GridLink) -> Path | None:
 def become(python: Path, file: Path) -> NoReturn:
     """Be the aggregator of the same attempt in another interpreter: same process, its libraries loaded anew."""
     log.info("aggregator.goes_over", extra={"python": str(python)})
-    os.execv(python, [str(python), "-m", "fedtide.aggregation", str(file)])
+    command = [str(python), "-m", "fedtide.aggregation", str(file)]
+    os.execve(python, command, {**os.environ, INSIDE: "1"})

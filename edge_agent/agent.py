@@ -120,7 +120,7 @@ class Agent:
     async def _connected(self, store: ModelStore, access: Access) -> None:
         config = self._config
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", access, wait_s=None)
-        self._tasks = TaskLoop(config, broker, self._latency, self._clock)
+        self._tasks = TaskLoop(config, broker, self._latency, self._clock, self._cluster)
         self._activation = Activation(
             config,
             store,

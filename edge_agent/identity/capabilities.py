@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -13,12 +14,16 @@ import psutil
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.identity.cluster_node import ClusterNode
+from fedtide.edge_agent.identity.node_config import node_config
 from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.messages.protocol import OURS
 from fedtide.fabric.plans.windows import zone
 from fedtide.fabric.tensors.codecs import KINDS
 
-MOST_PACKAGES = 500
+log = logging.getLogger(__name__)
+
+MOST_PACKAGES = 300
+"""Of more it tells none: the coordinator keeps them for every node."""
 _TRAINING_EXTRAS = ("flwr", "torch", "sklearn", "tensorflow", "jax", "xgboost")
 
 
@@ -34,7 +39,7 @@ def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Ca
         extras=[name for name in _TRAINING_EXTRAS if find_spec(name) is not None],
         codecs=list(KINDS),
         samples=config.samples,
-        node_config=config.node_config,
+        node_config=node_config(config, cluster),
         inference_url=inference_url,
         agent_version=_own_version(),
         timezone=config.timezone or machine_timezone(),
@@ -52,7 +57,12 @@ def _packages() -> dict[str, str] | None:
         return None
     from fedtide.fabric.packages.requirements import beside_flower  # its libraries come with flwr
 
-    return dict(list(beside_flower().items())[:MOST_PACKAGES])
+    try:
+        found = beside_flower()
+    except Exception as exc:  # what other installers have left behind must not end the agent
+        log.warning("packages.not_told", extra={"reason": f"{type(exc).__name__}: {exc}"})
+        return None
+    return found if len(found) <= MOST_PACKAGES else None
 
 
 def machine_timezone() -> str:

@@ -13,6 +13,7 @@ import os
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from typing import Any
 from fedtide.edge_agent.config import NODE
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.process.listening import in_url
+from fedtide.fabric.strict import ConfigValues, Scalar
 
 log = logging.getLogger(__name__)
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ASK_EVERY_S = 30.0
+NODE_CONFIG = "config.fedtide.dev/"
+"""Labels of a Kubernetes node that are Flower's node config there."""
 
 _LABELS = {
     "topology.kubernetes.io/region": "cloud-region",
@@ -48,6 +52,8 @@ class ClusterNode:
 
     labels: Mapping[str, str] = field(default_factory=dict)
     schedulable: bool = True
+    node_config: ConfigValues = field(default_factory=dict)
+    """From its labels that begin with NODE_CONFIG."""
 
 
 def describe(node: Mapping[str, Any]) -> ClusterNode:
@@ -55,7 +61,18 @@ def describe(node: Mapping[str, Any]) -> ClusterNode:
     theirs = node["metadata"].get("labels", {})
     labels = {ours: theirs[name] for name, ours in _LABELS.items() if theirs.get(name)}
     labels["spot"] = str(any(theirs.get(name) == value for name, value in _SPOT.items())).lower()
-    return ClusterNode(labels, not node["spec"].get("unschedulable", False))
+    told = {name.removeprefix(NODE_CONFIG): _scalar(v) for name, v in theirs.items() if name.startswith(NODE_CONFIG)}
+    return ClusterNode(labels, not node["spec"].get("unschedulable", False), told)
+
+
+def _scalar(text: str) -> Scalar:
+    """Labels are texts; apps want numbers and booleans."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 class ClusterView:

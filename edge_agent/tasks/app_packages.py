@@ -12,12 +12,15 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.fabric.errors import CapabilityMissing, FedtideError, TransientError
 from fedtide.fabric.flower.apps import describe
+from fedtide.fabric.packages.keeping import hold
 from fedtide.fabric.packages.rules import LOCK, Wanted
 from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 Fetch = Callable[[BlobRef, Path], Awaitable[None]]
 """Fetches a blob of an app into a file."""
 _NICE = 10
+LONGEST_LINE = 1024 * 1024
 
 
 class AppPackages:
@@ -37,19 +41,32 @@ class AppPackages:
         self._show = show
         self._found: dict[str, Path | None] = {}
         """By digest of the app."""
+        self._held: tuple[Path, int] | None = None
+        """The environment in use, and what keeps it from being removed."""
 
     async def python_for(self, app_dir: Path, app: AppRef) -> Path | None:
-        """The interpreter that has what an app needs; None: the agent's own.
+        """The interpreter that has what an app needs; None: the agent's own. It stays until another is asked for.
 
         Raises:
             CapabilityMissing: a package is missing and may not, or cannot, be installed.
+            TransientError: there is no room now.
             FedtideError: the app's requirements cannot be read, or a wheel of it is not there.
         """
         digest = app.bundle.digest
-        found = self._found.get(digest)
-        if digest not in self._found or (found is not None and not found.exists()):
+        known = self._found.get(digest)
+        if known is not None:
+            self._hold(known)
+        if digest not in self._found or (known is not None and not known.exists()):
             self._found[digest] = await self._find(app_dir, app)
         return self._found[digest]
+
+    def _hold(self, python: Path) -> None:
+        if self._held is not None and self._held[0] == python:
+            return
+        handle = hold(python)
+        if self._held is not None:
+            os.close(self._held[1])
+        self._held = python, handle
 
     async def _find(self, app_dir: Path, app: AppRef) -> Path | None:
         from fedtide.fabric.packages.requirements import unmet  # comes with flwr: not on every node
@@ -58,7 +75,7 @@ class AppPackages:
         if not (app_dir / LOCK).is_file() and not unmet(dependencies):
             return None
         self._show("installing packages")
-        self._root.mkdir(parents=True, exist_ok=True)
+        (self._root / ".wheels").mkdir(parents=True, exist_ok=True)
         wheels = {name: ref.digest for name, ref in app.wheels.items()} if self._rules.wheels else {}
         wanted = Wanted(
             root=self._root, rules=self._rules, app_dir=app_dir.resolve(), dependencies=dependencies, wheels=wheels
@@ -67,10 +84,11 @@ class AppPackages:
             *(sys.executable, "-m", "fedtide.fabric.packages"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            preexec_fn=lambda: os.nice(_NICE) and None,
+            limit=LONGEST_LINE,
+            preexec_fn=_be_polite,
             start_new_session=True,
         )
-        scratch = self._root / ".wheels" / app.bundle.digest
+        scratch = Path(mkdtemp(dir=self._root / ".wheels"))
         try:
             return await self._made(process, wanted, app, scratch)
         finally:
@@ -90,16 +108,28 @@ class AppPackages:
             told = json.loads(line)
             if "python" in told:
                 python = Path(told["python"]) if told["python"] is not None else None
+                if python is not None:
+                    self._hold(python)  # before the installer lets go of it
                 log.info("app.packages", extra={"python": told["python"] or "the agent's own"})
                 return python
             if "error" in told:
                 raise _ERRORS.get(told["error"], FedtideError)(told["what"], told["remedy"])
+            size = sum(app.wheels[name].size_bytes for name in told["wheels"])
+            if size > self._rules.max_bytes:
+                raise CapabilityMissing(
+                    f"the app's wheels have {size / 1e6:.0f} MB, the owner allows {self._rules.max_bytes / 1e6:.0f} MB",
+                    "Raise packages.max_bytes on the node",
+                )
             for name in told["wheels"]:
-                scratch.mkdir(parents=True, exist_ok=True)
                 await self._fetch(app.wheels[name], scratch / name)
             process.stdin.write(f"{scratch}\n".encode())
             await process.stdin.drain()
         raise CapabilityMissing("the app's packages cannot be installed: the installer ended", "See the agent's log")
+
+
+def _be_polite() -> None:
+    os.nice(_NICE)
+    die_with_parent()
 
 
 _ERRORS: dict[str, type[FedtideError]] = {"CapabilityMissing": CapabilityMissing, "TransientError": TransientError}

@@ -11,6 +11,8 @@ from pathlib import Path
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
+from fedtide.edge_agent.identity.cluster_node import ClusterView
+from fedtide.edge_agent.identity.node_config import node_config
 from fedtide.edge_agent.samples.source import SAMPLES
 from fedtide.edge_agent.samples.store import samples_file
 from fedtide.edge_agent.tasks import node_folders
@@ -44,8 +46,11 @@ TIDY_EVERY_S = 3600.0
 class TaskLoop:
     """Owns the trainer and the outbox of a node. `run` and `send` are to be run as two tasks."""
 
-    def __init__(self, config: AgentConfig, broker: Broker, latency: Latency, clock: FleetClock) -> None:
+    def __init__(
+        self, config: AgentConfig, broker: Broker, latency: Latency, clock: FleetClock, cluster: ClusterView
+    ) -> None:
         self._clock = clock
+        self._cluster = cluster
         self._config = config
         self._broker = broker
         self._subjects = Subjects(config.tenant)
@@ -254,9 +259,10 @@ class TaskLoop:
 
     def _node_config(self) -> ConfigValues:
         """Flower's node config, and the path of this node's sample store."""
+        told = node_config(self._config, self._cluster.now)
         if not self._config.capture.share:
-            return self._config.node_config
-        return {SAMPLES: str(samples_file(self._config.data_dir).resolve()), **self._config.node_config}
+            return told
+        return {SAMPLES: str(samples_file(self._config.data_dir).resolve()), **told}
 
     async def _download(self, run: str, ref: BlobRef) -> Path:
         """Download a blob to a file; resumes an interrupted download, also after a restart."""

@@ -22,7 +22,6 @@ from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.governor import Governor, LimitExceeded
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
-from fedtide.fabric.packages.keeping import hold
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.tensors.training_bundle import TRAINING
@@ -47,8 +46,6 @@ class Trainer:
         self._process: asyncio.subprocess.Process | None = None
         self._serves: tuple[str, Path | None] | None = None
         """The process's module and interpreter."""
-        self._held: int | None = None
-        """Keeps its interpreter from being removed."""
         self._idle: asyncio.TimerHandle | None = None
 
     @property
@@ -65,10 +62,10 @@ class Trainer:
             TransientError: its disk is full.
         """
         module = trainer_module(self._config.train_runtime, job.app_dir)
-        serves = module, await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
         if self._idle is not None:
             self._idle.cancel()
         await self._governor.until_allowed()
+        serves = module, await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
         process = self._process or await self._start(*serves)
@@ -115,9 +112,6 @@ class Trainer:
 
     def _kill(self) -> None:
         process, self._process, self._serves = self._process, None, None
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and whatever the app started
@@ -128,7 +122,6 @@ class Trainer:
             environment |= dict.fromkeys(THREAD_VARIABLES, str(self._config.train_threads))
         work = self._config.data_dir / "trainer"
         work.mkdir(parents=True, exist_ok=True)
-        self._held = hold(python) if python is not None else None
         with (work / "trainer.log").open("wb") as logfile:  # apps write into the logs of their runs
             self._process = await asyncio.create_subprocess_exec(
                 str(python or sys.executable),

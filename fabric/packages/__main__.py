@@ -3,7 +3,7 @@
 Takes one `Wanted` as a line of JSON, and tells on standard output
 
     {"wheels": [NAME, ...]}      it needs these wheels: the next line of its input is the folder that has them
-    {"python": PATH or null}     the interpreter to use; null: that of the caller
+    {"python": PATH or null}     the interpreter to use; null: that of the caller. It is held until the input ends
     {"error": KIND, "what": TEXT, "remedy": TEXT}
 """
 
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from fedtide.fabric.errors import FedtideError
-from fedtide.fabric.packages.environment import python_for
+from fedtide.fabric.packages.environment import environment_for
 from fedtide.fabric.packages.keeping import make_room
 from fedtide.fabric.packages.rules import Wanted
 from fedtide.fabric.packages.wheels import fitting
@@ -28,12 +28,16 @@ def main() -> int:
         return Path(sys.stdin.readline().rstrip("\n"))
 
     try:
-        python = python_for(wanted, fetch)
-        make_room(wanted.root, wanted.rules)
+        found = environment_for(wanted, fetch)
+        if found is not None:
+            make_room(wanted.root, wanted.rules)
     except FedtideError as exc:
         _say(error=type(exc).__name__, what=exc.what, remedy=exc.remedy)
+    except OSError as exc:
+        _say(error="TransientError", what=f"the app's packages cannot be written: {exc}", remedy="See the disk")
     else:
-        _say(python=str(python) if python is not None else None)
+        _say(python=str(found.python) if found is not None else None)
+        sys.stdin.read()  # the caller holds it now
     return 0
 
 

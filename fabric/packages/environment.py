@@ -17,17 +17,27 @@ import sysconfig
 import tempfile
 import venv
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, TransientError
-from fedtide.fabric.packages.keeping import CACHE, making, size_of
-from fedtide.fabric.packages.requirements import NEVER_INSTALLED, all_installed, parsed, unmet
+from fedtide.fabric.packages.keeping import CACHE, hold, installing, making, size_of
+from fedtide.fabric.packages.requirements import (
+    NEVER_INSTALLED,
+    all_installed,
+    installed_version,
+    name_of,
+    parsed,
+    unmet,
+)
 from fedtide.fabric.packages.rules import LOCK, THE_MACHINES_OWN, PackageRules, Wanted
 
 INSTALL_WITHIN_S = 1800.0
+INSIDE = "FEDTIDE_APP_ENVIRONMENT"
+"""Environment variable of a process that runs in an environment made for its app."""
 _COMPLETE = ".complete"
 _OVER_THE_MACHINES = "fedtide-machine.pth"
 _KEPT_OF_METADATA = ("METADATA", "WHEEL", "INSTALLER", "entry_points.txt")
@@ -36,8 +46,16 @@ Wheels = Callable[[], Path]
 """Fetches the wheels that travel with an app, and says in which folder they are."""
 
 
-def python_for(wanted: Wanted, fetch: Wheels) -> Path | None:
-    """The interpreter that has what an app needs; None: this process's own has it.
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """`handle` keeps it from being removed, until it is closed or the process ends."""
+
+    python: Path
+    handle: int
+
+
+def environment_for(wanted: Wanted, fetch: Wheels) -> Environment | None:
+    """The environment that has what an app needs; None: this process's own has it.
 
     A `uv.lock` in the app's folder goes before its dependencies.
 
@@ -48,28 +66,49 @@ def python_for(wanted: Wanted, fetch: Wheels) -> Path | None:
         ConfigError: a dependency cannot be read.
         CapabilityMissing: it may not be installed here, or cannot be.
         TransientError: there is no room, or no index to be reached.
+        OSError: the folder cannot be written.
     """
     rules = wanted.rules
     asked = asked_for(wanted.app_dir, wanted.dependencies)
     missing = unmet(asked)
     if not missing:
         return None
-    _check_rules(rules, missing, wanted.wheels)
+    if os.environ.get(INSIDE):  # it would find another environment lacking, and so on
+        raise CapabilityMissing(f"the environment that was made for the app lacks {', '.join(missing)}", "Report this")
     wheels = dict(sorted(wanted.wheels.items())) if rules.wheels else {}
+    _check_rules(rules, missing, wheels)
+    asked = tuple(_from_where_it_may(each, rules, wheels) for each in asked)
     folder = wanted.root.resolve() / _name(asked, wheels)
+    python = folder / "bin" / "python"
     with making(folder):
         if not (folder / _COMPLETE).exists():
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 _layer(folder)
-                _install(folder, asked, rules, fetch() if wheels else None)
+                with installing(folder.parent):
+                    _install(folder, asked, rules, fetch() if wheels else None)
                 _check_size(folder, rules)
                 (folder / _COMPLETE).touch()
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         os.utime(folder)
-    return folder / "bin" / "python"
+        return Environment(python, hold(python))
+
+
+def _from_where_it_may(text: str, rules: PackageRules, wheels: Mapping[str, str]) -> str:
+    """A requirement on a URL is asked for there only if an index may be asked too; else its wheel must travel."""
+    requirement = Requirement(text)
+    if requirement.url is None or rules.index:
+        return text
+    travelling = {name_of(each.partition("-")[0]) for each in wheels}
+    if name_of(requirement.name) not in travelling:
+        raise CapabilityMissing(
+            f"the app needs {text}, and no other machine may be asked here",
+            "Send its wheel along (--with-wheels), or name an index (packages.index)",
+        )
+    requirement.url = None
+    return str(requirement)
 
 
 def asked_for(app_dir: Path, dependencies: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,7 +121,7 @@ def asked_for(app_dir: Path, dependencies: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_rules(rules: PackageRules, missing: list[str], wheels: Mapping[str, str]) -> None:
-    if rules.index or (rules.wheels and wheels):
+    if rules.index or wheels:
         return
     named = ", ".join(missing)
     if not rules.wheels:
@@ -141,15 +180,26 @@ def _copy_metadata(source: Path, target: Path) -> None:
 
 def _locked(app_dir: Path) -> tuple[str, ...]:
     """What the app's lock file says, as lines of a requirements file; without flwr and what only flwr needs."""
-    options = ["--frozen", "--no-dev", "--no-emit-project", "--prune", NEVER_INSTALLED, "--no-header", "--no-annotate"]
+    options = ["--frozen", "--no-dev", "--no-emit-project", "--no-header", "--no-annotate"]
+    options += [word for name in NEVER_INSTALLED for word in ("--prune", name)]
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch)  # uv writes beside what it reads
         for name in ("pyproject.toml", LOCK):
             shutil.copyfile(app_dir / name, copy / name)
-        done = _uv(["export", "--project", scratch, "--no-hashes", *options], {"UV_OFFLINE": "1", "UV_NO_CONFIG": "1"})
+        done = _uv(
+            ["export", "--project", scratch, "--no-hashes", *options],
+            {"UV_OFFLINE": "1", "UV_NO_CONFIG": "1"},
+            PackageRules(),
+        )
     if done.returncode != 0:
         raise ConfigError(LOCK, f"cannot be read: {_said(done)}", "Make it anew with `uv lock`")
-    return tuple(line for line in done.stdout.splitlines() if line.strip())
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith(("-", ".", "/", "file:")):
+            raise ConfigError(
+                LOCK, f"names a path, {line!r}: only this machine has it", "Publish it, or put it into the app"
+            )
+    return tuple(lines)
 
 
 def _install(folder: Path, wanted: tuple[str, ...], rules: PackageRules, wheels: Path | None) -> None:
@@ -166,14 +216,18 @@ def _install(folder: Path, wanted: tuple[str, ...], rules: PackageRules, wheels:
     asked, own = folder / "asked.txt", folder / "own.txt"
     asked.write_text("".join(f"{line}\n" for line in wanted))
     own.write_text("".join(f"{line}\n" for line in _own()))
-    done = _uv(["pip", "install", *options, "-r", str(asked), "-r", str(own)], environment)
+    # An app that brings a fedtide of its own would replace what it is spoken to with.
+    (limits := folder / "limits.txt").write_text(f"fedtide=={installed_version('fedtide')}\n")
+    done = _uv(["pip", "install", *options, "-r", str(asked), "-r", str(own), "-c", str(limits)], environment, rules)
     if done.returncode != 0:
         _explain(done, rules)
 
 
-def _uv(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _uv(arguments: list[str], environment: Mapping[str, str], rules: PackageRules) -> subprocess.CompletedProcess[str]:
+    """uv, which hears of the machine's own set-up only if the rules say so."""
+    dropped = ("VIRTUAL_ENV", "PYTHONPATH", *(() if rules.index == THE_MACHINES_OWN else ("UV_", "PIP_")))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     command = [sys.executable, "-m", "uv", *arguments]
-    kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "UV_INDEX", "PYTHONPATH")}
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=INSTALL_WITHIN_S, env={**kept, **environment}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, distributions, requires, version
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
 from fedtide.fabric.errors import ConfigError
 
-NEVER_INSTALLED = "flwr"
-"""As in Flower: an app runs with the installation's own, whichever it asks for."""
+NEVER_INSTALLED = ("flwr", "fedtide")
+"""As in Flower: an app runs with the installation's own, whichever version it asks for."""
 WITH_FLOWER = frozenset(
     [
         "alembic",
@@ -49,11 +52,16 @@ WITH_FLOWER = frozenset(
 
 VersionOf = Callable[[str], str | None]
 RequiresOf = Callable[[str], Iterable[str]]
+_NOT_READABLE = (InvalidRequirement, InvalidVersion, UndefinedComparison, UndefinedEnvironmentName)
 
 
 def name_of(requirement: str) -> str:
-    """The normalised name (PEP 503) in a requirement or a file name of a wheel."""
-    return canonicalize_name(Requirement(requirement).name)
+    """The normalised name (PEP 503) in a requirement or a file name of a wheel.
+
+    Raises:
+        ConfigError: it is no requirement.
+    """
+    return canonicalize_name(_read(requirement).name)
 
 
 def installed_version(name: str) -> str | None:
@@ -64,16 +72,27 @@ def installed_version(name: str) -> str | None:
         return None
 
 
+def installed_from(name: str) -> str | None:
+    """The URL that a distribution was installed from (PEP 610), or None: from an index."""
+    try:
+        told = distribution(name).read_text("direct_url.json")
+        return str(json.loads(told)["url"]) if told is not None else None
+    except (PackageNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
 def installed_requires(name: str) -> Iterable[str]:
     """What an installed distribution requires."""
     return requires(name) or ()
 
 
 def all_installed() -> dict[str, str]:
-    """Name and version of every distribution in this process's path."""
+    """Name and version of every distribution in this process's path; what an interrupted installer left is no one."""
     found: dict[str, str] = {}
     for each in distributions():
-        found.setdefault(canonicalize_name(each.name), each.version)
+        told = each.metadata
+        if told is not None and "Name" in told and "Version" in told:
+            found.setdefault(canonicalize_name(told["Name"]), told["Version"])
     return found
 
 
@@ -96,48 +115,73 @@ def beside_flower() -> dict[str, str]:
 
 
 def worth_naming(texts: Iterable[str]) -> list[str]:
-    """Those requirements that not every node meets that runs Flower apps.
+    """Those requirements that hold on every machine, and that not every node meets that runs Flower apps.
 
     Raises:
         ConfigError: as `parsed`.
     """
-    return [str(r) for r in parsed(texts) if canonicalize_name(r.name) not in WITH_FLOWER]
+    return [str(r) for r in parsed(texts) if r.marker is None and canonicalize_name(r.name) not in WITH_FLOWER]
 
 
 def lacking(texts: Iterable[str], installed: Mapping[str, str]) -> list[str]:
-    """Those requirements that a machine with these packages does not meet; extras are not looked into."""
-    return [str(r) for r in parsed(texts) if not _is_met(r, lambda name: installed.get(canonicalize_name(name)))]
+    """Those requirements that another machine with these packages does not meet: only what is sure.
+
+    Extras are not looked into, and markers are not judged: they hold for the other machine. What cannot be read is left
+    to that machine too.
+    """
+    found = []
+    for text in texts:
+        try:
+            requirement = _read(text)
+        except ConfigError:
+            continue
+        if requirement.marker is None and not _is_met(requirement, lambda name: installed.get(canonicalize_name(name))):
+            found.append(text)
+    return found
 
 
 def parsed(texts: Iterable[str]) -> list[Requirement]:
-    """The requirements that hold on this machine, without flwr.
+    """The requirements that hold on this machine, without flwr and fedtide.
 
     Raises:
         ConfigError: a text is no requirement.
     """
     found = []
     for text in texts:
+        requirement = _read(text)
         try:
-            requirement = Requirement(text)
-        except InvalidRequirement as exc:
-            raise ConfigError(
-                "project.dependencies", f"{text!r} is no requirement: {exc}", "Write them as for pip (PEP 508)"
-            ) from exc
-        here = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if here and canonicalize_name(requirement.name) != NEVER_INSTALLED:
+            here = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        except _NOT_READABLE as exc:
+            raise _no_requirement(text, exc) from exc
+        if here and canonicalize_name(requirement.name) not in NEVER_INSTALLED:
             found.append(requirement)
     return found
 
 
+def _read(text: str) -> Requirement:
+    try:
+        requirement = Requirement(text)
+    except _NOT_READABLE as exc:
+        raise _no_requirement(text, exc) from exc
+    if requirement.url is not None and any(c.isspace() for c in requirement.url):
+        raise _no_requirement(text, ValueError("its URL holds white space"))
+    return requirement
+
+
+def _no_requirement(text: str, why: Exception) -> ConfigError:
+    remedy = "Write them as for pip (PEP 508)"
+    return ConfigError("project.dependencies", f"{text!r} is no requirement: {str(why).partition(chr(10))[0]}", remedy)
+
+
 def not_installed(texts: Iterable[str]) -> list[str]:
-    """Requirements on flwr that ask for a version that this machine's flwr is not."""
-    asked = [Requirement(text) for text in texts if text.lower().lstrip().startswith(NEVER_INSTALLED)]
-    mine = installed_version(NEVER_INSTALLED)
-    return [
-        str(r)
-        for r in asked
-        if canonicalize_name(r.name) == NEVER_INSTALLED and mine is not None and not r.specifier.contains(mine)
-    ]
+    """Requirements on flwr or fedtide that ask for another version than this machine's.
+
+    Raises:
+        ConfigError: as `parsed`.
+    """
+    asked = [_read(text) for text in texts]
+    own = [r for r in asked if canonicalize_name(r.name) in NEVER_INSTALLED]
+    return [str(r) for r in own if installed_version(r.name) is not None and not _is_met(r, installed_version)]
 
 
 def unmet(
@@ -163,7 +207,14 @@ def unmet(
 
 def _is_met(requirement: Requirement, version_of: VersionOf) -> bool:
     found = version_of(requirement.name)
-    return found is not None and requirement.url is None and requirement.specifier.contains(found, prereleases=True)
+    if found is None:
+        return False
+    if requirement.url is not None:
+        return installed_from(requirement.name) == requirement.url
+    try:
+        return requirement.specifier.contains(found, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _of_extras(requirement: Requirement, requires_of: RequiresOf) -> list[Requirement]:

@@ -37,7 +37,7 @@ class PackageRules(Strict):
 
 
 class Wanted(Strict):
-    """An environment to find or make; see `environment.python_for`."""
+    """An environment to find or make; see `environment.environment_for`."""
 
     root: Path
     rules: PackageRules

@@ -6,7 +6,7 @@ the `RunSpec` that the log keeps.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,16 +15,20 @@ from fedtide.fabric.plans.tracking import Tracking
 from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 
+WheelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.+!-]+\.whl$")]
+
 
 class AppRef(Strict):
     """A Flower app bundle (fabric.flower.apps)."""
 
     name: str
     bundle: BlobRef
-    requirements: list[str] = Field(
-        default=[], description="Packages it needs that not every node has with flwr (PEP 508)"
+    requirements: list[Annotated[str, Field(max_length=1000)]] = Field(
+        default=[], max_length=200, description="Packages it needs that not every node has with flwr (PEP 508)"
     )
-    wheels: dict[str, BlobRef] = Field(default={}, max_length=200, description="Wheels that travel with it, by name")
+    wheels: dict[WheelName, BlobRef] = Field(
+        default={}, max_length=200, description="Wheels that travel with it, by name"
+    )
 
 
 class RunOptions(Strict):

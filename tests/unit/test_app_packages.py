@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -14,8 +15,17 @@ from packaging.requirements import Requirement
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.packages import keeping
-from fedtide.fabric.packages.environment import python_for
-from fedtide.fabric.packages.requirements import WITH_FLOWER, beside_flower, name_of, not_installed, unmet, worth_naming
+from fedtide.fabric.packages.environment import INSIDE, environment_for
+from fedtide.fabric.packages.requirements import (
+    WITH_FLOWER,
+    all_installed,
+    beside_flower,
+    lacking,
+    name_of,
+    not_installed,
+    unmet,
+    worth_naming,
+)
 from fedtide.fabric.packages.rules import PackageRules, Wanted
 from fedtide.fabric.packages.wheels import fitting
 from tests.wheels import index, wheel
@@ -32,6 +42,15 @@ def there(tmp_path: Path) -> str:
     made.append(wheel(tmp_path / "wheels", "harbour", "1.0", requires=("tidetable<2", "numpy")))
     made.append(wheel(tmp_path / "wheels", "oldtimer", "1.0", requires=("pydantic<2",)))
     return index(tmp_path / "index", made)
+
+
+def python_for(wanted: Wanted, fetch: Callable[[], Path]) -> Path | None:
+    """The interpreter, held by nobody."""
+    found = environment_for(wanted, fetch)
+    if found is None:
+        return None
+    os.close(found.handle)
+    return found.python
 
 
 def _wanted(tmp_path: Path, *dependencies: str, rules: PackageRules, wheels: dict[str, str] | None = None) -> Wanted:
@@ -165,6 +184,66 @@ def test_one_that_was_broken_off_is_made_anew(tmp_path: Path, there: str) -> Non
     (python.parent.parent / ".complete").unlink()
     shutil.rmtree(python.parent)
     assert python_for(wanted, _no_wheels) == python and python.exists()
+
+
+def test_an_app_cannot_bring_what_it_is_spoken_to_with(tmp_path: Path) -> None:
+    made = [
+        wheel(tmp_path / "wheels", "fedtide", "99.0"),
+        wheel(tmp_path / "wheels", "trojan", "1.0", requires=("fedtide>=99",)),
+    ]
+    rules = PackageRules(index=index(tmp_path / "index", made))
+    assert python_for(_wanted(tmp_path, "fedtide>=99", rules=rules), _no_wheels) is None
+    with pytest.raises(CapabilityMissing, match="fedtide"):
+        python_for(_wanted(tmp_path, "trojan", rules=rules), _no_wheels)
+
+
+def test_a_url_is_asked_only_where_an_index_may_be(tmp_path: Path) -> None:
+    made = wheel(tmp_path / "wheels", "tidetable", "1.0")
+    asked = f"tidetable @ {made.resolve().as_uri()}"
+    travelling = {made.name: "a" * 64}
+    with pytest.raises(CapabilityMissing, match="no other machine may be asked"):
+        python_for(
+            _wanted(tmp_path, asked, rules=PackageRules(), wheels={"other-1-py3-none-any.whl": "b" * 64}),
+            lambda: tmp_path,
+        )
+    for rules, wheels in ((PackageRules(), travelling), (PackageRules(index="default"), {})):
+        python = python_for(_wanted(tmp_path, asked, rules=rules, wheels=wheels), lambda: tmp_path / "wheels")
+        assert _said_in(python, "import tidetable; print(tidetable.VERSION)") == "1.0"
+    with pytest.raises(ConfigError, match="no requirement"):
+        python_for(
+            _wanted(tmp_path, "x @ https://a.example/x.whl\n--index-url=y", rules=PackageRules()), lambda: tmp_path
+        )
+
+
+def test_an_environment_that_lacks_what_it_was_made_for_is_not_made_again(
+    tmp_path: Path, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(INSIDE, "1")
+    with pytest.raises(CapabilityMissing, match="was made for the app lacks tidetable"):
+        python_for(_wanted(tmp_path, "tidetable", rules=PackageRules(index=there)), _no_wheels)
+
+
+@pytest.mark.parametrize("told", ["", "Name: half\n", "Version: 1\n"])
+def test_what_an_interrupted_installer_left_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    left = tmp_path / "half-1.0.dist-info"
+    left.mkdir()
+    if told:
+        (left / "METADATA").write_text(f"Metadata-Version: 2.1\n{told}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "half" not in all_installed() and "pytest" in beside_flower()
+
+
+def test_of_another_machine_only_what_is_sure_is_said() -> None:
+    there = {"scipy": "evil", "xgboost": "2.1"}
+    assert lacking(["scipy>=1", "xgboost>=2", "catboost"], there) == ["scipy>=1", "catboost"]
+    odd = ["pyarm==1; platform_machine == 'x86_64'", "!!", "zz; sys_platform ~= 'linux'"]
+    assert lacking(odd, there) == []
+    assert worth_naming(odd[:1]) == []
+    for text in odd[1:]:
+        with pytest.raises(ConfigError, match="no requirement"):
+            unmet([text])
 
 
 def test_an_extra_that_is_missing_is_missed() -> None:
