@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,18 +21,26 @@ from fedtide.console.embedded.supervisor import locked, running
 from fedtide.console.home import Home
 from fedtide.console.output import say
 from fedtide.console.watching import run_lines
-from fedtide.fabric.errors import CapabilityMissing, TransientError
+from fedtide.fabric.errors import CapabilityMissing, FedtideError, TransientError
 from fedtide.fabric.flower.app_files import app_files
 from fedtide.fabric.flower.apps import describe, fuse
 from fedtide.fabric.messages.logs import LogLine
 from fedtide.fabric.messages.views import RUN_ENDED, RunView
 from fedtide.fabric.plans.round_policy import RoundPolicy
 from fedtide.fabric.plans.run_spec import RunRequest
+from fedtide.fabric.process.until_signalled import until_signalled
 from fedtide.fabric.strict import ConfigValues
 
 REGION = "check"
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONLINE_WITHIN_S = 60.0
 SHOWN_LINES = 200
+
+
+class Interrupted(FedtideError):
+    """Somebody ended the check."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +74,11 @@ def check(trial: Trial, folder: Path | None) -> list[str]:
     files = app_files(trial.app).files
     size = sum(file.stat().st_size for file in files.values())
     say(f"{described.name}: {len(files)} files, {size / 1e6:.1f} MB")
+    problems: list[str] = []
     with _home(folder) as home, locked(home):
-        return asyncio.run(_tried(home, trial))
+        if asyncio.run(until_signalled(_tried(home, trial, problems), ENDS)):
+            raise Interrupted("the check was ended before its app")
+    return problems
 
 
 @contextmanager
@@ -77,11 +90,32 @@ def _home(folder: Path | None) -> Iterator[Home]:
         yield Home(Path(scratch))
 
 
-async def _tried(home: Home, trial: Trial) -> list[str]:
+async def _tried(home: Home, trial: Trial, problems: list[str]) -> None:
     agent = {"train_runtime": trial.train.value}
     layout = lay_out(home, [REGION], trial.nodes, agent=agent, app_index=trial.index)
     async with running(home, layout):
-        return await asyncio.to_thread(_act, home, trial)
+        problems += await _in_a_thread(lambda: _act(home, trial))
+
+
+async def _in_a_thread(work: Callable[[], list[str]]) -> list[str]:
+    """In one that nobody waits for at the end: a client tries patiently, also what is on its way down."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[list[str]] = loop.create_future()
+
+    def do() -> None:
+        try:
+            found = work()
+        except Exception as exc:  # it is raised where `done` is awaited
+            loop.call_soon_threadsafe(_set, done.set_exception, exc)
+        else:
+            loop.call_soon_threadsafe(_set, done.set_result, found)
+
+    def _set(how: Callable[..., None], what: object) -> None:
+        if not done.done():
+            how(what)
+
+    threading.Thread(target=do, daemon=True).start()
+    return await done
 
 
 def _act(home: Home, trial: Trial) -> list[str]:
@@ -93,7 +127,7 @@ def _act(home: Home, trial: Trial) -> list[str]:
     if "num-server-rounds" in described.config:
         settings.setdefault("num-server-rounds", trial.rounds)
     app = pushed(client, trial.app, settings, trial.train, with_wheels=trial.with_wheels)
-    policy = RoundPolicy(deadline_s=trial.timeout_s, retries=0)
+    policy = RoundPolicy(deadline_s=trial.timeout_s / 2, retries=0)  # what hangs is said before the check is over
     request = RunRequest(app=app, model=described.model, rounds=trial.rounds, run_config=settings, policy=policy)
     run = client.send(endpoints.start_run(request)).run
     view = _ended(client, run, trial.timeout_s)

@@ -57,8 +57,11 @@ class TrackingRules(Strict):
 
     mlflow: list[str] = Field(
         default=[],
-        description="URLs of the MLflow servers that runs may name; empty: any. Name them where MLFLOW_TRACKING_* "
-        "variables hold credentials, which go to whichever server a run names",
+        description="URLs of the MLflow servers that runs may name; empty: any, unless MLFLOW_TRACKING_* variables "
+        "hold credentials, which go to whichever server a run names",
+    )
+    artifact_schemes: list[str] = Field(
+        default=[], description="Schemes of artefact stores, such as s3, that this process may write to for MLflow"
     )
     event_files: Path | None = Field(default=None, description="TensorBoard's folder; default: in data_dir")
 

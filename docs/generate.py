@@ -134,9 +134,11 @@ def metrics() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    "agent-settings": lambda: settings(AgentConfig, inner=frozenset({"capture", "drift", "limits"})),
+    "agent-settings": lambda: settings(AgentConfig, inner=frozenset({"capture", "drift", "limits", "packages"})),
     "collector-settings": lambda: settings(DriftLimits, "limits."),
-    "coordinator-settings": lambda: settings(CoordinatorConfig, inner=frozenset({"kubernetes"})),
+    "coordinator-settings": lambda: settings(
+        CoordinatorConfig, inner=frozenset({"kubernetes", "packages", "tracking"})
+    ),
     "fold-worker-settings": lambda: settings(FoldWorkerConfig),
     "selection": lambda: settings(Selection),
     "round-policy": lambda: settings(RoundPolicy),

@@ -50,11 +50,14 @@ def _usual(votes: Counter[tuple[int, ...]], sent: tuple[int, ...] | None) -> tup
     return max(votes, key=lambda shape: (votes[shape], shape == sent))
 
 
-def refuse_odd_replies(refuse: Refuse, sent: Callable[[], Shapes | None]) -> None:
+def refuse_odd_replies(
+    refuse: Refuse, sent: Callable[[], Shapes | None], replies_of_phase: Callable[[], Sequence[Message]]
+) -> None:
     """Change Flower's check of replies, for all its strategies in this process.
 
     Args:
         sent: the model of the phase under way; None: no phase, Flower's own check.
+        replies_of_phase: those to it, of which an app's strategy may have Flower average the contents.
     """
 
     def look(strategy: flowers.FedAvg, replies: list[Message], is_train: bool) -> list[Message]:
@@ -71,8 +74,16 @@ def refuse_odd_replies(refuse: Refuse, sent: Callable[[], Shapes | None]) -> Non
         wrong = misshapen(replies, model) if model is not None else {}
         return [refuse(r, wrong[n]) if n in wrong else r for n, r in enumerate(replies)]
 
+    def look_at_contents(contents: list[RecordDict]) -> list[RecordDict]:
+        known = {id(r.content): r for r in replies_of_phase() if r.has_content()}
+        replies = [known.get(id(content)) for content in contents]
+        if None in replies:  # the app's own records
+            return contents
+        return [r.content for r in look_at_shapes([r for r in replies if r is not None]) if r.has_content()]
+
     flower.look_before_check(look)
     flower.look_before_average(look_at_shapes)
+    flower.look_before_sum(look_at_contents)
 
 
 def _odd(replies: Sequence[Message], weight: str, model: Shapes | None, *, by_lengths: bool) -> dict[int, Refusal]:

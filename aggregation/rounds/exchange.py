@@ -39,8 +39,10 @@ class Exchange:
         self._checkpoints = checkpoints
         self._policy = policy
         self._progress: Progress | None = None
+        self._replies: Sequence[Message] = ()
+        """Of the training phase under way."""
         if policy.admission == "lenient":
-            refuse_odd_replies(self._refuse, self._sent)
+            refuse_odd_replies(self._refuse, self._sent, lambda: self._replies)
 
     def _sent(self) -> Shapes | None:
         return shapes_of(self._progress.arrays) if self._progress is not None else None
@@ -81,7 +83,7 @@ class Exchange:
             for reply in answers:
                 self._refuse(reply, Refusal("bad_weight", "the weights of all answers are 0"))
             found = none
-        self._progress = None
+        self._progress, self._replies = None, ()
         progress.grid.check_rest()
         return found
 
@@ -117,7 +119,7 @@ class Exchange:
             return replies, progress.grid.model_blob()
         # Whoever is no strategy of ours may count and index what it gets. Sorted, the same updates give the same
         # bytes whatever arrived first.
-        found = sorted(replies, key=_by_node)
+        found = self._replies = sorted(replies, key=_by_node)
         return self._in_shape(progress, found) if phase == "train" else found, progress.grid.model_blob()
 
     def _in_shape(self, progress: Progress, replies: Sequence[Message]) -> list[Message]:

@@ -127,7 +127,7 @@ def _words(option: str, key: str, text: str) -> list[str]:
     return words
 
 
-def tracking(texts: Iterable[str], declared: Tracking | None) -> Tracking:
+def tracking(texts: Iterable[str], declared: Tracking | None) -> Tracking | None:
     """`--track` options over what the app declares: `mlflow=URL`, `tensorboard`, `experiment=NAME`, or `none`.
 
     Raises:
@@ -135,7 +135,7 @@ def tracking(texts: Iterable[str], declared: Tracking | None) -> Tracking:
     """
     words = [text if "=" in text else f"{text}=true" for text in texts]
     if words == ["none=true"]:
-        return Tracking()
+        return None
     before = declared.model_dump() if declared is not None else {}
     given = {key: text == "true" if key == "tensorboard" else text for key, text in pairs("--track", words)}
     return checked(Tracking, {**before, **given}, "--track")

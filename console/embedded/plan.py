@@ -124,7 +124,14 @@ def lay_out(
             nodes.append(f"{region}-{number}")
             index, count = len(nodes) - 1, len(regions) * nodes_per_region
             child = _agent(
-                home, config_dir, nodes[-1], region, port, index, count, {"packages": packages, **(agent or {})}
+                home,
+                config_dir,
+                nodes[-1],
+                region,
+                port,
+                index,
+                count,
+                {**(agent or {}), "packages": {**packages, **(agent or {}).get("packages", {})}},
             )
             children.append(child)
     apis = tuple(map(_local, api_ports))

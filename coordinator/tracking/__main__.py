@@ -1,11 +1,13 @@
 """`python -m fedtide.coordinator.tracking`: reports runs as it is told, one `RunRecord` a line of standard input.
 
-Answers each with a line: {"error": TEXT}, which is empty if all went well.
+Answers each with a line: {"error": TEXT, "wants": whether it is to be told again, with the artefacts}. The error is
+empty if all went well; of what a server has said it holds the status only, not the text.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 
@@ -18,28 +20,28 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print
     for line in sys.stdin:
-        answers.write(json.dumps({"error": _report(RunRecord.model_validate_json(line))}) + "\n")
+        wrong, wants = _report(RunRecord.model_validate_json(line))
+        answers.write(json.dumps({"error": wrong, "wants": wants}) + "\n")
     return 0
 
 
-def _report(record: RunRecord) -> str:
-    """What went wrong with any of the trackers, or nothing."""
-    wrong = []
-    if record.event_files is not None:
-        try:
+def _report(record: RunRecord) -> tuple[str, bool]:
+    """What went wrong, or nothing; and whether the artefacts are wanted."""
+    try:
+        if record.event_files is not None:
             from fedtide.coordinator.tracking import event_files
 
-            event_files.report(record, record.event_files)
-        except (OSError, ImportError, ValueError) as exc:
-            wrong.append(f"event files: {exc}")
-    if record.mlflow:
-        try:
-            from fedtide.coordinator.tracking import mlflow_runs
+            return "", event_files.report(record, record.event_files)
+        from fedtide.coordinator.tracking import mlflow_runs
 
-            mlflow_runs.report(record)
-        except Exception as exc:  # of the library's or of its transport
-            wrong.append(f"mlflow: {type(exc).__name__}: {exc}")
-    return "; ".join(wrong)[:1000]
+        return "", mlflow_runs.report(record)
+    except (OSError, ImportError) as exc:
+        said = exc.strerror if isinstance(exc, OSError) else exc.msg
+        return f"{type(exc).__name__}: {said or 'see tracking.log'}", False
+    except Exception as exc:  # of the library's or of its transport
+        logging.getLogger(__name__).exception("tracking.failed")
+        status = getattr(exc, "get_http_status_code", lambda: "")()
+        return f"{type(exc).__name__} {status}".strip(), False
 
 
 if __name__ == "__main__":

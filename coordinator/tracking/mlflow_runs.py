@@ -6,16 +6,18 @@ import os
 import re
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from fedtide.coordinator.tracking.record import RunRecord
 
 # Before its import: a server that hangs is given up soon (it is tried again).
 os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
-RUN, ROUNDS = "fedtide.run", "fedtide.rounds"
-"""Tags: which run it is, and up to which round its metrics are there."""
+RUN, ROUNDS, PARAMS = "fedtide.run", "fedtide.rounds", "fedtide.params"
+"""Tags: which run it is, up to which round its metrics are there, and whether its parameters are."""
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
-_LONGEST_PARAM, _BATCH = 6000, 900
+_LONGEST_PARAM, _MOST_PARAMS, _BATCH = 6000, 100, 900
+_OF_THE_SERVER = ("mlflow-artifacts", "http", "https")
 
 
 @cache
@@ -25,26 +27,40 @@ def _client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def report(record: RunRecord) -> None:
+def report(record: RunRecord) -> bool:
     """Bring the run in MLflow up to `record`; again changes nothing.
+
+    Returns:
+        Whether it has ended and its artefacts are wanted, to be reported with them.
 
     Raises:
         mlflow.exceptions.MlflowException: the server refuses, or is not there.
     """
     client = _client(record.mlflow)
     run = _found(client, record) or _created(client, record)
-    tags: dict[str, str] = run.data.tags
+    key, tags = run.info.run_id, run.data.tags
+    if PARAMS not in tags:
+        _report_params(client, key, record)
     for name, value in record.tags.items():
         if tags.get(name) != value:
-            client.set_tag(run.info.run_id, name, value)
-    _report_rounds(client, run.info.run_id, int(tags.get(ROUNDS, "-1")), record)
-    if record.outcome != "running":
-        if run.info.status != _STATUS[record.outcome]:
-            for file in record.files.values():
-                client.log_artifact(run.info.run_id, str(file))
-            client.set_terminated(run.info.run_id, _STATUS[record.outcome], _ms(record.ended or record.began))
-    elif run.info.status != "RUNNING":  # it goes on after its end
-        client.update_run(run.info.run_id, status="RUNNING")
+            client.set_tag(key, name, value)
+    _report_rounds(client, key, int(tags.get(ROUNDS, "-1")), record)
+    if record.outcome == "running":
+        if run.info.status != "RUNNING":  # it goes on after its end
+            client.update_run(key, status="RUNNING")
+        return False
+    if run.info.status == _STATUS[record.outcome]:
+        return False
+    if record.files is None:
+        return True
+    scheme = urlsplit(run.info.artifact_uri or "").scheme
+    if scheme in (*_OF_THE_SERVER, *record.artifact_schemes):
+        for file in record.files.values():
+            client.log_artifact(key, str(file))
+    else:  # else a server could have files written wherever this process may write
+        client.set_tag(key, "fedtide.artifacts", f"not put to {scheme or 'a path'}: see tracking.artifact_schemes")
+    client.set_terminated(key, _STATUS[record.outcome], _ms(record.ended or record.began))
+    return False
 
 
 def _found(client: Any, record: RunRecord) -> Any:
@@ -56,7 +72,6 @@ def _found(client: Any, record: RunRecord) -> Any:
 
 
 def _created(client: Any, record: RunRecord) -> Any:
-    from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(record.experiment)
@@ -67,10 +82,16 @@ def _created(client: Any, record: RunRecord) -> Any:
         if made is None:
             raise
         key = made.experiment_id
-    run = client.create_run(key, start_time=_ms(record.began), tags={RUN: record.run}, run_name=record.run)
+    return client.create_run(key, start_time=_ms(record.began), tags={RUN: record.run}, run_name=record.run)
+
+
+def _report_params(client: Any, run_id: str, record: RunRecord) -> None:
+    from mlflow.entities import Param, RunTag
+
     params = [Param(_name(k), v[:_LONGEST_PARAM]) for k, v in record.params.items()]
-    client.log_batch(run.info.run_id, params=params)
-    return run
+    for start in range(0, len(params), _MOST_PARAMS):
+        client.log_batch(run_id, params=params[start : start + _MOST_PARAMS])
+    client.log_batch(run_id, tags=[RunTag(PARAMS, "reported")])
 
 
 def _report_rounds(client: Any, run_id: str, have: int, record: RunRecord) -> None:

@@ -21,7 +21,7 @@ class TrackedRound(Strict):
 
 
 class RunRecord(Strict):
-    """A run so far. `files`: artefacts by name; they are there once it has ended."""
+    """A run so far. `files`: artefacts by name; they are made once a reporter asks for them, at the end."""
 
     run: str
     experiment: str
@@ -31,6 +31,7 @@ class RunRecord(Strict):
     params: dict[str, str] = {}
     tags: dict[str, str] = {}
     rounds: list[TrackedRound] = []
-    files: dict[str, Path] = {}
+    files: dict[str, Path] | None = Field(default=None, description="None: not there yet")
     mlflow: str = ""
+    artifact_schemes: list[str] = Field(default=[], description="Where MLflow may have artefacts put, beside itself")
     event_files: Path | None = Field(default=None, description="TensorBoard's folder for all runs")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import time
 from pathlib import Path
 
 from fedtide.edge_agent.tasks.app_logs import app_log_file
+
+log = logging.getLogger(__name__)
 
 DAY_S = 24 * 3600.0
 STATE_KEPT_S = 90 * DAY_S
@@ -43,16 +47,32 @@ def forget_downloads(data_dir: Path) -> None:
 
 def forget_apps(data_dir: Path) -> None:
     """Remove apps that are not kept any longer, or are too many."""
-    newest_last = sorted((data_dir / "apps").glob("[!.]*"), key=lambda path: path.stat().st_mtime)
+    newest_last = sorted((data_dir / "apps").glob("[!.]*"), key=_changed_at)
     _forget(newest_last[: max(0, len(newest_last) - MOST_APPS)])
     _forget(_older(data_dir / "apps", "*", APP_KEPT_S))
 
 
 def _older(folder: Path, pattern: str, kept_s: float) -> list[Path]:
     limit = time.time() - kept_s
-    return [path for path in folder.glob(pattern) if path.stat().st_mtime < limit]
+    return [path for path in folder.glob(pattern) if _changed_at(path) < limit]
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a link to nowhere, or gone
+        return 0.0
 
 
 def _forget(paths: list[Path]) -> None:
+    """What an app has made unremovable stays, and is said: it ends no agent."""
     for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            if path.is_dir() and not path.is_symlink():
+                for folder, _, _ in os.walk(path):
+                    Path(folder).chmod(0o700)  # an app may have taken the right away, as some caches do
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as exc:
+            log.warning("folder.not_removed", extra={"path": str(path), "reason": str(exc)})

@@ -78,6 +78,7 @@ __all__ = [
     "load_state",
     "look_before_average",
     "look_before_check",
+    "look_before_sum",
     "record_of",
     "replace_sampling",
     "stamp",
@@ -276,6 +277,21 @@ def look_before_average(look: Callable[[list[Message]], list[Message]]) -> None:
         own = vars(kind).get("aggregate_train") if isinstance(kind, type) else None
         if own is not None and kind not in (strategies.FedXgbBagging, strategies.FedXgbCyclic, strategies.Strategy):
             kind.aggregate_train = _looked_at(own, look)
+
+
+def look_before_sum(look: Callable[[list[RecordDict]], list[RecordDict]]) -> None:
+    """Let `look` see the records whose arrays Flower's function averages, whoever calls it: an app's strategy may."""
+    from flwr.serverapp.strategy import strategy_utils
+
+    original = strategy_utils.aggregate_arrayrecords
+
+    @functools.wraps(original)
+    def aggregate_arrayrecords(records: list[RecordDict], *args: Any, **kwargs: Any) -> ArrayRecord:
+        return original(look(list(records)), *args, **kwargs)
+
+    for module in [m for name, m in sys.modules.items() if name.startswith("flwr.serverapp")]:
+        if vars(module).get("aggregate_arrayrecords") is original:
+            vars(module)["aggregate_arrayrecords"] = aggregate_arrayrecords
 
 
 def _looked_at(original: Callable[..., Any], look: Callable[[list[Message]], list[Message]]) -> Callable[..., Any]:

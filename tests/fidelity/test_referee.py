@@ -97,6 +97,7 @@ CASES = {
     "an action": config_of("Warmup", dtypes=["float32"]),
     "two messages to a node": config_of("Twice"),
     "asks beside its phase": config_of("Asking"),
+    "a copied method": config_of("Copied", dtypes=["float32"]),
     "arrays of any length": config_of("Stacking", ragged=True),
     "the app's own error": config_of("Broken"),
     "asks": config_of("asks"),

@@ -40,6 +40,14 @@ def test_one_odd_answer_costs_one_answer(
         assert len(each.phases[phase].received) == 3
 
 
+@pytest.mark.parametrize("case", ["FedMedian", "Copied"])
+def test_a_wrong_shape_costs_one_answer_wherever_flower_averages(installation: Installation, case: str) -> None:
+    view = _view(installation, case, odd="shape", dtypes=["float32"])
+    assert view.state == "completed", view.reason
+    for each in view.rounds:
+        assert {n: r.category for n, r in each.phases["train"].refused.items()} == {"eu-2": "wrong_shape"}
+
+
 def test_what_flower_does_can_be_had_with_an_option(installation: Installation) -> None:
     view = _view(installation, "FedAvg", "--policy", "admission=off", odd="train", dtypes=["float32"])
     assert view.state == "failed" and "InconsistentMessageReplies" in view.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import APPS
+from tests.integration.installation import until
 
 
 def _check(app: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +55,19 @@ def test_an_app_that_waits_for_more_nodes_says_so(tmp_path: Path) -> None:
     done = _check(app, "--timeout", "8")
     assert done.returncode == 1
     assert "5" in done.stdout.partition("PROBLEM")[2] and "nodes" in done.stdout.partition("PROBLEM")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_check_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
+    app = _changed(tmp_path, "mean_client.py", "time.sleep(float(", "time.sleep(1000 + float(")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "fedtide.console.cli", "app", "check", str(app)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: bool(list(tmp_path.glob("fedtide-check-*/nodes/*/app-logs/*"))), "training")
+        process.send_signal(how)
+        assert process.wait(30) == 130
+    assert list(tmp_path.glob("fedtide-check-*")) == []
 
 
 @pytest.mark.parametrize(

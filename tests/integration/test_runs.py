@@ -78,7 +78,7 @@ def test_a_selector_limits_who_takes_part(installation: Installation) -> None:
         ("raise", "app_error", "ValueError: this node has no data"),
         ("exit", "app_error", "exit code 3"),
         ("import", "app_error", "a_module_that_is_not_there"),
-        ("shape", "wrong_shape", "shape (9,), those of most nodes have (10,)"),
+        ("shape", "wrong_shape", "shape (9,), that of others is (10,)"),
         ("name", "wrong_shape", "only here: 'other'"),
         ("nan", "not_finite", "NaN or infinity"),
     ],

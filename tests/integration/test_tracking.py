@@ -111,7 +111,7 @@ def test_a_run_is_in_mlflow_with_its_metrics_and_results_also_if_the_server_come
     history = client.get_metric_history(run.info.run_id, "mean")
     shown = {r.round: r.metrics["mean"] for r in view.rounds}
     assert {m.step: m.value for m in history} == pytest.approx(shown) and len(history) == len(shown) == 4
-    assert all(view.requested_at.timestamp() * 1000 <= m.timestamp <= run.info.end_time for m in history)
+    assert all(run.info.start_time <= m.timestamp <= run.info.end_time + 1000 for m in history)
     assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"model.onnx", "lineage.json", "metrics.json"}
     model = onnx.load(client.download_artifacts(run.info.run_id, "model.onnx", str(tmp_path)))
     assert model.graph.name == "scale"
@@ -121,6 +121,7 @@ def test_a_run_is_in_mlflow_with_its_metrics_and_results_also_if_the_server_come
     assert again.state == "completed"
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_failed_there_too(installation: Installation, server: Server, tmp_path: Path) -> None:
     if server.process is None:
         server.start()

@@ -274,7 +274,7 @@ def test_what_flower_brings_needs_no_mention() -> None:
         for text in requires(package) or ()
         if Requirement(text).marker is None
     }
-    assert direct == WITH_FLOWER
+    assert direct >= WITH_FLOWER  # newer versions of flwr ask for more
     assert worth_naming(["flwr[simulation]>=1.0", "numpy", "xgboost>=2"]) == ["xgboost>=2"]
     assert not_installed(["flwr[simulation]>=1.0", "flwr==1.20.0", "flwr-datasets==0.1"]) == ["flwr==1.20.0"]
     assert "flwr" not in beside_flower() and "pytest" in beside_flower()
