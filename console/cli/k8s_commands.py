@@ -26,6 +26,7 @@ class Part(StrEnum):
 
 _CHARTS = {Part.cloud: "deploy/cloud/fedtide", Part.edge: "deploy/k3s/fedtide-edge"}
 _NAMES = {Part.cloud: "fedtide", Part.edge: "fedtide-edge"}
+_SERVERS = {Part.cloud: "nats", Part.edge: "leaf"}
 
 Which = Annotated[Part, typer.Argument(help="cloud: coordinator and hub; edge: a region")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n")]
@@ -67,6 +68,27 @@ def uninstall(part: Which = Part.cloud, namespace: Namespace = "fedtide", name: 
     """Remove a release. Secrets of its identities, custom resources and volumes stay."""
     _helm("uninstall", name or _NAMES[part], "-n", namespace, "--wait")
     typer.echo("kept: Secrets of identities, custom resources, volumes (docs/kubernetes.md says how to remove them)")
+
+
+@k8s_app.command("grow")
+def grow(
+    size: Annotated[str, typer.Argument(help="Of each volume, e.g. 20Gi")],
+    part: Annotated[Part, typer.Option(help="cloud: the hub; edge: a region's leaf")] = Part.cloud,
+    namespace: Namespace = "fedtide",
+    name: Name = "",
+    context: Annotated[str, typer.Option(help="Of the kubeconfig; default: the current one")] = "",
+) -> None:
+    """Larger volumes for the hub or a leaf, whose pods go on; the next `helm upgrade` takes the size over."""
+    try:
+        from fedtide.console.cli import volume_growth
+        from fedtide.fabric.cluster.connection import api_client
+    except ImportError as exc:
+        raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
+    release = name or _NAMES[part]
+    for step in volume_growth.grow(api_client(context or None), namespace, f"{release}-{_SERVERS[part]}", size):
+        typer.echo(step)
+    value = "nats.storage.size" if part is Part.cloud else "leaf.storage.size"
+    typer.echo(f"now upgrade the release {release} with {value}={size}")
 
 
 @k8s_app.command("doctor")

@@ -67,3 +67,6 @@ def test_the_release_tests_itself_and_refuses_to_lose_its_streams(server: HelmSe
         assert any(method == "PATCH" and "/pods/ft-" in path for method, path, *_ in server.requests)
         with pytest.raises(helm.HelmError, match=r"nats\.replicas"):
             cluster.upgrade(chart, "ft", {**values, "nats": {**values["nats"], "replicas": 3}}, **APPLIED)
+        larger = {**values["nats"], "storage": {**values["nats"].get("storage", {}), "size": "77Gi"}}
+        with pytest.raises(helm.HelmError, match=r"fedtide k8s grow 77Gi"):
+            cluster.upgrade(chart, "ft", {**values, "nats": larger}, **APPLIED)

@@ -57,4 +57,6 @@ imagePullSecrets:
 {{- if not .Values.region }}{{ fail "region is empty: set it to one of the cloud chart's regions" }}{{ end }}
 {{- if not .Values.hub.url }}{{ fail "hub.url is empty: set it to where the hub takes leaves, e.g. tls://hub.example.com:7422" }}{{ end }}
 {{- if not (and .Values.hub.accounts.region .Values.hub.accounts.system) }}{{ fail "hub.accounts is empty: copy hub.accounts.region and .system from what `fedtide fleet region` printed" }}{{ end }}
+{{- $old := lookup "apps/v1" "StatefulSet" .Release.Namespace (printf "%s-leaf" (include "edge.name" .)) }}
+{{- if $old }}{{ $there := (index $old.spec.volumeClaimTemplates 0).spec.resources.requests.storage }}{{ if ne $there .Values.leaf.storage.size }}{{ fail (printf "leaf.storage.size is %s where %s is installed: a StatefulSet's volumes cannot be changed in place. First: fedtide k8s grow %s --part edge --namespace %s --name %s" .Values.leaf.storage.size $there .Values.leaf.storage.size .Release.Namespace .Release.Name) }}{{ end }}{{ end }}
 {{- end }}
