@@ -16,19 +16,41 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from fedtide.coordinator.identity.installation_secrets import Files, complete
+from fedtide.fabric.errors import ConfigError
 
 _CONFLICT, _MISSING = 409, 404
 
 
-def keep(api: Any, namespace: str, name: str, tenant: str, hosts: list[str], regions: list[str]) -> list[str]:
+SERVERS = "hub-servers"
+"""In the Secret of the servers: how many the hub has. It cannot change in place, and GitOps tools do not let a chart look
+at what is installed: the hook can."""
+
+
+def keep(
+    api: Any, namespace: str, name: str, tenant: str, hosts: list[str], regions: list[str], servers: int = 0
+) -> list[str]:
     """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
+
+    Args:
+        servers: of the hub; 0: it is not of this release.
 
     Raises:
         ApiException: the API server refuses.
+        ConfigError: the hub has another number of servers; nothing has changed.
     """
     names = f"{name}-identity", f"{name}-servers"
     found = [_read(api, namespace, secret) for secret in names]
+    there = (found[1] or {}).get(SERVERS, "")
+    if servers and there and there != str(servers):
+        raise ConfigError(
+            "nats.replicas",
+            f"is {servers} where {there} are installed: a hub cannot change from one server to three in place, and its "
+            "streams would be lost",
+            f"Install a second release and move. If the hub's volumes are gone anyway, remove {SERVERS} from {names[1]}",
+        )
     wanted = complete(found[0] or {}, found[1] or {}, tenant, hosts, regions)
+    if servers:
+        wanted[1][SERVERS] = str(servers)
     changed = []
     for secret, old, new in zip(names, found, wanted, strict=True):
         if old != new:
@@ -70,11 +92,16 @@ def main() -> int:
     parser.add_argument("--tenant", default="default")
     parser.add_argument("--hosts", required=True, help="Names and addresses of the servers, separated by commas")
     parser.add_argument("--regions", default="", help="Names of the regions, separated by commas")
+    parser.add_argument("--servers", type=int, default=0, help="Of the hub; 0: it is not of this release")
     asked = parser.parse_args()
     config.load_incluster_config()
     try:
         hosts, regions = asked.hosts.split(","), [name for name in asked.regions.split(",") if name]
-        changed = keep(client.CoreV1Api(), asked.namespace, asked.name, asked.tenant, hosts, regions)
+        api = client.CoreV1Api()
+        changed = keep(api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers)
+    except ConfigError as exc:
+        print(f"fedtide identity: {exc}", file=sys.stderr)
+        return exc.exit_code
     except ApiException as exc:
         remedy = "The hook's service account needs to get, create and patch Secrets here"
         print(f"fedtide identity: the API server says {exc.status} {exc.reason}. {remedy}", file=sys.stderr)

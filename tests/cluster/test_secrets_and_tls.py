@@ -54,6 +54,17 @@ def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None
     assert own[OPERATOR] not in shared[TRUST]
 
 
+def test_the_hook_refuses_another_number_of_servers_and_changes_nothing() -> None:
+    with ApiServer() as server:
+        api = client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
+        keep(api, "fl", "ft", "default", HOSTS, ["eu"], 1)
+        before = server.one("secrets", "ft-servers")["data"]
+        assert keep(api, "fl", "ft", "default", HOSTS, ["eu"], 1) == []
+        with pytest.raises(ConfigError, match="is 3 where 1 are installed.*second release.*hub-servers"):
+            keep(api, "fl", "ft", "default", [*HOSTS, "more"], ["eu"], 3)
+        assert server.one("secrets", "ft-servers")["data"] == before
+
+
 def test_the_hook_leaves_what_is_there_alone() -> None:
     with ApiServer() as server:
         api = client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
