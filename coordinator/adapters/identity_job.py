@@ -22,8 +22,8 @@ _CONFLICT, _MISSING = 409, 404
 
 
 SERVERS = "hub-servers"
-"""In the Secret of the servers: how many the hub has. It cannot change in place, and GitOps tools do not let a chart look
-at what is installed: the hook can."""
+"""In the Secret of the servers: how many the hub has. It cannot change in place, and GitOps tools do not let a chart
+look at what is installed: the hook can."""
 
 
 def keep(
@@ -46,7 +46,7 @@ def keep(
             "nats.replicas",
             f"is {servers} where {there} are installed: a hub cannot change from one server to three in place, and its "
             "streams would be lost",
-            f"Install a second release and move. If the hub's volumes are gone anyway, remove {SERVERS} from {names[1]}",
+            f"Install a second release and move. If the hub's volumes are gone, remove {SERVERS} from {names[1]}",
         )
     wanted = complete(found[0] or {}, found[1] or {}, tenant, hosts, regions)
     if servers:

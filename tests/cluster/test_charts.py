@@ -131,6 +131,26 @@ def test_what_is_said_of_all_pods_reaches_every_pod(file: Path) -> None:
             kubernetes_validate.validate(body, "1.37", strict=True)
 
 
+def test_an_edge_may_speak_to_its_hub_and_to_nobody_else() -> None:
+    values = yaml.safe_load((EDGE / "examples/shops.yaml").read_text())
+    hub = {**values["hub"], "url": "tls://hub.example.com:7777"}
+    allowed = {"enabled": True, "egressPorts": [5432], "inferenceFrom": [{"podSelector": {"matchLabels": {"a": "b"}}}]}
+    objects = render(EDGE, {**values, "hub": hub, "networkPolicy": allowed})
+    policies = {b["metadata"]["name"]: b for b in objects if b["kind"] == "NetworkPolicy"}
+    for body in policies.values():
+        kubernetes_validate.validate(body, "1.37", strict=True)
+    ports = {n: {p["port"] for e in b["spec"].get("egress", []) for p in e["ports"]} for n, b in policies.items()}
+    assert ports["ft-leaf"] == {7777} and ports["ft-agent"] == {4222, 443, 6443, 5432}
+    components = {
+        b["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]
+        for b in objects
+        if "template" in b.get("spec", {})
+    }
+    named = json.dumps([b["spec"]["podSelector"] for b in policies.values()])
+    assert all(f'"{each}"' in named for each in components)
+    assert [b for b in render(EDGE, values) if b["kind"] == "NetworkPolicy"] == []
+
+
 def test_each_image_may_be_named_by_its_digest_and_jobs_follow() -> None:
     values = yaml.safe_load((CLOUD / "examples/eks.yaml").read_text())
     image = {**values.get("image", {}), "pullPolicy": "Always"}

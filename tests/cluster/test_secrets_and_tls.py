@@ -60,7 +60,7 @@ def test_the_hook_refuses_another_number_of_servers_and_changes_nothing() -> Non
         keep(api, "fl", "ft", "default", HOSTS, ["eu"], 1)
         before = server.one("secrets", "ft-servers")["data"]
         assert keep(api, "fl", "ft", "default", HOSTS, ["eu"], 1) == []
-        with pytest.raises(ConfigError, match="is 3 where 1 are installed.*second release.*hub-servers"):
+        with pytest.raises(ConfigError, match=r"is 3 where 1 are installed.*second release.*hub-servers"):
             keep(api, "fl", "ft", "default", [*HOSTS, "more"], ["eu"], 3)
         assert server.one("secrets", "ft-servers")["data"] == before
 
