@@ -70,6 +70,23 @@ def uninstall(part: Which = Part.cloud, namespace: Namespace = "fedtide", name: 
     typer.echo("kept: Secrets of identities, custom resources, volumes (docs/kubernetes.md says how to remove them)")
 
 
+@k8s_app.command("bundle")
+def bundle(
+    namespace: Namespace = "fedtide",
+    file: Annotated[Path | None, typer.Option("--output", "-o", help="Default: fedtide-NAMESPACE.tar.gz")] = None,
+    context: Annotated[str, typer.Option(help="Of the kubeconfig; default: the current one")] = "",
+) -> None:
+    """For people who help: objects, events and logs of a namespace in one archive, without secrets."""
+    try:
+        from fedtide.console.cli import support_bundle
+        from fedtide.fabric.cluster.connection import api_client
+    except ImportError as exc:
+        raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
+    target = file or Path(f"fedtide-{namespace}.tar.gz")
+    names = support_bundle.save(api_client(context or None), namespace, target)
+    typer.echo(f"{target}: {len(names)} files; of Secrets only the names of their keys. Look at it before you send it")
+
+
 @k8s_app.command("grow")
 def grow(
     size: Annotated[str, typer.Argument(help="Of each volume, e.g. 20Gi")],
