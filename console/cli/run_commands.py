@@ -104,13 +104,9 @@ def trigger(
             f"Use: fedtide run start --app DIR --base latest --model {target} --train onnx",
         )
     client = Client.find()
-    releases = client.send(endpoints.model(target)).releases
-    if not releases:
+    if not client.send(endpoints.model(target)).releases:
         raise NotFound(f"model {target!r} has no release yet", "Start a run of its app with `fedtide run start`")
-    lineage = releases[-1].lineage
-    request = RunRequest(
-        app=lineage.app, run_config=lineage.run_config, model=target, rounds=1, base="latest", selector=selector
-    )
+    request = RunRequest(model=target, rounds=1, base="latest", selector=selector)
     _started(client, client.send(endpoints.start_run(request)), watch, output)
 
 

@@ -21,6 +21,7 @@ from fedtide.fabric.ids import check_token
 from fedtide.fabric.plans.rollout_plan import RolloutPlan
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import AppRef, RunRequest, RunSpec
+from fedtide.fabric.plans.tracking import Tracking
 from fedtide.fabric.plans.trigger_rule import StartRollout, TriggerRule
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
@@ -55,6 +56,7 @@ class Starter:
         config = asked.run_config or _config_of(world, asked)
         start = await self._start_of(asked)
         base = _base(world, asked) if start is None else None
+        asked = asked.model_copy(update={"track": asked.track or _track_of(world, asked)})
         spec = asked.resolved(asked.app or _app_of(world, asked), base, config, start)
         _check_packages(world, spec)
         tracking.check(spec.track, self._tracking)
@@ -159,6 +161,13 @@ def _config_of(world: World, asked: RunRequest) -> ConfigValues:
     """An app that is taken from a release keeps the configuration that it was run with."""
     latest = world.model(asked.model).latest if asked.app is None and asked.model is not None else None
     return latest.manifest.lineage.run_config if latest is not None else {}
+
+
+def _track_of(world: World, asked: RunRequest) -> Tracking | None:
+    """An app that is taken from a release is reported where the run was that made it, if that is known."""
+    latest = world.model(asked.model).latest if asked.app is None and asked.model is not None else None
+    run = world.runs.get(latest.manifest.lineage.run) if latest is not None else None
+    return run.facts.spec.track if run is not None else None
 
 
 def _base(world: World, asked: RunRequest) -> BlobRef | None:

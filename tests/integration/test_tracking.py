@@ -151,6 +151,15 @@ def test_event_files_hold_every_round(installation: Installation, tmp_path: Path
     assert "round_seconds" in read.Tags()["scalars"]
 
 
+@pytest.mark.slow
+def test_one_more_round_of_a_model_is_reported_where_its_run_was(installation: Installation, tmp_path: Path) -> None:
+    installation.train(_app(tmp_path, "tensorboard = true"), "--rounds", "1", "--model", "again")
+    installation.until_events("release.published", about="again")
+    more = installation.finish(installation.json("round", "trigger", "again")["run"])
+    folder = installation.home / "coordinator" / "tensorboard" / "mean" / more.run
+    until((folder / "lineage.json").exists, "its report")
+
+
 @pytest.mark.parametrize(
     ("track", "says"),
     [
