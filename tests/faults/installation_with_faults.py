@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from fedtide.console import endpoints
 from fedtide.console.client import Client
 from fedtide.console.embedded.plan import Layout, lay_out
@@ -127,12 +129,13 @@ class Faulty:
     def fill_disk(self, node: str, *, full: bool) -> None:
         """Let every write of a node's processes fail (or succeed again), as on a full disk."""
         agent = self.pid(f"agent-{node}")
-        for pid in [agent, *_children(agent)] if agent is not None else []:
-            limit = (0, resource.RLIM_INFINITY) if full else _UNLIMITED
-            try:
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
-            except ProcessLookupError:
-                continue
+        limit = (0, resource.RLIM_INFINITY) if full else _UNLIMITED
+        for _ in range(2):  # again for those that were forked meanwhile
+            for pid in _family(agent) if agent is not None else []:
+                try:
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+                except ProcessLookupError:
+                    continue
 
     def folder(self, node: str) -> Path:
         return self.home.root / "nodes" / node
@@ -141,9 +144,13 @@ class Faulty:
         return (self.home.root / "coordinator" / "runs" / run / "out" / "final.npz").read_bytes()
 
 
-def _children(parent: int) -> list[int]:
-    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-    return [int(pid) for pid in text.split()]
+def _family(pid: int) -> list[int]:
+    """A process and all below it: a trainer has a child for each run."""
+    try:
+        process = psutil.Process(pid)
+        return [pid, *(child.pid for child in process.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
 
 
 @asynccontextmanager
