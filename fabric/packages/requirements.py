@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, distributions, requires, version
 
 from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
@@ -90,9 +91,10 @@ def all_installed() -> dict[str, str]:
     """Name and version of every distribution in this process's path; what an interrupted installer left is no one."""
     found: dict[str, str] = {}
     for each in distributions():
-        told = each.metadata
-        if told is not None and "Name" in told and "Version" in told:
-            found.setdefault(canonicalize_name(told["Name"]), told["Version"])
+        with suppress(OSError):  # of the backport of importlib.metadata, where an app has brought it
+            told = each.metadata
+            if told is not None and "Name" in told and "Version" in told:
+                found.setdefault(canonicalize_name(told["Name"]), told["Version"])
     return found
 
 

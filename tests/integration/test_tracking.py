@@ -87,6 +87,7 @@ def _app(folder: Path, track: str) -> Path:
     return app
 
 
+@pytest.mark.slow
 def test_a_run_is_in_mlflow_with_its_metrics_and_results_also_if_the_server_comes_late(
     installation: Installation, server: Server, tmp_path: Path
 ) -> None:
