@@ -68,8 +68,8 @@ def name_of(requirement: str) -> str:
 def installed_version(name: str) -> str | None:
     """The version of a distribution in this process's path, or None."""
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return version(name) or None
+    except (PackageNotFoundError, OSError, KeyError, TypeError):  # it is not there, or only its remains are
         return None
 
 
