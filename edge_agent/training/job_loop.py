@@ -21,8 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
@@ -202,9 +200,9 @@ def _end(child: _Child | None) -> None:
     """End a child that has nothing to do."""
     if child is None:
         return
-    for process in (psutil.Process(child.pid), *_started_by(child.pid)):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    for pid in (child.pid, *_started_by(child.pid)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     os.waitpid(child.pid, 0)
     for number in (child.jobs, child.answers, child.output):
         os.close(number)
@@ -215,12 +213,16 @@ def _load(module: str) -> None:
         importlib.import_module(module)
 
 
-def _started_by(pid: int) -> list[psutil.Process]:
-    """What a run's app has started and left running."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def _started_by(pid: int) -> list[int]:
+    """What a run's app has started and left running, as Linux lists it for each thread: looking at all processes of the
+    machine would hold the next run up.
+    """
+    found: list[int] = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, listed.read_text().split()):
+                found += [child, *_started_by(child)]
+    return found
 
 
 def _be_child(do: Do, answers: int) -> None:
