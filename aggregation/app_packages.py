@@ -49,7 +49,6 @@ def python_for(config: WorkerConfig, link: GridLink) -> Path | None:
             (scratch[0] / name).write_bytes(link.call(link.storage.fetch(app.wheels[name])))
         return scratch[0]
 
-    root.mkdir(parents=True, exist_ok=True)
     try:
         found = environment_for(wanted, fetch)
         if found is None:

@@ -147,8 +147,8 @@ class RunTracking:
     async def _files(self, run: runs.Run, record: RunRecord) -> dict[str, Path]:
         """The artefacts, as files: metrics of all rounds; of a release its model, and where it comes from."""
         folder = (self._scratch / record.run).resolve()
-        rounds_ = [{**each.model_dump(), "metrics": views.finite(each.metrics)} for each in record.rounds]
-        contents = {"metrics.json": json.dumps(rounds_, indent=1).encode()}
+        told = [{**each.model_dump(), "metrics": views.finite(each.metrics)} for each in record.rounds]
+        contents = {"metrics.json": json.dumps(told, indent=1).encode()}
         if (release := self._engine.world.release_of(run.facts.run)) is not None:
             contents["lineage.json"] = release.manifest.model_dump_json(indent=1).encode()
             contents["model.onnx"] = await self._distribution.onnx(release.manifest)
