@@ -169,6 +169,9 @@ class LocalLauncher:
     async def _watch(self, command: LaunchAggregator, process: _Process | None) -> None:
         """Until no process of this attempt is left: the one that was started, or another that had claimed the note."""
         code = await process.wait() if process is not None else None
+        left_by = process_note.left_by(self._note(command.run), command.attempt)
+        if process is not None and left_by not in (None, process.pid):
+            code = None  # it found another at work and ended: its code says nothing about that one
         while (pid := self._alive(command.run, command.attempt)) is not None:
             await _until_gone(pid)
             code = None

@@ -56,6 +56,12 @@ def find(note: Path, attempt: int | None) -> int | None:
     return found[0]
 
 
+def left_by(note: Path, attempt: int) -> int | None:
+    """The pid of the process that left `note` for `attempt`, whether it lives or not."""
+    found = _read(note)
+    return found[0] if found is not None and found[1] == attempt else None
+
+
 def is_alive(pid: int) -> bool:
     """Whether there is such a process; a zombie is not alive."""
     return _born(pid) is not None

@@ -12,6 +12,7 @@ import pytest
 
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.launch import local as launcher_module
 from fedtide.coordinator.launch.fork_server import ForkServer
 from fedtide.coordinator.launch.local import GONE, LocalLauncher
 from fedtide.fabric.errors import TransientError
@@ -58,8 +59,9 @@ async def test_who_asked_and_is_gone_gets_no_aggregator(tmp_path: Path) -> None:
     assert process.returncode is not None and not (tmp_path / "a.pid").exists()
 
 
+@pytest.mark.parametrize("ends_at_once", [False, True])
 async def test_a_fork_whose_answer_was_lost_is_the_aggregator_and_no_second_one_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_at_once: bool
 ) -> None:
     launcher, ended = launcher_in(tmp_path)
     server = ForkServer(tmp_path)
@@ -73,10 +75,20 @@ async def test_a_fork_whose_answer_was_lost_is_the_aggregator_and_no_second_one_
             await asyncio.sleep(0.01)
 
     monkeypatch.setattr(launcher._fork_server, "fork", unheard)
+    if ends_at_once:
+        spawn = launcher._spawn
+
+        async def slow(file: Path, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
+            second = await spawn(file, command, folder)
+            await launcher_module._end(forked[0])
+            return second
+
+        monkeypatch.setattr(launcher, "_spawn", slow)
     await launcher.launch(LaunchAggregator("run-1", 1, RunSpec(app=APP)), lambda: True)
-    assert pid_file.find(tmp_path / "runs/run-1/aggregator.pid", 1) == forked[0]
-    assert ended.empty()
-    await launcher.stop("run-1")
+    if not ends_at_once:
+        assert pid_file.find(tmp_path / "runs/run-1/aggregator.pid", 1) == forked[0]
+        assert ended.empty()
+        await launcher.stop("run-1")
     assert await ended.get() == (1, GONE) and ended.empty()
     await launcher.close()
     await server.close()
