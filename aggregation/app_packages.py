@@ -25,14 +25,14 @@ def app_dir(config: WorkerConfig) -> Path:
     return config.work_dir / "app"
 
 
-def python_for(config: WorkerConfig, link: GridLink) -> Path | None:
+def python_for(config: WorkerConfig, bundle: bytes, link: GridLink) -> Path | None:
     """Unpack the app; returns the interpreter that has what it needs, or None: this one has.
 
     Raises:
         CapabilityMissing, ConfigError, TransientError: as `environment.environment_for`.
     """
     app, folder = config.spec.app, app_dir(config)
-    unpack(bytes(link.call(link.storage.fetch(app.bundle))), folder)
+    unpack(bundle, folder)
     root = (config.packages.folder or config.work_dir / "environments").resolve()
     wanted = Wanted(
         root=root,

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fedtide.fabric.packages.requirements import unmet
 from fedtide.fabric.process import pid_file
 
 _INPUT, _OUTPUT = 0, 1
@@ -28,6 +29,7 @@ _PIECE = 65_536
 
 def config_of_this_fork() -> Path | None:
     """Serve requests. Returns in each fork the configuration of its run; in the server None, at the end of input."""
+    unmet(["numpy"])  # what finds packages keeps what it has seen
     gc.freeze()  # the collector does not touch, and so does not copy, what all forks share
     running: dict[int, int] = {}
     unread = b""

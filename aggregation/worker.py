@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 from collections.abc import Sequence
@@ -63,10 +64,10 @@ def run(config: WorkerConfig, file: Path, end: End) -> int:
     output = AppOutput(config.work_dir / "log.jsonl", link.log_lines)
     output.start()
     try:
-        link.call(link.report(AggregatorStarted(run=config.run, attempt=config.attempt)))
         ended: RunCompleted | RunFailed
         try:
-            python = app_packages.python_for(config, link)
+            bundle = link.call(_begin(config, link))
+            python = app_packages.python_for(config, bundle, link)
             if python is not None:
                 output.stop()
                 link.close()
@@ -96,6 +97,13 @@ def run(config: WorkerConfig, file: Path, end: End) -> int:
         output.stop()
         link.close()
     return 0
+
+
+async def _begin(config: WorkerConfig, link: GridLink) -> bytes:
+    """Report the start; the app's bundle, which arrives meanwhile."""
+    fetching = asyncio.create_task(link.storage.fetch(config.spec.app.bundle))
+    await link.report(AggregatorStarted(run=config.run, attempt=config.attempt))
+    return bytes(await fetching)
 
 
 def _failed(config: WorkerConfig, reason: str) -> RunFailed:

@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import (
@@ -242,9 +243,17 @@ def replace_sampling(wait: Callable[[Grid, int], list[int] | None]) -> None:
             return original(grid, min_available_nodes, sample_size)
         return random.sample(nodes, sample_size), nodes
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("flwr.serverapp.strategy") and vars(module).get("sample_nodes") is original:
-            vars(module)["sample_nodes"] = sample_nodes
+    _replace_in_strategies(original, sample_nodes)
+
+
+def _replace_in_strategies(original: Callable[..., Any], other: Callable[..., Any]) -> None:
+    """Replace a function in all modules of Flower's strategies: each has imported it by its name."""
+    from flwr.serverapp import strategy as package
+
+    name = original.__name__
+    for module in vars(package).values():
+        if isinstance(module, ModuleType) and vars(module).get(name) is original:
+            vars(module)[name] = other
 
 
 def look_before_check(look: Callable[[FedAvg, list[Message], bool], list[Message]]) -> None:
@@ -289,9 +298,7 @@ def look_before_sum(look: Callable[[list[RecordDict]], list[RecordDict]]) -> Non
     def aggregate_arrayrecords(records: list[RecordDict], *args: Any, **kwargs: Any) -> ArrayRecord:
         return original(look(list(records)), *args, **kwargs)
 
-    for module in [m for name, m in sys.modules.items() if name.startswith("flwr.serverapp")]:
-        if vars(module).get("aggregate_arrayrecords") is original:
-            vars(module)["aggregate_arrayrecords"] = aggregate_arrayrecords
+    _replace_in_strategies(original, aggregate_arrayrecords)
 
 
 def _looked_at(original: Callable[..., Any], look: Callable[[list[Message]], list[Message]]) -> Callable[..., Any]:
