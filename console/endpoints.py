@@ -151,6 +151,10 @@ def model(name: str) -> Call[v.ModelView]:
     return _get(v.ModelView, "models", name)
 
 
+def model_progress(name: str) -> Call[v.ModelProgress]:
+    return _get(v.ModelProgress, "models", name, "progress")
+
+
 def onnx(name: str, version: str) -> Call[bytes]:
     return Call("GET", path("models", name, "versions", version, "onnx"), _BYTES)
 

@@ -138,6 +138,17 @@ class World:
         releases = (r for m in self.models.values() for r in m.releases)
         return next((r for r in releases if r.manifest.lineage.run == run), None)
 
+    def served_by(self, model: str) -> dict[int, int]:
+        """How many nodes serve each version of a model; those that most serve first."""
+        counts = Counter(ref.digest for ref in self.serving.get(model, {}).values())
+        versions = {r.ref.digest: r.manifest.version for r in self.model(model).releases} if counts else {}
+        return {versions[digest]: count for digest, count in counts.most_common() if digest in versions}
+
+    def served_by_most(self, model: str) -> registry.Release | None:
+        """The release of a model that most nodes serve, if any does."""
+        most = next(iter(self.served_by(model)), 0)
+        return next((r for r in self.model(model).releases if r.manifest.version == most), None) if most else None
+
     def is_publishing(self, run: str) -> bool:
         """Whether the model that a run produced is not published as a release yet."""
         return any(produced.run == run for m in self.models.values() for produced, _ in m.producing)

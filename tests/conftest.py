@@ -21,6 +21,7 @@ from fedtide.fabric.nats.subjects import Subjects
 asyncio.set_event_loop(None)
 
 APPS = Path(__file__).parent / "apps"
+EXAMPLES = APPS.parents[1] / "examples"
 
 
 class NatsServer:

@@ -14,9 +14,11 @@ import sys
 
 import kopf
 
-from fedtide.console.client import Client
+from fedtide.console.client import AsyncClient, Client
 from fedtide.console.operator.finalizers import let_go
+from fedtide.console.operator.following import Following
 from fedtide.console.operator.handlers import handlers, settings
+from fedtide.console.operator.news import News
 from fedtide.console.operator.served_resources import keep_running
 from fedtide.fabric import logs
 from fedtide.fabric.process.listening import in_url
@@ -41,14 +43,22 @@ def main() -> int:
     client = Client.find(by="operator")
 
     async def run(stop: asyncio.Event) -> None:
-        await kopf.operator(
-            registry=handlers(client),
-            settings=settings(),
-            namespaces=[asked.namespace],
-            standalone=True,
-            stop_flag=stop,
-            liveness_endpoint=health_endpoint(os.environ.get(POD_IP, "127.0.0.1")),
-        )
+        api = AsyncClient.find(by="operator")
+        news = News(api)
+        listening = asyncio.create_task(news.listen(), name="news")
+        try:
+            await kopf.operator(
+                registry=handlers(client, Following(api, news)),
+                settings=settings(),
+                namespaces=[asked.namespace],
+                standalone=True,
+                stop_flag=stop,
+                liveness_endpoint=health_endpoint(os.environ.get(POD_IP, "127.0.0.1")),
+            )
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            await api.close()
 
     asyncio.run(keep_running(run))
     return 0

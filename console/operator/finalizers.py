@@ -10,7 +10,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from fedtide.console.operator.handlers import FINALIZER
-from fedtide.console.operator.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
+from fedtide.console.operator.resources import GROUP, KINDS, VERSION
 from fedtide.fabric.cluster.connection import api_client
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def let_go(namespace: str) -> int:
         ApiException: the API server refuses, or is not there.
     """
     api, count = client.CustomObjectsApi(api_client()), 0
-    for plural in (RUNS, ROLLOUTS, TRIGGERS):
+    for plural in KINDS:
         for each in _all(api, namespace, plural):
             meta = each["metadata"]
             if FINALIZER not in meta.get("finalizers", []):

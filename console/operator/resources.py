@@ -16,7 +16,10 @@ from fedtide.fabric.plans.trigger_rule import TriggerRule
 from fedtide.fabric.validation import checked
 
 GROUP, VERSION = "fedtide.dev", "v1alpha1"
-RUNS, ROLLOUTS, TRIGGERS = "federatedruns", "modelrollouts", "triggerrules"
+RUNS, ROLLOUTS, TRIGGERS, MODELS = "federatedruns", "modelrollouts", "triggerrules", "federatedmodels"
+KINDS = (RUNS, ROLLOUTS, TRIGGERS, MODELS)
+NEEDED = (RUNS, ROLLOUTS, TRIGGERS)
+"""Helm makes no new kinds on an upgrade: what came later is served once somebody has applied it."""
 
 Object = dict[str, Any]
 
@@ -61,7 +64,7 @@ def run_status(view: RunView, generation: int) -> Object:
         "modelVersion": view.version or 0,
         "message": view.reason,
         "observedGeneration": generation,
-        "conditions": _conditions(
+        "conditions": conditions(
             Running=(view.state in ("starting", "running"), phase, view.reason),
             Complete=(view.state == "completed", phase, view.reason),
             Failed=(view.state in ("failed", "cancelled"), phase, view.reason),
@@ -79,7 +82,7 @@ def held(generation: int) -> Object:
         "phase": HELD,
         "message": message,
         "observedGeneration": generation,
-        "conditions": _conditions(Progressing=(False, HELD, message)),
+        "conditions": conditions(Progressing=(False, HELD, message)),
     }
 
 
@@ -92,7 +95,7 @@ def plan_digest(spec: Mapping[str, Any]) -> str:
 def taken_over(status: Mapping[str, Any], generation: int, *, is_so: bool) -> Object:
     """What a status says of a changed spec: that it is as planned, or that the change is not taken over."""
     ignored = "a roll-out that was begun keeps its plan: create another one for this spec"
-    condition = _conditions(Accepted=(True, "AsPlanned", "") if is_so else (False, "ChangeIgnored", ignored))
+    condition = conditions(Accepted=(True, "AsPlanned", "") if is_so else (False, "ChangeIgnored", ignored))
     seen = generation if is_so else int(status.get("observedGeneration") or 0)
     return {"observedGeneration": seen, "conditions": condition}
 
@@ -100,6 +103,11 @@ def taken_over(status: Mapping[str, Any], generation: int, *, is_so: bool) -> Ob
 def has_ended(status: Mapping[str, Any]) -> bool:
     """Whether a status will not change any more."""
     return status.get("phase") in _OVER
+
+
+def is_under_way(status: Mapping[str, Any], **_: Any) -> bool:
+    """Only then is there something to end before the resource goes: others have no finalizer."""
+    return not has_ended(status)
 
 
 def rollout_status(view: RolloutView, generation: int) -> Object:
@@ -116,7 +124,7 @@ def rollout_status(view: RolloutView, generation: int) -> Object:
         "confirmed": f"{confirmed}/{nodes}",
         "message": view.reason,
         "observedGeneration": generation,
-        "conditions": _conditions(
+        "conditions": conditions(
             Progressing=(view.state == "rolling", phase, view.reason),
             Complete=(view.state == "completed", phase, view.reason),
             Failed=(view.state == "rolledback", phase, view.reason),
@@ -136,7 +144,7 @@ def rule_status(view: TriggerView, generation: int) -> Object:
         "lastOutcome": last.outcome if last is not None else "",
         "message": last.reason if last is not None else "",
         "observedGeneration": generation,
-        "conditions": _conditions(Ready=(True, "Applied", "")),
+        "conditions": conditions(Ready=(True, "Applied", "")),
     }
 
 
@@ -146,7 +154,7 @@ def refused(error: str, generation: int) -> Object:
         "phase": "Refused",
         "message": error,
         "observedGeneration": generation,
-        "conditions": _conditions(Accepted=(False, "Refused", error)),
+        "conditions": conditions(Accepted=(False, "Refused", error)),
     }
 
 
@@ -172,7 +180,8 @@ def with_times(new: Object, old: Mapping[str, Any], now: datetime) -> Object:
     return {**new, "conditions": conditions}
 
 
-def _conditions(**holds: tuple[bool, str, str]) -> list[Object]:
+def conditions(**holds: tuple[bool, str, str]) -> list[Object]:
+    """By type: whether it holds, a reason in one word, and a message. Their times come by `with_times`."""
     return [
         {"type": name, "status": "True" if is_so else "False", "reason": reason or "Unknown", "message": message[:1024]}
         for name, (is_so, reason, message) in holds.items()

@@ -11,7 +11,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from fedtide.console.operator.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
+from fedtide.console.operator.resources import GROUP, NEEDED, VERSION
 from fedtide.fabric.cluster.connection import api_client
 from fedtide.fabric.errors import TransientError
 
@@ -64,7 +64,7 @@ async def _until_served(look: Discover) -> frozenset[str]:
             why = "its CustomResourceDefinitions are not there (deploy/cloud/fedtide/crds)"
         except TransientError as exc:
             served, why = frozenset(), str(exc)
-        if {RUNS, ROLLOUTS, TRIGGERS} <= {each.partition(" ")[0] for each in served}:
+        if set(NEEDED) <= {each.partition(" ")[0] for each in served}:
             return served
         if why != said:
             log.warning("operator.waits", extra={"reason": why})

@@ -177,9 +177,16 @@ def _base(world: World, asked: RunRequest) -> BlobRef | None:
         return of_run.ref
     if asked.model is None:
         raise ConfigError("base", "needs a model", "Name the model that the base release belongs to")
-    releases = world.model(asked.model).releases
-    wanted = str(len(releases)) if asked.base == "latest" else asked.base
+    releases = world.models[asked.model].releases if asked.model in world.models else ()
+    moving = asked.base in ("latest", "served")
+    if moving and asked.app is not None and asked.purpose == "train" and not releases:
+        return None  # the first run of a rule that then goes on from what there is
+    served = world.served_by_most(asked.model) if asked.base == "served" and releases else None
+    if served is not None:
+        return served.ref
+    wanted = str(len(releases)) if moving else asked.base
     for release in releases:
         if str(release.manifest.version) == wanted:
             return release.ref
+    world.model(asked.model)
     raise NotFound(f"model {asked.model!r} has no release {asked.base}", "See `fedtide model ls`")

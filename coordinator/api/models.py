@@ -15,7 +15,7 @@ from fedtide.coordinator.models import views
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.errors import NotFound
-from fedtide.fabric.messages.views import ModelView, NodeCounts, RunCounts, StatusView
+from fedtide.fabric.messages.views import ModelProgress, ModelView, NodeCounts, RunCounts, StatusView
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import DOWN, Subjects
 from fedtide.fabric.nats.transfer import put_blob
@@ -45,6 +45,7 @@ class ModelApi:
             web.put("/v1/bundles", self._put_bundle),
             web.get("/v1/models", self._all),
             web.get("/v1/models/{model}", self._one),
+            web.get("/v1/models/{model}/progress", self._progress),
             web.get("/v1/models/{model}/versions/{version}/onnx", self._onnx),
         ]
 
@@ -85,6 +86,24 @@ class ModelApi:
 
     async def _one(self, request: web.Request) -> web.Response:
         return answer(self._view(name_in(request, "model")))
+
+    async def _progress(self, request: web.Request) -> web.Response:
+        """Of any name: a model has its first run before its first release."""
+        name, world = name_in(request, "model"), self._engine.world
+        model = world.models.get(name)
+        of_model = [r for r in world.runs.values() if r.facts.spec.model == name]
+        run = max(of_model, key=lambda r: (not isinstance(r, runs.Ended), r.facts.requested_at), default=None)
+        rolled_out = [r for r in world.rollouts.values() if r.facts.plan.model == name]
+        rollout = max(rolled_out, key=lambda r: r.facts.started_at, default=None)
+        return answer(
+            ModelProgress(
+                model=name,
+                latest=model.latest.manifest.version if model is not None and model.latest is not None else None,
+                serving={str(version): nodes for version, nodes in world.served_by(name).items()},
+                run=run.facts.run if run is not None else "",
+                rollout=rollout.facts.rollout if rollout is not None else "",
+            )
+        )
 
     async def _onnx(self, request: web.Request) -> web.Response:
         model, wanted = self._engine.world.model(name_in(request, "model")), name_in(request, "version")

@@ -251,6 +251,16 @@ class RolloutView(Strict):
     regions: list[WaveView]
 
 
+class ModelProgress(Strict):
+    """How far a model is. `run` and `rollout`: those under way, or the last ones; empty: there was none."""
+
+    model: str
+    latest: int | None
+    serving: dict[str, int] = Field(description="By version: on how many nodes; the one of most nodes first")
+    run: str = ""
+    rollout: str = ""
+
+
 class PlannedRegion(Strict):
     region: str
     group: int

@@ -59,7 +59,8 @@ class RunRequest(RunOptions):
     app: AppRef | None = Field(default=None, description="None: the app of the model's latest release")
     base: str | None = Field(
         default=None,
-        description="Start from a release of the model (`latest`, or a version), or from a run: RUN[/ROUND]",
+        description="Start from a release of the model (`latest`; `served`: what most nodes serve, else the latest; "
+        "or a version), or from a run: RUN[/ROUND]. With `app`, the first run of a model has nothing to start from",
     )
 
     def resolved(

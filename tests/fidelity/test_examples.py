@@ -15,12 +15,10 @@ from fedtide.fabric.nats.subjects import RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, read_blob
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.frame import decode
-from tests.conftest import APPS
+from tests.conftest import EXAMPLES
 from tests.fidelity.reference import shown
 from tests.fidelity.test_referee import NODES
 from tests.integration.installation import Installation
-
-EXAMPLES = APPS.parents[1] / "examples"
 
 
 def _reference(app: str, config: dict[str, Any]) -> Any:

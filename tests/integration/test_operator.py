@@ -17,15 +17,15 @@ from fedtide.console import endpoints
 from fedtide.console.home import Home
 from fedtide.console.operator import resources
 from fedtide.console.operator.__main__ import health_endpoint
-from fedtide.console.operator.resources import GROUP, ROLLOUTS, RUNS, TRIGGERS, VERSION
+from fedtide.console.operator.resources import GROUP, MODELS, ROLLOUTS, RUNS, TRIGGERS, VERSION
 from fedtide.fabric.flower.app_files import bundle
 from fedtide.fabric.messages.views import RUN_ENDED
 from tests.cluster.api_server import ApiServer, Object
-from tests.conftest import APPS
+from tests.conftest import APPS, EXAMPLES
 from tests.integration.installation import Installation, until
 from tests.integration.releases import release
 
-KINDS = {RUNS: "FederatedRun", ROLLOUTS: "ModelRollout", TRIGGERS: "TriggerRule"}
+KINDS = {RUNS: "FederatedRun", ROLLOUTS: "ModelRollout", TRIGGERS: "TriggerRule", MODELS: "FederatedModel"}
 
 
 @contextmanager
@@ -126,9 +126,9 @@ def operated(
         yield installation
 
 
-def _app(there: Installation) -> Object:
-    ref = there.client.send(endpoints.put_bundle(bundle(APPS / "mean")))
-    return {"name": "mean", "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
+def _app(there: Installation, folder: Path = APPS / "mean") -> Object:
+    ref = there.client.send(endpoints.put_bundle(bundle(folder)))
+    return {"name": folder.name, "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
 
 
 def test_resources_start_show_and_end_what_they_stand_for(operated: Installation, server: ApiServer) -> None:
@@ -192,6 +192,47 @@ def test_a_rollout_that_is_paused_from_the_beginning_begins_when_it_is_let_go_an
     assert _status(server, ROLLOUTS, "held")["observedGeneration"] < generation
     _delete(server, ROLLOUTS, "held")
     until(lambda: "held" not in server.names(ROLLOUTS), "its end")
+
+
+def test_a_model_trains_is_rolled_out_when_it_is_better_and_says_where_it_is(
+    operated: Installation, server: ApiServer
+) -> None:
+    spec: Object = {
+        "train": {"app": _app(operated, EXAMPLES / "digits"), "rounds": 1},
+        "triggers": [{"name": "more", "on": "com.example.more", "cooldownS": 0}],
+        "rollOut": {"better": {"metric": "accuracy"}, "plan": {"canary": 1.0}},
+    }
+    server.put(MODELS, resource(MODELS, "loop", spec))
+    until(lambda: _condition(_status(server, MODELS, "loop"), "Serving") == "True", "the first release on the nodes")
+    status = _status(server, MODELS, "loop")
+    assert (status["phase"], status["latestVersion"], status["servedVersion"]) == ("Serving", 1, 1), status
+    assert {k: _condition(status, k) for k in ("Accepted", "Trained", "Training", "RolledBack")} == {
+        "Accepted": "True",
+        "Trained": "True",
+        "Training": "False",
+        "RolledBack": "False",
+    }
+
+    operated.run("trigger", "fire", "--type", "com.example.more")
+    until(lambda: _status(server, MODELS, "loop")["latestVersion"] == 2, "the second release")
+    first, second = operated.client.send(endpoints.model("loop")).releases
+    assert second.lineage.base is not None and second.lineage.base.digest == first.digest
+    until(lambda: len(operated.client.send(endpoints.trigger("loop_roll-out")).history) == 2, "the decision on it")
+    is_better = (second.metrics["accuracy"] or 0) > (first.metrics["accuracy"] or 0)
+    decided = operated.client.send(endpoints.trigger("loop_roll-out")).history[-1]
+    assert decided.outcome == ("fired" if is_better else "condition"), decided
+    until(lambda: _status(server, MODELS, "loop")["servedVersion"] == 1 + is_better, "which one serves")
+
+    _edit(server, MODELS, "loop", rollOut={"plan": {"canary": "many"}})
+    until(lambda: _condition(_status(server, MODELS, "loop"), "Accepted") == "False", "the word on the wrong edit")
+    assert operated.client.send(endpoints.trigger("loop_roll-out")).rule.where
+    assert "still in force" in _status(server, MODELS, "loop")["message"]
+    _edit(server, MODELS, "loop", rollOut={}, paused=True)
+    until(lambda: not _status(server, MODELS, "loop")["rules"], "that no rule is left")
+    assert not [t for t in operated.client.every(endpoints.triggers()) if t.trigger.startswith("loop_")]
+    until(lambda: _status(server, MODELS, "loop")["phase"] == "Paused", "the pause")
+    _delete(server, MODELS, "loop")
+    until(lambda: "loop" not in server.names(MODELS), "its end")
 
 
 def test_what_is_left_after_an_uninstall_can_be_deleted(server: ApiServer, tmp_path: Path) -> None:
