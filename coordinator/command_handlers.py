@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fedtide.coordinator.adapters.distribution import Distribution
@@ -29,7 +30,7 @@ from fedtide.coordinator.commands import (
     SuspendAggregator,
     TellTimeIsUp,
 )
-from fedtide.coordinator.launch.local import Launcher
+from fedtide.coordinator.launch.launcher import Exit, Launcher
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.rollouts import rollouts
@@ -38,7 +39,7 @@ from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, InvalidTransition, MalformedMessage, NotFound
 from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decode_event
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutSettled
-from fedtide.fabric.events.runs import AggregatorExited, RunCancelRequested, RunCleanedUp
+from fedtide.fabric.events.runs import AggregatorExited, AggregatorWaits, RunCancelRequested, RunCleanedUp
 from fedtide.fabric.messages.tasks import Cancel
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
@@ -231,23 +232,30 @@ class CommandHandlers:
         await self._engine.submit(ReleasePublished(release=ref, manifest=manifest), id=f"{produced.run}.released")
 
 
-class AggregatorExits:
-    """Logs that aggregators are gone, for the launcher."""
+class AggregatorReports:
+    """Logs what becomes of aggregators, for the launcher."""
 
     def __init__(self, broker: Broker, subjects: Subjects, engine: Engine) -> None:
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
 
-    async def report(self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
+    async def exited(self, how: Exit) -> None:
         """Log that an aggregator is gone, unless its last report tells how the run ended."""
+        run, attempt = how.run, how.attempt
         if await until_done(log, "aggregator.exit_waits", lambda: self._reported_its_end(run, attempt), run=run):
             return
-        data = AggregatorExited(run=run, attempt=attempt, code=code, reason=reason, preempted=preempted)
+        await self._submit(AggregatorExited(**asdict(how)), f"{run}.{attempt}.exited")
+
+    async def waits(self, run: str, attempt: int, reason: str) -> None:
+        """Log why an aggregator has not begun yet."""
+        await self._submit(AggregatorWaits(run=run, attempt=attempt, reason=reason), None)
+
+    async def _submit(self, data: AggregatorExited | AggregatorWaits, id: str | None) -> None:
         try:
-            await self._engine.submit(data, id=f"{run}.{attempt}.exited")
+            await self._engine.submit(data, id=id)
         except InvalidTransition as exc:
-            log.info("aggregator.exit_ignored", extra={"run": run, "reason": str(exc)})
+            log.info("aggregator.report_ignored", extra={"run": data.run, "reason": str(exc)})
 
     async def _reported_its_end(self, run: str, attempt: int) -> bool:
         # The report may be stored and not yet read by us: look where it would be.

@@ -19,12 +19,13 @@ _NO_TERMS = Terms()
 
 @dataclass(frozen=True, slots=True)
 class LaunchAggregator:
-    """`life`: as the run's."""
+    """`life`, `escalation`: as the run's."""
 
     run: str
     attempt: int
     spec: RunSpec
     life: int = 1
+    escalation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

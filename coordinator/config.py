@@ -20,6 +20,9 @@ class Tier(Strict):
     up_to_bytes: int | None = Field(default=None, ge=1, description="Of the model's arrays; none: any size")
     resources: dict[str, str] = Field(description="For example {cpu: '4', memory: 8Gi, nvidia.com/gpu: '1'}")
     node_selector: dict[str, str] = Field(default={}, description="Labels of cluster nodes for this tier")
+    claims: dict[str, str] = Field(
+        default={}, description="Devices by dynamic resource allocation: name, and its ResourceClaimTemplate"
+    )
 
 
 class Kubernetes(Strict):
@@ -33,7 +36,7 @@ class Kubernetes(Strict):
     tiers: list[Tier] = Field(
         default=[Tier(resources={"cpu": "2", "memory": "4Gi"})],
         min_length=1,
-        description="The first tier that a model fits into is used",
+        description="The first tier that a model fits into is used; after running out of memory the next one",
     )
     image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = Field(
         default="", description="Of the image; empty: Kubernetes' own rule"
@@ -45,9 +48,16 @@ class Kubernetes(Strict):
     node_affinity: dict[str, Any] = Field(default={}, description="For example to prefer spot nodes")
     priority_class: str = Field(default="", description="Of the Jobs' pods")
     queue: str = Field(default="", description="Kueue's LocalQueue; Jobs wait, suspended, until it admits them")
+    scheduler: str = Field(default="", description="Of the Jobs' pods, e.g. volcano; empty: the cluster's default")
+    near_hub: bool = Field(default=False, description="Prefer the zone of the hub's servers")
+    undisturbed: bool = Field(
+        default=False, description="Ask Karpenter and the Cluster Autoscaler to leave machines of aggregators alone"
+    )
     ttl_s: int = Field(default=3600, ge=60, description="Ended Jobs are kept for this many seconds")
     grace_s: int = Field(default=120, ge=10, description="From SIGTERM to SIGKILL: a checkpoint must be written")
-    pending_s: float = Field(default=900.0, gt=0, description="A Job whose pod does not start is given up after this")
+    pending_s: float = Field(
+        default=900.0, gt=0, description="A Job whose pod does not start is given up after this, and the run fails"
+    )
     labels: dict[str, str] = Field(default={}, description="Added to every Job and pod")
     ca_secret: str = Field(default="", description="Secret with the hub's `ca.crt`; default: RELEASE-servers")
 

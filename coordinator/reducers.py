@@ -391,6 +391,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     rollout_events.RolloutStarted: _rollout_started,
     run_events.AggregatorExited: _run,
     run_events.AggregatorStarted: _run,
+    run_events.AggregatorWaits: _run,
     run_events.RoundAbandoned: _run,
     run_events.RoundClosed: _run,
     run_events.RoundCollected: _run,

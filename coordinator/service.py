@@ -32,10 +32,11 @@ from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.storage import StorageApi
 from fedtide.coordinator.api.triggers import TriggerApi
-from fedtide.coordinator.command_handlers import AggregatorExits, CommandHandlers
+from fedtide.coordinator.command_handlers import AggregatorReports, CommandHandlers
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.executor import Executor
-from fedtide.coordinator.launch.local import RUN_FOLDERS, CredentialsOf, Exited, Launcher, LocalLauncher
+from fedtide.coordinator.launch.launcher import CredentialsOf, Launcher
+from fedtide.coordinator.launch.local import RUN_FOLDERS, LocalLauncher
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.leader_lease import Leadership
@@ -129,7 +130,7 @@ async def _work(
     if links.authority is not None and links.system is not None:
         enroller = Enroller(broker, links.system, engine, links.authority, config)
     members_only = enroller is not None
-    launcher = _launcher(config, enroller, AggregatorExits(broker, subjects, engine).report, engine)
+    launcher = _launcher(config, enroller, AggregatorReports(broker, subjects, engine), engine)
     starter, presence = (
         Starter(engine, RunModels(broker, subjects), config.tracking),
         Presence(broker, subjects, engine, group, members_only=members_only),
@@ -145,7 +146,7 @@ async def _work(
         config.regions,
         config.data_dir,
         leadership.wait_until_fresh,
-        topology.refused,
+        topology.unserved,
         members_only=members_only,
     )
     reports = Reports(
@@ -201,7 +202,7 @@ async def _work(
             TriggerApi(engine).routes(),
             events.routes(),
             ParkedApi(reports, executor, engine).routes(),
-            IdentityApi(engine, enroller, config.regions).routes(),
+            IdentityApi(engine, enroller, config.regions, topology.unserved).routes(),
             storage.routes(),
             metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]
@@ -222,7 +223,9 @@ def marks_of(config: CoordinatorConfig) -> Marks:
     return ConfigMapMarks(client.CoreV1Api(api_client()), config.kubernetes.namespace, config.kubernetes.release)
 
 
-def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exited, engine: Engine) -> Launcher:
+def _launcher(
+    config: CoordinatorConfig, enroller: Enroller | None, reports: AggregatorReports, engine: Engine
+) -> Launcher:
     credentials: CredentialsOf = enroller.aggregator_credentials if enroller is not None else lambda _, __: None
     if config.kubernetes is not None:
         from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
@@ -237,6 +240,6 @@ def _launcher(config: CoordinatorConfig, enroller: Enroller | None, exited: Exit
             return state is not None and runs.is_current(state, attempt)
 
         return KubernetesLauncher(
-            api_client(), config, config.kubernetes, credentials, exited, model_bytes=model_bytes, wanted=wanted
+            api_client(), config, config.kubernetes, credentials, reports, model_bytes=model_bytes, wanted=wanted
         )
-    return LocalLauncher(config.data_dir / RUN_FOLDERS, config, credentials, exited)
+    return LocalLauncher(config.data_dir / RUN_FOLDERS, config, credentials, reports.exited)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 REFUSED_AGAIN_S = 60.0
 SHRINK, HEADROOM = 0.9, 1.1
 """By how much less room is tried at a time; and how much more than it holds a stream may hold at least."""
+NOT_JOINED = "its servers have not joined (fedtide fleet region; the edge chart)"
 SMALLEST_TRIAL = 1 << 20
 SETTLES = timedelta(seconds=12)
 """So late servers of a cluster tell each other how much room each has given away."""
@@ -54,8 +55,8 @@ class Topology:
         self._broker = broker
         self._subjects = subjects
         self._rooms: dict[str | None, int] = {}
-        self.refused: dict[str, str] = {}
-        """Regions whose servers do not take their streams, and why."""
+        self.unserved: dict[str, str] = {}
+        """Regions that cannot take part yet, and why."""
         self.epoch = ""
         """Which log the hub has; to be set before regions are looked after."""
 
@@ -145,14 +146,15 @@ class Topology:
         backoff = Backoff(cap_s=REFUSED_AGAIN_S)
         while True:
             look_again.clear()
+            self.unserved.setdefault(region, NOT_JOINED)
             try:
                 await self.ensure_region(region)
             except FedtideError as exc:
-                self.refused[region] = str(exc)
+                self.unserved[region] = str(exc)
                 log.error("region.refused", extra={"region": region, "reason": str(exc)})
                 await backoff.wait()
             else:
-                self.refused.pop(region, None)
+                self.unserved.pop(region, None)
                 backoff.reset()
                 await look_again.wait()
 

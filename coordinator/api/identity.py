@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -35,8 +35,11 @@ class TokenListing(Listing):
 class IdentityApi:
     """Handlers; without an authority they say how to make one."""
 
-    def __init__(self, engine: Engine, enroller: Enroller | None, regions: Sequence[str]) -> None:
+    def __init__(
+        self, engine: Engine, enroller: Enroller | None, regions: Sequence[str], unserved: Mapping[str, str]
+    ) -> None:
         self._engine = engine
+        self._unserved = unserved
         self._configured = regions
         self._maybe_enroller = enroller
 
@@ -107,6 +110,7 @@ class IdentityApi:
                 configured=name in self._configured,
                 nodes=nodes[name],
                 online=online[name],
+                waits=self._unserved.get(name, ""),
                 credentials_expire=world.identities.region_ends.get(name),
             )
 

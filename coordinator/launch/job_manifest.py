@@ -7,7 +7,7 @@ https://kubernetes.io/docs/concepts/workloads/controllers/job/ (pod failure poli
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedtide.coordinator.commands import LaunchAggregator
@@ -18,6 +18,11 @@ COMPONENT = "app.kubernetes.io/component"
 AGGREGATORS = f"{COMPONENT}=aggregator,app.kubernetes.io/part-of=fedtide"
 CONFIG_DIR, TLS_DIR, WORK_DIR = "/etc/fedtide/run", "/etc/fedtide/tls", "/work"
 USER = 10001
+_UNDISTURBED = {
+    "karpenter.sh/do-not-disrupt": "true",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+}
+"""By which Karpenter and the Cluster Autoscaler leave the machine of a pod alone."""
 
 Manifest = dict[str, Any]
 
@@ -27,26 +32,35 @@ def name_of(config: Kubernetes, run: str, attempt: int) -> str:
     return f"{config.release}-{run}-{attempt}".lower().replace("_", "-")[:63].rstrip("-")
 
 
-def secret(config: Kubernetes, command: LaunchAggregator, tenant: str, files: Mapping[str, str]) -> Manifest:
+def secret(
+    config: Kubernetes, command: LaunchAggregator, tenant: str, files: Mapping[str, str], owner: Sequence[Manifest] = ()
+) -> Manifest:
     """What the aggregator reads. It is created before the Job, and shows that this attempt was begun."""
     data = {k: base64.b64encode(v.encode()).decode() for k, v in files.items()}
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _metadata(config, command, tenant),
+        "metadata": _metadata(config, command, tenant, owner),
         "type": "Opaque",
         "immutable": True,
         "data": data,
     }
 
 
-def job(config: Kubernetes, command: LaunchAggregator, tenant: str, model_bytes: int | None) -> Manifest:
+def job(
+    config: Kubernetes,
+    command: LaunchAggregator,
+    tenant: str,
+    model_bytes: int | None,
+    owner: Sequence[Manifest] = (),
+) -> Manifest:
     """The Job of one attempt.
 
     Args:
         model_bytes: size of the model's arrays, if there is a release of it already.
+        owner: with what the Job goes (`ownerReferences`).
     """
-    metadata = _metadata(config, command, tenant)
+    metadata = _metadata(config, command, tenant, owner)
     if config.queue:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = config.queue
     return {
@@ -64,7 +78,8 @@ def job(config: Kubernetes, command: LaunchAggregator, tenant: str, model_bytes:
                 "rules": [
                     # A pod that is drained, preempted or reclaimed is no fault of the run: its successor resumes.
                     {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    {"action": "Count", "onExitCodes": {"operator": "NotIn", "values": [0]}},
+                    # By this rule the Job's message has the exit code, also when the pod is gone.
+                    {"action": "FailJob", "onExitCodes": {"operator": "NotIn", "values": [0]}},
                 ]
             },
             "template": {"metadata": _pod_metadata(config, metadata), "spec": _pod(config, command, model_bytes)},
@@ -74,20 +89,32 @@ def job(config: Kubernetes, command: LaunchAggregator, tenant: str, model_bytes:
 
 def _pod_metadata(config: Kubernetes, of_job: Manifest) -> Manifest:
     labels = {"labels": dict(of_job["labels"])}
-    return {**labels, "annotations": config.annotations} if config.annotations else labels
+    annotations = {**config.annotations, **(_UNDISTURBED if config.undisturbed else {})}
+    return {**labels, "annotations": annotations} if annotations else labels
 
 
-def tier_of(config: Kubernetes, model_bytes: int | None) -> Tier:
-    """The first tier that is large enough; for a model of unknown size the first."""
+def _affinity(config: Kubernetes) -> Manifest:
+    """Where the aggregator runs best: near the hub, if that is wanted, by zone."""
+    found: Manifest = {"nodeAffinity": config.node_affinity} if config.node_affinity else {}
+    if config.near_hub:
+        hub = {"app.kubernetes.io/instance": config.release, COMPONENT: "nats"}
+        term = {"topologyKey": "topology.kubernetes.io/zone", "labelSelector": {"matchLabels": hub}}
+        preferred = [{"weight": 100, "podAffinityTerm": term}]
+        found["podAffinity"] = {"preferredDuringSchedulingIgnoredDuringExecution": preferred}
+    return found
+
+
+def tier_of(config: Kubernetes, model_bytes: int | None, escalation: int = 0) -> Tier:
+    """The first tier that is large enough, for a model of unknown size the first; and `escalation` tiers more."""
+    number = 0
     if model_bytes is not None:
-        for tier in config.tiers:
-            if tier.up_to_bytes is None or model_bytes <= tier.up_to_bytes:
-                return tier
-        return config.tiers[-1]
-    return config.tiers[0]
+        limits = [tier.up_to_bytes for tier in config.tiers]
+        fits = [n for n, limit in enumerate(limits) if limit is None or model_bytes <= limit]
+        number = fits[0] if fits else len(limits) - 1
+    return config.tiers[min(number + escalation, len(config.tiers) - 1)]
 
 
-def _metadata(config: Kubernetes, command: LaunchAggregator, tenant: str) -> Manifest:
+def _metadata(config: Kubernetes, command: LaunchAggregator, tenant: str, owner: Sequence[Manifest]) -> Manifest:
     labels = {
         **config.labels,
         "app.kubernetes.io/name": "fedtide",
@@ -101,11 +128,13 @@ def _metadata(config: Kubernetes, command: LaunchAggregator, tenant: str) -> Man
     }
     if command.spec.model:
         labels[f"{PREFIX}model"] = command.spec.model.strip("-_")
-    return {"name": name_of(config, command.run, command.attempt), "namespace": config.namespace, "labels": labels}
+    name = name_of(config, command.run, command.attempt)
+    owned = {"ownerReferences": list(owner)} if owner else {}
+    return {"name": name, "namespace": config.namespace, "labels": labels, **owned}
 
 
 def _pod(config: Kubernetes, command: LaunchAggregator, model_bytes: int | None) -> Manifest:
-    tier = tier_of(config, model_bytes)
+    tier = tier_of(config, model_bytes, command.escalation)
     name = name_of(config, command.run, command.attempt)
     pod: Manifest = {
         "restartPolicy": "Never",
@@ -126,7 +155,11 @@ def _pod(config: Kubernetes, command: LaunchAggregator, model_bytes: int | None)
                 **({"imagePullPolicy": config.image_pull_policy} if config.image_pull_policy else {}),
                 "args": [f"{CONFIG_DIR}/config.json"],
                 "env": [{"name": "HOME", "value": WORK_DIR}],
-                "resources": {"limits": tier.resources, "requests": tier.resources},
+                "resources": {
+                    "limits": tier.resources,
+                    "requests": tier.resources,
+                    **({"claims": [{"name": claim} for claim in tier.claims]} if tier.claims else {}),
+                },
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
                     "readOnlyRootFilesystem": True,
@@ -160,7 +193,10 @@ def _pod(config: Kubernetes, command: LaunchAggregator, model_bytes: int | None)
         "priorityClassName": config.priority_class,
         "tolerations": config.tolerations,
         "nodeSelector": {**config.node_selector, **tier.node_selector},
-        "affinity": {"nodeAffinity": config.node_affinity} if config.node_affinity else {},
+        "affinity": _affinity(config),
+        "schedulerName": config.scheduler,
+        # https://kubernetes.io/docs/concepts/scheduling-eviction/dynamic-resource-allocation/
+        "resourceClaims": [{"name": c, "resourceClaimTemplateName": t} for c, t in tier.claims.items()],
         "imagePullSecrets": [{"name": n} for n in config.image_pull_secrets],
     }
     return {**pod, **{k: v for k, v in optional.items() if v}}

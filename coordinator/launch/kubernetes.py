@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import signal
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from kubernetes import client
@@ -15,7 +18,7 @@ from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig, Kubernetes
 from fedtide.coordinator.launch import job_manifest
 from fedtide.coordinator.launch.job_manifest import AGGREGATORS, CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR
-from fedtide.coordinator.launch.local import GONE, CredentialsOf, Exited, worker_config
+from fedtide.coordinator.launch.launcher import GONE, CredentialsOf, Exit, Reports, worker_config
 from fedtide.coordinator.launch.object_watch import ObjectWatch
 from fedtide.fabric.cluster.api_calls import ApiRefused, Exists, call
 from fedtide.fabric.errors import CapabilityMissing, TransientError
@@ -25,7 +28,35 @@ from fedtide.fabric.process.retry import Backoff, until_done
 log = logging.getLogger(__name__)
 
 REFUSED = CapabilityMissing.exit_code
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of an aggregator that was asked to end: by whoever deleted its pod."""
 RETRY_S = 1.0
+FIRST_LOOK_S, LOOK_S = 10.0, 20.0
+"""When a pod that has not started is looked at, and how often."""
+HOPELESS_S = 120.0
+"""For what no time mends: an image that is not there. A registry may be away for a moment."""
+_HOPELESS = frozenset(
+    [
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImageInspectError",
+        "ImagePullBackOff",
+        "InvalidImageName",
+    ]
+)
+_CODE = re.compile(r"exit code (\d+)")
+"""In the message of a Job that failed by a rule of its pod failure policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Why no pod has started."""
+
+    why: str
+    is_hopeless: bool = False
+
 
 ModelBytes = Callable[[RunSpec], int | None]
 IsWanted = Callable[[str, int], bool]
@@ -46,7 +77,7 @@ class KubernetesLauncher:
         config: CoordinatorConfig,
         kubernetes: Kubernetes,
         credentials: CredentialsOf,
-        exited: Exited,
+        reports: Reports,
         model_bytes: ModelBytes,
         wanted: IsWanted,
     ) -> None:
@@ -55,14 +86,15 @@ class KubernetesLauncher:
         self._kubernetes = kubernetes
         self._namespace = kubernetes.namespace
         self._credentials = credentials
-        self._exited = exited
+        self._reports = reports
         self._model_bytes = model_bytes
         self._wanted = wanted
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._known: dict[str, dict[str, Any]] = {}
         self._reported: set[str] = set()
         self._started: set[str] = set()
-        self._given_up: dict[str, asyncio.TimerHandle] = {}
+        self._pending: dict[str, asyncio.Task[None]] = {}
+        self._owner: list[dict[str, Any]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: ObjectWatch | None = None
 
@@ -91,7 +123,7 @@ class KubernetesLauncher:
             try:
                 await self._create(command)
             except ApiRefused as exc:
-                await self._exited(command.run, command.attempt, REFUSED, str(exc))
+                await self._reports.exited(Exit(command.run, command.attempt, REFUSED, str(exc), hopeless=True))
 
     async def _create(self, command: LaunchAggregator) -> None:
         name = job_manifest.name_of(self._kubernetes, command.run, command.attempt)
@@ -106,15 +138,17 @@ class KubernetesLauncher:
         if self._config.ca_file is not None:
             config["ca_file"] = f"{TLS_DIR}/ca.crt"
         files["config.json"] = json.dumps(config)
-        secret = job_manifest.secret(self._kubernetes, command, self._config.tenant, files)
+        owner = await self._owner_of_jobs()
+        secret = job_manifest.secret(self._kubernetes, command, self._config.tenant, files, owner)
         try:
             await call(self._core.create_namespaced_secret, self._namespace, secret)
         except Exists:
             # An earlier leader began this attempt, and its Job is gone: its task ids must not be used again.
-            await self._exited(command.run, command.attempt, GONE, "its Job was gone when the coordinator came back")
+            gone = "its Job was gone when the coordinator came back"
+            await self._reports.exited(Exit(command.run, command.attempt, GONE, gone))
             return
         size = self._model_bytes(command.spec)
-        job = job_manifest.job(self._kubernetes, command, self._config.tenant, size)
+        job = job_manifest.job(self._kubernetes, command, self._config.tenant, size, owner)
         try:
             await call(self._jobs.create_namespaced_job, self._namespace, job)
         except ApiRefused:
@@ -126,6 +160,20 @@ class KubernetesLauncher:
                 await self._delete_secret(name)
                 raise
         log.info("aggregator.launched", extra={"run": command.run, "job": name})
+
+    async def _owner_of_jobs(self) -> list[dict[str, Any]]:
+        """An object of the release, with which Jobs go when it is uninstalled; none if there is none to be seen."""
+        name = self._kubernetes.service_account
+        if self._owner is None and name:
+            try:
+                read = self._core.read_namespaced_service_account
+                found = await call(read, name, self._namespace, absent_is_fine=True)
+            except ApiRefused as exc:
+                log.warning("aggregator.no_owner", extra={"reason": str(exc)})
+                found = None
+            of = {"apiVersion": "v1", "kind": "ServiceAccount", "name": name}
+            self._owner = [{**of, "uid": found.metadata.uid}] if found is not None else []
+        return self._owner or []
 
     async def stop(self, run: str) -> None:
         """Delete the run's Jobs; their pods get SIGTERM and their grace period.
@@ -140,8 +188,6 @@ class KubernetesLauncher:
         """Watch no longer; Jobs go on and are adopted by the next coordinator."""
         if self._watch is not None:
             self._watch.stop()
-        for timer in self._given_up.values():
-            timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -181,21 +227,21 @@ class KubernetesLauncher:
         name = job["metadata"]["name"]
         if kind == "DELETED":
             self._known.pop(name, None)
-            self._report(job, GONE, "its Job was deleted")
+            self._report(Exit(*_whose(job), GONE, "its Job was deleted"), name)
             self._spawn(self._remove_secrets())
             return
         self._known[name] = job
         run, attempt = _whose(job)
         ended = _ending(job)
         if ended is not None:
-            self._spawn(self._ended_with(job, *ended))
+            self._spawn(self._ended_with(job, ended))
         elif kind == "LISTED" and not self._wanted(run, attempt):
             log.info("aggregator.orphan", extra={"job": name})
             self._reported.add(name)
             self._spawn(self._delete_patiently(name))
         elif job["spec"].get("suspend") and name in self._started:
             # Kueue has preempted the Job, and would later start the same attempt again.
-            self._report(job, GONE, "preempted: its queue suspended it", preempted=True)
+            self._report(Exit(run, attempt, GONE, "preempted: its queue suspended it", preempted=True), name)
             self._spawn(self._delete_patiently(name))
         elif (job.get("status") or {}).get("active"):
             self._started.add(name)
@@ -208,71 +254,98 @@ class KubernetesLauncher:
 
     def _set_deadline(self, job: dict[str, Any]) -> None:
         name = job["metadata"]["name"]
-        if name not in self._given_up:
-            loop = asyncio.get_running_loop()
-            self._given_up[name] = loop.call_later(self._kubernetes.pending_s, self._give_up, job)
+        if name not in self._pending:
+            self._pending[name] = self._spawn(self._look_while_pending(job))
 
-    def _give_up(self, job: dict[str, Any]) -> None:
-        self._spawn(self._pending_too_long(job))
-
-    async def _pending_too_long(self, job: dict[str, Any]) -> None:
+    async def _look_while_pending(self, job: dict[str, Any]) -> None:
+        """Tell why the pod does not start, and give it up when it has waited too long, or for what will not come."""
         name, (run, attempt) = job["metadata"]["name"], _whose(job)
-        try:
-            why = await self._why_pending(name)
-            async with self._locks[run]:
-                self._reported.add(name)
-                await self._delete(name)
-        except TransientError as exc:
-            log.warning("aggregator.give_up_waits", extra={"job": name, "reason": str(exc)})
-            self._reported.discard(name)
-            self._given_up[name] = asyncio.get_running_loop().call_later(RETRY_S, self._give_up, job)
-            return
-        await self._exited(run, attempt, REFUSED, f"no pod started in {self._kubernetes.pending_s:.0f} s: {why}")
+        loop, said, hopeless_since = asyncio.get_running_loop(), "", None
+        began = loop.time()
+        give_up_at = began + self._kubernetes.pending_s
+        pause = FIRST_LOOK_S
+        while True:
+            await asyncio.sleep(max(0.0, min(pause, give_up_at - loop.time())))
+            pause = LOOK_S
+            try:
+                found = await self._why_pending(name)
+                hopeless_since = (hopeless_since or loop.time()) if found.is_hopeless else None
+            except TransientError as exc:
+                log.warning("aggregator.look_again", extra={"job": name, "reason": str(exc)})
+                give_up_at, pause = max(give_up_at, loop.time() + RETRY_S), RETRY_S
+                continue
+            if loop.time() >= give_up_at or (hopeless_since and loop.time() - hopeless_since >= HOPELESS_S):
+                break
+            if found.why != said:
+                said = found.why
+                await self._reports.waits(run, attempt, said)
+        waited_s = loop.time() - began
+        self._reported.add(name)
+        self._pending.pop(name, None)  # what follows is not to be cancelled when the Job is seen to be gone
+        await self._delete_patiently(name)
+        reason = f"no pod started in {waited_s:.0f} s: {found.why}"
+        await self._reports.exited(Exit(run, attempt, REFUSED, reason, hopeless=True))
 
-    async def _why_pending(self, name: str) -> str:
+    async def _why_pending(self, name: str) -> _Pending:
         """Why no pod has started, in the words of the scheduler or of the Job controller."""
         pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
         for pod in pods.items:
             for condition in (pod.status.conditions if pod.status is not None else None) or []:
                 if condition.type == "PodScheduled" and condition.status == "False":
-                    return f"{condition.message}. Add such a node, or lower the tier's resources"
+                    return _Pending(f"{condition.message}. Add such a node, or lower the tier's resources")
             for container in (pod.status.container_statuses if pod.status is not None else None) or []:
                 waiting = container.state.waiting if container.state is not None else None
                 if waiting is not None:
-                    return f"{waiting.reason}: {waiting.message or 'see kubectl describe pod'}"
+                    why = f"{waiting.reason}: {waiting.message or 'see kubectl describe pod'}"
+                    return _Pending(why, waiting.reason in _HOPELESS)
         events = await call(
             self._core.list_namespaced_event, self._namespace, field_selector=f"involvedObject.name={name}"
         )
         said = [event.message for event in events.items if event.type == "Warning"]
-        return said[-1] if said else f"see `kubectl -n {self._namespace} describe job {name}`"
+        return _Pending(said[-1] if said else f"see `kubectl -n {self._namespace} describe job {name}`")
 
-    async def _ended_with(self, job: dict[str, Any], code: int, reason: str, preempted: bool) -> None:
-        name = job["metadata"]["name"]
+    async def _ended_with(self, job: dict[str, Any], ending: _Ending) -> None:
+        name, (run, attempt) = job["metadata"]["name"], _whose(job)
         if name in self._reported:
             return
         self._forget_deadline(name)
+        code, reason, out_of_memory, is_gone = ending.code, ending.reason, False, False
         try:
             pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
+            is_gone = not pods.items
             for pod in pods.items:
                 for container in (pod.status.container_statuses if pod.status is not None else None) or []:
                     done = container.state.terminated if container.state is not None else None
                     if done is not None:
-                        code = done.exit_code
+                        code, out_of_memory = done.exit_code, done.reason == "OOMKilled"
                         reason = ((done.message or "").strip().splitlines() or [reason])[-1]
         except TransientError as exc:
             log.info("aggregator.pod_not_read", extra={"job": name, "reason": str(exc)})
-        self._report(job, code, f"preempted: {reason}" if preempted else reason, preempted=preempted)
+        if out_of_memory:
+            reason = f"out of memory: {reason}"
+        # Of a pod that failed by itself something is left; one that somebody deletes says how it ended, or nothing.
+        preempted = ending.preempted or code == TERMINATED or (is_gone and code is None)
+        self._report(
+            Exit(
+                run,
+                attempt,
+                1 if code is None else code,
+                (f"preempted: {reason}" if preempted else reason)[:500],
+                preempted=preempted,
+                out_of_memory=out_of_memory,
+            ),
+            name,
+        )
 
-    def _report(self, job: dict[str, Any], code: int, reason: str, *, preempted: bool = False) -> None:
-        name, (run, attempt) = job["metadata"]["name"], _whose(job)
+    def _report(self, how: Exit, name: str) -> None:
         self._forget_deadline(name)
         if name not in self._reported:
             self._reported.add(name)
-            self._spawn(self._exited(run, attempt, code, reason[:500], preempted=preempted))
+            self._spawn(self._reports.exited(how))
 
     def _forget_deadline(self, name: str) -> None:
-        if timer := self._given_up.pop(name, None):
-            timer.cancel()
+        if task := self._pending.pop(name, None):
+            task.cancel()
 
     async def _delete_patiently(self, name: str) -> None:
         await until_done(log, "aggregator.delete_waits", lambda: self._delete(name), job=name)
@@ -291,10 +364,11 @@ class KubernetesLauncher:
     def _selector(self) -> str:
         return f"{AGGREGATORS},app.kubernetes.io/instance={self._kubernetes.release}"
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _whose(job: dict[str, Any]) -> tuple[str, int]:
@@ -302,14 +376,24 @@ def _whose(job: dict[str, Any]) -> tuple[str, int]:
     return labels[f"{PREFIX}run"], int(labels[f"{PREFIX}attempt"])
 
 
-def _ending(job: dict[str, Any]) -> tuple[int, str, bool] | None:
-    """Exit code, reason, and whether the pod was preempted; None while the Job runs."""
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a Job ended. `code`: None if its message does not tell it."""
+
+    code: int | None
+    reason: str = ""
+    preempted: bool = False
+
+
+def _ending(job: dict[str, Any]) -> _Ending | None:
+    """None while the Job runs."""
     for condition in (job.get("status") or {}).get("conditions") or []:
         if condition.get("status") != "True":
             continue
         if condition["type"] == "Complete":
-            return 0, "", False
+            return _Ending(0)
         if condition["type"] == "Failed":
             said = condition.get("message", "") or condition.get("reason", "")
-            return 1, said, "DisruptionTarget" in said
+            found = _CODE.search(said)
+            return _Ending(int(found[1]) if found is not None else None, said, "DisruptionTarget" in said)
     return None

@@ -1,4 +1,4 @@
-"""Starting aggregators: the interface, and the one that uses local processes."""
+"""Aggregators as processes of this machine."""
 
 from __future__ import annotations
 
@@ -10,72 +10,26 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.launch.fork_server import Forked, ForkServer
+from fedtide.coordinator.launch.launcher import GONE, CredentialsOf, Exit, Exited, worker_config
 from fedtide.fabric.errors import TransientError
-from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.process import pid_file as process_note
 from fedtide.fabric.process.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 
-class Exited(Protocol):
-    """Told that an aggregator is gone."""
-
-    def __call__(
-        self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False
-    ) -> Coroutine[Any, Any, None]: ...
-
-
-CredentialsOf = Callable[[str, int], Credentials | None]
-"""The broker credentials of the aggregator of a run, in one of its lives; None where the broker asks for none."""
-
-
 END_WITHIN_S = 10.0
 ENVIRONMENTS = "environments"
 RUN_FOLDERS = "runs"
 """Below the coordinator's folder: a work folder for each run."""
-
-GONE = -1
-"""Exit code of a process whose real one is unknown, because it was not our child."""
-
-
-class Launcher(Protocol):
-    """Runs aggregators somewhere.
-
-    An attempt is started at most once: `launch` adopts one that still runs, and reports the exit
-    of one that was started before and is gone (its task ids must not be used again).
-    """
-
-    def prepare(self) -> None: ...
-    async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None: ...
-    async def stop(self, run: str) -> None: ...
-    async def close(self) -> None: ...
-
-
-def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir: str) -> dict[str, Any]:
-    """The configuration of an aggregator process, without its credentials."""
-    return {
-        "run": command.run,
-        "attempt": command.attempt,
-        "life": command.life,
-        "spec": command.spec.model_dump(mode="json"),
-        "nats_url": config.nats_url,
-        "ca_file": str(config.ca_file) if config.ca_file is not None else None,
-        "tenant": config.tenant,
-        "work_dir": work_dir,
-        "regions": config.regions,
-        "packages": config.packages.model_dump(mode="json"),
-    }
-
 
 _Process = asyncio.subprocess.Process | Forked
 
@@ -123,7 +77,7 @@ class LocalLauncher:
         folder.mkdir(parents=True, exist_ok=True)
         pid, process = self._alive(command.run, command.attempt), None
         if pid is None and (folder / f"attempt-{command.attempt}.json").exists():
-            await self._exited(command.run, command.attempt, GONE, "it was gone when the coordinator came back")
+            await self._exited(Exit(command.run, command.attempt, GONE, "it was gone when the coordinator came back"))
             return
         if pid is None:
             process = await self._start(command, folder)
@@ -176,8 +130,8 @@ class LocalLauncher:
             await _until_gone(pid)
             code = None
         process_note.remove(self._note(command.run), command.attempt)
-        code = code if code is not None else GONE
-        await self._exited(command.run, command.attempt, code, _last_line(self._root / command.run / "aggregator.log"))
+        reason = _last_line(self._root / command.run / "aggregator.log")
+        await self._exited(Exit(command.run, command.attempt, code if code is not None else GONE, reason))
 
     async def stop(self, run: str) -> None:
         """Ask the run's aggregator to end, if there is one."""

@@ -25,6 +25,7 @@ from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, Regi
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
+    AggregatorWaits,
     RoundAbandoned,
     RoundClosed,
     RoundCollected,
@@ -227,6 +228,8 @@ def _sentence(event: Event) -> str | None:
             return "resumed"
         case AggregatorStarted(attempt=attempt):
             return f"an aggregator started, attempt {attempt}"
+        case AggregatorWaits(attempt=attempt, reason=reason):
+            return f"the aggregator of attempt {attempt} waits: {reason}"
         case AggregatorExited(attempt=attempt, code=code, reason=reason):
             return f"the aggregator of attempt {attempt} ended with code {code}" + (f": {reason}" if reason else "")
         case RoundsRestarted():

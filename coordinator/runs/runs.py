@@ -30,6 +30,7 @@ from fedtide.fabric.events.envelope import AlarmRang
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
+    AggregatorWaits,
     RoundAbandoned,
     RoundClosed,
     RoundCollected,
@@ -63,6 +64,7 @@ RunEvent = (
     | RunStopRequested
     | AggregatorStarted
     | AggregatorExited
+    | AggregatorWaits
     | RoundsRestarted
     | RoundWaits
     | rounds.RoundEvent
@@ -89,6 +91,7 @@ class Running:
 
     `crashes` counts the aggregators that died without any progress in between: an update, a closed round.
     `waits`: what it waits for before it asks anybody. `stopping`: it is to be completed with what it has.
+    `escalation`: by how many tiers its aggregator needs a larger machine than the model's size says.
     """
 
     facts: RunFacts
@@ -101,6 +104,7 @@ class Running:
     waits: str = ""
     life: int = 1
     stopping: bool = False
+    escalation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,9 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
             paused = Paused(state.facts, state.attempt, state.rounds, reason, state.life)
             return paused, pending_commands(paused)
         case AggregatorStarted():
-            return replace(state, started=True), ()
+            return replace(state, started=True, waits=""), ()
+        case AggregatorWaits(reason=reason):
+            return replace(state, waits=reason), ()
         case AggregatorExited():
             return _crashed(state, event, at)
         case RoundWaits(needed=needed, there=there):
@@ -291,12 +297,17 @@ def _new_commands(facts: RunFacts, before: rounds.Round | None, after: rounds.Ro
 
 def _crashed(state: Running, event: AggregatorExited, at: datetime) -> Step:
     what = f"the aggregator ended with code {event.code}" + (f": {event.reason}" if event.reason else "")
+    if event.hopeless:
+        return _end(state, "failed", event.reason or what, at)
     crashes = state.crashes + (not event.preempted)
     if crashes >= MAX_CRASHES:
         return _end(state, "failed", f"{what}; this happened {MAX_CRASHES} times without progress", at)
     attempt = state.attempt + 1
     reason = f"{what}; attempt {attempt}"
-    again = replace(state, attempt=attempt, started=False, reason=reason, crashes=crashes, waits="")
+    escalation = state.escalation + event.out_of_memory
+    again = replace(
+        state, attempt=attempt, started=False, reason=reason, crashes=crashes, waits="", escalation=escalation
+    )
     return again, pending_commands(again)
 
 
@@ -325,7 +336,7 @@ def pending_commands(state: Run) -> Commands:
     """What this state still wants done: issued on entry, and again after a restart."""
     match state:
         case Running(facts=facts, attempt=attempt):
-            launch = LaunchAggregator(facts.run, attempt, facts.spec, state.life)
+            launch = LaunchAggregator(facts.run, attempt, facts.spec, state.life, state.escalation)
             if state.stopping:
                 return (launch, _tell_to_stop(facts.run))
             if not state.rounds:

@@ -52,9 +52,9 @@ def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int
 
 
 def _waiting(state: runs.Run, matching: int) -> str:
-    if not isinstance(state, runs.Running) or not state.started:
+    if not isinstance(state, runs.Running):
         return ""
-    if state.waits:
+    if state.waits or not state.started:
         return state.waits
     if any(number or each.phases for number, each in state.rounds.items()):  # in round 0 only a custom main asks
         return ""

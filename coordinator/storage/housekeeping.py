@@ -100,17 +100,17 @@ class Housekeeping:
         regions: Sequence[str],
         data_dir: Path,
         leads: Callable[[], Awaitable[None]],
-        refused: Mapping[str, str],
+        unserved: Mapping[str, str],
         *,
         members_only: bool,
     ) -> None:
         """
         Args:
             leads: returns once it is certain that this process still leads: a successor's runs are none of its world.
-            refused: regions whose servers do not take what they need, and why; it changes.
+            unserved: regions that cannot take part, and why; it changes.
             members_only: nodes have identities, and what others have sent goes.
         """
-        self._refused = refused
+        self._unserved = unserved
         self._leads = leads
         self._broker = broker
         self._subjects = subjects
@@ -147,7 +147,7 @@ class Housekeeping:
         """What a person should know, fullest first."""
         full = sorted(self._fuller_than(ALARMING).items(), key=lambda each: -each[1].fill)
         fills = [f"{place} is {state.fill:.0%} full" for place, state in full]
-        return [*(f"region {region} is not served: {reason}" for region, reason in self._refused.items()), *fills]
+        return [*(f"region {region} is not served: {reason}" for region, reason in self._unserved.items()), *fills]
 
     def _fuller_than(self, fill: float) -> dict[Place, StreamState]:
         return {place: state for place, state in self.levels.items() if state.fill >= fill and not place.makes_room}

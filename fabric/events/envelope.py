@@ -43,6 +43,7 @@ from fedtide.fabric.events.rollouts import (
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
+    AggregatorWaits,
     RoundAbandoned,
     RoundClosed,
     RoundCollected,
@@ -202,6 +203,7 @@ EventData = Annotated[
     | RunCancelRequested
     | RunCleanedUp
     | AggregatorStarted
+    | AggregatorWaits
     | AggregatorExited
     | RoundsRestarted
     | RoundOpened

@@ -62,9 +62,20 @@ class AggregatorStarted(TaggedMessage):
     attempt: int
 
 
+class AggregatorWaits(TaggedMessage):
+    """An aggregator cannot begin yet: no machine has room for it, its image does not come."""
+
+    kind: Literal["run.aggregator_waits"] = "run.aggregator_waits"
+    run: str
+    attempt: int
+    reason: str
+
+
 class AggregatorExited(TaggedMessage):
     kind: Literal["run.aggregator_exited"] = "run.aggregator_exited"
-    preempted: bool = Field(default=False, description="Its machine was wanted for something else: no fault of the run")
+    preempted: bool = Field(default=False, description="It was ended from outside: no fault of the run")
+    hopeless: bool = Field(default=False, description="The next attempt would end as this one: a person must act first")
+    out_of_memory: bool = Field(default=False, description="The next attempt needs a larger machine")
     run: str
     attempt: int
     code: int

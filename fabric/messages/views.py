@@ -399,6 +399,7 @@ class RegionView(Strict):
     nodes: int
     online: int
     credentials_expire: datetime | None = None
+    waits: str = Field(default="", description="Why it cannot take part yet")
 
 
 class Removed(Strict):

@@ -190,6 +190,7 @@ def test_the_coordinator_may_do_what_it_does_and_no_more() -> None:
         *(("configmaps", v) for v in ("create", "get", "patch")),
         ("pods", "list"),
         ("events", "list"),
+        ("serviceaccounts", "get"),
     }
 
 

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import kubernetes_validate
 import pytest
 from kubernetes import client
 
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig, Kubernetes, Tier
+from fedtide.coordinator.launch import kubernetes
 from fedtide.coordinator.launch.job_manifest import job, name_of
 from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
-from fedtide.coordinator.launch.local import GONE
+from fedtide.coordinator.launch.launcher import GONE, Exit
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
@@ -33,7 +35,6 @@ CLUSTER = Kubernetes(
     pending_s=30,
 )
 CONFIG = CoordinatorConfig(nats_url="tls://hub:4222", regions=["eu"])
-Exit = tuple[str, int, int, str, bool]
 
 
 class Cluster:
@@ -43,8 +44,13 @@ class Cluster:
         self.wanted: set[tuple[str, int]] = {("run-1", 1)}
         self.exits: asyncio.Queue[Exit] = asyncio.Queue()
 
-    async def _exited(self, run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
-        self.exits.put_nowait((run, attempt, code, reason, preempted))
+        self.waiting: asyncio.Queue[str] = asyncio.Queue()
+
+    async def exited(self, how: Exit) -> None:
+        self.exits.put_nowait(how)
+
+    async def waits(self, run: str, attempt: int, reason: str) -> None:
+        self.waiting.put_nowait(reason)
 
     def launcher(self) -> KubernetesLauncher:
         settings = client.Configuration(host=self.server.url)
@@ -54,7 +60,7 @@ class Cluster:
             CONFIG,
             self.config,
             lambda *_: None,
-            self._exited,
+            self,
             model_bytes=lambda _: 5000,
             wanted=lambda run, attempt: (run, attempt) in self.wanted,
         )
@@ -126,7 +132,7 @@ async def test_an_attempt_is_started_once_and_its_end_is_told() -> None:
             done = {"conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimitExceeded"}]}
             server.put("pods", _pod("ft-run-1-1", exit_code=75))
             server.set_status("jobs", "ft-run-1-1", done)
-            assert await cluster.exit() == ("run-1", 1, 75, "broken off", False)
+            assert await cluster.exit() == Exit("run-1", 1, 75, "broken off")
 
 
 async def test_a_preempted_pod_is_told_from_one_that_failed() -> None:
@@ -139,9 +145,82 @@ async def test_a_preempted_pod_is_told_from_one_that_failed() -> None:
                 "conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": said}]
             }
             server.set_status("jobs", "ft-run-1-1", status)
-            run, attempt, _, reason, preempted = await cluster.exit()
-            assert (run, attempt, preempted) == ("run-1", 1, True)
-            assert reason.startswith("preempted")
+            ended = await cluster.exit()
+            assert (ended.run, ended.attempt, ended.preempted) == ("run-1", 1, True)
+            assert ended.reason.startswith("preempted")
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "is_from_outside"),
+    [
+        ("Container aggregator for pod fl/x failed with exit code 143 matching FailJob rule at index 1", 143, True),
+        ("Container aggregator for pod fl/x failed with exit code 137 matching FailJob rule at index 1", 137, False),
+        ("Job has reached the specified backoff limit", 1, True),
+    ],
+)
+async def test_a_pod_that_somebody_deletes_is_no_crash_and_exit_codes_outlive_pods(
+    said: str, code: int, is_from_outside: bool
+) -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+            status = {"conditions": [{"type": "Failed", "status": "True", "message": said}]}
+            server.set_status("jobs", "ft-run-1-1", status)
+            ended = await cluster.exit()
+            assert (ended.code, ended.preempted) == (code, is_from_outside)
+
+
+async def test_a_pod_that_ran_out_of_memory_says_so_and_the_next_tier_is_larger() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+            server.put("pods", _pod("ft-run-1-1", exit_code=137, reason="OOMKilled"))
+            server.set_status("jobs", "ft-run-1-1", {"conditions": [{"type": "Failed", "status": "True"}]})
+            ended = await cluster.exit()
+            assert (ended.out_of_memory, ended.preempted) == (True, False)
+            assert ended.reason.startswith("out of memory")
+    for escalation, wanted in ((0, "nvidia.com/mig-1g.10gb"), (1, "nvidia.com/gpu"), (9, "nvidia.com/gpu")):
+        asked = LaunchAggregator("run-1", 2, SPEC, escalation=escalation)
+        assert wanted in _pod_of(CLUSTER, asked)["containers"][0]["resources"]["limits"]
+
+
+async def test_jobs_and_their_secrets_go_with_the_release() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server, service_account="ft-aggregator")
+        account = {"metadata": {"name": "ft-aggregator", "namespace": "fl"}}
+        uid = server.put("serviceaccounts", account)["metadata"]["uid"]
+        async with launching(cluster) as launcher:
+            await launcher.launch(launch(), _always)
+        for plural in ("jobs", "secrets"):
+            (owner,) = server.one(plural, "ft-run-1-1")["metadata"]["ownerReferences"]
+            assert owner == {"apiVersion": "v1", "kind": "ServiceAccount", "name": "ft-aggregator", "uid": uid}
+
+
+def test_a_job_asks_for_devices_and_for_a_place_as_its_owner_says() -> None:
+    config = CLUSTER.model_copy(
+        update={
+            "tiers": [Tier(resources={"cpu": "1"}, claims={"gpu": "half-a-gpu"})],
+            "scheduler": "volcano",
+            "near_hub": True,
+            "undisturbed": True,
+            "annotations": {"scheduling.volcano.sh/queue-name": "research"},
+        }
+    )
+    template = job(config, launch(), "default", None)["spec"]["template"]
+    pod = template["spec"]
+    assert pod["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    assert pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "half-a-gpu"}]
+    assert pod["schedulerName"] == "volcano"
+    (near,) = pod["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert near["podAffinityTerm"]["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "nats"
+    assert template["metadata"]["annotations"] == {
+        "scheduling.volcano.sh/queue-name": "research",
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+    kubernetes_validate.validate({**job(config, launch(), "default", None)}, "1.35", strict=True)
 
 
 async def test_a_job_that_ended_while_nobody_looked_is_told_by_the_next_coordinator() -> None:
@@ -151,12 +230,12 @@ async def test_a_job_that_ended_while_nobody_looked_is_told_by_the_next_coordina
             await launcher.launch(launch(), _always)
         server.set_status("jobs", "ft-run-1-1", {"conditions": [{"type": "Complete", "status": "True"}]})
         async with launching(cluster):
-            assert (await cluster.exit())[:3] == ("run-1", 1, 0)
+            assert await cluster.exit() == Exit("run-1", 1, 0)
         (key,) = [k for k in server.objects if k[0] == "jobs"]
         del server.objects[key]  # its time to live is over
         async with launching(cluster) as launcher:
             await launcher.launch(launch(), _always)
-            assert (await cluster.exit())[:3] == ("run-1", 1, GONE)
+            assert (await cluster.exit()).code == GONE
             assert server.names("jobs") == []
 
 
@@ -193,7 +272,7 @@ async def test_a_watch_goes_on_after_whatever_interrupts_it(how: str) -> None:
                     server.fault(listing, DROP)
             server.cut()
             server.set_status("jobs", "ft-run-1-1", {"conditions": [{"type": "Complete", "status": "True"}]})
-            assert (await cluster.exit())[:3] == ("run-1", 1, 0)
+            assert await cluster.exit() == Exit("run-1", 1, 0)
 
 
 @pytest.mark.parametrize("how", [Refusal(500, "InternalError"), Refusal(429, "TooManyRequests"), DROP])
@@ -218,7 +297,8 @@ async def test_a_quota_that_is_exceeded_is_said_with_what_to_do() -> None:
                 lambda method, path: method == "POST" and path.endswith("/jobs"), Refusal(403, "Forbidden", said)
             )
             await launcher.launch(launch(), _always)
-            assert "Raise the namespace's ResourceQuota" in (await cluster.exit())[3]
+            ended = await cluster.exit()
+            assert "Raise the namespace's ResourceQuota" in ended.reason and ended.hopeless
 
 
 async def test_a_pod_that_finds_no_node_is_given_up_with_the_schedulers_words() -> None:
@@ -230,12 +310,41 @@ async def test_a_pod_that_finds_no_node_is_given_up_with_the_schedulers_words() 
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
             server.put("pods", {**pod, "status": {"phase": "Pending", "conditions": [condition]}})
             await launcher.launch(launch(), _always)
-            assert f"{said}. Add such a node" in (await cluster.exit())[3]
+            ended = await cluster.exit()
+            assert f"{said}. Add such a node" in ended.reason and ended.hopeless
             assert server.names("jobs") == []
 
 
-def _pod(job_name: str, exit_code: int = 0) -> dict[str, Any]:
-    ended = {"terminated": {"exitCode": exit_code, "message": "a line\nbroken off\n"}}
+async def test_why_a_pod_does_not_start_is_told_meanwhile_and_a_missing_image_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in (("FIRST_LOOK_S", 0.05), ("LOOK_S", 0.05), ("HOPELESS_S", 0.3)):
+        monkeypatch.setattr(kubernetes, name, seconds)
+    with ApiServer() as server:
+        cluster = Cluster(server)
+        async with launching(cluster) as launcher:
+            pod = _pod(name_of(CLUSTER, "run-1", 1))
+            pod["status"]["phase"] = "Pending"
+            pod["status"]["containerStatuses"][0]["state"] = {
+                "waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image aggregator:1"}
+            }
+            server.put("pods", pod)
+            await launcher.launch(launch(), _always)
+            async with asyncio.timeout(10):
+                told = await cluster.waiting.get()
+            assert told.startswith("ImagePullBackOff: Back-off pulling")
+            ended = await cluster.exit()
+            assert ended.hopeless and told in ended.reason
+            assert cluster.waiting.empty(), "the same reason is told once"
+            assert server.names("jobs") == []
+
+
+def _pod_of(config: Kubernetes, asked: LaunchAggregator) -> dict[str, Any]:
+    return dict(job(config, asked, "default", 5000)["spec"]["template"]["spec"])
+
+
+def _pod(job_name: str, exit_code: int = 0, reason: str = "Error") -> dict[str, Any]:
+    ended = {"terminated": {"exitCode": exit_code, "message": "a line\nbroken off\n", "reason": reason}}
     status = {
         "name": "aggregator",
         "image": "i",

@@ -14,7 +14,8 @@ from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.launch import local as launcher_module
 from fedtide.coordinator.launch.fork_server import ForkServer
-from fedtide.coordinator.launch.local import GONE, LocalLauncher
+from fedtide.coordinator.launch.launcher import GONE, Exit
+from fedtide.coordinator.launch.local import LocalLauncher
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.process import pid_file
@@ -42,8 +43,8 @@ def launcher_in(folder: Path, *, warm_aggregator: bool = True) -> tuple[LocalLau
     """And which attempts have ended, with what code."""
     ended: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
 
-    async def exited(run: str, attempt: int, code: int, reason: str, *, preempted: bool = False) -> None:
-        await ended.put((attempt, code))
+    async def exited(how: Exit) -> None:
+        await ended.put((how.attempt, how.code))
 
     fields = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "data_dir": folder, "http_port": 0}
     config = CoordinatorConfig.model_validate({**fields, "warm_aggregator": warm_aggregator})

@@ -12,6 +12,7 @@ from fedtide.fabric.errors import InvalidTransition, NotFound
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
+    AggregatorWaits,
     RoundsRestarted,
     RunCancelRequested,
     RunCleanedUp,
@@ -126,6 +127,32 @@ def test_a_run_whose_aggregator_keeps_dying_fails_with_the_reason() -> None:
     assert isinstance(run, runs.Ended)
     assert run.outcome == "failed"
     assert "out of memory" in run.reason
+
+
+def test_an_aggregator_that_cannot_begin_says_why_and_ends_the_run_if_it_is_hopeless() -> None:
+    story = Story()
+    story.tell(requested(), AggregatorWaits(run="run-1", attempt=1, reason="3 Insufficient nvidia.com/gpu"))
+    assert "Insufficient" in _reason(story)
+    story.tell(AggregatorStarted(run="run-1", attempt=1))
+    assert "Insufficient" not in _reason(story)
+    story.tell(AggregatorExited(run="run-1", attempt=1, code=77, reason="no such image", hopeless=True))
+    assert story.world.run("run-1").outcome == "failed"
+    assert story.world.run("run-1").reason == "no such image"
+
+
+def test_an_aggregator_that_ran_out_of_memory_gets_a_larger_machine() -> None:
+    story = Story()
+    story.tell(requested())
+    for attempt in (1, 2):
+        command, *_ = story.tell(AggregatorExited(run="run-1", attempt=attempt, code=137, out_of_memory=True))
+        assert command.escalation == attempt
+    command, *_ = story.tell(AggregatorExited(run="run-1", attempt=3, code=1))
+    assert command.escalation == 2
+
+
+def _reason(story: Story) -> str:
+    state = story.world.run("run-1")
+    return views.run(state, publishing=False, version=None, matching=1, doing=lambda _: "").reason
 
 
 def test_crashes_are_counted_anew_after_each_closed_round() -> None:

@@ -104,7 +104,7 @@ async def _serve(
             TriggerApi(engine).routes(),
             EventApi(engine, lambda: EventLog(broker, SUBJECTS), executor).routes(),
             ParkedApi(reports, executor, engine).routes(),
-            IdentityApi(engine, None, ["eu"]).routes(),
+            IdentityApi(engine, None, ["eu"], {}).routes(),
             StorageApi(housekeeping).routes(),
             metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]

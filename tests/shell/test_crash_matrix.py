@@ -17,7 +17,7 @@ from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.run_services import RunStreams
 from fedtide.coordinator.adapters.starting import Starter
-from fedtide.coordinator.command_handlers import AggregatorExits, CommandHandlers
+from fedtide.coordinator.command_handlers import CommandHandlers
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.log.engine import Engine
@@ -136,9 +136,8 @@ async def coordinator(broker: FakeBroker, outside: Outside, ready: asyncio.Futur
     await engine.load()
     async with asyncio.TaskGroup() as group:
         await engine.take_over(CoordinatorElected(name="one"))
-        exits, presence = AggregatorExits(broker, SUBJECTS, engine), Presence(broker, SUBJECTS, engine, group)
+        presence = Presence(broker, SUBJECTS, engine, group)
         alarms, starter = Alarms(engine, group), Starter(engine, RunModels(broker, SUBJECTS))
-        assert exits is not None
         handlers = CommandHandlers(
             broker, SUBJECTS, engine, outside, starter, presence, alarms, None, RunStreams(broker, SUBJECTS, ["eu"])
         )
