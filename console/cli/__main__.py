@@ -26,6 +26,7 @@ from fedtide.console.cli.rollout_commands import rollouts_app
 from fedtide.console.cli.run_commands import rounds_app, runs_app
 from fedtide.console.cli.samples_commands import samples_app
 from fedtide.console.cli.trigger_commands import triggers_app
+from fedtide.console.cli.try_command import try_
 from fedtide.console.cli.why_command import why
 from fedtide.console.home import Home
 from fedtide.console.output import say
@@ -58,6 +59,7 @@ for command in (
     system_commands.coordinator,
 ):
     app.command()(command)
+app.command("try")(try_)
 app.add_typer(apps_app, name="app")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(identity_app, name="identity")

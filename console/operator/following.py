@@ -31,11 +31,16 @@ Seen = tuple[Object, frozenset[str]]
 
 
 class Following:
-    """Over one client and one stream of news for all resources."""
+    """Over one client and one stream of news for all resources. Made in the loop that it works in."""
 
     def __init__(self, api: AsyncClient, news: News) -> None:
         self._api = api
         self._news = news
+        self._loop = asyncio.get_running_loop()
+
+    def look_again(self, name: str) -> None:
+        """From any thread: what is about `name` is looked at soon."""
+        self._loop.call_soon_threadsafe(self._news.tell, frozenset({name}))
 
     async def ask(self, call: Call[T]) -> T:
         """Raises ApiError, ConfigError, TransientError as the client does."""

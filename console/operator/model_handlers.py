@@ -34,6 +34,7 @@ def register(registry: kopf.OperatorRegistry, client: Client, following: Followi
             write(patch, federated_model.refused(str(exc), body.status), body.status)
         else:
             write(patch, federated_model.accepted(spec, generation(body.metadata)), body.status)
+            following.look_again(spec.model)
 
     @kopf.daemon(GROUP, VERSION, MODELS, registry=registry, when=_is_in_force, cancellation_timeout=1.0)
     async def follow(body: kopf.Body, **_: Any) -> None:

@@ -17,7 +17,7 @@ from fedtide.fabric.errors import TransientError
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 10.0
+LOOK_EVERY_S = 3.0
 Discover = Callable[[], frozenset[str]]
 
 

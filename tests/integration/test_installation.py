@@ -47,6 +47,12 @@ def test_a_mistake_gets_one_line_that_helps_and_an_exit_code(
     assert done.stdout == ""
 
 
+def test_a_round_of_the_built_in_app_shows_that_nodes_train(installation: Installation) -> None:
+    done = installation.run("try", "--nodes", "region=eu")
+    assert done.returncode == 0 and "trained on 2 of 2 nodes" in done.stdout, done.stderr
+    assert "none of them with Flower" in installation.run("try", "--nodes", "region=mars").stdout
+
+
 def test_listings_come_as_table_json_and_yaml_without_colour(installation: Installation) -> None:
     nodes = installation.nodes()
     assert [n.name for n in nodes] == ["eu-1", "eu-2", "us-1", "us-2"]

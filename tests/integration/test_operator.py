@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fedtide.console import endpoints
+from fedtide.console.cli.try_command import LINE
 from fedtide.console.home import Home
 from fedtide.console.operator import resources
 from fedtide.console.operator.__main__ import health_endpoint
@@ -21,7 +22,7 @@ from fedtide.console.operator.resources import GROUP, MODELS, ROLLOUTS, RUNS, TR
 from fedtide.fabric.flower.app_files import bundle
 from fedtide.fabric.messages.views import RUN_ENDED
 from tests.cluster.api_server import ApiServer, Object
-from tests.conftest import APPS, EXAMPLES
+from tests.conftest import APPS
 from tests.integration.installation import Installation, until
 from tests.integration.releases import release
 
@@ -198,7 +199,7 @@ def test_a_model_trains_is_rolled_out_when_it_is_better_and_says_where_it_is(
     operated: Installation, server: ApiServer
 ) -> None:
     spec: Object = {
-        "train": {"app": _app(operated, EXAMPLES / "digits"), "rounds": 1},
+        "train": {"app": _app(operated, LINE), "rounds": 1},
         "triggers": [{"name": "more", "on": "com.example.more", "cooldownS": 0}],
         "rollOut": {"better": {"metric": "accuracy"}, "plan": {"canary": 1.0}},
     }
