@@ -73,6 +73,7 @@ def region(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write the files to")] = None,
     secret: Annotated[str, typer.Option(help="Print a Kubernetes Secret of this name instead")] = "",
     host: Annotated[list[str] | None, typer.Option(help="Name under which nodes reach the leaf; repeat")] = None,
+    values: Annotated[Path | None, typer.Option(help="Write what the edge chart needs to know into this file")] = None,
     rotate: Annotated[
         bool, typer.Option(help="Withdraw those before: the region is cut off until it has these")
     ] = False,
@@ -86,6 +87,11 @@ def region(
             write_secret(out / Path(file).name, text)
     else:
         typer.echo(_manifest(secret, made.files), nl=False)
+    if values is not None:
+        import yaml
+
+        values.write_text(yaml.safe_dump({"region": name, "hub": {"accounts": made.accounts}}))
+        return
     for account, key in made.accounts.items():
         typer.echo(f"hub.accounts.{account}: {key}", err=True)
 

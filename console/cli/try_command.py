@@ -48,6 +48,5 @@ def try_(
         raise TryFailed(f"{run} is not done after {timeout:.0f} s", f"See `fedtide why {run}`")
     if last.state != "completed":
         raise TryFailed(f"{run} {last.state}: {last.reason}", f"See `fedtide run show {run}`")
-    say(
-        f"{run}: a round was trained on {len(last.participants)} of {len(able)} nodes in {last.seconds or 0:.1f} s; line v{last.version}"
-    )
+    where = f"{len(last.participants)} of {len(able)} nodes in {last.seconds or 0:.1f} s"
+    say(f"{run}: a round was trained on {where}; line v{last.version}")

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from fedtide.coordinator.identity.installation_secrets import Files, complete
+from fedtide.fabric.cluster.connection import api_client
 from fedtide.fabric.errors import ConfigError
 
 _CONFLICT, _MISSING = 409, 404
@@ -94,10 +95,9 @@ def main() -> int:
     parser.add_argument("--regions", default="", help="Names of the regions, separated by commas")
     parser.add_argument("--servers", type=int, default=0, help="Of the hub; 0: it is not of this release")
     asked = parser.parse_args()
-    config.load_incluster_config()
     try:
         hosts, regions = asked.hosts.split(","), [name for name in asked.regions.split(",") if name]
-        api = client.CoreV1Api()
+        api = client.CoreV1Api(api_client())
         changed = keep(api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers)
     except ConfigError as exc:
         print(f"fedtide identity: {exc}", file=sys.stderr)

@@ -100,6 +100,8 @@ class HelmServer(ApiServer):
         with self._changed:
             old = self.objects.get(key)
             new = copy.deepcopy(body)
+            for name, text in new.pop("stringData", {}).items() if key[0] == "secrets" else ():
+                new.setdefault("data", {})[name] = base64.b64encode(text.encode()).decode()
             kept = {"generation": 1} if old is None else {k: old["metadata"][k] for k in ("uid", "generation")}
             new["metadata"].update(kept, **({"namespace": key[1]} if key[1] else {}))
             if old is not None:
@@ -113,6 +115,8 @@ class HelmServer(ApiServer):
     def _discovery(self, path: str) -> Object | None:
         words = [w for w in path.split("/") if w]
         versions = sorted({(group, version) for group, version, *_ in KINDS})
+        if words[:2] == ["openapi", "v2"]:
+            raise Refusal(404, "NotFound", "the server could not find the requested resource")
         if words == ["version"]:
             return {"major": "1", "minor": "37", "gitVersion": "v1.37.0"}
         if words[:2] == ["openapi", "v3"]:

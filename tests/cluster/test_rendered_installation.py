@@ -34,14 +34,14 @@ from tests.cluster.test_charts import CLOUD, EDGE, render
 from tests.conftest import APPS
 from tests.integration.installation import until
 
-LEAF_HOST = "ft-leaf.fl.svc"
-
 
 class Machine:
     """One machine that plays all nodes: `files` is where each pod's mounts are."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cloud: str = "ft", edge: str = "ft", namespace: str = "fl") -> None:
         self.folder = folder
+        self.cloud, self.edge, self.namespace = cloud, edge, namespace
+        self.leaf_host = f"{edge}-leaf.{namespace}.svc"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.api_server = ApiServer().__enter__()
         names = ("client", "leaf_port", "api", "leaf_client", "monitor", "leaf_monitor")
@@ -68,8 +68,8 @@ class Machine:
             "/etc/": f"{self.folder}/{pod}/etc/",
             "/data/": f"{self.folder}/{pod}/data/",
             "/var/lib/fedtide": f"{self.folder}/{pod}/lib",
-            "tls://ft-nats.fl.svc:4222": f"tls://127.0.0.1:{ports['client']}",
-            f"tls://{LEAF_HOST}:4222": f"tls://127.0.0.1:{ports['leaf_client']}",
+            f"tls://{self.cloud}-nats.{self.namespace}.svc:4222": f"tls://127.0.0.1:{ports['client']}",
+            f"tls://{self.leaf_host}:4222": f"tls://127.0.0.1:{ports['leaf_client']}",
             "tls://hub.example.com:7422": f"tls://127.0.0.1:{ports['leaf_port']}",
             "0.0.0.0:4222": f"127.0.0.1:{ports['client' if pod == 'hub' else 'leaf_client']}",
             "0.0.0.0:7422": f"127.0.0.1:{ports['leaf_port']}",
@@ -139,8 +139,8 @@ def included(secret: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def machine(folder: Path) -> Iterator[Machine]:
-    there = Machine(folder)
+def machine(folder: Path, *names: str) -> Iterator[Machine]:
+    there = Machine(folder, *names)
     try:
         yield there
     finally:
@@ -152,13 +152,20 @@ def config_maps(objects: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def start_cloud(there: Machine) -> Client:
-    files = config_maps(render(CLOUD, {"regions": ["eu"]}))
     own, servers = complete({}, {}, "default", ["localhost", "127.0.0.1", "ft-coordinator.fl.svc"], ["eu"])
+    return start_installed_cloud(there, render(CLOUD, {"regions": ["eu"]}), own, servers)
+
+
+def start_installed_cloud(
+    there: Machine, objects: list[dict[str, Any]], own: dict[str, str], servers: dict[str, str]
+) -> Client:
+    """Hub and coordinator as pods of what Helm has installed, with their two Secrets."""
+    files = config_maps(objects)
     (there.folder / "ca.crt").write_text(servers["ca.crt"])
     there.mount("hub", "etc/nats/config", {"nats.conf": files["nats.conf"], **included(servers)})
     there.mount("hub", "etc/nats/tls", servers)
     conf = there.folder / "hub/etc/nats/config/nats.conf"
-    there.hub = there.start("hub", nats_server(), "-c", str(conf), POD_NAME="ft-nats-0")
+    there.hub = there.start("hub", nats_server(), "-c", str(conf), POD_NAME=f"{there.cloud}-nats-0")
     there.own = own
     there.mount("cloud", "etc/fedtide/identity", own)
     there.mount("cloud", "etc/fedtide/tls", servers)
@@ -167,7 +174,7 @@ def start_cloud(there: Machine) -> Client:
         "coordinator",
         "fedtide.coordinator",
         str(config / "coordinator.json"),
-        FEDTIDE_COORDINATOR_NAME="ft-coordinator-x",
+        FEDTIDE_COORDINATOR_NAME=f"{there.cloud}-coordinator-x",
         FEDTIDE_ADVERTISE_URL=f"https://127.0.0.1:{there.ports['api']}",
     )
     there.environment |= {
@@ -181,14 +188,21 @@ def start_cloud(there: Machine) -> Client:
 
 
 def start_region(there: Machine, client: Client) -> None:
-    made = client.send(endpoints.region_credentials("eu", [LEAF_HOST, "127.0.0.1"]))
+    made = client.send(endpoints.region_credentials("eu", [there.leaf_host, "127.0.0.1"]))
     values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made.accounts}}
-    files = config_maps(render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2}}}))
-    secret = made.files
+    objects = render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2}}})
+    token = client.send(endpoints.create_join_token(TokenRequest(region="eu", uses=2))).token
+    start_installed_region(there, client, objects, made.files, token)
+
+
+def start_installed_region(
+    there: Machine, client: Client, objects: list[dict[str, Any]], secret: dict[str, str], token: str
+) -> None:
+    """A leaf, the collector and two nodes as pods of what Helm has installed in a region."""
+    files = config_maps(objects)
     there.mount("leaf", "etc/nats/config", {"nats.conf": files["nats.conf"], **included(secret)})
     there.mount("leaf", "etc/nats/region", secret)
     there.start("leaf", nats_server(), "-c", str(there.folder / "leaf/etc/nats/config/nats.conf"))
-    token = client.send(endpoints.create_join_token(TokenRequest(region="eu", uses=2))).token
     config = there.mount("workers", "etc/fedtide/config", {"collector.json": files["collector.json"]})
     there.mount("workers", "etc/fedtide/region", secret)
     there.python("collector", "fedtide.edge_agent.drift.collector", str(config / "collector.json"))
