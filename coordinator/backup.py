@@ -1,4 +1,4 @@
-"""`python -m fedtide.coordinator.backup save|restore CONFIG.json FILE`: an installation as a file, and back.
+"""`python -m fedtide.coordinator.backup save|restore CONFIG.json FILE|URL`: an installation as a file, and back.
 
 The log is copied before all else but the snapshot of it: blobs are stored before an event names them, and reports stay
 until the log has them. So what comes after the log is at least what it speaks of, as after a coordinator was away.
@@ -41,6 +41,7 @@ from fedtide.fabric.nats.backup_file import (
     opened,
     unpack_identity,
 )
+from fedtide.fabric.nats.backup_store import BackupStore, is_url
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.stream_copies import StreamCopy, copy_stream, put_stream
@@ -132,6 +133,19 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(about, io.BytesIO(data))
 
 
+async def has_log(config: CoordinatorConfig) -> bool:
+    """Whether the hub holds a log.
+
+    Raises:
+        BrokerUnavailable: no hub.
+    """
+    broker = await _connect(config)
+    try:
+        return await broker.has_stream(EVENTS) and await broker.last_sequence(EVENTS) > 0
+    finally:
+        await broker.close()
+
+
 async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Contents:
     """Put a backup into a hub that runs and that no coordinator uses; it takes effect when one starts.
 
@@ -217,21 +231,53 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fedtide backup")
     parser.add_argument("verb", choices=["save", "restore"])
     parser.add_argument("config", type=Path)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", help="A file, or a URL of an object store; one that ends with / is a place for many")
     parser.add_argument("--replace", action="store_true")
+    parser.add_argument("--if-empty", action="store_true", help="Do nothing if the hub holds a log")
+    parser.add_argument("--keep", type=int, help="So many of the newest backups in the place")
     asked = parser.parse_args()
     logs.to_stderr()
     try:
         config = load(asked.config)
-        if asked.verb == "save":
-            found = asyncio.run(save(config, asked.file))
-        else:
-            found = asyncio.run(restore(config, asked.file, replace=asked.replace))
+        with tempfile.TemporaryDirectory(dir=_scratch(config, asked.file)) as scratch:
+            said = (
+                _save(config, asked, Path(scratch)) if asked.verb == "save" else _restore(config, asked, Path(scratch))
+            )
     except FedtideError as exc:
         print(exc, file=sys.stderr)
         return exc.exit_code
-    print(f"{asked.file}: {found.events} events, {len(found.streams)} streams, of {found.at}")
+    print(said)
     return 0
+
+
+def _scratch(config: CoordinatorConfig, target: str) -> Path | None:
+    """Where the file lies on its way to or from a store: there is room."""
+    if is_url(target):
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        return config.data_dir
+    return None
+
+
+def _save(config: CoordinatorConfig, asked: argparse.Namespace, scratch: Path) -> str:
+    if not is_url(asked.file):
+        return _about(asked.file, asyncio.run(save(config, Path(asked.file))))
+    store, file = BackupStore(asked.file), scratch / "backup.tar"
+    contents = asyncio.run(save(config, file))
+    return _about(store.put(file, asked.keep), contents)
+
+
+def _restore(config: CoordinatorConfig, asked: argparse.Namespace, scratch: Path) -> str:
+    if asked.if_empty and asyncio.run(has_log(config)):
+        return "the hub holds a log: nothing to do"
+    named, file = asked.file, Path(asked.file)
+    if is_url(asked.file):
+        file = scratch / "backup.tar"
+        named = BackupStore(asked.file).fetch(file)
+    return _about(named, asyncio.run(restore(config, file, replace=asked.replace)))
+
+
+def _about(named: str, found: Contents) -> str:
+    return f"{named}: {found.events} events, {len(found.streams)} streams, of {found.at}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 from fedtide.console.home import Home
 from fedtide.console.output import say
 from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.nats.backup_store import BackupStore, is_url
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="The coordinator's configuration; default: that of `fedtide up`")
@@ -27,15 +29,16 @@ class BackupFailed(FedtideError):
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="Where it is written; whoever can read it is the coordinator")],
+    file: Annotated[str, typer.Argument(help="A file, or s3://BUCKET/FOLDER/; whoever reads it is the coordinator")],
     config: Config = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Remove older ones from a URL that ends with /")] = None,
 ) -> None:
     """Copy a running installation into one file: log, registry, releases, runs, identities. Not what regions cache."""
-    _run("save", config or _own_config(), file)
+    _run("save", config or _own_config(), file, *(["--keep", str(keep)] if keep else []))
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="A backup", exists=True)],
+    file: Annotated[str, typer.Argument(help="A backup: a file or a URL; the newest, if it ends with /")],
     config: Config = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete the log that the hub holds")] = False,
     at_rest_key: Annotated[Path | None, typer.Option(help="As for `fedtide up`")] = None,
@@ -47,7 +50,12 @@ def restore(
         return
     from fedtide.console.embedded.restoring import restore_home
 
-    restore_home(Home.find(), file.absolute(), lambda made: _run("restore", made, file, *more), at_rest_key)
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(file).absolute()
+        if is_url(file):
+            local = Path(scratch) / "backup.tar"
+            BackupStore(file).fetch(local)
+        restore_home(Home.find(), local, lambda made: _run("restore", made, str(local), *more), at_rest_key)
 
 
 def _own_config() -> Path:
@@ -56,8 +64,9 @@ def _own_config() -> Path:
     return home.root / "config" / "coordinator.json"
 
 
-def _run(verb: str, config: Path, file: Path, *more: str) -> None:
-    command = [sys.executable, "-m", "fedtide.coordinator.backup", verb, str(config), str(file.absolute()), *more]
+def _run(verb: str, config: Path, target: str, *more: str) -> None:
+    named = target if is_url(target) else str(Path(target).absolute())
+    command = [sys.executable, "-m", "fedtide.coordinator.backup", verb, str(config), named, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]

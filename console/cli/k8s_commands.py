@@ -64,10 +64,35 @@ def status(part: Which = Part.cloud, namespace: Namespace = "fedtide", name: Nam
 
 
 @k8s_app.command("uninstall")
-def uninstall(part: Which = Part.cloud, namespace: Namespace = "fedtide", name: Name = "") -> None:
-    """Remove a release. Secrets of its identities, custom resources and volumes stay."""
-    _helm("uninstall", name or _NAMES[part], "-n", namespace, "--wait")
-    typer.echo("kept: Secrets of identities, custom resources, volumes (docs/kubernetes.md says how to remove them)")
+def uninstall(
+    part: Which = Part.cloud,
+    namespace: Namespace = "fedtide",
+    name: Name = "",
+    purge: Annotated[bool, typer.Option("--purge", help="Remove what stays, too: it cannot be brought back")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
+    context: Annotated[str, typer.Option(help="Of the kubeconfig; default: the current one")] = "",
+) -> None:
+    """Remove a release. Secrets of its identities, custom resources and volumes stay, unless they are purged."""
+    try:
+        from fedtide.console.cli import release_remains
+        from fedtide.fabric.cluster.connection import api_client
+    except ImportError as exc:
+        raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
+    api, release = api_client(context or None), name or _NAMES[part]
+    _helm("uninstall", release, "-n", namespace, "--wait", "--ignore-not-found", *_of(context))
+    look = release_remains.of_cloud if part is Part.cloud else release_remains.of_edge
+    remains = look(api, namespace, release)
+    for each in remains:
+        typer.echo(f"stays: {each.kind} {each.name} ({each.what})")
+    if part is Part.edge:
+        typer.echo("stays: what agents keep on their machines, in agent.dataPath")
+    if not remains or not purge:
+        return
+    if not yes:
+        typer.confirm(f"Remove these {len(remains)} for good?", abort=True)
+    for each in remains:
+        release_remains.remove(api, namespace, each)
+    typer.echo(f"removed {len(remains)}")
 
 
 @k8s_app.command("bundle")
@@ -124,6 +149,10 @@ def doctor(
     show_rows([asdict(f) for f in findings], output)
     if any(f.outcome == "missing" for f in findings):
         raise typer.Exit(1)
+
+
+def _of(context: str) -> list[str]:
+    return ["--kube-context", context] if context else []
 
 
 def _helm(*arguments: str) -> None:

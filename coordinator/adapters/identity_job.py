@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import base64
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client
@@ -17,7 +20,9 @@ from kubernetes.client.exceptions import ApiException
 
 from fedtide.coordinator.identity.installation_secrets import Files, complete
 from fedtide.fabric.cluster.connection import api_client
-from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.nats.backup_file import identity_in, opened
+from fedtide.fabric.nats.backup_store import BackupStore
 
 _CONFLICT, _MISSING = 409, 404
 
@@ -28,12 +33,20 @@ look at what is installed: the hook can."""
 
 
 def keep(
-    api: Any, namespace: str, name: str, tenant: str, hosts: list[str], regions: list[str], servers: int = 0
+    api: Any,
+    namespace: str,
+    name: str,
+    tenant: str,
+    hosts: list[str],
+    regions: list[str],
+    servers: int = 0,
+    restored: Callable[[], Files] = dict,
 ) -> list[str]:
     """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
 
     Args:
         servers: of the hub; 0: it is not of this release.
+        restored: the identity of a backup, for an installation that has none.
 
     Raises:
         ApiException: the API server refuses.
@@ -49,7 +62,8 @@ def keep(
             "streams would be lost",
             f"Install a second release and move. If the hub's volumes are gone, remove {SERVERS} from {names[1]}",
         )
-    wanted = complete(found[0] or {}, found[1] or {}, tenant, hosts, regions)
+    own = found[0] if found[0] is not None else restored()
+    wanted = complete(own, found[1] or {}, tenant, hosts, regions)
     if servers:
         wanted[1][SERVERS] = str(servers)
     changed = []
@@ -58,6 +72,14 @@ def keep(
             _write(api, namespace, secret, new, exists=old is not None)
             changed.append(secret)
     return changed
+
+
+def _identity_of(url: str) -> Files:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "backup.tar"
+        BackupStore(url).fetch(file)
+        with opened(file) as (archive, _):
+            return dict(identity_in(archive))
 
 
 def _read(api: Any, namespace: str, name: str) -> Files | None:
@@ -94,12 +116,14 @@ def main() -> int:
     parser.add_argument("--hosts", required=True, help="Names and addresses of the servers, separated by commas")
     parser.add_argument("--regions", default="", help="Names of the regions, separated by commas")
     parser.add_argument("--servers", type=int, default=0, help="Of the hub; 0: it is not of this release")
+    parser.add_argument("--restore", default="", help="URL of a backup: its identity goes before a new one")
     asked = parser.parse_args()
     try:
         hosts, regions = asked.hosts.split(","), [name for name in asked.regions.split(",") if name]
         api = client.CoreV1Api(api_client())
-        changed = keep(api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers)
-    except ConfigError as exc:
+        restored = partial(_identity_of, asked.restore) if asked.restore else dict
+        changed = keep(api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers, restored)
+    except FedtideError as exc:
         print(f"fedtide identity: {exc}", file=sys.stderr)
         return exc.exit_code
     except ApiException as exc:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from kubernetes import client, config
 
 from fedtide.fabric.errors import ConfigError
@@ -19,7 +21,8 @@ def api_client(context: str | None = None) -> client.ApiClient:
         try:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
-            config.load_kube_config(context=context, client_configuration=settings)
+            # Named here: the library looks at the variable once, when it is imported.
+            config.load_kube_config(os.environ.get("KUBECONFIG"), context, client_configuration=settings)
     except config.ConfigException as exc:
         raise ConfigError("kubernetes", str(exc), "Set KUBECONFIG, or run in a cluster") from exc
     return client.ApiClient(settings)

@@ -28,6 +28,7 @@ KINDS = [
     ("apps", "v1", "statefulsets", "StatefulSet", True),
     ("apps", "v1", "daemonsets", "DaemonSet", True),
     ("batch", "v1", "jobs", "Job", True),
+    ("batch", "v1", "cronjobs", "CronJob", True),
     ("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", True),
     ("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", True),
     ("networking.k8s.io", "v1", "ingresses", "Ingress", True),

@@ -45,6 +45,8 @@ def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
             yield name, body["spec"]
         elif "template" in body.get("spec", {}):
             yield name, body["spec"]["template"]["spec"]
+        elif "jobTemplate" in body.get("spec", {}):
+            yield name, body["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f"{f.parents[1].name}-{f.stem}")

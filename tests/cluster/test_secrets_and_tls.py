@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import os
 import ssl
+import subprocess
+import sys
+import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +22,7 @@ from fedtide.console import endpoints
 from fedtide.console.client import ApiError, Client
 from fedtide.console.embedded.plan import free_ports
 from fedtide.console.servers import Servers
+from fedtide.coordinator.adapters import identity_job
 from fedtide.coordinator.adapters.identity_job import keep
 from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
@@ -24,10 +31,12 @@ from fedtide.coordinator.identity.certificates import is_good
 from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, complete
 from fedtide.edge_agent.identity.cluster_node import describe
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError
-from fedtide.fabric.nats.authority import COORDINATOR, OPERATOR, TRUST
+from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, TRUST
+from fedtide.fabric.nats.backup_file import CONTENTS, Contents
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from tests.cluster.api_server import ApiServer, Object
+from tests.cluster.helm_server import HelmServer
 from tests.conftest import NatsServer
 
 HOSTS = ["localhost", "127.0.0.1"]
@@ -63,6 +72,32 @@ def test_the_hook_refuses_another_number_of_servers_and_changes_nothing() -> Non
         with pytest.raises(ConfigError, match=r"is 3 where 1 are installed.*second release.*hub-servers"):
             keep(api, "fl", "ft", "default", [*HOSTS, "more"], ["eu"], 3)
         assert server.one("secrets", "ft-servers")["data"] == before
+
+
+def test_an_installation_without_an_identity_takes_that_of_a_backup(tmp_path: Path) -> None:
+    lost, _ = complete({}, {}, "default", HOSTS, ["eu"])
+    with tarfile.open(tmp_path / "fedtide-20260101T000000Z.tar", "w") as archive:
+        contents = Contents(at="2026-01-01", tenant="default", regions=["eu"], epoch="", events=1, streams=[])
+        kept = {f"identity/{name}": text for name, text in lost.items() if name != OPERATOR}
+        for name, text in {**kept, CONTENTS: contents.model_dump_json()}.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(text)
+            archive.addfile(about, io.BytesIO(text.encode()))
+    with ApiServer() as server:
+        (tmp_path / "kubeconfig").write_text(HelmServer.kubeconfig(server))
+        command = [sys.executable, "-m", identity_job.__name__, "--namespace", "fl", "--name", "ft"]
+        command += ["--hosts", ",".join(HOSTS), "--regions", "eu", "--restore", f"file://{tmp_path}/"]
+        for changed in ("ft-identity, ft-servers", "nothing"):
+            done = subprocess.run(
+                command,
+                env={**os.environ, "KUBECONFIG": str(tmp_path / "kubeconfig")},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert f"changed: {changed}" in done.stdout, done.stderr
+        made = {k: base64.b64decode(v).decode() for k, v in server.one("secrets", "ft-identity")["data"].items()}
+        assert {name: made[name] for name in (FILE, API_TOKEN)} == {name: lost[name] for name in (FILE, API_TOKEN)}
 
 
 def test_the_hook_leaves_what_is_there_alone() -> None:

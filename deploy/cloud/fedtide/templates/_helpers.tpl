@@ -82,3 +82,38 @@ imagePullSecrets:
 {{- if hasSuffix "Gi" $size }}{{ mul (trimSuffix "Gi" $size | int) 900 }}MB{{ else if hasSuffix "Ti" $size }}{{ mul (trimSuffix "Ti" $size | int) 900 }}GB{{ else }}{{ fail (printf "nats.storage.size %q: give it in Gi or Ti" $size) }}{{ end }}
 {{- end }}
 {{- define "fedtide.monitorHost" -}}{{ if or .Values.networkPolicy.monitorFrom (and .Values.regionalAggregators.enabled .Values.regionalAggregators.keda.enabled) }}0.0.0.0{{ else }}127.0.0.1{{ end }}{{- end }}
+{{- define "fedtide.coordinatorMounts" }}
+- {name: config, mountPath: /etc/fedtide/config, readOnly: true}
+- {name: identity, mountPath: /etc/fedtide/identity, readOnly: true}
+- {name: tls, mountPath: /etc/fedtide/tls, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+{{- end }}
+{{- define "fedtide.coordinatorVolumes" -}}
+{{- $name := include "fedtide.name" . -}}
+- name: config
+  configMap: {name: {{ $name }}-coordinator}
+- name: identity
+  secret:
+    secretName: {{ $name }}-identity
+    defaultMode: 0440
+    items:
+      - {key: authority.json, path: authority.json}
+      - {key: coordinator.creds, path: coordinator.creds}
+      - {key: system.creds, path: system.creds}
+      - {key: api-token, path: api-token}
+      - {key: ca.crt, path: ca.crt}
+      - {key: ca.key, path: ca.key}
+- name: tls
+  secret:
+    secretName: {{ include "fedtide.tlsSecret" . | trim }}
+    defaultMode: 0440
+    items:
+      - {key: ca.crt, path: ca.crt}
+      - {key: tls.crt, path: tls.crt}
+      - {key: tls.key, path: tls.key}
+{{- end }}
+{{- define "fedtide.storeSecret" -}}
+{{- with .Values.backup.secret }}
+envFrom: [{secretRef: {name: {{ . }}}}]
+{{- end }}
+{{- end }}
