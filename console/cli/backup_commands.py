@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import typer
 
 from fedtide.console.home import Home
 from fedtide.console.output import say
-from fedtide.fabric.errors import FedtideError
+from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.nats.backup_store import BackupStore, is_url
 
 Config = Annotated[
@@ -65,10 +66,22 @@ def _own_config() -> Path:
 
 
 def _run(verb: str, config: Path, target: str, *more: str) -> None:
-    named = target if is_url(target) else str(Path(target).absolute())
+    named = target if is_url(target) else str(_checked(verb, Path(target).absolute()))
     command = [sys.executable, "-m", "fedtide.coordinator.backup", verb, str(config), named, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
         raise BackupFailed(said[-1], done.returncode)
     say(done.stdout.strip())
+
+
+def _checked(verb: str, file: Path) -> Path:
+    """Raises ConfigError for a file that cannot be read or written: before a process is started for it."""
+    try:
+        if verb == "restore" and not file.is_file():
+            raise ConfigError(str(file), "is no file", "Name a backup: a file, or a URL of an object store")
+        if verb == "save" and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+            raise ConfigError(str(file), "cannot be written", "Name a file in a folder that is there")
+    except (OSError, ValueError) as exc:
+        raise ConfigError("file", f"is no name of a file: {exc}") from exc
+    return file

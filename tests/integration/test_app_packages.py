@@ -41,6 +41,7 @@ def test_a_run_whose_app_no_node_can_have_is_refused_at_once(installation: Insta
     assert "has no tidetable==1.0" in done.stderr and "--with-wheels" in done.stderr
 
 
+@pytest.mark.slow
 def test_wheels_travel_with_apps_and_versions_do_not_meet(
     installation: Installation, tmp_path: Path, wheels: Path
 ) -> None:

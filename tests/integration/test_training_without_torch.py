@@ -98,6 +98,7 @@ def test_nodes_without_torch_and_with_it_end_at_the_same_model(without_torch: In
         assert values[0] == pytest.approx(values[1], rel=1e-4), key
 
 
+@pytest.mark.slow
 def test_an_app_without_a_bundle_is_refused_with_the_remedy(without_torch: Installation) -> None:
     view = without_torch.train(APPS / "mean", "--rounds", "1", "--nodes", "region=eu")
     refusals = str(view)

@@ -297,6 +297,7 @@ async def test_a_log_that_ends_before_its_snapshot_is_not_led(nats: FakeNats, br
         await Running(nats.connect()).engine.load()
 
 
+@pytest.mark.looptime
 async def test_a_take_over_waits_for_a_broker_that_is_away_and_does_not_forget_the_snapshot(
     nats: FakeNats, broker: FakeBroker, running: Running
 ) -> None:
@@ -376,7 +377,7 @@ async def test_an_event_on_which_a_reducer_fails_is_refused_and_leaves_nothing(
 ) -> None:
     await running.engine.submit(requested())
 
-    def fails(event: Event, nodes: object) -> list[object]:
+    def fails(event: Event, *_: object) -> list[object]:
         if event.data.kind == "node.joined":
             raise OverflowError("date value out of range")
         return []

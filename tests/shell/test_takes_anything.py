@@ -239,7 +239,11 @@ def lines(command: click.Command, value: str, chance: random.Random) -> Iterator
             yield [f"{option.opts[-1]}={given}", "--", *plain]
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow) if p == ("backup",) else p for p in COMMANDS],  # a process for each value
+    ids=" ".join,
+)
 def test_no_command_breaks_on_an_argument(
     home: Path, capsys: pytest.CaptureFixture[str], path: tuple[str, ...]
 ) -> None:
