@@ -33,6 +33,10 @@ from tests.cluster.api_server import ApiServer
 from tests.cluster.test_charts import CLOUD, EDGE, render
 from tests.conftest import APPS
 from tests.integration.installation import until
+from tests.quiet.test_nothing_calls_home import GUARD
+
+NO_HOME = "/proc/no-home"
+"""A pod's home: nothing can be written there, by whomever."""
 
 
 class Machine:
@@ -46,7 +50,16 @@ class Machine:
         self.api_server = ApiServer().__enter__()
         names = ("client", "leaf_port", "api", "leaf_client", "monitor", "leaf_monitor")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig")}
+        self.quiet_log = folder / "quiet.log"
+        (folder / "tmp").mkdir()
+        self.environment = {
+            **os.environ,
+            "KUBECONFIG": str(folder / "kubeconfig"),
+            "HOME": NO_HOME,
+            "TMPDIR": str(folder / "tmp"),
+            "PYTHONPATH": str(GUARD),
+            "QUIET_LOG": str(self.quiet_log),
+        }
         (folder / "kubeconfig").write_text(json.dumps(self._kubeconfig()))
         self.hub: subprocess.Popen[bytes]
         self.own: dict[str, str] = {}
@@ -145,6 +158,7 @@ def machine(folder: Path, *names: str) -> Iterator[Machine]:
         yield there
     finally:
         there.stop()
+    assert not there.quiet_log.exists(), there.quiet_log.read_text()
 
 
 def config_maps(objects: list[dict[str, Any]]) -> dict[str, str]:

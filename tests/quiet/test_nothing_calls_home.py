@@ -13,7 +13,8 @@ GUARD = Path(__file__).parent / "guard"
 
 
 @pytest.mark.slow  # the demo takes a minute
-def test_the_demo_writes_outside_its_folder_nothing_and_calls_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", ["flower", "onnx"])
+def test_the_demo_writes_outside_its_folder_nothing_and_calls_nobody(tmp_path: Path, train: str) -> None:
     home, log = tmp_path / "home", tmp_path / "log"
     home.mkdir()
     env = {**os.environ, "HOME": str(home), "QUIET_LOG": str(log), "PYTHONPATH": str(GUARD), "TMPDIR": str(tmp_path)}
@@ -25,7 +26,7 @@ def test_the_demo_writes_outside_its_folder_nothing_and_calls_nobody(tmp_path: P
         "FLWR_TELEMETRY_ENABLED",
     ):
         env.pop(name, None)
-    command = [sys.executable, "-m", "fedtide.console.cli", "demo"]
+    command = [sys.executable, "-m", "fedtide.console.cli", "demo", "--train", train]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [str(f) for f in home.rglob("*") if f.is_file()] == []

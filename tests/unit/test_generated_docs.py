@@ -9,7 +9,9 @@ from types import ModuleType
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted(page for page in DOCS.glob("*.md") if "<!-- generated" in page.read_text(encoding="utf-8"))
+CHARTS = DOCS.parent / "deploy"
+ALL = [*sorted(DOCS.glob("*.md")), CHARTS / "cloud/fedtide/README.md", CHARTS / "k3s/fedtide-edge/README.md"]
+PAGES = [page for page in ALL if "<!-- generated" in page.read_text(encoding="utf-8")]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.name}")
 def test_a_page_is_as_it_is_generated(page: Path, generate: ModuleType) -> None:
     text = page.read_text(encoding="utf-8")
     assert generate.generated(text) == text, "run `make docs`"
