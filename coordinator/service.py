@@ -35,6 +35,7 @@ from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.coordinator.command_handlers import AggregatorReports, CommandHandlers
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.executor import Executor
+from fedtide.coordinator.identity import installation_secrets
 from fedtide.coordinator.launch.launcher import CredentialsOf, Launcher
 from fedtide.coordinator.launch.local import RUN_FOLDERS, LocalLauncher
 from fedtide.coordinator.log.engine import Engine
@@ -50,7 +51,7 @@ from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import CoordinatorElected
 from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM_CREDENTIALS, Authority
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.process.retry import until_done
@@ -189,13 +190,14 @@ async def _work(
         group.create_task(schedules.keep(engine), name="schedules")
         group.create_task(housekeeping.run(), name="housekeeping")
         tracking = RunTracking(engine, Distribution(broker, subjects), config.tracking, config.data_dir)
+        more_warnings = lambda: [*tracking.warnings(), *_ending_credentials(config)]  # noqa: E731
         group.create_task(tracking.keep(), name="tracking")
         storage = StorageApi(housekeeping)
         events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()
         questions = NodeQuestions(broker, subjects)
         routes = [
-            ModelApi(broker, subjects, engine, housekeeping, tracking.warnings).routes(),
+            ModelApi(broker, subjects, engine, housekeeping, more_warnings).routes(),
             FleetApi(engine, presence, questions).routes(),
             RunApi(engine, presence, starter, RunLogs(broker, subjects), questions).routes(),
             RolloutApi(broker, subjects, engine, starter).routes(),
@@ -210,6 +212,12 @@ async def _work(
         await asyncio.Event().wait()
     finally:
         await launcher.close()
+
+
+def _ending_credentials(config: CoordinatorConfig) -> list[str]:
+    if config.identity_dir is None:
+        return []
+    return installation_secrets.warnings(Credentials.load(config.identity_dir / COORDINATOR))
 
 
 def marks_of(config: CoordinatorConfig) -> Marks:

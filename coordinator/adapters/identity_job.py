@@ -1,7 +1,8 @@
 """`python -m fedtide.coordinator.adapters.identity_job`: what a Helm hook runs before an install or upgrade.
 
 Creates the installation's Secrets if they are missing, and renews certificates before they expire. What
-exists is kept: a new authority would have to be installed on every node.
+exists is kept: a new authority would have to be installed on every node. On a schedule (`--renew-days`) it renews all
+that may be renewed without that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from kubernetes.client.exceptions import ApiException
 
 from fedtide.coordinator.identity.installation_secrets import Files, complete
 from fedtide.fabric.cluster.connection import api_client
+from fedtide.fabric.cluster.restarts import restart
 from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.nats.backup_file import identity_in, opened
 from fedtide.fabric.nats.backup_store import BackupStore
@@ -41,12 +43,14 @@ def keep(
     regions: list[str],
     servers: int = 0,
     restored: Callable[[], Files] = dict,
+    renew_for_s: float | None = None,
 ) -> list[str]:
     """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
 
     Args:
         servers: of the hub; 0: it is not of this release.
         restored: the identity of a backup, for an installation that has none.
+        renew_for_s: as of `complete`.
 
     Raises:
         ApiException: the API server refuses.
@@ -63,7 +67,7 @@ def keep(
             f"Install a second release and move. If the hub's volumes are gone, remove {SERVERS} from {names[1]}",
         )
     own = found[0] if found[0] is not None else restored()
-    wanted = complete(own, found[1] or {}, tenant, hosts, regions)
+    wanted = complete(own, found[1] or {}, tenant, hosts, regions, renew_for_s)
     if servers:
         wanted[1][SERVERS] = str(servers)
     changed = []
@@ -117,12 +121,18 @@ def main() -> int:
     parser.add_argument("--regions", default="", help="Names of the regions, separated by commas")
     parser.add_argument("--servers", type=int, default=0, help="Of the hub; 0: it is not of this release")
     parser.add_argument("--restore", default="", help="URL of a backup: its identity goes before a new one")
+    parser.add_argument("--renew-days", type=float, help="Renew certificate and credentials, which then end after this")
+    parser.add_argument("--restart", action="append", default=[], help="KIND/NAME that gets new pods then; repeat")
     asked = parser.parse_args()
     try:
         hosts, regions = asked.hosts.split(","), [name for name in asked.regions.split(",") if name]
         api = client.CoreV1Api(api_client())
         restored = partial(_identity_of, asked.restore) if asked.restore else dict
-        changed = keep(api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers, restored)
+        renew_for_s = asked.renew_days * 86400 if asked.renew_days else None
+        changed = keep(
+            api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers, restored, renew_for_s
+        )
+        restarted = restart(api.api_client, asked.namespace, asked.restart)
     except FedtideError as exc:
         print(f"fedtide identity: {exc}", file=sys.stderr)
         return exc.exit_code
@@ -130,7 +140,7 @@ def main() -> int:
         remedy = "The hook's service account needs to get, create and patch Secrets here"
         print(f"fedtide identity: the API server says {exc.status} {exc.reason}. {remedy}", file=sys.stderr)
         return 1
-    print(f"changed: {', '.join(changed) or 'nothing'}")
+    print(f"changed: {', '.join(changed) or 'nothing'}; restarted: {', '.join(restarted) or 'nothing'}")
     return 0
 
 

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from fedtide.coordinator.identity import certificates
-from fedtide.fabric.nats.authority import AT_REST, FILE, OPERATOR, TRUST, Authority
+from fedtide.fabric.nats.authority import AT_REST, COORDINATOR, FILE, OPERATOR, TRUST, Authority
+from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.subjects import HUB_REGION
 
 API_TOKEN = "api-token"  # noqa: S105  # the name of a file
 CA_CERT, CA_KEY = "ca.crt", "ca.key"
 CERT, KEY = "tls.crt", "tls.key"
 
+RENEWED_AT = 0.5
+"""Of the lifetime of the coordinators' credentials, if they have one."""
+
 Files = dict[str, str]
 
 
 def complete(
-    own: Mapping[str, str], shared: Mapping[str, str], tenant: str, hosts: Sequence[str], regions: Sequence[str]
+    own: Mapping[str, str],
+    shared: Mapping[str, str],
+    tenant: str,
+    hosts: Sequence[str],
+    regions: Sequence[str],
+    renew_for_s: float | None = None,
 ) -> tuple[Files, Files]:
-    """The existing files, completed and with soon expiring certificates renewed; an authority is never replaced.
+    """The existing files, completed and with what expires soon renewed; an authority is never replaced.
 
     One of a version before 0.2 is brought to this one: the streams stay, all credentials become void.
 
@@ -31,6 +41,7 @@ def complete(
         shared: what servers know.
         hosts: names and addresses under which servers are reached; the first names the certificate.
         regions: those that take part; servers learn their accounts.
+        renew_for_s: renew certificate and credentials in any case; the credentials expire after this.
     """
     own, shared = dict(own), dict(shared)
     if FILE not in own:
@@ -40,6 +51,8 @@ def complete(
         own |= migrated.files(regions)
     authority = Authority.parse(own[FILE].encode())
     own[TRUST] = authority.trust(regions)
+    if (lifetime_s := renew_for_s or _lifetime_of_ending(own)) is not None:
+        own |= authority.of_coordinators(lifetime_s)
     own.setdefault(API_TOKEN, secrets.token_urlsafe(32))
     if CA_KEY not in own:
         own[CA_CERT], own[CA_KEY] = certificates.authority("fedtide")
@@ -48,6 +61,22 @@ def complete(
     shared[CA_CERT] = own[CA_CERT]
     shared[TRUST] = own[TRUST]
     shared[AT_REST] = authority.at_rest(HUB_REGION)
-    if CERT not in shared or not certificates.is_good(shared[CERT], hosts):
+    if renew_for_s is not None or CERT not in shared or not certificates.is_good(shared[CERT], hosts):
         shared[CERT], shared[KEY] = certificates.server(shared[CA_CERT], own[CA_KEY], hosts, connects=True)
     return own, shared
+
+
+def warnings(held: Credentials) -> list[str]:
+    """What to say of the coordinators' credentials: nobody has renewed them when they should have been."""
+    if held.lifetime_left > RENEWED_AT / 2:
+        return []
+    ends = datetime.fromtimestamp(held.expires, UTC)
+    return [f"the coordinators' credentials end on {ends:%Y-%m-%d}: see the rotation's Jobs, or upgrade the release"]
+
+
+def _lifetime_of_ending(own: Mapping[str, str]) -> float | None:
+    """How long the coordinators' credentials were good for, if half of that is over; None: it is not, or never."""
+    if COORDINATOR not in own:
+        return None
+    held = Credentials.parse(own[COORDINATOR])
+    return held.lifetime_s if held.lifetime_left < RENEWED_AT else None

@@ -142,11 +142,13 @@ class Authority:
             write_secret(folder / name, files[name])
 
     def files(self, regions: Sequence[str]) -> dict[str, str]:
+        return {FILE: self._kept.model_dump_json(), TRUST: self.trust(regions), **self.of_coordinators()}
+
+    def of_coordinators(self, lifetime_s: float | None = None) -> dict[str, str]:
+        """New credentials of coordinators, by file; those before stay good until they expire."""
         return {
-            FILE: self._kept.model_dump_json(),
-            TRUST: self.trust(regions),
-            COORDINATOR: self.credentials(CORE, permissions.COORDINATOR, "coordinator").text,
-            SYSTEM_CREDENTIALS: self.credentials(SYSTEM, SYSTEM, "coordinator").text,
+            COORDINATOR: self.credentials(CORE, permissions.COORDINATOR, "coordinator", lifetime_s=lifetime_s).text,
+            SYSTEM_CREDENTIALS: self.credentials(SYSTEM, SYSTEM, "coordinator", lifetime_s=lifetime_s).text,
         }
 
     def public(self, account: str) -> str:

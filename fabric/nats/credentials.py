@@ -59,6 +59,12 @@ class Credentials:
         return float(nats_jwt.read(self.jwt).get("exp") or "inf")
 
     @property
+    def lifetime_s(self) -> float | None:
+        """From their issue to their end, in seconds; None: they do not end."""
+        claims = nats_jwt.read(self.jwt)
+        return float(claims["exp"]) - float(claims["iat"]) if claims.get("exp") else None
+
+    @property
     def lifetime_left(self) -> float:
         """Share of their lifetime that is left: 1 when new, 0 or less when expired."""
         claims = nats_jwt.read(self.jwt)

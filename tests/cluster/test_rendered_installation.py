@@ -15,6 +15,8 @@ import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +65,7 @@ class Machine:
         (folder / "kubeconfig").write_text(json.dumps(self._kubeconfig()))
         self.hub: subprocess.Popen[bytes]
         self.own: dict[str, str] = {}
+        self.servers: dict[str, str] = {}
 
     def _kubeconfig(self) -> dict[str, Any]:
         return {
@@ -110,6 +113,22 @@ class Machine:
     def python(self, name: str, module: str, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
         return self.start(name, sys.executable, "-m", module, *arguments, **more)
 
+    def start_coordinator(self, config: Path) -> None:
+        self.coordinator = self.python(
+            "coordinator",
+            "fedtide.coordinator",
+            str(config),
+            FEDTIDE_COORDINATOR_NAME=f"{self.cloud}-coordinator-x",
+            FEDTIDE_ADVERTISE_URL=f"https://127.0.0.1:{self.ports['api']}",
+        )
+
+    def fedtide(self, *arguments: str) -> str:
+        """What a command prints; it must succeed."""
+        command = [shutil.which("fedtide", path=Path(sys.executable).parent) or "fedtide", *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     def play_kubelet(self) -> None:
         """The pod of every Job, as a process; what becomes of it is written into the Job."""
 
@@ -120,12 +139,12 @@ class Machine:
             (container,) = job["spec"]["template"]["spec"]["containers"]
             secret = self.api_server.one("secrets", name)["data"]
             files = {k: base64.b64decode(v).decode() for k, v in secret.items()}
-            files["config.json"] = files["config.json"].replace('"/work"', f'"{self.folder}/job/work"')
-            self.mount("job", "etc/fedtide/run", files)
-            self.mount("job", "etc/fedtide/tls", {"ca.crt": self.ca})
-            (self.folder / "job" / "work").mkdir()
-            argument = self.here(container["args"][0], "job")
-            code = self.python("aggregator", "fedtide.aggregation", argument).wait()
+            files["config.json"] = files["config.json"].replace('"/work"', f'"{self.folder}/{name}/work"')
+            self.mount(name, "etc/fedtide/run", files)
+            self.mount(name, "etc/fedtide/tls", {"ca.crt": self.ca})
+            (self.folder / name / "work").mkdir()
+            argument = self.here(container["args"][0], name)
+            code = self.python(name, "fedtide.aggregation", argument).wait()
             kind = "Complete" if code == 0 else "Failed"
             self.api_server.set_status("jobs", name, {"conditions": [{"type": kind, "status": "True"}]})
 
@@ -180,17 +199,11 @@ def start_installed_cloud(
     there.mount("hub", "etc/nats/tls", servers)
     conf = there.folder / "hub/etc/nats/config/nats.conf"
     there.hub = there.start("hub", nats_server(), "-c", str(conf), POD_NAME=f"{there.cloud}-nats-0")
-    there.own = own
+    there.own, there.servers = own, servers
     there.mount("cloud", "etc/fedtide/identity", own)
     there.mount("cloud", "etc/fedtide/tls", servers)
     config = there.mount("cloud", "etc/fedtide/config", {"coordinator.json": files["coordinator.json"]})
-    there.python(
-        "coordinator",
-        "fedtide.coordinator",
-        str(config / "coordinator.json"),
-        FEDTIDE_COORDINATOR_NAME=f"{there.cloud}-coordinator-x",
-        FEDTIDE_ADVERTISE_URL=f"https://127.0.0.1:{there.ports['api']}",
-    )
+    there.start_coordinator(config / "coordinator.json")
     there.environment |= {
         "FEDTIDE_SERVER": f"https://127.0.0.1:{there.ports['api']}",
         "FEDTIDE_CA": str(there.folder / "ca.crt"),
@@ -204,7 +217,7 @@ def start_installed_cloud(
 def start_region(there: Machine, client: Client) -> None:
     made = client.send(endpoints.region_credentials("eu", [there.leaf_host, "127.0.0.1"]))
     values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made.accounts}}
-    objects = render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2}}})
+    objects = render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2, "open_inference": True}}})
     token = client.send(endpoints.create_join_token(TokenRequest(region="eu", uses=2))).token
     start_installed_region(there, client, objects, made.files, token)
 
@@ -246,15 +259,7 @@ def test_what_the_charts_render_runs_a_round(tmp_path: Path) -> None:
         client = start_cloud(there)
         start_region(there, client)
         there.play_kubelet()
-        fedtide = shutil.which("fedtide", path=Path(sys.executable).parent) or "fedtide"
-        started = subprocess.run(
-            [fedtide, "run", "start", "--app", str(APPS / "mean"), "-o", "json"],
-            env=there.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        run = json.loads(started.stdout)["run"]
+        run = json.loads(there.fedtide("run", "start", "--app", str(APPS / "mean"), "-o", "json"))["run"]
         *_, last = client.stream(endpoints.watch_run(run), timeout_s=60)
         assert last.state == "completed", last
         until(lambda: _ended(there.api_server), "the end of the Job", 30)
@@ -267,23 +272,86 @@ def test_what_the_charts_render_runs_a_round(tmp_path: Path) -> None:
 def test_a_server_uses_a_certificate_that_was_renewed(tmp_path: Path) -> None:
     with machine(tmp_path) as there:
         start_cloud(there)
-        script = config_maps(render(CLOUD, {"regions": ["eu"]}))["alive.sh"].replace("/tmp/seen", f"{tmp_path}/seen")
-        monitor = f"http://127.0.0.1:{there.ports['monitor']}/healthz"
-
-        def is_alive() -> bool:
-            command, pid = ["sh", "-c", there.here(script, "hub"), "alive.sh", monitor], str(there.hub.pid)
-            return subprocess.run(command, env={**os.environ, "NATS_PID": pid}, check=False).returncode == 0
-
-        assert is_alive()
+        assert is_alive(there)
         before = serial(there)
-        assert serial(there) == before and is_alive()
+        assert serial(there) == before and is_alive(there)
         _, servers = complete(there.own, {}, "default", ["localhost", "127.0.0.1"], ["eu"])
         there.mount("hub", "etc/nats/tls", {name: servers[name] for name in ("tls.crt", "tls.key")})
-        assert is_alive()
+        assert is_alive(there)
         until(lambda: serial(there) != before, "the new certificate")
         there.hub.terminate()
         there.hub.wait()
-        assert not is_alive()
+        assert not is_alive(there)
+
+
+@pytest.mark.slow
+def test_a_rotation_under_load_loses_nothing_and_drops_no_request(tmp_path: Path) -> None:
+    with machine(tmp_path) as there:
+        client = start_cloud(there)
+        start_region(there, client)
+        there.play_kubelet()
+        there.fedtide("try")
+        there.fedtide("rollout", "start", "line", "--watch")
+        until(lambda: _ended(there.api_server), "the end of the Job", 30)
+        there.api_server.remove("jobs", *there.api_server.names("jobs"))
+        assert is_alive(there)
+
+        with asking(client.send(endpoints.node("node-1")).inference_url) as answers:
+            there.play_kubelet()
+            app = ["--app", str(APPS / "mean"), "--set", "num-server-rounds=15", "--set", "delay=0.5"]
+            run = json.loads(there.fedtide("run", "start", *app, "-o", "json"))["run"]
+            until(lambda: len(client.send(endpoints.run(run)).rounds) > 3, "some rounds", 60)
+            before = serial(there)
+            own, servers = complete(
+                there.own, there.servers, "default", ["localhost", "127.0.0.1"], ["eu"], renew_for_s=86400
+            )
+            there.mount("cloud", "etc/fedtide/identity", own)
+            there.mount("cloud", "etc/fedtide/tls", servers)
+            there.mount("hub", "etc/nats/tls", {name: servers[name] for name in ("tls.crt", "tls.key")})
+            assert is_alive(there)
+            until(lambda: serial(there) != before, "the new certificate")
+            there.coordinator.terminate()
+            assert there.coordinator.wait(30) == 0
+            there.start_coordinator(there.folder / "cloud/etc/fedtide/config/coordinator.json")
+            until(lambda: _answers(client), "the coordinator", 60)
+            *_, last = client.stream(endpoints.watch_run(run), timeout_s=90)
+        assert last.state == "completed" and last.attempt == 1, last
+        updates = [r.phases["train"].states.get("answered", 0) for r in last.rounds if r.round]
+        assert updates == [2] * 15, "no update was lost"
+        assert len(answers) > 100 and set(answers) == {200}, Counter(answers)
+
+
+@contextmanager
+def asking(url: str) -> Iterator[list[int]]:
+    """Requests to a node's model, one after the other; what became of each."""
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [0.5]}]}).encode()
+    answers: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.02):
+            request = urllib.request.Request(f"{url}/v2/models/line/infer", body, {"Content-Type": "application/json"})
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    answers.append(answer.status)
+            except OSError as exc:
+                answers.append(getattr(exc, "code", 0))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        asker.join()
+
+
+def is_alive(there: Machine) -> bool:
+    """As the hub's liveness probe finds out."""
+    script = config_maps(render(CLOUD, {"regions": ["eu"]}))["alive.sh"].replace("/tmp/seen", f"{there.folder}/seen")
+    monitor = f"http://127.0.0.1:{there.ports['monitor']}/healthz"
+    command, pid = ["sh", "-c", there.here(script, "hub"), "alive.sh", monitor], str(there.hub.pid)
+    return subprocess.run(command, env={**os.environ, "NATS_PID": pid}, check=False).returncode == 0
 
 
 def serial(there: Machine) -> str:

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,13 +29,14 @@ from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.identity.certificates import is_good
-from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, complete
+from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, KEY, complete, warnings
 from fedtide.edge_agent.identity.cluster_node import describe
+from fedtide.fabric.cluster.restarts import ANNOTATION, restart
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError
-from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, TRUST
+from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, SYSTEM_CREDENTIALS, TRUST
 from fedtide.fabric.nats.backup_file import CONTENTS, Contents
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.nats.credentials import Access, Credentials
 from tests.cluster.api_server import ApiServer, Object
 from tests.cluster.helm_server import HelmServer
 from tests.conftest import NatsServer
@@ -61,6 +63,39 @@ def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None
     assert is_good(anew[CERT], ["hub.example.com"])
     assert not is_good(shared[CERT], ["hub.example.com"])
     assert own[OPERATOR] not in shared[TRUST]
+
+
+def test_a_rotation_makes_certificate_and_credentials_anew_and_keeps_the_authority() -> None:
+    own, shared = complete({}, {}, "default", HOSTS, ["eu"])
+    assert Credentials.parse(own[COORDINATOR]).lifetime_s is None, "without a rotation nothing ends by itself"
+    later, anew = complete(own, shared, "default", HOSTS, ["eu"], renew_for_s=3600)
+    assert {name for name in own if own[name] != later[name]} == {COORDINATOR, SYSTEM_CREDENTIALS}
+    assert {name for name in shared if shared[name] != anew[name]} == {CERT, KEY}
+    held = Credentials.parse(later[COORDINATOR])
+    assert held.lifetime_s == pytest.approx(3600, abs=2) and not warnings(held)
+    assert complete(later, anew, "default", HOSTS, ["eu"]) == (later, anew), "an upgrade changes nothing"
+
+
+def test_credentials_that_end_soon_are_named_and_renewed_by_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, shared = complete({}, {}, "default", HOSTS, ["eu"], renew_for_s=3600)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3000)
+    assert "end on" in warnings(Credentials.parse(own[COORDINATOR]))[0]
+    later, _ = complete(own, shared, "default", HOSTS, ["eu"])
+    held = Credentials.parse(later[COORDINATOR])
+    assert held.expires > now + 6000 and held.lifetime_s == pytest.approx(3600, abs=2)
+
+
+def test_the_hook_restarts_what_it_is_told_to(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        body: Object = {"metadata": {"name": "ft-coordinator", "namespace": "fl"}}
+        server.put("deployments", {**body, "spec": {"selector": {}, "template": {"metadata": {}}}})
+        api = client.ApiClient(client.Configuration(host=server.url))
+        asked = ["deployment/ft-coordinator", "deployment/ft-operator"]
+        assert restart(api, "fl", asked) == ["deployment/ft-coordinator"]
+        assert ANNOTATION in server.one("deployments", "ft-coordinator")["spec"]["template"]["metadata"]["annotations"]
+        with pytest.raises(ConfigError, match="cannot be restarted"):
+            restart(api, "fl", ["pod/x"])
 
 
 def test_the_hook_refuses_another_number_of_servers_and_changes_nothing() -> None:
