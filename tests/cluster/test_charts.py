@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fedtide.edge_agent.drift.collector import CollectorConfig
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CLOUD, EDGE = DEPLOY / "cloud" / "fedtide", DEPLOY / "k3s" / "fedtide-edge"
 EXAMPLES = sorted([*CLOUD.glob("examples/*.yaml"), *EDGE.glob("examples/*.yaml")])
-FOREIGN = ("ServiceMonitor", "PrometheusRule", "ScaledObject", "Certificate")
+FOREIGN = ("PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject", "Certificate")
 """Kinds of other projects: their schemas are not Kubernetes' own."""
 
 Object = dict[str, Any]
@@ -177,6 +178,26 @@ def test_selectors_and_names_do_not_depend_on_the_version() -> None:
     for body in example(CLOUD / "examples/eks.yaml"):
         for field in ("selector", "serviceName", "volumeClaimTemplates"):
             assert "0.2.0" not in json.dumps(body.get("spec", {}).get(field, "")), body["metadata"]["name"]
+
+
+def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
+    values = {
+        "regions": ["eu"],
+        "dashboards": {"enabled": True},
+        "serviceMonitor": {"enabled": True},
+        "networkPolicy": {"ingressFrom": [{"namespaceSelector": {}}], "monitorFrom": [{"namespaceSelector": {}}]},
+        "nats": {"exporter": {"enabled": True}},
+    }
+    objects = render(CLOUD, values)
+    (rules,) = [b for b in objects if b["kind"] == "PrometheusRule"]
+    (dashboards,) = [b for b in objects if b["metadata"]["name"] == "ft-dashboards"]
+    asked = json.dumps(rules) + "".join(dashboards["data"].values())
+    page = (CLOUD.parents[2] / "docs" / "kubernetes.md").read_text()
+    known = set(re.findall(r"^\| `(fedtide_[a-z_]+)` \|", page, re.MULTILINE))
+    assert set(re.findall(r"fedtide_[a-z_]+", asked)) <= known and len(known) > 10
+    for body in json.loads(dashboards["data"]["fedtide.json"])["panels"]:
+        assert body["targets"] and body["gridPos"]["w"] <= 24
+    assert {b["kind"] for b in objects} >= {"PodMonitor", "ServiceMonitor"}
 
 
 def test_the_coordinator_may_do_what_it_does_and_no_more() -> None:
