@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import hashlib
 import io
+import logging
 import os
 import sys
 import tarfile
@@ -28,7 +29,7 @@ from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.service import marks_of
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import ConfigError, DigestMismatch, FedtideError
+from fedtide.fabric.errors import ConfigError, DigestMismatch, FedtideError, TransientError
 from fedtide.fabric.nats.accounts import CORE
 from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, Authority
 from fedtide.fabric.nats.backup_file import (
@@ -57,6 +58,9 @@ from fedtide.fabric.nats.subjects import (
     Subjects,
     up_stream,
 )
+from fedtide.fabric.process.retry import until_done
+
+log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
 
@@ -146,6 +150,22 @@ async def has_log(config: CoordinatorConfig) -> bool:
         await broker.close()
 
 
+async def until_whole(config: CoordinatorConfig) -> None:
+    """Wait until the hub holds a log, and as much of it as there was: a restore by somebody else is over then."""
+
+    async def look() -> None:
+        mark = await marks_of(config).read()
+        broker = await _connect(config)
+        try:
+            there = await broker.last_sequence(EVENTS) if await broker.has_stream(EVENTS) else 0
+        finally:
+            await broker.close()
+        if there == 0 or (mark is not None and there < mark.sequence):
+            raise TransientError("the log is not restored yet")
+
+    await until_done(log, "restore.waits", look)
+
+
 async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Contents:
     """Put a backup into a hub that runs and that no coordinator uses; it takes effect when one starts.
 
@@ -169,6 +189,7 @@ async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Co
             await marks_of(config).write(mark)
             for each in sorted(contents.streams, key=lambda each: each.name == EVENTS):
                 alone = {key: value for key, value in each.config.items() if key != "sources"}
+                alone["num_replicas"] = config.stream_replicas
                 await put_stream(broker, StreamCopy(alone, each.state, _pieces(archive, each)))
         finally:
             await broker.close()
@@ -229,9 +250,14 @@ async def _connect(config: CoordinatorConfig) -> Broker:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="fedtide backup")
-    parser.add_argument("verb", choices=["save", "restore"])
+    parser.add_argument("verb", choices=["save", "restore", "await"], help="await: until the hub holds a whole log")
     parser.add_argument("config", type=Path)
-    parser.add_argument("file", help="A file, or a URL of an object store; one that ends with / is a place for many")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        default="",
+        help="A file, or a URL of an object store; one that ends with / is a place for many",
+    )
     parser.add_argument("--replace", action="store_true")
     parser.add_argument("--if-empty", action="store_true", help="Do nothing if the hub holds a log")
     parser.add_argument("--keep", type=int, help="So many of the newest backups in the place")
@@ -239,6 +265,9 @@ def main() -> int:
     logs.to_stderr()
     try:
         config = load(asked.config)
+        if asked.verb == "await":
+            asyncio.run(until_whole(config))
+            return 0
         with tempfile.TemporaryDirectory(dir=_scratch(config, asked.file)) as scratch:
             said = (
                 _save(config, asked, Path(scratch)) if asked.verb == "save" else _restore(config, asked, Path(scratch))

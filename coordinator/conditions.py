@@ -1,7 +1,7 @@
 """Conditions of trigger rules: small expressions over an event's fields, never Python's eval.
 
 simpleeval walks the syntax tree and knows only what is listed here: comparisons, arithmetic,
-`and or not`, `in`, and four functions (docs/decisions/0006-conditions.md). Pure.
+`and or not`, `in`, and five functions (docs/decisions/0006-conditions.md). Pure.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def names(expression: str) -> frozenset[str]:
         tree = _Flattened(()).visit(ast.parse(expression.strip(), mode="eval"))
     except SyntaxError:
         return frozenset()
-    words = {"true", "false", *FUNCTIONS}
+    words = {"true", "false", "has", *FUNCTIONS}
     return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name)) - words
 
 
@@ -94,8 +94,9 @@ def holds(expression: str, fields: Mapping[str, FieldValue]) -> bool:
     """
     if not expression.strip():
         return True
+    functions = {**FUNCTIONS, "has": lambda name: name in fields}
     values: dict[str, Any] = {**fields, "true": True, "false": False, "True": True, "False": False}
-    evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, names=values)
+    evaluator = EvalWithCompoundTypes(functions=functions, names=values)
     try:
         tree = _Flattened(fields.keys()).visit(ast.parse(expression.strip(), mode="eval"))
         return bool(evaluator.eval("", previously_parsed=tree.body))

@@ -344,7 +344,7 @@ def _ended(change: Change, effect: Ended) -> None:
 def _signal(change: Change) -> None:
     """Let every rule see what the event meant, and what it has ended."""
     ends = [signal for state in change.ended for signal in signals.of_end(change.event, state)]
-    for signal in [*signals.of(change.event, change.world.nodes, change.world.served_by_most), *ends]:
+    for signal in [*signals.of(change.event, change.world.nodes, change.world.current), *ends]:
         for name, trigger in change.world.triggers.items():
             state, commands = triggers.step(trigger, signal, change.at, change.decisions)
             if state is not trigger:

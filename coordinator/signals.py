@@ -3,7 +3,7 @@
 | type | when | fields |
 |---|---|---|
 | (any) | an event came from outside | what it carried |
-| dev.fedtide.release.published | - | model, version, metric_<name>, served_version, served_metric_<name> |
+| dev.fedtide.release.published | - | model, version, metric_<name>, current_version, current_metric_<name> |
 | dev.fedtide.rollout.completed / .rolledback | a roll-out ended | model, version, rollout |
 | dev.fedtide.run.ended | a run ended | run, model, outcome |
 | dev.fedtide.fleet.changed | a node came or went | node, region, online (nodes of all), region_online |
@@ -33,22 +33,22 @@ from fedtide.fabric.events.envelope import (
 from fedtide.fabric.plans.trigger_rule import FieldValue, Signal
 
 
-def of(event: Event, nodes: Mapping[str, Node], served: Callable[[str], Release | None]) -> Iterator[Signal]:
+def of(event: Event, nodes: Mapping[str, Node], current: Callable[[str], Release | None]) -> Iterator[Signal]:
     """The signals of an event that was just applied.
 
     Args:
         nodes: those of the fleet now.
-        served: which release of a model most nodes serve.
+        current: which release of a model is being rolled out, or else which most nodes serve.
     """
     match event.data:
         case SignalReceived(signal=signal):
             yield signal
         case ReleasePublished(manifest=manifest):
-            serving = served(manifest.model)
-            before = serving.manifest if serving is not None else None
+            release = current(manifest.model)
+            before = release.manifest if release is not None else None
             fields = {f"metric_{k}": v for k, v in manifest.metrics.items()}
-            fields |= {f"served_metric_{k}": v for k, v in before.metrics.items()} if before is not None else {}
-            versions = {"version": manifest.version, "served_version": before.version if before is not None else 0}
+            fields |= {f"current_metric_{k}": v for k, v in before.metrics.items()} if before is not None else {}
+            versions = {"version": manifest.version, "current_version": before.version if before is not None else 0}
             yield _signal(event, "release.published", model=manifest.model, **versions, **fields)
         case DriftReported(region=region, node=node, model=model, feature=feature, score=score):
             where: dict[str, FieldValue] = {"region": region, "node": node, "model": model, "feature": feature}

@@ -144,6 +144,15 @@ class World:
         versions = {r.ref.digest: r.manifest.version for r in self.model(model).releases} if counts else {}
         return {versions[digest]: count for digest, count in counts.most_common() if digest in versions}
 
+    def current(self, model: str) -> registry.Release | None:
+        """What a new release has to be better than: that which is being rolled out, else that most nodes serve."""
+        of_model = [r for r in self.rollouts.values() if r.facts.plan.model == model and rollouts.is_open(r)]
+        newest = max(of_model, key=lambda r: r.facts.started_at, default=None)
+        if newest is None:
+            return self.served_by_most(model)
+        version = newest.facts.plan.version
+        return next((r for r in self.model(model).releases if r.manifest.version == version), None)
+
     def served_by_most(self, model: str) -> registry.Release | None:
         """The release of a model that most nodes serve, if any does."""
         most = next(iter(self.served_by(model)), 0)

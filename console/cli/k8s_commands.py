@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -73,19 +74,25 @@ def uninstall(
     context: Annotated[str, typer.Option(help="Of the kubeconfig; default: the current one")] = "",
 ) -> None:
     """Remove a release. Secrets of its identities, custom resources and volumes stay, unless they are purged."""
+    release = name or _NAMES[part]
+    secrets = _edge_secrets(release, namespace, context) if part is Part.edge else ()
+    _helm("uninstall", release, "-n", namespace, "--wait", "--ignore-not-found", *_of(context))
     try:
         from fedtide.console.cli import release_remains
         from fedtide.fabric.cluster.connection import api_client
     except ImportError as exc:
-        raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
-    api, release = api_client(context or None), name or _NAMES[part]
-    _helm("uninstall", release, "-n", namespace, "--wait", "--ignore-not-found", *_of(context))
-    look = release_remains.of_cloud if part is Part.cloud else release_remains.of_edge
-    remains = look(api, namespace, release)
+        if purge:
+            raise CapabilityMissing("the Kubernetes client is not here", "pip install 'fedtide[cluster]'") from exc
+        typer.echo("stays: Secrets of identities, custom resources, volumes (docs/kubernetes.md)")
+        return
+    api = api_client(context or None)
+    if part is Part.cloud:
+        remains = release_remains.of_cloud(api, namespace, release)
+    else:
+        remains = release_remains.of_edge(api, namespace, release, secrets)
+        typer.echo("stays: what agents keep on their machines, in agent.dataPath")
     for each in remains:
         typer.echo(f"stays: {each.kind} {each.name} ({each.what})")
-    if part is Part.edge:
-        typer.echo("stays: what agents keep on their machines, in agent.dataPath")
     if not remains or not purge:
         return
     if not yes:
@@ -93,6 +100,14 @@ def uninstall(
     for each in remains:
         release_remains.remove(api, namespace, each)
     typer.echo(f"removed {len(remains)}")
+
+
+def _edge_secrets(release: str, namespace: str, context: str) -> tuple[str, ...]:
+    """The names of the Secrets that an edge release was given; none if it is not there."""
+    command = [_helm_here(), "get", "values", release, "-n", namespace, "--all", "-o", "json", *_of(context)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    values = json.loads(done.stdout) if done.returncode == 0 else {}
+    return tuple(values[field] for field in ("credentialsSecret", "joinTokenSecret") if values.get(field))
 
 
 @k8s_app.command("bundle")
@@ -155,10 +170,14 @@ def _of(context: str) -> list[str]:
     return ["--kube-context", context] if context else []
 
 
-def _helm(*arguments: str) -> None:
+def _helm_here() -> str:
     helm = shutil.which("helm")
     if helm is None:
         raise CapabilityMissing("there is no helm here", "Install Helm 3.14 or newer")
-    code = subprocess.run([helm, *arguments], check=False).returncode
+    return helm
+
+
+def _helm(*arguments: str) -> None:
+    code = subprocess.run([_helm_here(), *arguments], check=False).returncode
     if code:
         raise HelmFailed(f"helm {arguments[0]} ended with code {code}", "See above, and `fedtide k8s doctor`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -36,12 +36,13 @@ def of_cloud(api: client.ApiClient, namespace: str, release: str) -> list[Remain
     return [*found, *_custom(api, namespace)]
 
 
-def of_edge(api: client.ApiClient, namespace: str, release: str) -> list[Remain]:
-    """As `of_cloud`; what agents keep on their machines is not seen."""
-    named = [
-        Remain("secret", "fedtide-region", "credentials of the region's servers"),
-        Remain("secret", "fedtide-join", "the join token"),
-    ]
+def of_edge(api: client.ApiClient, namespace: str, release: str, secrets: Sequence[str]) -> list[Remain]:
+    """As `of_cloud`; what agents keep on their machines is not seen.
+
+    Args:
+        secrets: those that the release was given.
+    """
+    named = [Remain("secret", each, "what this region was given by `fedtide fleet`") for each in secrets]
     return [*_there(api, namespace, named), *_volumes(api, namespace, release, "what the region's leaf caches")]
 
 
@@ -77,13 +78,18 @@ def _volumes(api: client.ApiClient, namespace: str, release: str, what: str) -> 
 
 
 def _custom(api: client.ApiClient, namespace: str) -> Iterator[Remain]:
+    """The resources of our kinds, which belong to no release; while another one's operator serves them they are its."""
+    label = "app.kubernetes.io/part-of=fedtide,app.kubernetes.io/component=operator"
+    pods = _call(client.CoreV1Api(api).list_namespaced_pod, namespace, label_selector=label)
+    if pods is not None and any(each.metadata.deletion_timestamp is None for each in pods.items):
+        return
     custom = client.CustomObjectsApi(api)
     served = _call(custom.get_api_resources, GROUP, VERSION)
     kinds = [each.name for each in served.resources if "/" not in each.name] if served is not None else []
     for plural in kinds:
         found = _call(custom.list_namespaced_custom_object, GROUP, VERSION, namespace, plural)
         for each in found["items"] if found is not None else ():
-            yield Remain(plural, each["metadata"]["name"], "a custom resource, of every release in this namespace")
+            yield Remain(plural, each["metadata"]["name"], "a custom resource")
 
 
 def _call(function: Any, *arguments: Any, **more: Any) -> Any:

@@ -27,7 +27,9 @@ class TryFailed(FedtideError):
 
 def try_(
     nodes: Annotated[str, typer.Option("--nodes", help="Labels, e.g. region=eu-west")] = "",
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds: an image may have to come first")
+    ] = 600.0,
 ) -> None:
     """One round of a tiny built-in app: whether nodes train from end to end. Makes a release of the model `line`."""
     client, selector = Client.find(), grammar.labels("--nodes", nodes)

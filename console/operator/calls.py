@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import kopf
@@ -25,7 +26,14 @@ def call(ask: Callable[[], V]) -> V:
     except TransientError as exc:
         raise kopf.TemporaryError(str(exc), delay=RETRY_S) from exc
     except (ApiError, ConfigError) as exc:
+        if is_transient(exc):
+            raise kopf.TemporaryError(str(exc), delay=RETRY_S) from exc
         raise kopf.PermanentError(str(exc)) from exc
+
+
+def is_transient(exc: Exception) -> bool:
+    """Whether it is the coordinator that cannot now: a full store, a change of leaders, an error of its own."""
+    return isinstance(exc, ApiError) and exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def apply(ask: Callable[[], V], show: Callable[[V, int], Object], patch: kopf.Patch, meta: kopf.Meta) -> bool:

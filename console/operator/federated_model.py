@@ -6,14 +6,22 @@ releases that are good enough; gates and roll-back are those of its plan. It goe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, JsonValue
 
 from fedtide.console.operator import resources
 from fedtide.console.operator.resources import Object, conditions
-from fedtide.fabric.messages.views import ROLLOUT_OPEN, RUN_ENDED, ModelProgress, RolloutView, RunView
+from fedtide.fabric.messages.views import (
+    ROLLOUT_OPEN,
+    RUN_ENDED,
+    FiringView,
+    ModelProgress,
+    RolloutView,
+    RunView,
+    TriggerView,
+)
 from fedtide.fabric.plans.run_spec import RunRequest
 from fedtide.fabric.plans.trigger_rule import TriggerRule
 from fedtide.fabric.strict import Strict
@@ -21,11 +29,13 @@ from fedtide.fabric.validation import checked
 
 ROLL_OUT = "roll-out"
 """The name of the rule that rolls out, among those of a model; no trigger has it."""
+_WRONG = ("error", "failed")
+"""Outcomes of a rule that nobody wants: its condition cannot be evaluated, or what it asks for is refused."""
 _RELEASED = "dev.fedtide.release.published"
 
 
 class Better(Strict):
-    """Only a release whose metric is better than that of the release that most nodes serve is rolled out."""
+    """Only a release whose metric is better than the current one's is rolled out: that under way, or that is served."""
 
     metric: str = Field(min_length=1, description="As the run reports it: `fedtide model ls -o yaml`")
     higher: bool = Field(default=True, description="False: lower is better, as of a loss")
@@ -93,13 +103,11 @@ def rules(resource: str, spec: ModelSpec) -> list[TriggerRule]:
 
 
 def _roll_out_rule(resource: str, model: str, wanted: RollOut) -> TriggerRule:
-    # One more waits while a roll-out is under way, and then takes the latest release.
     rule = {
         "name": rule_name(resource, ROLL_OUT),
         "on": _RELEASED,
         "where": " and ".join(f"({each})" for each in _needed(model, wanted)),
-        "policy": "queue",
-        "max_queue": 1,
+        "policy": "replace",  # what is better than a release under way goes before it
         "do": {"kind": "rollout", "model": model, "plan": wanted.plan},
     }
     return checked(TriggerRule, rule, "spec.rollOut")
@@ -108,9 +116,10 @@ def _roll_out_rule(resource: str, model: str, wanted: RollOut) -> TriggerRule:
 def _needed(model: str, wanted: RollOut) -> list[str]:
     found = [f"model == {model!r}"]
     if (better := wanted.better) is not None:
-        new, old = (f"data[{prefix + better.metric!r}]" for prefix in ("metric_", "served_metric_"))
-        gained = f"{new} - {old}" if better.higher else f"{old} - {new}"
-        found.append(f"served_version == 0 or {gained} {'>=' if better.by else '>'} {better.by}")
+        new, old = f"metric_{better.metric}", f"current_metric_{better.metric}"
+        first, second = (new, old) if better.higher else (old, new)
+        gained = f"data[{first!r}] - data[{second!r}] {'>=' if better.by else '>'} {better.by}"
+        found.append(f"has({new!r}) and (not has({old!r}) or {gained})")  # a release without the metric is worse
     if wanted.when:
         found.append(wanted.when)
     return found
@@ -134,12 +143,21 @@ def refused(why: str, before: Mapping[str, Any]) -> Object:
     return {**shown, "phase": before.get("phase", shown["phase"])} if note else shown
 
 
-def status(paused: bool, progress: ModelProgress, run: RunView | None, rollout: RolloutView | None) -> Object:
+def status(
+    paused: bool,
+    progress: ModelProgress,
+    run: RunView | None,
+    rollout: RolloutView | None,
+    rules: Sequence[TriggerView] = (),
+) -> Object:
     """What `kubectl get federatedmodels` shows of a model: where it is, and why.
 
     Args:
         run: that of `progress`, as is `rollout`.
+        rules: its own.
     """
+    wrong = {r.trigger: last.reason for r in rules if (last := _last(r)) is not None and last.outcome in _WRONG}
+    decided = next((last for r in rules if r.trigger.endswith(f"_{ROLL_OUT}") and (last := _last(r))), None)
     phase, message = _phase(paused, progress, run, rollout)
     serving = ", ".join(f"v{version} on {nodes} nodes" for version, nodes in progress.serving.items())
     trains = run is not None and run.state not in RUN_ENDED
@@ -158,7 +176,9 @@ def status(paused: bool, progress: ModelProgress, run: RunView | None, rollout: 
         "rollout": progress.rollout,
         "region": of_rollout.get("region", ""),
         "confirmed": of_rollout.get("confirmed", ""),
+        "lastDecision": f"{decided.outcome} {decided.reason}".strip() if decided is not None else "",
         "conditions": conditions(
+            Deciding=(not wrong, "RulesFail" if wrong else "AsAsked", "; ".join(f"{n}: {w}" for n, w in wrong.items())),
             Training=(trains, run.state.capitalize() if run is not None else "NoRun", run.reason if run else ""),
             Trained=(progress.latest is not None, "Released" if progress.latest else "NoRelease", ""),
             RollingOut=(
@@ -170,6 +190,10 @@ def status(paused: bool, progress: ModelProgress, run: RunView | None, rollout: 
             RolledBack=(is_back, "GateFailed" if is_back else "No", rollout.reason if rollout and is_back else ""),
         ),
     }
+
+
+def _last(rule: TriggerView) -> FiringView | None:
+    return rule.history[-1] if rule.history else None
 
 
 def _phase(paused: bool, progress: ModelProgress, run: RunView | None, rollout: RolloutView | None) -> tuple[str, str]:

@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 import kopf
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from fedtide.console.client import ApiError, AsyncClient
 from fedtide.console.endpoints import Call
 from fedtide.console.operator import resources
-from fedtide.console.operator.calls import RETRY_S, changed
+from fedtide.console.operator.calls import RETRY_S, changed, is_transient
 from fedtide.console.operator.news import News
 from fedtide.console.operator.resources import GROUP, VERSION, Object
 from fedtide.fabric.cluster.connection import api_client
 from fedtide.fabric.errors import ConfigError, TransientError
 
-LOOK_AGAIN_S = 30.0
+LOOK_AGAIN_S = 15.0
 """News may be lost with a connection."""
 SETTLE_S = 0.5
 """Events come in bursts: one look for all of them."""
@@ -53,11 +54,11 @@ class Following:
         found: T = await self.ask(call(name))
         return found
 
-    async def follow(self, plural: str, body: kopf.Body, look: Callable[[], Awaitable[Seen]]) -> None:
-        """Write what `look` sees into the status, until that has ended.
+    async def follow(self, plural: str, body: kopf.Body, look: Callable[[Mapping[str, Any]], Awaitable[Seen]]) -> None:
+        """Write what `look` sees into the status, until that has ended or the resource is gone.
 
         Args:
-            body: live: its status is what the API server has.
+            look: what it says, given the status that the API server has now.
 
         Raises:
             kopf.PermanentError: the coordinator does not know it (any more).
@@ -67,15 +68,21 @@ class Following:
                 topic.changed.clear()
                 pause = RETRY_S
                 try:
-                    status, topic.names = await look()
-                    await _write(plural, body, status)
+                    there = await asyncio.to_thread(_read, plural, body.metadata)
+                    if there is None:
+                        return
+                    now = there.get("status", {})
+                    status, topic.names = await look(now)
+                    if (new := changed(status, now)) is not None:
+                        await asyncio.to_thread(_patch, plural, there["metadata"], new)
                     if resources.has_ended(status):
                         return
                     pause = LOOK_AGAIN_S
                 except TransientError:
                     pass
                 except (ApiError, ConfigError) as exc:
-                    raise kopf.PermanentError(str(exc)) from exc
+                    if not is_transient(exc):
+                        raise kopf.PermanentError(str(exc)) from exc
                 try:
                     async with asyncio.timeout(pause):
                         await topic.changed.wait()
@@ -84,20 +91,30 @@ class Following:
                     pass
 
 
-async def _write(plural: str, body: kopf.Body, status: Object) -> None:
-    new = changed(status, body.status)
-    if new is not None:
-        await asyncio.to_thread(_patch, plural, body.metadata, new)
+def _read(plural: str, meta: Mapping[str, Any]) -> Object | None:
+    """The resource as it is now; None: it is gone, or another one of its name.
+
+    Raises:
+        TransientError: the API server does not answer.
+    """
+    found = _asked("get_namespaced_custom_object", plural, meta)
+    return found if found is not None and found["metadata"]["uid"] == meta["uid"] else None
 
 
 def _patch(plural: str, meta: Mapping[str, Any], status: Object) -> None:
-    """Raises TransientError: the API server does not take it now."""
+    """Raises TransientError: the API server does not take it, perhaps because somebody else wrote meanwhile."""
+    of_version = {"metadata": {"resourceVersion": meta["resourceVersion"]}}  # a list of conditions is written whole
+    _asked("patch_namespaced_custom_object_status", plural, meta, {**of_version, "status": status})
+
+
+def _asked(verb: str, plural: str, meta: Mapping[str, Any], *body: Object) -> Object | None:
     api = client.CustomObjectsApi(api_client())
-    where = (GROUP, VERSION, meta["namespace"], plural, meta["name"])
     try:
-        api.patch_namespaced_custom_object_status(*where, {"status": status})
+        found: Object = getattr(api, verb)(GROUP, VERSION, meta["namespace"], plural, meta["name"], *body)
     except ApiException as exc:
-        if exc.status != HTTPStatus.NOT_FOUND:
-            raise TransientError(f"the status of {meta['name']} cannot be written: {exc.reason}") from exc
-    except OSError as exc:
+        if exc.status == HTTPStatus.NOT_FOUND:
+            return None
+        raise TransientError(f"{meta['name']}: the Kubernetes API says {exc.status} {exc.reason}") from exc
+    except HTTPError as exc:
         raise TransientError(f"the Kubernetes API does not answer: {exc}") from exc
+    return found

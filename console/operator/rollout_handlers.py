@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
@@ -28,9 +29,9 @@ def register(registry: kopf.OperatorRegistry, client: Client, following: Followi
 
     @kopf.daemon(GROUP, VERSION, ROLLOUTS, registry=registry, when=_is_begun, cancellation_timeout=1.0)
     async def follow(body: kopf.Body, **_: Any) -> None:
-        async def look() -> Seen:
-            view = await following.ask(endpoints.rollout(body.status["rollout"]))
-            seen = int(body.status.get("observedGeneration") or generation(body.metadata))
+        async def look(now: Mapping[str, Any]) -> Seen:
+            view = await following.ask(endpoints.rollout(now["rollout"]))
+            seen = int(now.get("observedGeneration") or generation(body.metadata))
             return resources.rollout_status(view, seen), frozenset({view.rollout})
 
         await following.follow(ROLLOUTS, body, look)

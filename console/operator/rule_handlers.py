@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import kopf
 
 from fedtide.console import endpoints
-from fedtide.console.client import Client
+from fedtide.console.client import ApiError, Client
 from fedtide.console.operator import resources
 from fedtide.console.operator.calls import apply, call, generation
 from fedtide.console.operator.following import Following, Seen
@@ -35,11 +37,10 @@ def register(registry: kopf.OperatorRegistry, client: Client, following: Followi
 
     @kopf.daemon(GROUP, VERSION, TRIGGERS, registry=registry, when=_is_in_force, cancellation_timeout=1.0)
     async def follow(name: str, body: kopf.Body, **_: Any) -> None:
-        async def look() -> Seen:
+        async def look(now: Mapping[str, Any]) -> Seen:
             view = await following.ask(endpoints.trigger(name))
-            return resources.rule_in_force(view, body.status, _in_force(body.status)), frozenset(
-                {name, view.active or name}
-            )
+            shown = resources.rule_in_force(view, now, _in_force(now))
+            return shown, frozenset({name, view.active or name})
 
         await following.follow(TRIGGERS, body, look)
 
@@ -51,10 +52,16 @@ def register(registry: kopf.OperatorRegistry, client: Client, following: Followi
 
 def remove_rule(client: Client, name: str) -> None:
     """Take a rule back; one that is gone already is fine."""
-    try:
-        call(lambda: client.send(endpoints.remove_trigger(name)))
-    except kopf.PermanentError as exc:
-        log.info("rule.not_removed", extra={"rule": name, "reason": str(exc)})
+
+    def remove() -> None:
+        try:
+            client.send(endpoints.remove_trigger(name))
+        except ApiError as exc:
+            if exc.status != HTTPStatus.NOT_FOUND:
+                raise
+            log.info("rule.gone_already", extra={"rule": name})
+
+    call(remove)
 
 
 def _is_in_force(status: kopf.Status, **_: Any) -> bool:
@@ -65,7 +72,7 @@ def _may_be_in_force(status: kopf.Status, **_: Any) -> bool:
     return _in_force(status) > 0 or status.get("phase") != "Refused"
 
 
-def _in_force(status: kopf.Status) -> int:
+def _in_force(status: Mapping[str, Any]) -> int:
     """Of which generation a rule is in force; 0: none. Status of an older operator has its phase only."""
     applied = int(status.get("observedGeneration") or 0) if status.get("phase") == "Applied" else 0
     return int(status.get("inForce") or applied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
@@ -27,8 +28,8 @@ def register(registry: kopf.OperatorRegistry, client: Client, following: Followi
 
     @kopf.daemon(GROUP, VERSION, RUNS, registry=registry, when=_is_begun, cancellation_timeout=1.0)
     async def follow(body: kopf.Body, **_: Any) -> None:
-        async def look() -> Seen:
-            view = await following.ask(endpoints.run(body.status["run"]))
+        async def look(now: Mapping[str, Any]) -> Seen:
+            view = await following.ask(endpoints.run(now["run"]))
             return resources.run_status(view, generation(body.metadata)), frozenset({view.run})
 
         await following.follow(RUNS, body, look)

@@ -1,7 +1,7 @@
 """`python -m fedtide.coordinator.adapters.identity_job`: what a Helm hook runs before an install or upgrade.
 
 Creates the installation's Secrets if they are missing, and renews certificates before they expire. What
-exists is kept: a new authority would have to be installed on every node. On a schedule (`--renew-days`) it renews all
+exists is kept: a new authority would have to be installed on every node. On a schedule (`--renew`) it renews all
 that may be renewed without that.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import base64
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from fedtide.coordinator.identity.installation_secrets import Files, complete
+from fedtide.coordinator.identity.installation_secrets import UNLIMITED, Files, Wants, complete
 from fedtide.fabric.cluster.connection import api_client
 from fedtide.fabric.cluster.restarts import restart
 from fedtide.fabric.errors import ConfigError, FedtideError
@@ -43,14 +42,14 @@ def keep(
     regions: list[str],
     servers: int = 0,
     restored: Callable[[], Files] = dict,
-    renew_for_s: float | None = None,
+    wants: Wants = UNLIMITED,
 ) -> list[str]:
     """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
 
     Args:
         servers: of the hub; 0: it is not of this release.
         restored: the identity of a backup, for an installation that has none.
-        renew_for_s: as of `complete`.
+        wants: as of `complete`.
 
     Raises:
         ApiException: the API server refuses.
@@ -67,7 +66,7 @@ def keep(
             f"Install a second release and move. If the hub's volumes are gone, remove {SERVERS} from {names[1]}",
         )
     own = found[0] if found[0] is not None else restored()
-    wanted = complete(own, found[1] or {}, tenant, hosts, regions, renew_for_s)
+    wanted = complete(own, found[1] or {}, tenant, hosts, regions, wants)
     if servers:
         wanted[1][SERVERS] = str(servers)
     changed = []
@@ -79,11 +78,8 @@ def keep(
 
 
 def _identity_of(url: str) -> Files:
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "backup.tar"
-        BackupStore(url).fetch(file)
-        with opened(file) as (archive, _):
-            return dict(identity_in(archive))
+    with BackupStore(url).opened() as (named, whole), opened(Path(named), whole) as (archive, _):
+        return dict(identity_in(archive))
 
 
 def _read(api: Any, namespace: str, name: str) -> Files | None:
@@ -121,17 +117,16 @@ def main() -> int:
     parser.add_argument("--regions", default="", help="Names of the regions, separated by commas")
     parser.add_argument("--servers", type=int, default=0, help="Of the hub; 0: it is not of this release")
     parser.add_argument("--restore", default="", help="URL of a backup: its identity goes before a new one")
-    parser.add_argument("--renew-days", type=float, help="Renew certificate and credentials, which then end after this")
+    parser.add_argument("--lifetime-days", type=float, help="After which the coordinators' credentials end; never")
+    parser.add_argument("--renew", action="store_true", help="Certificate and credentials anew in any case")
     parser.add_argument("--restart", action="append", default=[], help="KIND/NAME that gets new pods then; repeat")
     asked = parser.parse_args()
     try:
         hosts, regions = asked.hosts.split(","), [name for name in asked.regions.split(",") if name]
         api = client.CoreV1Api(api_client())
         restored = partial(_identity_of, asked.restore) if asked.restore else dict
-        renew_for_s = asked.renew_days * 86400 if asked.renew_days else None
-        changed = keep(
-            api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers, restored, renew_for_s
-        )
+        wants = Wants(asked.lifetime_days * 86400 if asked.lifetime_days else None, asked.renew)
+        changed = keep(api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers, restored, wants)
         restarted = restart(api.api_client, asked.namespace, asked.restart)
     except FedtideError as exc:
         print(f"fedtide identity: {exc}", file=sys.stderr)

@@ -33,6 +33,7 @@ REFUSED_AGAIN_S = 60.0
 SHRINK, HEADROOM = 0.9, 1.1
 """By how much less room is tried at a time; and how much more than it holds a stream may hold at least."""
 NOT_JOINED = "its servers have not joined (fedtide fleet region; the edge chart)"
+AWAY = "its servers do not answer"
 SMALLEST_TRIAL = 1 << 20
 SETTLES = timedelta(seconds=12)
 """So late servers of a cluster tell each other how much room each has given away."""
@@ -55,6 +56,7 @@ class Topology:
         self._broker = broker
         self._subjects = subjects
         self._rooms: dict[str | None, int] = {}
+        self._joined: set[str] = set()
         self.unserved: dict[str, str] = {}
         """Regions that cannot take part yet, and why."""
         self.epoch = ""
@@ -146,7 +148,7 @@ class Topology:
         backoff = Backoff(cap_s=REFUSED_AGAIN_S)
         while True:
             look_again.clear()
-            self.unserved.setdefault(region, NOT_JOINED)
+            self.unserved.setdefault(region, AWAY if region in self._joined else NOT_JOINED)
             try:
                 await self.ensure_region(region)
             except FedtideError as exc:
@@ -155,6 +157,7 @@ class Topology:
                 await backoff.wait()
             else:
                 self.unserved.pop(region, None)
+                self._joined.add(region)
                 backoff.reset()
                 await look_again.wait()
 

@@ -33,8 +33,8 @@ TERMINATED = 128 + signal.SIGTERM
 RETRY_S = 1.0
 FIRST_LOOK_S, LOOK_S = 10.0, 20.0
 """When a pod that has not started is looked at, and how often."""
-HOPELESS_S = 120.0
-"""For what no time mends: an image that is not there. A registry may be away for a moment."""
+HOPELESS_S = 300.0
+"""For what no time mends: an image that is not there. A registry may be away for some minutes."""
 _HOPELESS = frozenset(
     [
         "CreateContainerConfigError",
@@ -94,6 +94,8 @@ class KubernetesLauncher:
         self._reported: set[str] = set()
         self._started: set[str] = set()
         self._pending: dict[str, asyncio.Task[None]] = {}
+        self._over_quota: dict[tuple[str, int], float] = {}
+        """Since when the Job of an attempt does not fit into the quota."""
         self._owner: list[dict[str, Any]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: ObjectWatch | None = None
@@ -123,7 +125,19 @@ class KubernetesLauncher:
             try:
                 await self._create(command)
             except ApiRefused as exc:
-                await self._reports.exited(Exit(command.run, command.attempt, REFUSED, str(exc), hopeless=True))
+                await self._refused(command, exc)
+
+    async def _refused(self, command: LaunchAggregator, exc: ApiRefused) -> None:
+        """A quota may become free: that is waited for as long as for a machine. Else the attempt has failed."""
+        now, attempt = asyncio.get_running_loop().time(), (command.run, command.attempt)
+        since = self._over_quota.setdefault(attempt, now)
+        if "exceeded quota" in str(exc) and now - since < self._kubernetes.pending_s:
+            if since == now:
+                await self._reports.waits(*attempt, str(exc))
+            raise TransientError(str(exc)) from exc
+        del self._over_quota[attempt]
+        is_first = command.attempt == 1
+        await self._reports.exited(Exit(*attempt, REFUSED, str(exc), hopeless=is_first and now > since))
 
     async def _create(self, command: LaunchAggregator) -> None:
         name = job_manifest.name_of(self._kubernetes, command.run, command.attempt)
@@ -269,6 +283,9 @@ class KubernetesLauncher:
             pause = LOOK_S
             try:
                 found = await self._why_pending(name)
+                if found is None:
+                    self._pending.pop(name, None)
+                    return
                 hopeless_since = (hopeless_since or loop.time()) if found.is_hopeless else None
             except TransientError as exc:
                 log.warning("aggregator.look_again", extra={"job": name, "reason": str(exc)})
@@ -284,11 +301,14 @@ class KubernetesLauncher:
         self._pending.pop(name, None)  # what follows is not to be cancelled when the Job is seen to be gone
         await self._delete_patiently(name)
         reason = f"no pod started in {waited_s:.0f} s: {found.why}"
-        await self._reports.exited(Exit(run, attempt, REFUSED, reason, hopeless=True))
+        # A run that has worked before is not given up because of one machine, or of an hour without one.
+        await self._reports.exited(Exit(run, attempt, REFUSED, reason, hopeless=attempt == 1))
 
-    async def _why_pending(self, name: str) -> _Pending:
-        """Why no pod has started, in the words of the scheduler or of the Job controller."""
+    async def _why_pending(self, name: str) -> _Pending | None:
+        """Why no pod has started, in the words of the scheduler or of the Job controller; None: one has."""
         pods = await call(self._core.list_namespaced_pod, self._namespace, label_selector=f"job-name={name}")
+        if any(pod.status is not None and pod.status.phase not in (None, "Pending") for pod in pods.items):
+            return None
         for pod in pods.items:
             for condition in (pod.status.conditions if pod.status is not None else None) or []:
                 if condition.type == "PodScheduled" and condition.status == "False":

@@ -114,6 +114,7 @@ class Paused:
     rounds: Mapping[int, rounds.Round]
     reason: str
     life: int = 1
+    escalation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ class Ended:
     cleaned: bool = False
     resumable: bool = True
     life: int = 1
+    escalation: int = 0
 
 
 Run = Running | Paused | Ended
@@ -190,7 +192,7 @@ def _ended(state: Ended, event: RunEvent, at: datetime) -> Step:
                 raise InvalidTransition(f"run {state.facts.run} {reason}")
             closed = {n: r for n, r in state.rounds.items() if isinstance(r, rounds.Closed)}
             again = Running(state.facts, state.attempt + 1, rounds=closed, reason="resumed", life=state.life + 1)
-            again = replace(again, stopping=isinstance(event, RunStopRequested))
+            again = replace(again, stopping=isinstance(event, RunStopRequested), escalation=state.escalation)
             return again, pending_commands(again)
         case _:
             return state, ()
@@ -205,6 +207,7 @@ def _stopping(state: Running | Paused) -> Step:
         after = replace(state, stopping=True)
         return after, (_tell_to_stop(state.facts.run),)
     after = Running(state.facts, state.attempt + 1, rounds=state.rounds, life=state.life, stopping=True)
+    after = replace(after, escalation=state.escalation)
     return after, pending_commands(after)
 
 
@@ -248,7 +251,7 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
         case RunPauseRequested(reason=reason):
             if not state.resumable:
                 raise InvalidTransition(f"run {state.facts.run} cannot be paused: its app cannot resume its rounds")
-            paused = Paused(state.facts, state.attempt, state.rounds, reason, state.life)
+            paused = Paused(state.facts, state.attempt, state.rounds, reason, state.life, state.escalation)
             return paused, pending_commands(paused)
         case AggregatorStarted():
             return replace(state, started=True, waits=""), ()
@@ -316,6 +319,7 @@ def _paused(state: Paused, event: RunEvent, at: datetime) -> Step:
         return state, ()
     known = {n: rounds.restart_clock(r, at) for n, r in state.rounds.items()}
     again = Running(state.facts, state.attempt + 1, rounds=known, reason="resumed", life=state.life)
+    again = replace(again, escalation=state.escalation)
     return again, pending_commands(again)
 
 
@@ -329,6 +333,7 @@ def _end(
     left = {n: rounds.end(r, outcome) for n, r in state.rounds.items()}
     resumable = not isinstance(state, Running) or state.resumable
     ended = Ended(state.facts, outcome, reason, state.attempt, left, at, resumable=resumable, life=state.life)
+    ended = replace(ended, escalation=state.escalation)
     return ended, pending_commands(ended)
 
 

@@ -19,7 +19,7 @@ from fedtide.coordinator.conditions import holds
 from fedtide.coordinator.decisions import Decisions
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.views import FiringOutcome
-from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule, matches_type
+from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
 from fedtide.fabric.times import later
 
 HISTORY = 200
@@ -138,7 +138,7 @@ def failed(state: Trigger, key: str, reason: str, at: datetime) -> Step:
 def pending_commands(state: Trigger) -> Commands:
     """Ask again for what was fired and is not known to have started, and for stops that are not done."""
     stops = tuple(StopFired(state.rule.name, key) for key in state.stopping)
-    return (*stops, *(Fire(state.rule, f.started, _cause(f)) for f in state.asked))
+    return (*stops, *(_start(state.rule, f) for f in state.asked))
 
 
 def started_id(rule: TriggerRule, signal: Signal) -> str:
@@ -149,7 +149,16 @@ def started_id(rule: TriggerRule, signal: Signal) -> str:
 
 def _fire(state: Trigger, firing: Firing, at: datetime) -> Step:
     fired = replace(state, fired=state.fired + 1, last_fired_at=at, active=firing.started, asked=(*state.asked, firing))
-    return fired, (Fire(state.rule, firing.started, _cause(firing)),)
+    return fired, (_start(state.rule, firing),)
+
+
+def _start(rule: TriggerRule, firing: Firing) -> Fire:
+    """A roll-out that a release has fired is of that release, however long it waited."""
+    do, about = rule.do, firing.signal.fields
+    if isinstance(do, StartRollout) and about.get("model") == do.model and "version" in about:
+        pinned = do.model_copy(update={"plan": {"version": about["version"], **do.plan}})
+        rule = rule.model_copy(update={"do": pinned})
+    return Fire(rule, firing.started, _cause(firing))
 
 
 def _cause(firing: Firing) -> str:

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import Field
 
@@ -44,15 +44,19 @@ class Contents(Message):
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[tuple[tarfile.TarFile, Contents]]:
+def opened(file: Path, whole: BinaryIO | None = None) -> Iterator[tuple[tarfile.TarFile, Contents]]:
     """A backup, for reading.
+
+    Args:
+        file: its name, in errors too.
+        whole: its bytes, if they are not in a file here.
 
     Raises:
         ConfigError: it is none, or one of a newer version.
     """
     remedy = "`fedtide backup` makes one"
     try:
-        archive = tarfile.open(file)  # noqa: SIM115  # closed below
+        archive = tarfile.open(file if whole is None else None, "r:", whole)  # noqa: SIM115  # closed below
     except (OSError, tarfile.TarError) as exc:
         raise ConfigError(str(file), f"is no backup that can be read: {type(exc).__name__}", remedy) from exc
     with archive:

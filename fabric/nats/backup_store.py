@@ -6,14 +6,21 @@ A URL that ends with `/` is a place for many backups, whose names are their time
 
 from __future__ import annotations
 
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, NotFound, TransientError
 
 _ENDING = ".tar"
-_PIECE = 8 << 20
+_PIECE = 16 << 20
+"""Fetched by one request: none takes so long that the store's client gives it up."""
+_PART = 64 << 20
+"""Stored by one request: S3 takes 10,000 of them."""
 
 
 def is_url(target: str) -> bool:
@@ -55,7 +62,7 @@ class BackupStore:
         name = self._name or f"fedtide-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{_ENDING}"
         try:
             with file.open("rb") as whole:
-                self._obstore.put(self._store, name, whole)
+                self._obstore.put(self._store, name, whole, chunk_size=_PART, max_concurrency=2)
             for old in self._names()[:-keep] if keep and not self._name else ():
                 self._obstore.delete(self._store, old)
         except (self._error, OSError) as exc:  # what is absent or forbidden is Python's own error
@@ -69,19 +76,24 @@ class BackupStore:
             NotFound: there is none.
             TransientError: as for `put`.
         """
+        with self.opened() as (url, whole), file.open("wb") as here:
+            shutil.copyfileobj(whole, here, _PIECE)
+        return url
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[str, BinaryIO]]:
+        """The backup's URL, and its bytes: only those that are read are fetched. Raises as `fetch`."""
+        missing = NotFound(f"there is no backup {self._url}", "Name the place that backups were stored to")
         try:
             name = self._name or next(iter(self._names()[::-1]), "")
             if not name:
-                raise NotFound(f"there is no backup in {self._url}", "Name the place that backups were stored to")
-            found = self._obstore.get(self._store, name)
-            with file.open("wb") as whole:
-                for piece in found.stream(min_chunk_size=_PIECE):
-                    whole.write(piece)
+                raise missing
+            whole = self._obstore.open_reader(self._store, name, buffer_size=_PIECE)
+            yield f"{self._url.removesuffix(self._name)}{name}", cast("BinaryIO", _Reader(whole))
         except FileNotFoundError as exc:
-            raise NotFound(f"there is no backup {self._url}", "Name the place that backups were stored to") from exc
+            raise missing from exc
         except (self._error, OSError) as exc:
             raise self._failed(exc) from exc
-        return f"{self._url.removesuffix(self._name)}{name}"
 
     def _names(self) -> list[str]:
         """Of the backups in this place, oldest first."""
@@ -93,6 +105,28 @@ class BackupStore:
         return TransientError(
             f"{self._url}: {_first_line(exc)}", "See that the bucket is there, and who may write to it"
         )
+
+
+class _Reader(io.RawIOBase):
+    """obstore's reader, as Python's libraries expect one."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._whole.read(size if size >= 0 else None))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._whole.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._whole.tell())
 
 
 def _first_line(exc: Exception) -> str:

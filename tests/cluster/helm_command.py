@@ -24,6 +24,8 @@ def main() -> int:
     parser.add_argument("--create-namespace", action="store_true")
     parser.add_argument("-f", "--values", action="append", default=[])
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--wait", action="store_true")
+    parser.add_argument("--timeout", default="")
     asked = parser.parse_args()
     config = Path(os.environ["KUBECONFIG"])
     cluster = helm.Config(kubeconfig_content=config.read_text(), namespace=asked.namespace)

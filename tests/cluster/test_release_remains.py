@@ -69,6 +69,25 @@ def test_a_purge_removes_what_belongs_to_the_release_and_nothing_else(
     assert _uninstall(monkeypatch, "--purge") == 0, "nothing is left to be asked about"
 
 
+def test_what_another_releases_operator_serves_stays(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: Object = {"app.kubernetes.io/part-of": "fedtide", "app.kubernetes.io/component": "operator"}
+    server.put("pods", {"metadata": {"name": "other-operator", "namespace": "fl", "labels": labels}})
+    assert _uninstall(monkeypatch, "--purge", "--yes") == 0
+    assert "digits" in _names(server) and "ft-identity" not in _names(server)
+
+
+def test_of_a_region_the_secrets_go_that_it_was_given(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("of-this-region", "fedtide-join"):
+        server.put("secrets", {"metadata": {"name": name, "namespace": "fl"}})
+    values = json.dumps({"credentialsSecret": "of-this-region", "joinTokenSecret": "used-up"})
+    (tmp_path / "helm").write_text(f"#!/bin/sh\n[ \"$1\" = get ] && echo '{values}'\nexit 0\n")
+    monkeypatch.setattr("sys.argv", ["fedtide", "k8s", "uninstall", "edge", "-n", "fl", "--purge", "--yes"])
+    assert main() == 0
+    assert "of-this-region" not in _names(server) and {"fedtide-join", "ft-identity"} <= _names(server)
+
+
 def test_without_a_yes_nothing_is_removed(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     before = json.dumps(sorted(_names(server)))
     assert _uninstall(monkeypatch, "--purge") != 0

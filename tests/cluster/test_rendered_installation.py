@@ -28,7 +28,7 @@ from fedtide.console import endpoints
 from fedtide.console.client import Client
 from fedtide.console.embedded.plan import free_ports, nats_server
 from fedtide.console.servers import Servers
-from fedtide.coordinator.identity.installation_secrets import API_TOKEN, complete
+from fedtide.coordinator.identity.installation_secrets import API_TOKEN, Wants, complete
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.messages.requests import TokenRequest
 from tests.cluster.api_server import ApiServer
@@ -87,6 +87,7 @@ class Machine:
             f"tls://{self.cloud}-nats.{self.namespace}.svc:4222": f"tls://127.0.0.1:{ports['client']}",
             f"tls://{self.leaf_host}:4222": f"tls://127.0.0.1:{ports['leaf_client']}",
             "tls://hub.example.com:7422": f"tls://127.0.0.1:{ports['leaf_port']}",
+            "tls://hub.example.com:30422": f"tls://127.0.0.1:{ports['leaf_port']}",
             "0.0.0.0:4222": f"127.0.0.1:{ports['client' if pod == 'hub' else 'leaf_client']}",
             "0.0.0.0:7422": f"127.0.0.1:{ports['leaf_port']}",
             "127.0.0.1:8222": f"127.0.0.1:{ports['monitor' if pod == 'hub' else 'leaf_monitor']}",
@@ -303,7 +304,7 @@ def test_a_rotation_under_load_loses_nothing_and_drops_no_request(tmp_path: Path
             until(lambda: len(client.send(endpoints.run(run)).rounds) > 3, "some rounds", 60)
             before = serial(there)
             own, servers = complete(
-                there.own, there.servers, "default", ["localhost", "127.0.0.1"], ["eu"], renew_for_s=86400
+                there.own, there.servers, "default", ["localhost", "127.0.0.1"], ["eu"], Wants(86400, renew=True)
             )
             there.mount("cloud", "etc/fedtide/identity", own)
             there.mount("cloud", "etc/fedtide/tls", servers)

@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.identity.certificates import is_good
-from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, KEY, complete, warnings
+from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, KEY, Wants, complete, warnings
 from fedtide.edge_agent.identity.cluster_node import describe
 from fedtide.fabric.cluster.restarts import ANNOTATION, restart
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError
@@ -65,25 +66,42 @@ def test_secrets_are_made_once_and_certificates_anew_when_hosts_change() -> None
     assert own[OPERATOR] not in shared[TRUST]
 
 
+HOUR = Wants(lifetime_s=3600)
+
+
 def test_a_rotation_makes_certificate_and_credentials_anew_and_keeps_the_authority() -> None:
     own, shared = complete({}, {}, "default", HOSTS, ["eu"])
     assert Credentials.parse(own[COORDINATOR]).lifetime_s is None, "without a rotation nothing ends by itself"
-    later, anew = complete(own, shared, "default", HOSTS, ["eu"], renew_for_s=3600)
+    later, anew = complete(own, shared, "default", HOSTS, ["eu"], replace(HOUR, renew=True))
     assert {name for name in own if own[name] != later[name]} == {COORDINATOR, SYSTEM_CREDENTIALS}
     assert {name for name in shared if shared[name] != anew[name]} == {CERT, KEY}
     held = Credentials.parse(later[COORDINATOR])
     assert held.lifetime_s == pytest.approx(3600, abs=2) and not warnings(held)
-    assert complete(later, anew, "default", HOSTS, ["eu"]) == (later, anew), "an upgrade changes nothing"
+    assert complete(later, anew, "default", HOSTS, ["eu"], HOUR) == (later, anew), "an upgrade changes nothing"
+    off, _ = complete(later, anew, "default", HOSTS, ["eu"])
+    assert Credentials.parse(off[COORDINATOR]).lifetime_s is None, "nobody would renew them any more"
+
+
+def test_credentials_end_from_the_first_install_with_a_rotation_on() -> None:
+    own, _ = complete({}, {}, "default", HOSTS, ["eu"], HOUR)
+    for name in (COORDINATOR, SYSTEM_CREDENTIALS):
+        assert Credentials.parse(own[name]).lifetime_s == pytest.approx(3600, abs=2)
+
+
+def test_a_rotation_makes_no_other_authority() -> None:
+    own, shared = complete({}, {}, "default", HOSTS, ["eu"])
+    del own["ca.key"]
+    with pytest.raises(ConfigError, match="where their key is"):
+        complete(own, shared, "default", HOSTS, ["eu"], replace(HOUR, renew=True))
 
 
 def test_credentials_that_end_soon_are_named_and_renewed_by_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, shared = complete({}, {}, "default", HOSTS, ["eu"], renew_for_s=3600)
+    own, shared = complete({}, {}, "default", HOSTS, ["eu"], HOUR)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 3000)
     assert "end on" in warnings(Credentials.parse(own[COORDINATOR]))[0]
-    later, _ = complete(own, shared, "default", HOSTS, ["eu"])
-    held = Credentials.parse(later[COORDINATOR])
-    assert held.expires > now + 6000 and held.lifetime_s == pytest.approx(3600, abs=2)
+    later, _ = complete(own, shared, "default", HOSTS, ["eu"], HOUR)
+    assert Credentials.parse(later[COORDINATOR]).expires > now + 6000
 
 
 def test_the_hook_restarts_what_it_is_told_to(tmp_path: Path) -> None:

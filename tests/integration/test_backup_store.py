@@ -92,6 +92,8 @@ async def test_a_hub_is_copied_into_a_store_and_put_back_once(
     hub.kill()
     shutil.rmtree(tmp_path / "store")
     hub.start()
+    waiting = asyncio.create_task(run("await"))
     assert "2 events" in await run("restore", "--if-empty")
+    await waiting
     assert "nothing to do" in await run("restore", "--if-empty")
     assert not list(config.data_dir.glob("tmp*")), "nothing is left on the way"

@@ -148,6 +148,9 @@ def test_an_aggregator_that_ran_out_of_memory_gets_a_larger_machine() -> None:
         assert command.escalation == attempt
     command, *_ = story.tell(AggregatorExited(run="run-1", attempt=3, code=1))
     assert command.escalation == 2
+    story.tell(RunPauseRequested(run="run-1"))
+    command, *_ = story.tell(RunResumeRequested(run="run-1"))
+    assert command.escalation == 2
 
 
 def _reason(story: Story) -> str:

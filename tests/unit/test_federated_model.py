@@ -11,7 +11,15 @@ from fedtide.console.operator.federated_model import ModelSpec
 from fedtide.console.operator.resources import Object
 from fedtide.coordinator import conditions
 from fedtide.fabric.errors import ConfigError
-from fedtide.fabric.messages.views import ModelProgress, RolloutState, RolloutView, RunState, RunView
+from fedtide.fabric.messages.views import (
+    FiringView,
+    ModelProgress,
+    RolloutState,
+    RolloutView,
+    RunState,
+    RunView,
+    TriggerView,
+)
 from fedtide.fabric.plans.trigger_rule import FieldValue, StartRollout, StartRun, TriggerRule
 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
@@ -24,7 +32,7 @@ def _rules(**spec: object) -> dict[str, TriggerRule]:
 
 def _rolls_out(spec: Object, **fields: FieldValue) -> bool:
     where = _rules(rollOut=spec)["digits_roll-out"].where
-    return conditions.holds(where, {"model": "digits", "served_version": 0, **fields})
+    return conditions.holds(where, {"model": "digits", "current_version": 0, **fields})
 
 
 def test_each_trigger_trains_from_what_the_nodes_serve_and_one_rule_rolls_out() -> None:
@@ -63,7 +71,7 @@ def test_a_paused_model_has_no_rules_and_a_wrong_field_is_named_as_it_stands_in_
     ],
 )
 def test_only_a_better_release_is_rolled_out(better: Object, new: float, old: float, wanted: bool) -> None:
-    fields = {f"metric_{better['metric']}": new, f"served_metric_{better['metric']}": old, "served_version": 3}
+    fields = {f"metric_{better['metric']}": new, f"current_metric_{better['metric']}": old, "current_version": 3}
     assert _rolls_out({"better": better}, **fields) is wanted
 
 
@@ -71,6 +79,8 @@ def test_the_first_release_is_rolled_out_and_conditions_of_the_owner_hold_too() 
     assert _rolls_out({"better": {"metric": "accuracy"}}, metric_accuracy=0.1)
     assert not _rolls_out({"when": "metric_accuracy > 0.5"}, metric_accuracy=0.1)
     assert not _rolls_out({"when": "1 > 2 or 2 > 1"}, model="another")
+    assert _rolls_out({"better": {"metric": "f1"}}, metric_f1=0.1, current_version=3), "the current one has no f1"
+    assert not _rolls_out({"better": {"metric": "f1"}}, metric_loss=0.1), "it has none itself"
 
 
 def test_a_model_trains_at_once_only_with_an_app_of_its_own() -> None:
@@ -121,6 +131,15 @@ def test_its_phase_is_the_most_telling_of_all_that_is_so(
     holds = {c["type"]: c["status"] == "True" for c in shown["conditions"]}
     assert holds["Serving"] == (bool(progress["serving"]) and phase not in ("RollingOut", "RollOutPaused"))
     assert holds["RolledBack"] == (rollout is not None and rollout[0] == "rolledback")
+
+
+def test_a_rule_that_cannot_decide_is_named() -> None:
+    line = FiringView(at=NOW, signal="s", type="t", outcome="error", reason="f1 is not defined")
+    rule = TriggerView.model_construct(trigger="digits_roll-out", history=[line])
+    shown = federated_model.status(False, ModelProgress(model="digits", latest=1, serving={}), None, None, [rule])
+    (deciding,) = [c for c in shown["conditions"] if c["type"] == "Deciding"]
+    assert (deciding["status"], deciding["message"]) == ("False", "digits_roll-out: f1 is not defined")
+    assert shown["lastDecision"] == "error f1 is not defined"
 
 
 def test_a_refused_change_leaves_what_was_in_force() -> None:

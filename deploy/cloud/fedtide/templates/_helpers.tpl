@@ -74,6 +74,8 @@ imagePullSecrets:
 {{- if and .Values.ingress.enabled (not .Values.ingress.host) }}{{ fail "ingress.enabled is true: set ingress.host to the name under which the API is reached" }}{{ end }}
 {{- if and .Values.networkPolicy.enabled (or .Values.ingress.enabled .Values.serviceMonitor.enabled) (not .Values.networkPolicy.ingressFrom) }}{{ fail "ingress or serviceMonitor is enabled, and network policies let nobody outside this namespace in: set networkPolicy.ingressFrom to the ingress controller's or Prometheus' namespace, e.g. [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ingress-nginx}}}]" }}{{ end }}
 {{- if and .Values.regionalAggregators.enabled (not (and .Values.regionalAggregators.region .Values.regionalAggregators.credentialsSecret .Values.regionalAggregators.leafUrl)) }}{{ fail "regionalAggregators.enabled is true: set its region, leafUrl and credentialsSecret (fedtide fleet region REGION --out DIR writes regional.creds)" }}{{ end }}
+{{- if and .Values.rotation.schedule (not .Values.identity.create) }}{{ fail "rotation.schedule is set and identity.create is false: whoever makes the Secrets rotates them" }}{{ end }}
+{{- if and .Values.backup.enabled (not .Values.backup.to) }}{{ fail "backup.enabled is true: set backup.to, e.g. s3://BUCKET/FOLDER/" }}{{ end }}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef) }}{{ fail "tls.certManager.enabled is true: set tls.certManager.issuerRef, e.g. {name: ca, kind: ClusterIssuer}" }}{{ end }}
 {{- end }}
 {{- /* NATS counts in MB and GB; something of the volume is left for the accounts and for compaction. */ -}}
