@@ -27,6 +27,7 @@ class WorkerConfig(Strict):
     work_dir: Path
     regions: list[str]
     packages: PackageRules = PackageRules()
+    larger_machine: bool = Field(default=False, description="The next attempt gets one, if this runs out of memory")
 
     @property
     def access(self) -> Access:

@@ -22,7 +22,7 @@ from fedtide.aggregation.release.onnx_export import export
 from fedtide.aggregation.release.onnx_parts import cut
 from fedtide.aggregation.rounds.driver import RoundDriver
 from fedtide.aggregation.rounds.legacy_driver import LegacyDriver
-from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
+from fedtide.fabric.errors import ConfigError, FedtideError, OutOfMemory, TransientError
 from fedtide.fabric.events.envelope import ModelProduced
 from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFailed
 from fedtide.fabric.flower import bridge as flower
@@ -87,6 +87,9 @@ def run(config: WorkerConfig, file: Path, end: End) -> int:
             log.warning("run.stopped")
             return STOPPED_CODE
         except Exception as exc:  # a ServerApp may raise anything
+            if config.larger_machine and is_out_of_memory(exc):
+                log.error("run.out_of_memory", extra={"reason": str(exc)})
+                return OutOfMemory.exit_code
             logging.getLogger("serverapp").exception("raised")
             ended = _failed(config, f"the ServerApp raised {told(exc, config.work_dir / 'app')}")
         # Before the last report: what is stored for a run that has ended is cleaned up.
@@ -104,6 +107,11 @@ async def _begin(config: WorkerConfig, link: GridLink) -> bytes:
     fetching = asyncio.create_task(link.storage.fetch(config.spec.app.bundle))
     await link.report(AggregatorStarted(run=config.run, attempt=config.attempt))
     return bytes(await fetching)
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether the machine's or the GPU's memory was too small; torch has an error of its own for that."""
+    return isinstance(exc, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(exc).__mro__)
 
 
 def _failed(config: WorkerConfig, reason: str) -> RunFailed:

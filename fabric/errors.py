@@ -25,6 +25,12 @@ class TransientError(FedtideError):
     exit_code = 75
 
 
+class OutOfMemory(FedtideError):
+    """It does not fit into this machine, or its GPU; into a larger one it may."""
+
+    exit_code = 71
+
+
 class BrokerUnavailable(TransientError):
     """No answer from the NATS server (or from the JetStream domain that was asked)."""
 

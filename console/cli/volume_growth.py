@@ -41,9 +41,20 @@ def grow(api: client.ApiClient, namespace: str, servers: str, size: str) -> Iter
             body = {"spec": {"resources": {"requests": {"storage": size}}}}
             core.patch_namespaced_persistent_volume_claim(name, namespace, body)
             yield f"{name}: {claim.spec.resources.requests['storage']} -> {size}"
+    _note(core, namespace, servers, size)
     try:
         apps.delete_namespaced_stateful_set(servers, namespace, propagation_policy="Orphan")
         yield f"{servers}: let go of; its pods go on"
+    except ApiException as exc:
+        if exc.status != HTTPStatus.NOT_FOUND:
+            raise
+
+
+def _note(core: client.CoreV1Api, namespace: str, servers: str, size: str) -> None:
+    """The cloud chart's hook knows the size from the Secret of the servers; a region has none."""
+    name = f"{servers.rpartition('-')[0]}-servers"
+    try:
+        core.patch_namespaced_secret(name, namespace, {"stringData": {"hub-storage": size}})
     except ApiException as exc:
         if exc.status != HTTPStatus.NOT_FOUND:
             raise

@@ -11,6 +11,7 @@ import argparse
 import base64
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,30 +32,39 @@ _CONFLICT, _MISSING = 409, 404
 SERVERS = "hub-servers"
 """In the Secret of the servers: how many the hub has. It cannot change in place, and GitOps tools do not let a chart
 look at what is installed: the hook can."""
+STORAGE = "hub-storage"
+"""There too, for the same reason: how large the hub's volumes are. `fedtide k8s grow` changes it."""
 
 
-def keep(
-    api: Any,
-    namespace: str,
-    name: str,
-    tenant: str,
-    hosts: list[str],
-    regions: list[str],
-    servers: int = 0,
-    restored: Callable[[], Files] = dict,
-    wants: Wants = UNLIMITED,
-) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What the Secrets are for, as a release of the chart says.
+
+    `hosts`: names and addresses of the servers. `servers`, `storage`: how many the hub has, and how large each one's
+    volume is; 0 and empty: the hub is not of this release.
+    """
+
+    namespace: str
+    name: str
+    tenant: str
+    hosts: list[str]
+    regions: list[str]
+    servers: int = 0
+    storage: str = ""
+
+
+def keep(api: Any, of: Installed, restored: Callable[[], Files] = dict, wants: Wants = UNLIMITED) -> list[str]:
     """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
 
     Args:
-        servers: of the hub; 0: it is not of this release.
         restored: the identity of a backup, for an installation that has none.
         wants: as of `complete`.
 
     Raises:
         ApiException: the API server refuses.
-        ConfigError: the hub has another number of servers; nothing has changed.
+        ConfigError: the hub has another number of servers, or other volumes; nothing has changed.
     """
+    namespace, name, servers, storage = of.namespace, of.name, of.servers, of.storage
     names = f"{name}-identity", f"{name}-servers"
     found = [_read(api, namespace, secret) for secret in names]
     there = (found[1] or {}).get(SERVERS, "")
@@ -65,10 +75,19 @@ def keep(
             "streams would be lost",
             f"Install a second release and move. If the hub's volumes are gone, remove {SERVERS} from {names[1]}",
         )
+    volumes = (found[1] or {}).get(STORAGE, "")
+    if storage and volumes and volumes != storage:
+        raise ConfigError(
+            "nats.storage.size",
+            f"is {storage} where {volumes} is installed: a StatefulSet's volumes cannot be changed in place",
+            f"First: fedtide k8s grow {storage} --namespace {namespace} --name {name}",
+        )
     own = found[0] if found[0] is not None else restored()
-    wanted = complete(own, found[1] or {}, tenant, hosts, regions, wants)
+    wanted = complete(own, found[1] or {}, of.tenant, of.hosts, of.regions, wants)
     if servers:
         wanted[1][SERVERS] = str(servers)
+    if storage:
+        wanted[1][STORAGE] = storage
     changed = []
     for secret, old, new in zip(names, found, wanted, strict=True):
         if old != new:
@@ -117,6 +136,7 @@ def main() -> int:
     parser.add_argument("--regions", default="", help="Names of the regions, separated by commas")
     parser.add_argument("--servers", type=int, default=0, help="Of the hub; 0: it is not of this release")
     parser.add_argument("--restore", default="", help="URL of a backup: its identity goes before a new one")
+    parser.add_argument("--storage", default="", help="Of each of the hub's volumes")
     parser.add_argument("--lifetime-days", type=float, help="After which the coordinators' credentials end; never")
     parser.add_argument("--renew", action="store_true", help="Certificate and credentials anew in any case")
     parser.add_argument("--restart", action="append", default=[], help="KIND/NAME that gets new pods then; repeat")
@@ -126,7 +146,8 @@ def main() -> int:
         api = client.CoreV1Api(api_client())
         restored = partial(_identity_of, asked.restore) if asked.restore else dict
         wants = Wants(asked.lifetime_days * 86400 if asked.lifetime_days else None, asked.renew)
-        changed = keep(api, asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers, restored, wants)
+        of = Installed(asked.namespace, asked.name, asked.tenant, hosts, regions, asked.servers, asked.storage)
+        changed = keep(api, of, restored, wants)
         restarted = restart(api.api_client, asked.namespace, asked.restart)
     except FedtideError as exc:
         print(f"fedtide identity: {exc}", file=sys.stderr)

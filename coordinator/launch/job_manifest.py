@@ -104,6 +104,11 @@ def _affinity(config: Kubernetes) -> Manifest:
     return found
 
 
+def has_larger(config: Kubernetes, model_bytes: int | None, escalation: int) -> bool:
+    """Whether the attempt after one that ran out of memory gets a larger machine."""
+    return tier_of(config, model_bytes, escalation) is not config.tiers[-1]
+
+
 def tier_of(config: Kubernetes, model_bytes: int | None, escalation: int = 0) -> Tier:
     """The first tier that is large enough, for a model of unknown size the first; and `escalation` tiers more."""
     number = 0

@@ -21,7 +21,7 @@ from fedtide.coordinator.launch.job_manifest import AGGREGATORS, CONFIG_DIR, PRE
 from fedtide.coordinator.launch.launcher import GONE, CredentialsOf, Exit, Reports, worker_config
 from fedtide.coordinator.launch.object_watch import ObjectWatch
 from fedtide.fabric.cluster.api_calls import ApiRefused, Exists, call
-from fedtide.fabric.errors import CapabilityMissing, TransientError
+from fedtide.fabric.errors import CapabilityMissing, OutOfMemory, TransientError
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.process.retry import Backoff, until_done
 
@@ -143,7 +143,9 @@ class KubernetesLauncher:
         name = job_manifest.name_of(self._kubernetes, command.run, command.attempt)
         if await call(self._jobs.read_namespaced_job, name, self._namespace, absent_is_fine=True) is not None:
             return
+        size = self._model_bytes(command.spec)
         config = worker_config(command, self._config, WORK_DIR)
+        config["larger_machine"] = job_manifest.has_larger(self._kubernetes, size, command.escalation)
         files = {}
         credentials = self._credentials(command.run, command.life)
         if credentials is not None:
@@ -161,7 +163,6 @@ class KubernetesLauncher:
             gone = "its Job was gone when the coordinator came back"
             await self._reports.exited(Exit(command.run, command.attempt, GONE, gone))
             return
-        size = self._model_bytes(command.spec)
         job = job_manifest.job(self._kubernetes, command, self._config.tenant, size, owner)
         try:
             await call(self._jobs.create_namespaced_job, self._namespace, job)
@@ -341,6 +342,7 @@ class KubernetesLauncher:
                         reason = ((done.message or "").strip().splitlines() or [reason])[-1]
         except TransientError as exc:
             log.info("aggregator.pod_not_read", extra={"job": name, "reason": str(exc)})
+        out_of_memory = out_of_memory or code == OutOfMemory.exit_code
         if out_of_memory:
             reason = f"out of memory: {reason}"
         # Of a pod that failed by itself something is left; one that somebody deletes says how it ended, or nothing.

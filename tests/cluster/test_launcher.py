@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,10 +16,10 @@ from kubernetes import client
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig, Kubernetes, Tier
 from fedtide.coordinator.launch import kubernetes
-from fedtide.coordinator.launch.job_manifest import job, name_of
+from fedtide.coordinator.launch.job_manifest import has_larger, job, name_of
 from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
 from fedtide.coordinator.launch.launcher import GONE, Exit
-from fedtide.fabric.errors import TransientError
+from fedtide.fabric.errors import OutOfMemory, TransientError
 from fedtide.fabric.plans.run_spec import AppRef, RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
 from tests.cluster.api_server import DROP, ApiServer, Refusal
@@ -153,6 +155,7 @@ async def test_a_preempted_pod_is_told_from_one_that_failed() -> None:
 @pytest.mark.parametrize(
     ("said", "code", "is_from_outside"),
     [
+        ("Container aggregator for pod fl/x failed with exit code 71 matching FailJob rule at index 1", 71, False),
         ("Container aggregator for pod fl/x failed with exit code 143 matching FailJob rule at index 1", 143, True),
         ("Container aggregator for pod fl/x failed with exit code 137 matching FailJob rule at index 1", 137, False),
         ("Job has reached the specified backoff limit", 1, True),
@@ -169,6 +172,7 @@ async def test_a_pod_that_somebody_deletes_is_no_crash_and_exit_codes_outlive_po
             server.set_status("jobs", "ft-run-1-1", status)
             ended = await cluster.exit()
             assert (ended.code, ended.preempted) == (code, is_from_outside)
+            assert ended.out_of_memory == (code == OutOfMemory.exit_code)
 
 
 async def test_a_pod_that_ran_out_of_memory_says_so_and_the_next_tier_is_larger() -> None:
@@ -181,6 +185,9 @@ async def test_a_pod_that_ran_out_of_memory_says_so_and_the_next_tier_is_larger(
             ended = await cluster.exit()
             assert (ended.out_of_memory, ended.preempted) == (True, False)
             assert ended.reason.startswith("out of memory")
+        secret = server.one("secrets", "ft-run-1-1")["data"]["config.json"]
+        assert json.loads(base64.b64decode(secret))["larger_machine"] is True
+    assert not has_larger(CLUSTER, 5000, 1)
     for escalation, wanted in ((0, "nvidia.com/mig-1g.10gb"), (1, "nvidia.com/gpu"), (9, "nvidia.com/gpu")):
         asked = LaunchAggregator("run-1", 2, SPEC, escalation=escalation)
         assert wanted in _pod_of(CLUSTER, asked)["containers"][0]["resources"]["limits"]

@@ -25,7 +25,7 @@ from fedtide.console.client import ApiError, Client
 from fedtide.console.embedded.plan import free_ports
 from fedtide.console.servers import Servers
 from fedtide.coordinator.adapters import identity_job
-from fedtide.coordinator.adapters.identity_job import keep
+from fedtide.coordinator.adapters.identity_job import Installed, keep
 from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.coordinator.config import CoordinatorConfig
@@ -119,12 +119,15 @@ def test_the_hook_restarts_what_it_is_told_to(tmp_path: Path) -> None:
 def test_the_hook_refuses_another_number_of_servers_and_changes_nothing() -> None:
     with ApiServer() as server:
         api = client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
-        keep(api, "fl", "ft", "default", HOSTS, ["eu"], 1)
+        keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"], 1))
         before = server.one("secrets", "ft-servers")["data"]
-        assert keep(api, "fl", "ft", "default", HOSTS, ["eu"], 1) == []
+        assert keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"], 1)) == []
         with pytest.raises(ConfigError, match=r"is 3 where 1 are installed.*second release.*hub-servers"):
-            keep(api, "fl", "ft", "default", [*HOSTS, "more"], ["eu"], 3)
+            keep(api, Installed("fl", "ft", "default", [*HOSTS, "more"], ["eu"], 3))
         assert server.one("secrets", "ft-servers")["data"] == before
+        assert keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"], 1, storage="20Gi")) == ["ft-servers"]
+        with pytest.raises(ConfigError, match=r"is 30Gi where 20Gi is installed.*fedtide k8s grow 30Gi"):
+            keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"], 1, storage="30Gi"))
 
 
 def test_an_installation_without_an_identity_takes_that_of_a_backup(tmp_path: Path) -> None:
@@ -156,10 +159,10 @@ def test_an_installation_without_an_identity_takes_that_of_a_backup(tmp_path: Pa
 def test_the_hook_leaves_what_is_there_alone() -> None:
     with ApiServer() as server:
         api = client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
-        assert keep(api, "fl", "ft", "default", HOSTS, ["eu"]) == ["ft-identity", "ft-servers"]
+        assert keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"])) == ["ft-identity", "ft-servers"]
         before = {name: server.one("secrets", name)["data"] for name in server.names("secrets")}
-        assert keep(api, "fl", "ft", "default", HOSTS, ["eu"]) == []
-        assert keep(api, "fl", "ft", "default", [*HOSTS, "hub"], ["eu"]) == ["ft-servers"]
+        assert keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"])) == []
+        assert keep(api, Installed("fl", "ft", "default", [*HOSTS, "hub"], ["eu"])) == ["ft-servers"]
         assert server.one("secrets", "ft-identity")["data"] == before["ft-identity"]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.process.until_signalled import until_signalled
+from fedtide.fabric.process.until_signalled import ALIVE, until_signalled
 
 NOWHERE = "nats://127.0.0.1:1"
 PROGRAMS = {
@@ -51,3 +51,23 @@ async def test_what_is_cancelled_while_it_first_connects_is_cancelled_and_nothin
 
 async def test_work_that_ends_by_itself_was_not_signalled() -> None:
     assert await until_signalled(asyncio.sleep(0)) is False
+
+
+async def test_a_file_is_touched_while_the_loop_turns_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "alive"
+    monkeypatch.setenv(ALIVE, str(file))
+    monkeypatch.setattr("fedtide.fabric.process.until_signalled.TOUCH_S", 0.01)
+
+    async def work() -> None:
+        while not file.exists():  # noqa: ASYNC110 - a file sets no event
+            await asyncio.sleep(0.01)
+        file.unlink()
+        while not file.exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    await until_signalled(work())
+    file.unlink()
+    await asyncio.sleep(0.1)
+    assert not file.exists()
