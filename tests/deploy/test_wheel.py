@@ -70,5 +70,6 @@ def test_the_wheel_runs_a_round_beside_its_namesakes(there: Path, tmp_path: Path
         fedtide("run", "watch", run)
         final = np.load(home / "coordinator" / "runs" / run / "out" / "final.npz")
         assert final["w"].tolist() == [4.0, 4.0, 4.0]
+        assert "trained on 2 of 2 nodes" in fedtide("try"), "its app is in the wheel"
     finally:
         fedtide("down")

@@ -29,6 +29,7 @@ def _changed(folder: Path, file: str, old: str, new: str) -> Path:
     return app
 
 
+@pytest.mark.slow
 def test_a_broken_app_is_shown_with_its_line_and_what_it_printed(tmp_path: Path) -> None:
     app = _changed(tmp_path, "mean_client.py", 'print("a ClientApp may print")', 'print("before"); {}["rows"]')
     (app / ".env").write_text("SECRET=1")

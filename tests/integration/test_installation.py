@@ -74,7 +74,9 @@ def test_a_second_up_in_the_same_home_is_refused_and_touches_nothing(installatio
     assert (installation.home / "coordinator" / "coordinator.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_an_up_in_the_foreground_takes_everything_with_it(tmp_path: Path, number: signal.Signals) -> None:
     environment = {**os.environ, "FEDTIDE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "fedtide.console.cli", "up", "--regions", "eu", "--nodes-per-region", "1"]
@@ -222,6 +224,7 @@ def test_a_node_that_cannot_write_is_counted_and_the_fleet_goes_on(small: Instal
     assert small.train(APPS / "faulty").participants == ["eu-1", "eu-2"]
 
 
+@pytest.mark.slow
 def test_an_agent_whose_process_keeps_dying_does_not_end_the_others(small: Installation) -> None:
     config = small.home / "config" / "agent-eu-1.json"
     good = config.read_text()

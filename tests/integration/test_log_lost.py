@@ -121,6 +121,7 @@ async def test_a_store_that_was_put_back_is_another_log_for_nodes(
     assert after.epoch.generation == 1 and after.epoch.id != before.epoch.id and after.nodes == {}
 
 
+@pytest.mark.slow
 async def test_a_backup_of_a_running_installation_brings_it_back(
     hub: NatsServer, config: CoordinatorConfig, tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_fedprox_sends_its_term() -> None:
     assert all(m.content["config"]["proximal-mu"] == 0.3 for m in _messages(strategy, case))
 
 
+@pytest.mark.slow
 def test_krum_selects_as_flowers_does_where_no_scores_tie() -> None:
     compared = 0
     for seed in range(CASES):
