@@ -60,9 +60,12 @@ def run(config: WorkerConfig, file: Path, end: End) -> int:
     """
     signal.signal(signal.SIGTERM, _stop)
     link = GridLink(config, end)
-    link.open()
     output = AppOutput(config.work_dir / "log.jsonl", link.log_lines)
-    output.start()
+    try:
+        link.open(meanwhile=output.start)
+    except BaseException:
+        output.stop()
+        raise
     try:
         ended: RunCompleted | RunFailed
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fedtide.aggregation.config import WorkerConfig
@@ -27,14 +27,19 @@ class GridLink(RunLink):
         self._unstored: list[LogLine] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
 
-    def open(self) -> None:
+    def open(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Connect and start listening for replies.
+
+        Args:
+            meanwhile: done while servers answer.
 
         Raises:
             BrokerUnavailable: no server answered.
         """
         self._thread.start()
-        self.call(self._open())
+        opening = asyncio.run_coroutine_threadsafe(self._open(), self._loop)
+        meanwhile()
+        opening.result()
 
     async def _open(self) -> None:
         config = self._config

@@ -132,8 +132,8 @@ class RunLink:
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self._on_reconnect)
-        await until_done(log, "grid.waits_for_coordinator", self._take_over_replies)
-        await self._read_order()
+        taking_over = until_done(log, "grid.waits_for_coordinator", self._take_over_replies)
+        await asyncio.gather(taking_over, self._read_order())
         needed = [(f"replies-{region}", self._listen(n, region)) for n, region in enumerate(self._config.regions)]
         for name, work in [("connection", self._broker.until_closed()), ("replies", self._take_in()), *needed]:
             task = asyncio.create_task(work, name=name)
