@@ -137,15 +137,15 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(about, io.BytesIO(data))
 
 
-async def has_log(config: CoordinatorConfig) -> bool:
-    """Whether the hub holds a log.
+async def log_length(config: CoordinatorConfig) -> int:
+    """How many events the hub's log has had; 0: it holds none.
 
     Raises:
         BrokerUnavailable: no hub.
     """
     broker = await _connect(config)
     try:
-        return await broker.has_stream(EVENTS) and await broker.last_sequence(EVENTS) > 0
+        return await broker.last_sequence(EVENTS) if await broker.has_stream(EVENTS) else 0
     finally:
         await broker.close()
 
@@ -154,12 +154,7 @@ async def until_whole(config: CoordinatorConfig) -> None:
     """Wait until the hub holds a log, and as much of it as there was: a restore by somebody else is over then."""
 
     async def look() -> None:
-        mark = await marks_of(config).read()
-        broker = await _connect(config)
-        try:
-            there = await broker.last_sequence(EVENTS) if await broker.has_stream(EVENTS) else 0
-        finally:
-            await broker.close()
+        mark, there = await marks_of(config).read(), await log_length(config)
         if there == 0 or (mark is not None and there < mark.sequence):
             raise TransientError("the log is not restored yet")
 
@@ -296,7 +291,7 @@ def _save(config: CoordinatorConfig, asked: argparse.Namespace, scratch: Path) -
 
 
 def _restore(config: CoordinatorConfig, asked: argparse.Namespace, scratch: Path) -> str:
-    if asked.if_empty and asyncio.run(has_log(config)):
+    if asked.if_empty and asyncio.run(log_length(config)):
         return "the hub holds a log: nothing to do"
     named, file = asked.file, Path(asked.file)
     if is_url(asked.file):

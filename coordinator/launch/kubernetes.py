@@ -124,6 +124,7 @@ class KubernetesLauncher:
             await self._end(command.run, but=command.attempt)
             try:
                 await self._create(command)
+                self._over_quota.pop((command.run, command.attempt), None)
             except ApiRefused as exc:
                 await self._refused(command, exc)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -89,9 +89,17 @@ class BackupStore:
             if not name:
                 raise missing
             whole = self._obstore.open_reader(self._store, name, buffer_size=_PIECE)
-            yield f"{self._url.removesuffix(self._name)}{name}", cast("BinaryIO", _Reader(whole))
         except FileNotFoundError as exc:
             raise missing from exc
+        except (self._error, OSError) as exc:
+            raise self._failed(exc) from exc
+        # Not around what is done with it: a full disk here is no error of the store.
+        yield f"{self._url.removesuffix(self._name)}{name}", cast("BinaryIO", _Reader(whole, self._reading))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except (self._error, OSError) as exc:
             raise self._failed(exc) from exc
 
@@ -110,8 +118,9 @@ class BackupStore:
 class _Reader(io.RawIOBase):
     """obstore's reader, as Python's libraries expect one."""
 
-    def __init__(self, whole: Any) -> None:
+    def __init__(self, whole: Any, reading: Callable[[], AbstractContextManager[None]]) -> None:
         self._whole = whole
+        self._reading = reading
 
     def readable(self) -> bool:
         return True
@@ -120,7 +129,8 @@ class _Reader(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        return bytes(self._whole.read(size if size >= 0 else None))
+        with self._reading():
+            return bytes(self._whole.read(size if size >= 0 else None))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return int(self._whole.seek(offset, whence))

@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +116,6 @@ class Shell:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None, reason="the page is written for bash")
 def test_the_first_round_of_the_docs_succeeds_as_written(tmp_path: Path) -> None:
     install, command_line = console_blocks("The cloud")
     (region,) = console_blocks("A region")
