@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -37,6 +38,36 @@ async def test_a_fork_that_fails_ends_with_its_code_and_leaves_its_note_and_its_
     threads = len(list(Path(f"/proc/{process.pid}/task").iterdir()))
     assert threads <= 1 + (os.cpu_count() or 1), "a library that starts threads is loaded: they do not survive a fork"
     await server.close()
+
+
+async def test_a_quiet_server_has_a_fork_ready_and_one_that_was_killed_is_not_missed(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path)
+    process = await server.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    async def spare(besides: int = 0) -> int:
+        while not (ready := set(map(int, children.read_text().split())) - {besides}):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return ready.pop()
+
+    async def forked(number: int) -> int:
+        (tmp_path / "attempt.json").write_text("{}")
+        child = await server.fork(tmp_path / "attempt.json", tmp_path / "aggregator.pid", number)
+        assert child is not None and await child.wait() == 1
+        return child.pid
+
+    async with asyncio.timeout(60):
+        ready = await spare()
+        assert await forked(1) == ready
+        killed = await spare(ready)
+        os.kill(killed, signal.SIGKILL)
+        while pid_file.is_alive(killed):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await forked(2) != killed
+        last = await spare(killed)
+        await server.close()
+        while pid_file.is_alive(last):  # noqa: ASYNC110 - another process has no event to wait for
+            await asyncio.sleep(0.01)
 
 
 def launcher_in(folder: Path, *, warm_aggregator: bool = True) -> tuple[LocalLauncher, asyncio.Queue[tuple[int, int]]]:
