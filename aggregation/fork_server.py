@@ -2,7 +2,7 @@
 
 It takes requests as lines of JSON on standard input and tells what it did on standard output:
 
-    {"config": FILE, "note": PID_FILE, "attempt": N}   ->   {"config": FILE, "pid": P}, later {"pid": P, "code": C}
+    {"config": FILE, "note": PID_FILE, "attempt": N}  ->  {"config": FILE, "pid": P}, {"pid": P, "code": C, "cpu_us": T}
 
 It ends at the end of its input; what it has forked goes on. While it has nothing to do it holds one fork ready, which
 has paid for what a fork's first steps cost (copied pages), and which ends with it.
@@ -113,8 +113,8 @@ def _tell(**what: Any) -> None:
 
 def _tell_end(handle: int, pid: int) -> None:
     os.close(handle)
-    _, status = os.waitpid(pid, 0)
-    _tell(pid=pid, code=os.waitstatus_to_exitcode(status))
+    _, status, used = os.wait4(pid, 0)
+    _tell(pid=pid, code=os.waitstatus_to_exitcode(status), cpu_us=round(1e6 * (used.ru_utime + used.ru_stime)))
 
 
 def _as_aggregator(request: dict[str, Any], of_others: dict[int, int]) -> Path:

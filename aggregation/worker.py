@@ -75,10 +75,11 @@ def run(config: WorkerConfig, file: Path, end: End) -> int:
                 output.stop()
                 link.close()
                 app_packages.become(python, file)
-            ended = RunCompleted(run=config.run, attempt=config.attempt, note=_run_app(config, link))
+            note = _run_app(config, link)
             link.call(link.close_round((), carries=False))
             link.call(link.storage.forget_anchors())
             link.call(link.stop_listening())
+            ended = RunCompleted(run=config.run, attempt=config.attempt, note=note)
         except TransientError as exc:
             log.error("run.broken_off", extra={"reason": str(exc)})
             return exc.exit_code
@@ -98,7 +99,7 @@ def run(config: WorkerConfig, file: Path, end: End) -> int:
         # Before the last report: what is stored for a run that has ended is cleaned up.
         output.stop()
         link.call(link.store_lines())
-        link.call(link.report(ended))
+        link.call(link.report(ended.model_copy(update={"usage": link.used()})))
     finally:
         output.stop()
         link.close()

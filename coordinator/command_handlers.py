@@ -41,6 +41,7 @@ from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decod
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutSettled
 from fedtide.fabric.events.runs import AggregatorExited, AggregatorWaits, RunCancelRequested, RunCleanedUp
 from fedtide.fabric.messages.tasks import Cancel
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as
@@ -245,7 +246,9 @@ class AggregatorReports:
         run, attempt = how.run, how.attempt
         if await until_done(log, "aggregator.exit_waits", lambda: self._reported_its_end(run, attempt), run=run):
             return
-        await self._submit(AggregatorExited(**asdict(how)), f"{run}.{attempt}.exited")
+        told = asdict(how)
+        exited = AggregatorExited(usage=Usage(cpu_us=told.pop("cpu_us")), **told)
+        await self._submit(exited, f"{run}.{attempt}.exited")
 
     async def waits(self, run: str, attempt: int, reason: str) -> None:
         """Log why an aggregator has not begun yet."""

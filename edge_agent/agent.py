@@ -29,6 +29,7 @@ from fedtide.edge_agent.serving.nats_inference import NatsInference
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.tasks.app_logs import AppLogs
 from fedtide.edge_agent.tasks.governor import Latency
+from fedtide.edge_agent.tasks.node_meter import NodeMeter
 from fedtide.edge_agent.tasks.task_loop import TaskLoop
 from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
@@ -38,6 +39,7 @@ from fedtide.fabric.ids import new_id, unguessable
 from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.messages.orders import OrderList
 from fedtide.fabric.messages.tasks import Order
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
@@ -62,6 +64,7 @@ class Agent:
         self._server = InferenceServer(config, self._serving)
         self._latency = Latency()
         self._boot = new_id("boot")
+        self._meter = NodeMeter()
         self._reported = 0
         self._joined = 0
         self._clock = FleetClock()
@@ -120,7 +123,7 @@ class Agent:
     async def _connected(self, store: ModelStore, access: Access) -> None:
         config = self._config
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", access, wait_s=None)
-        self._tasks = TaskLoop(config, broker, self._latency, self._clock, self._cluster)
+        self._tasks = TaskLoop(config, broker, self._latency, self._clock, self._cluster, self._meter)
         self._activation = Activation(
             config,
             store,
@@ -256,6 +259,8 @@ class Agent:
 
     async def _heartbeat(self) -> None:
         trainer = self._tasks.trainer_pid
+        used, wasted = self._meter.totals()
+        received, sent = self._broker.traffic
         beat = Heartbeat(
             rss_bytes=resident_bytes(),
             trainer_rss_bytes=resident_bytes(trainer) if trainer is not None else 0,
@@ -263,6 +268,8 @@ class Agent:
             stage=self._tasks.stage,
             serving=self._serving.serving(),
             inferences=self._serving.served,
+            used=used + Usage(received_bytes=received, sent_bytes=sent),
+            wasted=wasted,
             heartbeat_s=self._config.heartbeat_s,
             clock=time.time(),
             boot=self._boot,

@@ -29,7 +29,8 @@ from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.ids import flower_int
-from fedtide.fabric.messages.tasks import Task
+from fedtide.fabric.messages.tasks import Reply, Task, bytes_of
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.round_policy import Cause, TimeIsUp, quorum_of
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
@@ -271,8 +272,8 @@ class NatsGrid(Grid):
             self.counted.add(arrived.task)
             if message.has_content() and arrived.reply is not None:
                 gathering.count()
-                seconds = arrived.reply.seconds
-                counted.append(Counted(arrived.task, message, asked[arrived.task], arrived.size_bytes, seconds))
+                reply, size = arrived.reply, arrived.size_bytes
+                counted.append(Counted(arrived.task, message, asked[arrived.task], size, reply))
         try:
             self._collected(phase, gathering, len(asked) + len(counted))
         except TooFewUpdates:
@@ -284,7 +285,8 @@ class NatsGrid(Grid):
         """Report a reply to an abandoned trial as received in the current one."""
         self._answered[kept.task] = kept.asked
         place, age = self._counts_at(kept.asked), self._age(kept.asked)
-        self._accounts.received(place, kept.asked.node.name, size=kept.size_bytes, seconds=kept.seconds, staleness=age)
+        again = kept.reply.model_copy(update={"usage": Usage()})  # it was reported in the trial that was abandoned
+        self._accounts.received(place, kept.asked.node.name, again, size=kept.size_bytes, staleness=age)
 
     def to_free_nodes(self, messages: Iterable[Message]) -> list[Message]:
         """The messages whose nodes have no outstanding training task of this run."""
@@ -350,8 +352,9 @@ class NatsGrid(Grid):
             groups = {phase.place: []}
         for place, group in groups.items():
             nodes = [asked.node.name for _, asked in group] + also
-            size, quorum = sum(t.size_bytes() for t, _ in group), self._quorum(phase, len(nodes))
-            self._accounts.opened(place, nodes, size, quorum, resumable=self._phase is not None)
+            size, to_a_region = bytes_of([task for task, _ in group])
+            wan, quorum = to_a_region * len(self._config.regions), self._quorum(phase, len(nodes))
+            self._accounts.opened(place, nodes, size, wan, quorum, resumable=self._phase is not None)
 
     def _prepare(self, message: Message, phase: Phase | None) -> tuple[Task, Asked]:
         node = self._nodes.get(message.metadata.dst_node_id)
@@ -379,22 +382,23 @@ class NatsGrid(Grid):
             sent = next(iter(asked.message.content.array_records.values()), None)
             message = flower.from_wire(arrived.reply.message, None if arrived.folded else arrived.frames, sent)
         except MalformedMessage as exc:
-            return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN)
+            return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN, arrived.reply)
         if message.has_error():
-            return self._refuse(asked, "app_error", message.error.reason or "no reason given", message.error.code)
+            reason, code = message.error.reason or "no reason given", message.error.code
+            return self._refuse(asked, "app_error", reason, code, arrived.reply)
         admits = asked.place.driven and self._phase is not None and not arrived.folded
         admission = self._phase.admission if self._phase is not None and admits else None
         place, age = self._counts_at(asked), self._age(asked)
         if age > self._config.spec.policy.max_staleness:
-            return self._refuse(asked, "stale", f"was trained from the model of {age} rounds ago", _REFUSED)
+            reason = f"was trained from the model of {age} rounds ago"
+            return self._refuse(asked, "stale", reason, _REFUSED, arrived.reply)
         try:
             refusal = admission(asked.message, message) if admission is not None else None
         except (MalformedMessage, ArithmeticError, MemoryError) as exc:
             refusal = Refusal("malformed", str(exc))
         if refusal is not None:
-            return self._refuse(asked, refusal.category, refusal.reason, _REFUSED)
-        size, seconds = arrived.size_bytes, arrived.reply.seconds
-        self._accounts.received(place, asked.node.name, size=size, seconds=seconds, staleness=age)
+            return self._refuse(asked, refusal.category, refusal.reason, _REFUSED, arrived.reply)
+        self._accounts.received(place, asked.node.name, arrived.reply, size=arrived.size_bytes, staleness=age)
         return message
 
     def _counts_at(self, asked: Asked) -> PhaseId:
@@ -424,11 +428,11 @@ class NatsGrid(Grid):
         self._withdrawn += 1
         return self._refuse(asked, refusal.category, refusal.reason, _REFUSED)
 
-    def _refuse(self, asked: Asked, category: str, reason: str, code: int) -> Message:
+    def _refuse(self, asked: Asked, category: str, reason: str, code: int, reply: Reply | None = None) -> Message:
         said = f"{category}: {reason}"
         first = reason.partition("\n")[0]  # the traceback of the same error is told once a phase
         told = first if said in self._refused.reasons else reason
-        self._accounts.refused(self._counts_at(asked), asked.node.name, category, told)
+        self._accounts.refused(self._counts_at(asked), asked.node.name, category, told, reply)
         if asked.place.driven:
             self._refused.add(said, code)
         return Message(Error(code, reason), reply_to=asked.message)

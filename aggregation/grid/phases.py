@@ -15,6 +15,7 @@ from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.flower import bridge as flower
+from fedtide.fabric.messages.tasks import Reply
 
 Admission = Callable[[Message, Message], Refusal | None]
 """(what was sent, the reply) -> why the reply does not count, or None."""
@@ -105,4 +106,4 @@ class Counted:
     message: Message
     asked: Asked
     size_bytes: int
-    seconds: float
+    reply: Reply

@@ -18,6 +18,8 @@ from fedtide.fabric.events.runs import (
     UpdateReceived,
     UpdateRefused,
 )
+from fedtide.fabric.messages.tasks import Reply
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.round_policy import Cause
 
 
@@ -45,12 +47,22 @@ class Accounts:
         for round_ in sorted(self._times):
             self.closed(round_, {}, self.seconds(round_))
 
-    def opened(self, place: PhaseId, nodes: list[str], size: int, quorum: int | None, *, resumable: bool) -> None:
-        """Report that a phase sends its tasks (`size` bytes in all); replies of `nodes` may count in it."""
+    def opened(
+        self, place: PhaseId, nodes: list[str], size: int, wan: int, quorum: int | None, *, resumable: bool
+    ) -> None:
+        """Report that a phase sends its tasks (`size` bytes in all, `wan` of them to the regions); replies of `nodes`
+        may count in it.
+        """
         self.bytes_moved += size
         self._note(place.round)
         event = RoundOpened(
-            **self._at(place), nodes=nodes, bytes_down=size, quorum=quorum, resumable=resumable, timed=place.driven
+            **self._at(place),
+            nodes=nodes,
+            bytes_down=size,
+            wan_bytes=wan,
+            quorum=quorum,
+            resumable=resumable,
+            timed=place.driven,
         )
         self._link.call(self._link.report(event))
 
@@ -58,14 +70,24 @@ class Accounts:
         """The report that a phase waits for nodes."""
         return RoundWaits(**self._at(place), needed=needed, there=there)
 
-    def received(self, place: PhaseId, node: str, *, size: int, seconds: float, staleness: int) -> None:
+    def received(self, place: PhaseId, node: str, reply: Reply, *, size: int, staleness: int) -> None:
         self.bytes_moved += size
         self._note(place.round)
-        event = UpdateReceived(**self._at(place), node=node, bytes_up=size, seconds=seconds, staleness=staleness)
+        event = UpdateReceived(
+            **self._at(place),
+            node=node,
+            bytes_up=size,
+            seconds=reply.seconds,
+            staleness=staleness,
+            usage=reply.usage,
+            stays=reply.stays,
+        )
         self._link.call(self._link.report(event))
 
-    def refused(self, place: PhaseId, node: str, category: str, reason: str) -> None:
-        body = {**self._at(place), "node": node, "category": category, "reason": reason[:2000]}
+    def refused(self, place: PhaseId, node: str, category: str, reason: str, reply: Reply | None = None) -> None:
+        """Report that there is no answer of `node` that counts; `reply`: the one that does not."""
+        usage = reply.usage if reply is not None else Usage()
+        body = {**self._at(place), "node": node, "category": category, "reason": reason[:2000], "usage": usage}
         self._link.call(self._link.report(UpdateRefused.model_validate(body)))
 
     def collected(self, place: PhaseId, received: int, cause: Cause) -> None:
@@ -75,7 +97,7 @@ class Accounts:
         self._link.call(self._link.report(RoundAbandoned(**self._run, round=round_, trial=trial, reason=reason)))
 
     def closed(self, round_: int, metrics: dict[str, float], seconds: float) -> None:
-        event = RoundClosed(**self._run, round=round_, metrics=metrics, seconds=seconds)
+        event = RoundClosed(**self._run, round=round_, metrics=metrics, seconds=seconds, usage=self._link.used())
         self._link.call(self._link.report(event))
 
     def restarted(self) -> None:

@@ -11,7 +11,9 @@ from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.link.cohorts import End
 from fedtide.aggregation.link.run_link import RunLink
 from fedtide.fabric.messages.logs import LogLine
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.process.metering import Meter
 
 T = TypeVar("T")
 LOG_PAUSE_S = 0.5
@@ -25,6 +27,7 @@ class GridLink(RunLink):
         super().__init__(config, end)
         self._loop = asyncio.new_event_loop()
         self._unstored: list[LogLine] = []
+        self._meter, self._traffic = Meter("both"), (0, 0)
         self._thread = threading.Thread(target=self._loop.run_forever, name="grid-link", daemon=True)
 
     def open(self, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -71,6 +74,13 @@ class GridLink(RunLink):
         lines, self._unstored = self._unstored, []
         for first in range(0, len(lines), LOG_LINES):
             await self.store_log(lines[first : first + LOG_LINES])
+
+    def used(self) -> Usage:
+        """What this process has used since this was asked last."""
+        traffic = self._broker.traffic
+        before, self._traffic = self._traffic, traffic
+        received, sent = (max(now - last, 0) for now, last in zip(traffic, before, strict=True))
+        return Usage(**self._meter.mark()._asdict(), received_bytes=received, sent_bytes=sent)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop from another thread."""

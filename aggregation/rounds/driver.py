@@ -352,7 +352,7 @@ class RoundDriver:
             return
         place = place_of(reply.task, self._config.run)
         if place is not None:
-            self._accounts.refused(place, reply.node, "late", "arrived after its task had been given up")
+            self._accounts.refused(place, reply.node, "late", "arrived after its task had been given up", reply)
 
     def _save(self, progress: Progress) -> RoundCheckpoint:
         moved = progress.bytes_before + self._accounts.bytes_moved

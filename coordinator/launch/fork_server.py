@@ -17,7 +17,12 @@ ANSWER_WITHIN_S = 60.0
 
 
 class Forked:
-    """An aggregator that was forked. `code`: how it ended; None: unknown, because the fork server ended before."""
+    """An aggregator that was forked. `code`: how it ended; None: unknown, because the fork server ended before.
+
+    `cpu_us`: the CPU time that it has used, once it has ended.
+    """
+
+    cpu_us = 0
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -110,7 +115,9 @@ class ForkServer:
 
     def _take(self, told: dict[str, Any]) -> None:
         if "code" in told:
-            self._running.pop(told["pid"]).code.set_result(told["code"])
+            ended = self._running.pop(told["pid"])
+            ended.cpu_us = told["cpu_us"]
+            ended.code.set_result(told["code"])
             return
         forked = self._running[told["pid"]] = Forked(told["pid"])
         if (answer := self._asked.get(told["config"])) is not None and not answer.done():

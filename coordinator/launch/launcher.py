@@ -16,7 +16,10 @@ GONE = -1
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How an aggregator ended. `preempted`, `hopeless`, `out_of_memory`: as of the event `AggregatorExited`."""
+    """How an aggregator ended. `preempted`, `hopeless`, `out_of_memory`: as of the event `AggregatorExited`.
+
+    `cpu_us`: the CPU time that it has used in all, if that is known.
+    """
 
     run: str
     attempt: int
@@ -25,6 +28,7 @@ class Exit:
     preempted: bool = False
     hopeless: bool = False
     out_of_memory: bool = False
+    cpu_us: int = 0
 
 
 Exited = Callable[[Exit], Coroutine[Any, Any, None]]

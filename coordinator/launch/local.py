@@ -131,7 +131,10 @@ class LocalLauncher:
             code = None
         process_note.remove(self._note(command.run), command.attempt)
         reason = _last_line(self._root / command.run / "aggregator.log")
-        await self._exited(Exit(command.run, command.attempt, code if code is not None else GONE, reason))
+        cpu_us = process.cpu_us if isinstance(process, Forked) else 0
+        await self._exited(
+            Exit(command.run, command.attempt, code if code is not None else GONE, reason, cpu_us=cpu_us)
+        )
 
     async def stop(self, run: str) -> None:
         """Ask the run's aggregator to end, if there is one."""

@@ -20,6 +20,7 @@ from fedtide.edge_agent.tasks.app_logs import app_log_file
 from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
+from fedtide.edge_agent.tasks.node_meter import NodeMeter
 from fedtide.edge_agent.tasks.outbox import Outbox
 from fedtide.edge_agent.tasks.trainer import Trainer, TrainerCrashed
 from fedtide.edge_agent.training.job import Job
@@ -47,8 +48,15 @@ class TaskLoop:
     """Owns the trainer and the outbox of a node. `run` and `send` are to be run as two tasks."""
 
     def __init__(
-        self, config: AgentConfig, broker: Broker, latency: Latency, clock: FleetClock, cluster: ClusterView
+        self,
+        config: AgentConfig,
+        broker: Broker,
+        latency: Latency,
+        clock: FleetClock,
+        cluster: ClusterView,
+        meter: NodeMeter,
     ) -> None:
+        self._meter = meter
         self._clock = clock
         self._cluster = cluster
         self._config = config
@@ -112,6 +120,7 @@ class TaskLoop:
 
     async def _one(self, task: Task) -> None:
         key = task.task
+        self._meter.task_begins()
         try:
             if self._clock.now() > task.expires_at:
                 return  # expired; a resumed run sends a new task
@@ -129,6 +138,7 @@ class TaskLoop:
                 raise
             self._outbox.drop(key)
             self._forget_progress(key)
+            self._meter.task_was_cancelled()
             log.info("task.cancelled", extra={"task": key})
         finally:
             self._running = None
@@ -194,6 +204,7 @@ class TaskLoop:
             node=self._config.node,
             seconds=time.monotonic() - began,
             stays=task.stay,
+            usage=self._meter.of_task(),
             message=message,
         )
 

@@ -27,6 +27,7 @@ from fedtide.fabric.encoding import to_json
 from fedtide.fabric.flower.app_log import AppLog, mark_records
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
 from fedtide.fabric.process.files import is_full
+from fedtide.fabric.process.metering import descendants
 from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, frame_size
@@ -200,7 +201,7 @@ def _end(child: _Child | None) -> None:
     """End a child that has nothing to do."""
     if child is None:
         return
-    for pid in (child.pid, *_started_by(child.pid)):
+    for pid in (child.pid, *descendants(child.pid)):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     os.waitpid(child.pid, 0)
@@ -211,18 +212,6 @@ def _end(child: _Child | None) -> None:
 def _load(module: str) -> None:
     with suppress(Exception):
         importlib.import_module(module)
-
-
-def _started_by(pid: int) -> list[int]:
-    """What a run's app has started and left running, as Linux lists it for each thread: looking at all processes of the
-    machine would hold the next run up.
-    """
-    found: list[int] = []
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in map(int, listed.read_text().split()):
-                found += [child, *_started_by(child)]
-    return found
 
 
 def _be_child(do: Do, answers: int) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.round_policy import Cause
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.strict import TaggedMessage
@@ -80,6 +81,7 @@ class AggregatorExited(TaggedMessage):
     attempt: int
     code: int
     reason: str = ""
+    usage: Usage = Field(default=Usage(), description="In all, also what it has reported before")
 
 
 class RunCleanedUp(TaggedMessage):
@@ -122,6 +124,7 @@ class RoundOpened(TaggedMessage):
     phase: str
     nodes: list[str] = Field(description="Every node whose answer may count, also those that were asked before")
     bytes_down: int
+    wan_bytes: int = Field(default=0, ge=0, description="What of it goes to the regions, each byte once to each")
     quorum: int | None = Field(default=None, description="Updates that suffice; None: the app decides by itself")
     resumable: bool = Field(default=True, description="Whether a new attempt can continue this round")
     timed: bool = Field(default=True, description="Whether the coordinator keeps the deadline of this phase")
@@ -140,6 +143,8 @@ class UpdateReceived(TaggedMessage):
     bytes_up: int
     seconds: float
     staleness: int = Field(default=0, description="How many rounds ago its node was asked")
+    usage: Usage = Field(default=Usage(), description="Of the node for this answer, as it says")
+    stays: bool = Field(default=False, description="Its tensors stayed in the node's region")
 
 
 class UpdateRefused(TaggedMessage):
@@ -168,6 +173,7 @@ class UpdateRefused(TaggedMessage):
         "malformed",
     ]
     reason: str
+    usage: Usage = Field(default=Usage(), description="Of the node for the answer that does not count, as it says")
 
 
 class RoundCollected(TaggedMessage):
@@ -201,6 +207,7 @@ class RoundClosed(TaggedMessage):
     round: int
     metrics: dict[str, float]
     seconds: float
+    usage: Usage = Field(default=Usage(), description="Of the aggregator since its last report")
 
 
 class RunCompleted(TaggedMessage):
@@ -208,6 +215,7 @@ class RunCompleted(TaggedMessage):
     run: str
     attempt: int
     note: str = ""
+    usage: Usage = Field(default=Usage(), description="Of the aggregator since its last report")
 
 
 class RunFailed(TaggedMessage):
@@ -217,3 +225,4 @@ class RunFailed(TaggedMessage):
     run: str
     attempt: int
     reason: str
+    usage: Usage = Field(default=Usage(), description="Of the aggregator since its last report")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fedtide.fabric.messages.protocol import ProtocolRange
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.strict import ConfigValues, Message
 
 SLOWEST_HEARTBEAT_S = 3600.0
@@ -44,6 +45,8 @@ class Heartbeat(Message):
     stage: str = Field(default="", description="What it does for that task: downloading, training, paused: ...")
     serving: dict[str, str] = Field(default={}, description="By model: the digest of the release that it serves")
     inferences: int = Field(default=0, ge=0, description="Answered since the agent started")
+    used: Usage = Field(default=Usage(), description="By the agent since it started, without training")
+    wasted: Usage = Field(default=Usage(), description="For training that was cancelled, since the agent started")
     heartbeat_s: float = Field(
         default=5.0, gt=0, le=SLOWEST_HEARTBEAT_S, allow_inf_nan=False, description="Seconds until the next one"
     )

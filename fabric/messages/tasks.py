@@ -7,10 +7,12 @@ config records travel as values. No flwr here: a node without Flower reads and w
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.strict import ConfigValues, Message, Strict, Tagged, TaggedMessage
 from fedtide.fabric.tensors.blobs import BlobRef
@@ -131,9 +133,12 @@ class Task(TaggedMessage):
     )
     stay: bool = Field(default=False, description="Leave the update's tensors in the region, which sums them")
 
-    def size_bytes(self) -> int:
-        """The bytes that are sent for this task, including its records."""
-        return len(self.model_dump_json()) + sum(ref.size_bytes for ref in self.message.carried())
+
+def bytes_of(tasks: Sequence[Task]) -> tuple[int, int]:
+    """The bytes of these tasks for all their nodes, and those that cross the link to one region: each blob once."""
+    words = sum(len(task.model_dump_json()) for task in tasks)
+    carried = [ref for task in tasks for ref in task.message.carried()]
+    return words + sum(ref.size_bytes for ref in carried), words + sum(ref.size_bytes for ref in set(carried))
 
 
 class Cancel(TaggedMessage):
@@ -155,4 +160,5 @@ class Reply(Message):
     node: str
     seconds: float = Field(ge=0, description="From start of the task to its answer, on the node's clock")
     stays: bool = Field(default=False, description="Its blobs are in its region's stream STAY, not in UP")
+    usage: Usage = Field(default=Usage(), description="Of the trainer for this task")
     message: WireMessage

@@ -114,6 +114,11 @@ class Broker(StreamReads):
                 await client.close()
         return broker
 
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of messages received and sent since this connection was made."""
+        return self._client.stats["in_bytes"], self._client.stats["out_bytes"]
+
     async def until_closed(self) -> None:
         """Returns when this connection has ended for good.
 

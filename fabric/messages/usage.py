@@ -1,0 +1,39 @@
+"""What a process has used of a machine, as it is reported in the messages that are sent anyway. Pure data.
+
+Whole numbers: they add up to the same in every order.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedtide.fabric.strict import Message
+
+MOST = 2**53
+"""Of any quantity: JSON readers keep whole numbers up to here. 285 years of a core; 104 days of a terabyte."""
+Quantity = Annotated[int, Field(ge=0, le=MOST)]
+
+
+class Usage(Message):
+    """Between two reports, or since a process started."""
+
+    cpu_us: Quantity = Field(default=0, description="CPU time of the process and of all that it has started, in µs")
+    memory_kb_s: Quantity = Field(default=0, description="Resident memory over time, in kB times seconds")
+    gpu_us: Quantity = Field(default=0, description="Time for which it held GPUs, each counted, in µs")
+    received_bytes: Quantity = 0
+    sent_bytes: Quantity = 0
+
+    def __bool__(self) -> bool:
+        return self != Usage()
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{name: min(getattr(self, name) + getattr(other, name), MOST) for name in QUANTITIES})
+
+    def __sub__(self, before: Usage) -> Usage:
+        """What came since `before`; nothing where that was more (a counter that began anew)."""
+        return Usage(**{name: max(getattr(self, name) - getattr(before, name), 0) for name in QUANTITIES})
+
+
+QUANTITIES = ("cpu_us", "memory_kb_s", "gpu_us", "received_bytes", "sent_bytes")

@@ -1,0 +1,123 @@
+"""What this process and what it has started have used: CPU, memory over time, GPUs. Nothing runs between two readings.
+
+CPU time is the kernel's account of ended children (getrusage(2)) and of those that still run (/proc/PID/stat, in steps
+of 10 ms). Memory is taken to have changed evenly between two looks at it; what processes share is divided between them (PSS,
+proc_pid_smaps(5)).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import psutil
+
+LOOK_EVERY_S = 10.0
+"""At most so often memory and GPUs are looked at: the kernel walks all pages, some milliseconds for torch's."""
+
+Scope = Literal["self", "children", "both"]
+
+
+class Used(NamedTuple):
+    """Between two marks. The fields are those of `fabric.messages.usage.Usage`."""
+
+    cpu_us: int
+    memory_kb_s: int
+    gpu_us: int
+
+
+class Meter:
+    """Of this process, of all that it has started (ended or not), or of both."""
+
+    def __init__(self, scope: Scope, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scope = scope
+        self._clock = clock
+        self._at, self._looked_at = clock(), float("-inf")
+        self._cpu_us, self._memory_kb, self._gpus = 0, 0, 0
+
+    def mark(self) -> Used:
+        """What was used since the last mark; the first one gives all CPU time since the process started."""
+        at = self._clock()
+        pids = [*self._pids()]
+        cpu_us, memory_kb, gpus = self._cpu(pids), self._memory_kb, self._gpus
+        if at - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = at
+            memory_kb, gpus = sum(map(_memory_kb, pids)), held_gpus(pids)
+        seconds = at - self._at
+        used = Used(
+            cpu_us=max(cpu_us - self._cpu_us, 0),
+            memory_kb_s=round(seconds * (memory_kb + self._memory_kb) / 2),
+            gpu_us=round(1e6 * seconds * (gpus + self._gpus) / 2),
+        )
+        self._at, self._cpu_us, self._memory_kb, self._gpus = at, max(cpu_us, self._cpu_us), memory_kb, gpus
+        return used
+
+    def _pids(self) -> Iterator[int]:
+        """Those that run now."""
+        if self._scope != "children":
+            yield os.getpid()
+        if self._scope != "self":
+            yield from descendants(os.getpid())
+
+    def _cpu(self, pids: list[int]) -> int:
+        own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        of_self = _us(own.ru_utime + own.ru_stime) if self._scope != "children" else 0
+        of_ended = _us(ended.ru_utime + ended.ru_stime) if self._scope != "self" else 0
+        return of_self + of_ended + sum(_cpu_us(pid) for pid in pids if pid != os.getpid())
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that a process has started and that still run, and what those have started.
+
+    As Linux lists them for each thread: looking at all processes of the machine takes long.
+    """
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, listed.read_text().split()):
+                yield child
+                yield from descendants(child)
+
+
+def held_gpus(pids: list[int]) -> int:
+    """How many GPUs these processes hold, by NVIDIA's management library; 0 without `pip install nvidia-ml-py`."""
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return 0
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+        working = [{p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device)} for device in devices]
+        return sum(not held.isdisjoint(pids) for held in working)
+    except pynvml.NVMLError:
+        return 0
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _memory_kb(pid: int) -> int:
+    try:
+        with Path(f"/proc/{pid}/smaps_rollup").open() as lines:
+            return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _cpu_us(pid: int) -> int:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0
+    return _us(times.user + times.system + times.children_user + times.children_system)
+
+
+def _us(seconds: float) -> int:
+    return round(1e6 * seconds)
