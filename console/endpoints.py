@@ -15,7 +15,9 @@ from pydantic import BaseModel, TypeAdapter
 
 from fedtide.fabric.messages import requests
 from fedtide.fabric.messages import views as v
+from fedtide.fabric.messages.cost_views import BudgetView, CostLine, CostView
 from fedtide.fabric.messages.logs import LogPage
+from fedtide.fabric.plans.prices import Budget, PriceBook
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
 from fedtide.fabric.plans.trigger_rule import TriggerRule
@@ -277,3 +279,44 @@ def _action(reason: str, region: str = "") -> requests.ActionRequest:
 
 
 _CLOUDEVENT = {"Content-Type": "application/cloudevents+json"}
+
+
+def costs(
+    by: str = "", since: datetime | None = None, until: datetime | None = None, where: str = ""
+) -> Call[CostView]:
+    return _get(CostView, "costs", query={"by": by, "where": where, **_period(since, until)})
+
+
+def cost_lines(
+    limit: int | None = None, since: datetime | None = None, until: datetime | None = None, where: str = ""
+) -> Call[v.Page[CostLine]]:
+    return _get(v.Page[CostLine], "costs", "lines", query={"limit": limit, "where": where, **_period(since, until)})
+
+
+def _period(since: datetime | None, until: datetime | None) -> Query:
+    return {name: at.isoformat() for name, at in (("since", since), ("until", until)) if at is not None}
+
+
+def prices() -> Call[PriceBook]:
+    return _get(PriceBook, "prices")
+
+
+def apply_prices(book: PriceBook) -> Call[PriceBook]:
+    return Call("PUT", path("prices"), TypeAdapter(PriceBook), book.model_dump_json(exclude_defaults=True).encode())
+
+
+def budgets(**query: str | int | None) -> Call[v.Page[BudgetView]]:
+    return _get(v.Page[BudgetView], "budgets", query=query)
+
+
+def budget(name: str) -> Call[BudgetView]:
+    return _get(BudgetView, "budgets", name)
+
+
+def apply_budget(asked: Budget) -> Call[BudgetView]:
+    data = asked.model_dump_json(exclude_defaults=True).encode()
+    return Call("PUT", path("budgets", asked.name), TypeAdapter(BudgetView), data)
+
+
+def remove_budget(name: str) -> Call[BudgetView]:
+    return Call("DELETE", path("budgets", name), TypeAdapter(BudgetView))

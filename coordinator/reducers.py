@@ -16,7 +16,7 @@ from typing import Any
 
 from immutables import Map
 
-from fedtide.coordinator import signals
+from fedtide.coordinator import bookkeeping, signals
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet import fleet
@@ -27,12 +27,14 @@ from fedtide.coordinator.runs import runs
 from fedtide.coordinator.state import World
 from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import InvalidTransition
+from fedtide.fabric.events import costs as cost_events
 from fedtide.fabric.events import envelope as event_types
 from fedtide.fabric.events import identity as identity_events
 from fedtide.fabric.events import rollouts as rollout_events
 from fedtide.fabric.events import runs as run_events
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.ids import NAME
+from fedtide.fabric.plans.trigger_rule import Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Change:
     commands: list[Any] = field(default_factory=list)
     effects: deque[Effect] = field(default_factory=deque)
     ended: list[runs.Run | rollouts.Rollout] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
+    """Of the ledger and of budgets."""
 
     @property
     def at(self) -> datetime:
@@ -106,8 +110,32 @@ def step(draft: World, event: Event) -> tuple[Event, Commands]:
     while change.effects:
         effect = change.effects.popleft()
         EFFECTS[type(effect)](change, effect)
+    change.signals += bookkeeping.book(change.world, event)
+    _hold_rollouts(change)
     _signal(change)
     return event.model_copy(update={"decided": change.decisions.text}), tuple(change.commands)
+
+
+def _hold_rollouts(change: Change) -> None:
+    """Begin no more waves of what has no budget left; a person may let them go on. Going back is never held."""
+    started = isinstance(change.event.data, rollout_events.RolloutStarted)
+    if not started and not any(signal.fields.get("kind") == "actual" for signal in change.signals):
+        return
+    for key, rollout in list(change.world.rollouts.items()):
+        if isinstance(rollout, rollouts.Rolling) and (why := bookkeeping.why_no_waves(change.world, key)) is not None:
+            _step_rollout(change, key, rollout_events.RolloutPauseRequested(rollout=key, reason=why))
+
+
+def _prices(change: Change, data: cost_events.PricesApplied) -> None:
+    bookkeeping.prices_applied(change.world, data, change.at)
+
+
+def _budget(change: Change, data: cost_events.BudgetApplied) -> None:
+    bookkeeping.budget_applied(change.world, data, change.at)
+
+
+def _no_budget(change: Change, data: cost_events.BudgetRemoved) -> None:
+    bookkeeping.budget_removed(change.world, data)
 
 
 def _nothing(change: Change, data: Any) -> None:
@@ -332,6 +360,7 @@ def _started(change: Change, effect: Started) -> None:
 
 def _ended(change: Change, effect: Ended) -> None:
     change.ended.append(effect.state)
+    bookkeeping.ended(change.world, effect.key, _outcome(effect.state))
     for name, trigger in change.world.triggers.items():
         state, commands = triggers.ended(trigger, effect.key, change.at)
         if state is not trigger:
@@ -341,10 +370,21 @@ def _ended(change: Change, effect: Ended) -> None:
         change.commands += change.world.withdrawn(effect.state)
 
 
+def _outcome(state: runs.Run | rollouts.Rollout) -> str:
+    """Why what was used for it was of no use; empty: it was."""
+    match state:
+        case runs.Ended(outcome=outcome) if outcome != "completed":
+            return str(outcome)
+        case rollouts.RolledBack():
+            return "rolled_back"
+        case _:
+            return ""
+
+
 def _signal(change: Change) -> None:
     """Let every rule see what the event meant, and what it has ended."""
     ends = [signal for state in change.ended for signal in signals.of_end(change.event, state)]
-    for signal in [*signals.of(change.event, change.world.nodes, change.world.current), *ends]:
+    for signal in [*signals.of(change.event, change.world.nodes, change.world.current), *ends, *change.signals]:
         for name, trigger in change.world.triggers.items():
             state, commands = triggers.step(trigger, signal, change.at, change.decisions)
             if state is not trigger:
@@ -353,6 +393,10 @@ def _signal(change: Change) -> None:
 
 
 REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
+    cost_events.BudgetApplied: _budget,
+    cost_events.BudgetRemoved: _no_budget,
+    cost_events.PricesApplied: _prices,
+    cost_events.UsageReported: _nothing,
     event_types.AlarmRang: _run_alarm_or_rollout_alarm,
     event_types.CoordinatorElected: _nothing,
     event_types.DriftReported: _nothing,

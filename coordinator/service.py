@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.order_lists import OrderLists
 from fedtide.coordinator.adapters.presence import Presence
@@ -21,6 +22,7 @@ from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.adapters.tracking import RunTracking
 from fedtide.coordinator.api import metrics
 from fedtide.coordinator.api.access import access_middleware
+from fedtide.coordinator.api.costs import CostApi
 from fedtide.coordinator.api.events import EventApi
 from fedtide.coordinator.api.fleet import FleetApi
 from fedtide.coordinator.api.front_door import FrontDoor
@@ -159,6 +161,7 @@ async def _work(
         members_only=members_only,
         room=housekeeping.until_log_has_room,
     )
+    metering = Metering(engine, housekeeping.stored_bytes, launcher.helpers, config.data_dir / "metering.json")
     try:
         # The first append fences off the previous leader; only then may this process act.
         await engine.take_over(CoordinatorElected(name=config.name, url=door.advertised))
@@ -192,6 +195,8 @@ async def _work(
         tracking = RunTracking(engine, Distribution(broker, subjects), config.tracking, config.data_dir)
         more_warnings = lambda: [*tracking.warnings(), *_ending_credentials(config)]  # noqa: E731
         group.create_task(tracking.keep(), name="tracking")
+        presence.hearers.append(metering.heard)
+        group.create_task(metering.keep(), name="metering")
         storage = StorageApi(housekeeping)
         events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()
@@ -206,11 +211,13 @@ async def _work(
             ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, enroller, config.regions, topology.unserved).routes(),
             storage.routes(),
+            CostApi(engine, metering).routes(),
             metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]
         await door.serve(application(routes, checks=[*access_middleware(config), storage.refuse_new_things]))
         await asyncio.Event().wait()
     finally:
+        metering.save()
         await launcher.close()
 
 

@@ -9,6 +9,8 @@
 | dev.fedtide.fleet.changed | a node came or went | node, region, online (nodes of all), region_online |
 | dev.fedtide.data.reported | a node told its sample count | node, region, samples, region_samples, fleet_samples |
 | dev.fedtide.drift.reported | a region or node reports drift | region, node, model, feature, score, method, samples |
+| dev.fedtide.budget.reached | a threshold of a budget | budget, kind (actual, forecast), share, amount, limit |
+| dev.fedtide.cost.anomaly | an hour cost much more than usual | dimension, value, hour, amount, usual |
 | dev.fedtide.schedule.<rule> | the rule's own schedule | - |
 """
 
@@ -92,3 +94,8 @@ def _fleet_changed(event: Event, name: str, nodes: Mapping[str, Node]) -> Iterat
 
 def _signal(event: Event, name: str, **fields: FieldValue) -> Signal:
     return Signal(id=event.id, type=f"{TYPE_PREFIX}{name}", fields=fields)
+
+
+def signal(event: Event, name: str, which: str, **fields: FieldValue) -> Signal:
+    """One of several signals of one event, told apart by `which`."""
+    return Signal(id=f"{event.id}.{which}"[:200], type=f"{TYPE_PREFIX}{name}", fields=fields)

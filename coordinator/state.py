@@ -13,16 +13,20 @@ from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
 from fedtide.coordinator.drafts import Draft
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.identity import epochs, identities
+from fedtide.coordinator.ledger import accounts, budgets, valuation
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import NotFound
+from fedtide.fabric.plans.prices import PriceBook
 from fedtide.fabric.tensors.blobs import BlobRef
 
 T = TypeVar("T")
 
-_TABLES = ("nodes", "runs", "models", "rollouts", "triggers", "last_asked", "serving")
+_TABLES = ("nodes", "runs", "models", "rollouts", "triggers", "last_asked", "serving", "ledger", "budgets")
+_SINGLE = ("identities", "epoch", "valuer", "hour")
+"""What is one immutable thing."""
 
 
 class World:
@@ -38,6 +42,12 @@ class World:
         """When each node was asked to train last, by whatever run."""
         self.serving: MutableMapping[str, Map[str, BlobRef]] = {}
         """By model and node: the release that the node confirmed last."""
+        self.ledger: MutableMapping[str, accounts.Account] = {}
+        """By run or roll-out; `accounts.NOBODY`: what was used for none."""
+        self.budgets: MutableMapping[str, budgets.Kept] = {}
+        self.valuer = valuation.Valuer(PriceBook())
+        self.hour = 0
+        """The newest hour in the ledger, since 1970."""
         self.identities = identities.Identities()
         self.epoch = epochs.Epoch()
         self._below: World | None = None
@@ -47,7 +57,8 @@ class World:
         twin = World()
         for name, table in self._tables():
             setattr(twin, name, Draft(table))
-        twin.identities, twin.epoch, twin._below = self.identities, self.epoch, self
+        self._share(twin)
+        twin._below = self
         return twin
 
     def commit(self) -> None:
@@ -55,15 +66,27 @@ class World:
         assert self._below is not None, "only a draft has changes to commit"
         for _, table in self._tables():
             table.commit()  # type: ignore[attr-defined]  # those of a draft are drafts
-        self._below.identities, self._below.epoch = self.identities, self.epoch
+        self._share(self._below)
 
     def copy(self) -> World:
         """The same state, apart from this one: aggregates are immutable, so only the tables are copied."""
         twin = World()
         for name, table in self._tables():
             setattr(twin, name, dict(table))
-        twin.identities, twin.epoch = self.identities, self.epoch
+        self._share(twin)
         return twin
+
+    def _share(self, other: World) -> None:
+        for name in _SINGLE:
+            setattr(other, name, getattr(self, name))
+
+    @property
+    def prices(self) -> PriceBook:
+        return self.valuer.book
+
+    @prices.setter
+    def prices(self, book: PriceBook) -> None:
+        self.valuer = valuation.Valuer(book)
 
     def _tables(self) -> Iterator[tuple[str, MutableMapping[str, object]]]:
         return ((name, getattr(self, name)) for name in _TABLES)
@@ -132,6 +155,9 @@ class World:
 
     def trigger(self, key: str) -> triggers.Trigger:
         return _find(self.triggers, key, "trigger")
+
+    def budget(self, key: str) -> budgets.Kept:
+        return _find(self.budgets, key, "budget")
 
     def release_of(self, run: str) -> registry.Release | None:
         """The release that a run produced, once it is published."""

@@ -64,7 +64,7 @@ class Agent:
         self._server = InferenceServer(config, self._serving)
         self._latency = Latency()
         self._boot = new_id("boot")
-        self._meter = NodeMeter()
+        self._meter, self._began = NodeMeter(), time.monotonic()
         self._reported = 0
         self._joined = 0
         self._clock = FleetClock()
@@ -156,7 +156,7 @@ class Agent:
         finally:
             self._serving.observers.remove(drift.observe)
             with suppress(TransientError):
-                await broker.tell(self._subjects.telemetry(config.region, config.node), to_json(Heartbeat(bye=True)))
+                await broker.tell(self._subjects.telemetry(config.region, config.node), to_json(self._beat(bye=True)))
             await broker.close()
         if ending:
             raise ending[0]
@@ -257,11 +257,11 @@ class Agent:
             raise MalformedMessage(f"{subject!r} holds an order of another run or task")
         await self._tasks.order(order)
 
-    async def _heartbeat(self) -> None:
+    def _beat(self, *, bye: bool = False) -> Heartbeat:
         trainer = self._tasks.trainer_pid
         used, wasted = self._meter.totals()
         received, sent = self._broker.traffic
-        beat = Heartbeat(
+        return Heartbeat(
             rss_bytes=resident_bytes(),
             trainer_rss_bytes=resident_bytes(trainer) if trainer is not None else 0,
             busy=self._tasks.busy,
@@ -273,7 +273,12 @@ class Agent:
             heartbeat_s=self._config.heartbeat_s,
             clock=time.time(),
             boot=self._boot,
+            uptime_s=time.monotonic() - self._began,
+            bye=bye,
         )
+
+    async def _heartbeat(self) -> None:
+        beat = self._beat()
         subject = self._subjects.telemetry(self._config.region, self._config.node)
         try:
             await self._broker.tell(subject, to_json(beat))

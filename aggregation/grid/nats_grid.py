@@ -140,7 +140,7 @@ class NatsGrid(Grid):
             nodes = phase.pinned
         else:
             place = phase.place if phase is not None else NO_PHASE
-            waits = lambda there: self._link.report(self._accounts.waits(place, needed, there))  # noqa: E731
+            waits = lambda there, held: self._link.report(self._accounts.waits(place, needed, there, held))  # noqa: E731
             cohort = self._link.call(self._link.cohorts.at_least(needed, place.round, place.trial, place.phase, waits))
             nodes = [Node.of(n.name, n.region, n.codecs) for n in cohort.nodes]
         with self._lock:

@@ -66,9 +66,9 @@ class Accounts:
         )
         self._link.call(self._link.report(event))
 
-    def waits(self, place: PhaseId, needed: int, there: int) -> RoundWaits:
-        """The report that a phase waits for nodes."""
-        return RoundWaits(**self._at(place), needed=needed, there=there)
+    def waits(self, place: PhaseId, needed: int, there: int, held: str) -> RoundWaits:
+        """The report that a phase waits for nodes, or why it is held."""
+        return RoundWaits(**self._at(place), needed=needed, there=there, held=held[:1000])
 
     def received(self, place: PhaseId, node: str, reply: Reply, *, size: int, staleness: int) -> None:
         self.bytes_moved += size

@@ -64,22 +64,28 @@ class Cohorts:
         return frozenset((await self.ask(0, 1, "")).online)
 
     async def at_least(
-        self, needed: int, round_: int, trial: int, phase: str, tell: Callable[[int], Awaitable[None]]
+        self, needed: int, round_: int, trial: int, phase: str, tell: Callable[[int, str], Awaitable[None]]
     ) -> Cohort:
-        """The cohort once it has `needed` nodes, or as it is at the round's deadline; `tell` hears how many it has."""
+        """The cohort once it has `needed` nodes, or as it is at the round's deadline; a round that is held has none.
+
+        Args:
+            tell: hears how many nodes it has, and why it is held.
+        """
         loop = asyncio.get_running_loop()
-        told = -1
+        told: tuple[int, str] | None = None
         deadline = loop.time() + self._config.spec.policy.deadline_s
         while True:
             self.news.clear()
             cohort = await self.ask(round_, trial, phase)
+            if cohort.held:
+                deadline = loop.time() + self._config.spec.policy.deadline_s
             left = deadline - loop.time()
-            if len(cohort.nodes) >= needed or left <= 0:
+            if not cohort.held and (len(cohort.nodes) >= needed or left <= 0):
                 return cohort
-            if len(cohort.nodes) != told:
-                told = len(cohort.nodes)
-                log.info("grid.waits_for_nodes", extra={"there": told, "needed": needed})
-                await tell(told)
+            if (len(cohort.nodes), cohort.held) != told:
+                told = len(cohort.nodes), cohort.held
+                log.info("grid.waits_for_nodes", extra={"there": told[0], "needed": needed, "held": cohort.held})
+                await tell(*told)
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left, LOOK_AGAIN_S)):
                     await self.news.wait()

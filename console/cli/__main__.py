@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedtide.console.cli import backup_commands, storage_commands, system_commands
 from fedtide.console.cli.app_commands import apps_app
+from fedtide.console.cli.cost_commands import budgets_app, costs_app, prices_app
 from fedtide.console.cli.event_commands import events_app
 from fedtide.console.cli.fleet_commands import fleet_app
 from fedtide.console.cli.identity_commands import identity_app
@@ -72,6 +73,9 @@ app.add_typer(rollouts_app, name="rollout")
 app.add_typer(samples_app, name="samples")
 app.add_typer(triggers_app, name="trigger")
 app.add_typer(events_app, name="events")
+app.add_typer(costs_app, name="cost")
+app.add_typer(prices_app, name="price")
+app.add_typer(budgets_app, name="budget")
 
 
 def _show_version(wanted: bool) -> None:

@@ -51,6 +51,9 @@ def start(
     track: Annotated[
         list[str] | None, typer.Option("--track", help="mlflow=URL, tensorboard, experiment=NAME, or none; repeat")
     ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="What its costs are told apart by, e.g. customer=acme; repeat")
+    ] = None,
     watch: Watch = False,
     output: Output = Format.table,
 ) -> None:
@@ -79,6 +82,7 @@ def start(
         policy=asked_policy,
         stop=grammar.fields("--stop", stop, StopRule) if stop else None,
         track=grammar.tracking(track, described.track) if track else described.track,
+        labels=grammar.labels("--label", ",".join(label or [])),
     )
     _started(client, client.send(endpoints.start_run(request)), watch, output)
 

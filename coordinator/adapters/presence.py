@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
+from fedtide.coordinator.fleet.fleet import Node
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json
@@ -48,6 +50,8 @@ class Presence:
         self._under_way: set[str] = set()
         """Nodes whose change is on its way into the log: while that waits, each heartbeat would be another one."""
         self.heartbeats: dict[str, Heartbeat] = {}
+        self.hearers: list[Callable[[Node, Heartbeat], None]] = []
+        """Told of each heartbeat."""
         self.clock_ahead_s: dict[str, float] = {}
         """By how much each node's clock is ahead of this one, including the way of its heartbeat."""
         self._boots: dict[str, list[str]] = {}
@@ -77,6 +81,8 @@ class Presence:
             return  # it joins first; a region may make up any number of names
         self._note_clock(name, beat)
         self._note_twins(name, beat)
+        for hear in self.hearers:
+            hear(node, beat)
         if beat.bye:
             self._say(name, NodeOffline(node=name, reason="stopped"))
             return

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 
 from pydantic import BaseModel
 
+from fedtide.coordinator import bookkeeping
 from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.runs import runs, selection
@@ -48,6 +51,8 @@ from fedtide.fabric.nats.subjects import (
 log = logging.getLogger(__name__)
 
 PURGES_AT_ONCE = 32
+GRANTED_S = 60.0
+"""So long a round may take from the answer that it may begin until it is open."""
 Answerer = Callable[[str, bytes], Awaitable[BaseModel]]
 
 
@@ -123,6 +128,25 @@ class RunStreams:
             yield CHECKPOINTS, f"{self._subjects.checkpoint_blob(run, digest)}.>", None
 
 
+class _Grants:
+    """What was reserved for rounds that may begin: until they are open, no event says so."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._given: dict[str, tuple[float, Decimal]] = {}
+
+    def why_not(self, run: str) -> str | None:
+        """Why the next round of a run may not begin, or None: then its cost is reserved."""
+        world, now = self._engine.world, time.monotonic()
+        opened = {run for kept in world.budgets.values() for run in kept.reserved}
+        self._given = {r: (at, c) for r, (at, c) in self._given.items() if r not in opened and now - at < GRANTED_S}
+        granted = {other: cost for other, (_, cost) in self._given.items() if other != run}
+        if (reason := bookkeeping.held(world, run, granted)) is not None:
+            return reason
+        self._given[run] = now, bookkeeping.expected(world, run)
+        return None
+
+
 class RunServices:
     """Answers aggregators while this coordinator leads."""
 
@@ -131,6 +155,7 @@ class RunServices:
         self._subjects = subjects
         self._engine = engine
         self._streams = streams
+        self._grants = _Grants(engine)
         self._answers: Mapping[str, Answerer] = {
             "cohort": self._cohort,
             "replies": self._replies,
@@ -155,10 +180,16 @@ class RunServices:
         world = self._engine.world
         asking = selection.Asking(run, question.round, question.trial, question.phase)
         nodes, spec = world.nodes.values(), world.run(run).facts.spec
-        chosen = selection.choose(nodes, spec, asking, world.tasks_of_others(run), world.last_asked)
+        online = [n.name for n in nodes if n.online]
+        share = 1.0
+        if question.phase == "train" and question.round not in world.run(run).rounds:
+            if (held := self._grants.why_not(run)) is not None:
+                return Cohort(online=online, held=held)
+            share = bookkeeping.share_of_nodes(world, run)
+        chosen = selection.choose(nodes, spec, asking, world.tasks_of_others(run), world.last_asked, share)
         return Cohort(
             nodes=[Member(name=n.name, region=n.region, codecs=n.capabilities.codecs) for n in chosen],
-            online=[n.name for n in nodes if n.online],
+            online=online,
         )
 
     async def _replies(self, run: str, data: bytes) -> RepliesReady:

@@ -45,6 +45,10 @@ class ForkServer:
         self._running: dict[int, Forked] = {}
         self._starting = asyncio.Lock()
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
     async def start(self) -> asyncio.subprocess.Process:
         """The server, started if it is not there. It takes requests while it still loads its libraries."""
         async with self._starting:

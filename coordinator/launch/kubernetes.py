@@ -100,6 +100,9 @@ class KubernetesLauncher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: ObjectWatch | None = None
 
+    def helpers(self) -> tuple[int, ...]:
+        return ()
+
     def prepare(self) -> None:
         """Watch the Jobs that are there, and remove those that no run wants."""
         loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,10 +50,12 @@ class Launcher(Protocol):
     """Runs aggregators somewhere.
 
     An attempt is started at most once: `launch` adopts one that still runs, and reports the exit
-    of one that was started before and is gone (its task ids must not be used again).
+    of one that was started before and is gone (its task ids must not be used again). `helpers`: the processes here that
+    it needs for that.
     """
 
     def prepare(self) -> None: ...
+    def helpers(self) -> Iterable[int]: ...
     async def launch(self, command: LaunchAggregator, wanted: Callable[[], bool]) -> None: ...
     async def stop(self, run: str) -> None: ...
     async def close(self) -> None: ...

@@ -136,6 +136,10 @@ class LocalLauncher:
             Exit(command.run, command.attempt, code if code is not None else GONE, reason, cpu_us=cpu_us)
         )
 
+    def helpers(self) -> list[int]:
+        pid = self._fork_server.pid
+        return [pid] if pid is not None else []
+
     async def stop(self, run: str) -> None:
         """Ask the run's aggregator to end, if there is one."""
         async with self._locks[run]:

@@ -262,6 +262,8 @@ def _round_sentence(event: Event) -> str | None:
             return f"round {number}: {phase} of {node} does not count, {category}: {reason}"
         case RoundCollected(round=number, phase=phase, received=received, cause=cause):
             return f"round {number}: {phase} ended with {received} answers, {cause}"
+        case RoundWaits(held=held) if held:
+            return f"held: {held}"
         case RoundWaits(needed=needed, there=there):
             return f"waits for {needed} nodes, {there} are there"
         case RoundAbandoned(round=number, trial=trial, reason=reason):

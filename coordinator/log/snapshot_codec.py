@@ -1,8 +1,8 @@
 """The world as bytes and back: tagged JSON, no pickle. Pure.
 
 A snapshot names the `FORMAT` of its states. `MIGRATIONS` bring an older format up to date, step by step. A snapshot of
-a newer format is not read: the log is replayed instead. `tests/compat` holds a snapshot of every format, and fails if
-the fields of a state change without a new format.
+a newer format, or one before `OLDEST`, is not read: the log is replayed instead. `tests/compat` holds a snapshot of
+every format, and fails if the fields of a state change without a new format.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
+from typing import Any, get_args, get_origin
 
 from cattrs.preconf.json import JsonConverter, make_converter
 from cattrs.strategies import configure_tagged_union
@@ -21,6 +22,7 @@ from pydantic import BaseModel
 from fedtide.coordinator import state as world
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.identity import epochs, identities
+from fedtide.coordinator.ledger import accounts, budgets
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.coordinator.runs import rounds, runs
@@ -28,11 +30,14 @@ from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.events.envelope import Event, decode_event
+from fedtide.fabric.plans.prices import PriceBook
 from fedtide.fabric.tensors import blobs
 
-FORMAT = 2
+FORMAT = 3
 """The format of the states below. Change it with the first change of a state's fields after a release."""
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda tables: {**tables, "epoch": {}}}
+OLDEST = 3
+"""An older snapshot has no ledger, and only the whole log can say what stands in it."""
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """For each format, a function that turns its tables into those of the next format."""
 
 TABLES: dict[str, Any] = {
@@ -45,6 +50,10 @@ TABLES: dict[str, Any] = {
     "last_asked": dict[str, datetime],
     "identities": identities.Identities,
     "epoch": epochs.Epoch,
+    "ledger": dict[str, accounts.Account],
+    "budgets": dict[str, budgets.Kept],
+    "prices": PriceBook,
+    "hour": int,
 }
 
 
@@ -95,6 +104,8 @@ def decode(data: bytes) -> Snapshot:
 def _up_to_date(number: int, tables: dict[str, Any]) -> dict[str, Any]:
     if number > FORMAT:
         raise MalformedMessage(f"snapshot: its format {number} is newer than {FORMAT}")
+    if number < OLDEST:
+        raise MalformedMessage(f"snapshot: its format {number} is older than {OLDEST}")
     for step in range(number, FORMAT):
         tables = MIGRATIONS[step](tables)
     return tables
@@ -106,9 +117,22 @@ def _converter() -> JsonConverter:
         _is_model, lambda value: value.model_dump(mode="json", exclude_defaults=True)
     )
     converter.register_structure_hook_func(_is_model, lambda value, kind: kind.model_validate(value, extra="ignore"))
+    converter.register_unstructure_hook_func(_is_map, lambda value: converter.unstructure(dict(value)))
+    converter.register_structure_hook_func(_is_map, _map_of)
+    converter.register_unstructure_hook(Decimal, str)
+    converter.register_structure_hook(Decimal, lambda value, _: Decimal(value))
     for union in (rounds.Round, runs.Run, waves.Wave, rollouts.Rollout):
         configure_tagged_union(union, converter)
     return converter
+
+
+def _is_map(kind: Any) -> bool:
+    return get_origin(kind) is Map
+
+
+def _map_of(value: Any, kind: Any) -> Map[Any, Any]:
+    key, item = get_args(kind)
+    return Map({_CONVERTER.structure(k, key): _CONVERTER.structure(v, item) for k, v in value.items()})
 
 
 def _is_model(kind: Any) -> bool:

@@ -259,6 +259,8 @@ def _running(state: Running, event: RunEvent, at: datetime) -> Step:
             return replace(state, waits=reason), ()
         case AggregatorExited():
             return _crashed(state, event, at)
+        case RoundWaits(held=held) if held:
+            return replace(state, waits=held), ()
         case RoundWaits(needed=needed, there=there):
             return replace(state, waits=f"the app wants {needed} nodes, its cohort has {there}"), ()
         case RoundsRestarted():

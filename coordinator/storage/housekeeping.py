@@ -125,6 +125,14 @@ class Housekeeping:
         self._left_for_reports = float("inf")
         self._just_uploaded: dict[str, datetime] = {}
 
+    def stored_bytes(self) -> dict[str, int]:
+        """What each region's streams held when they were looked at last; the hub's under an empty name."""
+        found: dict[str, int] = {}
+        for place, state in self.levels.items():
+            region = "" if place.region == HUB_REGION else place.region
+            found[region] = found.get(region, 0) + state.bytes
+        return found
+
     def uploaded(self, digest: str) -> None:
         """Somebody has just stored a bundle, or found it stored, and is about to name it."""
         now = datetime.now(UTC)

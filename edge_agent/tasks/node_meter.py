@@ -12,10 +12,15 @@ class NodeMeter:
     def __init__(self) -> None:
         self._own, self._started = Meter("self"), Meter("children")
         self._used, self._wasted = Usage(), Usage()
+        self._has_task = False
 
     def task_begins(self) -> None:
         """What the trainer has used since the last task was for none."""
         self._used += self._since()
+        self._has_task = True
+
+    def task_ends(self) -> None:
+        self._has_task = False
 
     def of_task(self) -> Usage:
         """What the task has used."""
@@ -30,4 +35,6 @@ class NodeMeter:
     def totals(self) -> tuple[Usage, Usage]:
         """By the agent itself, and for training that was cancelled, since it started."""
         self._used += Usage(**self._own.mark()._asdict())
+        if not self._has_task:
+            self._used += self._since()
         return self._used, self._wasted

@@ -142,6 +142,7 @@ class TaskLoop:
             log.info("task.cancelled", extra={"task": key})
         finally:
             self._running = None
+            self._meter.task_ends()
             self._show(None, "")
             self._accepted.discard(key)
             self._cancelled.discard(key)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.events.costs import BudgetApplied, BudgetRemoved, PricesApplied, UsageReported
 from fedtide.fabric.events.identity import (
     JoinTokenCreated,
     JoinTokenRevoked,
@@ -245,7 +246,11 @@ EventData = Annotated[
     | LogBegun
     | LogRestored
     | RegionRemoved
-    | RegionIssued,
+    | RegionIssued
+    | UsageReported
+    | PricesApplied
+    | BudgetApplied
+    | BudgetRemoved,
     Field(discriminator="kind"),
 ]
 

@@ -101,7 +101,10 @@ class RoundsRestarted(TaggedMessage):
 
 
 class RoundWaits(TaggedMessage):
-    """A phase waits for nodes before it sends anything: `needed` are wanted, `there` are in its cohort."""
+    """A phase waits for nodes before it sends anything: `needed` are wanted, `there` are in its cohort.
+
+    `held`: it waits for something else, such as money.
+    """
 
     kind: Literal["round.waits"] = "round.waits"
     run: str
@@ -111,6 +114,7 @@ class RoundWaits(TaggedMessage):
     phase: str = ""
     needed: int
     there: int
+    held: str = ""
 
 
 class RoundOpened(TaggedMessage):

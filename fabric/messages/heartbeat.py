@@ -52,4 +52,5 @@ class Heartbeat(Message):
     )
     clock: float | None = Field(default=None, allow_inf_nan=False, description="Its time, seconds since the epoch")
     boot: str = Field(default="", max_length=64, description="Which start of an agent this is")
+    uptime_s: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="Since the agent started")
     bye: bool = Field(default=False, description="The agent stops")

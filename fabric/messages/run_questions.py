@@ -28,11 +28,15 @@ class Member(Strict):
 
 
 class Cohort(Message):
-    """`superseded`: the asking attempt is no longer wanted and must end. `online`: all nodes that are online."""
+    """`superseded`: the asking attempt is no longer wanted and must end. `online`: all nodes that are online.
+
+    `held`: why the round may not begin now; it has no nodes then.
+    """
 
     nodes: list[Member] = []
     online: list[str] = []
     superseded: bool = False
+    held: str = ""
 
 
 class RepliesWanted(Message):

@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedtide.fabric.ids import NAME
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
 from fedtide.fabric.plans.tracking import Tracking
 from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 
+LabelName = Annotated[str, Field(pattern=NAME)]
 WheelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.+!-]+\.whl$")]
 
 
@@ -43,6 +45,9 @@ class RunOptions(Strict):
     policy: RoundPolicy = Field(default=RoundPolicy(), description="When a round closes")
     stop: StopRule | None = Field(default=None, description="When the run ends before its last round")
     track: Tracking | None = Field(default=None, description="Where it is reported: MLflow, TensorBoard")
+    labels: dict[LabelName, Annotated[str, Field(max_length=100)]] = Field(
+        default={}, max_length=20, description="What its costs are told apart by: customer, cost centre, experiment"
+    )
 
 
 class RunSpec(RunOptions):

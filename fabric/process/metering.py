@@ -1,8 +1,8 @@
 """What this process and what it has started have used: CPU, memory over time, GPUs. Nothing runs between two readings.
 
 CPU time is the kernel's account of ended children (getrusage(2)) and of those that still run (/proc/PID/stat, in steps
-of 10 ms). Memory is taken to have changed evenly between two looks at it; what processes share is divided between them (PSS,
-proc_pid_smaps(5)).
+of 10 ms). Memory is taken to have changed evenly between two looks at it; what processes share is divided between them
+(PSS, proc_pid_smaps(5)).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -34,8 +34,15 @@ class Used(NamedTuple):
 class Meter:
     """Of this process, of all that it has started (ended or not), or of both."""
 
-    def __init__(self, scope: Scope, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        also: Callable[[], Iterable[int]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`also`: processes that count as well, but not what they have started."""
         self._scope = scope
+        self._also = also
         self._clock = clock
         self._at, self._looked_at = clock(), float("-inf")
         self._cpu_us, self._memory_kb, self._gpus = 0, 0, 0
@@ -43,11 +50,11 @@ class Meter:
     def mark(self) -> Used:
         """What was used since the last mark; the first one gives all CPU time since the process started."""
         at = self._clock()
-        pids = [*self._pids()]
-        cpu_us, memory_kb, gpus = self._cpu(pids), self._memory_kb, self._gpus
+        pids, also = [*self._pids()], [*self._also()]
+        cpu_us, memory_kb, gpus = self._cpu(pids) + sum(map(_own_cpu_us, also)), self._memory_kb, self._gpus
         if at - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = at
-            memory_kb, gpus = sum(map(_memory_kb, pids)), held_gpus(pids)
+            memory_kb, gpus = sum(map(_memory_kb, [*pids, *also])), held_gpus(pids)
         seconds = at - self._at
         used = Used(
             cpu_us=max(cpu_us - self._cpu_us, 0),
@@ -117,6 +124,14 @@ def _cpu_us(pid: int) -> int:
     except psutil.Error:
         return 0
     return _us(times.user + times.system + times.children_user + times.children_system)
+
+
+def _own_cpu_us(pid: int) -> int:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0
+    return _us(times.user + times.system)
 
 
 def _us(seconds: float) -> int:

@@ -1,0 +1,138 @@
+"""The API of costs: the ledger by any dimension, its lines, prices, budgets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, islice
+
+from aiohttp import web
+from pydantic import AwareDatetime, Field
+
+from fedtide.coordinator.adapters.metering import Metering
+from fedtide.coordinator.api.http import Listing, answer, asker, name_in, page_of, query_of, read_body
+from fedtide.coordinator.ledger import views
+from fedtide.coordinator.ledger.accounts import NOBODY, Account, Entry
+from fedtide.coordinator.ledger.booking import Where, book
+from fedtide.coordinator.ledger.valuation import Valued, Valuer, valued
+from fedtide.coordinator.log.engine import Engine
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.events.costs import BudgetApplied, BudgetRemoved, PricesApplied, UsageReported
+from fedtide.fabric.events.envelope import Event
+from fedtide.fabric.messages.cost_views import BudgetView, CostLine
+from fedtide.fabric.messages.views import Page
+from fedtide.fabric.plans.prices import Budget, PriceBook
+from fedtide.fabric.strict import Strict
+
+MOST_DIMENSIONS = 5
+
+
+class _Which(Strict):
+    since: AwareDatetime | None = Field(default=None, description="Begin of the first hour")
+    until: AwareDatetime | None = Field(default=None, description="End of the last hour")
+    where: str = Field(default="", max_length=1000, description="Dimensions and their values: model=m,region=eu")
+
+
+class CostQuery(_Which):
+    by: str = Field(default="", max_length=300, description="Dimensions, with commas; empty: the total alone")
+
+
+class LineListing(Listing, _Which):
+    pass
+
+
+class CostApi:
+    """Handlers over the engine's ledger, and what is not logged yet."""
+
+    def __init__(self, engine: Engine, metering: Metering) -> None:
+        self._engine = engine
+        self._metering = metering
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/costs", self._costs),
+            web.get("/v1/costs/lines", self._lines),
+            web.get("/v1/prices", self._prices),
+            web.put("/v1/prices", self._apply_prices),
+            web.get("/v1/budgets", self._budgets),
+            web.get("/v1/budgets/{name}", self._budget),
+            web.put("/v1/budgets/{name}", self._apply_budget),
+            web.delete("/v1/budgets/{name}", self._remove_budget),
+        ]
+
+    async def _costs(self, request: web.Request) -> web.Response:
+        query = query_of(request, CostQuery)
+        by = [name.strip() for name in query.by.split(",") if name.strip()]
+        views.check_dimensions("by", by)
+        if len(by) > MOST_DIMENSIONS or len(set(by)) < len(by):
+            raise ConfigError("by", f"names up to {MOST_DIMENSIONS} dimensions, each once")
+        valuer, look = self._look(query)
+        # A long history takes a while: the accounts are immutable, and the loop goes on.
+        return answer(await asyncio.to_thread(lambda: views.costs(look(), valuer, by, query.since, query.until)))
+
+    async def _lines(self, request: web.Request) -> web.Response:
+        query = query_of(request, LineListing)
+        valuer, look = self._look(query)
+        return answer(await asyncio.to_thread(lambda: _page(look(), valuer, query)))
+
+    def _look(self, query: _Which) -> tuple[Valuer, Callable[[], Iterator[Valued]]]:
+        """The prices, and all lines that are asked for, also those that are not logged yet."""
+        where = _pairs(query.where)
+        views.check_dimensions("where", where)
+        world = self._engine.world
+        ledger, unlogged, valuer = dict(world.ledger), Entry(Account()), world.valuer
+        report = UsageReported(source="coordinator", items=self._metering.unlogged())
+        book(unlogged, Event.now("coordinator", report), Where(lambda _: None, lambda _: 0))
+
+        def look() -> Iterator[Valued]:
+            both = (ledger, {NOBODY: unlogged.account})
+            return chain.from_iterable(valued(each, valuer, query.since, query.until, where) for each in both)
+
+        return valuer, look
+
+    async def _prices(self, request: web.Request) -> web.Response:
+        return answer(self._engine.world.prices)
+
+    async def _apply_prices(self, request: web.Request) -> web.Response:
+        await self._engine.submit(PricesApplied(book=await read_body(request, PriceBook), by=asker(request)))
+        return answer(self._engine.world.prices)
+
+    def _view(self, name: str) -> BudgetView:
+        return views.budget(self._engine.world.budget(name), datetime.now(UTC))
+
+    async def _budgets(self, request: web.Request) -> web.Response:
+        return page_of(query_of(request, Listing), sorted(self._engine.world.budgets), self._view)
+
+    async def _budget(self, request: web.Request) -> web.Response:
+        return answer(self._view(name_in(request, "name")))
+
+    async def _apply_budget(self, request: web.Request) -> web.Response:
+        budget, name = await read_body(request, Budget), name_in(request, "name")
+        if budget.name != name:
+            raise ConfigError("name", f"is {budget.name!r}, the URL says {name!r}")
+        await self._engine.submit(BudgetApplied(budget=budget, by=asker(request)))
+        return answer(self._view(name))
+
+    async def _remove_budget(self, request: web.Request) -> web.Response:
+        removed = self._view(name_in(request, "name"))
+        await self._engine.submit(BudgetRemoved(name=removed.budget.name, by=asker(request)))
+        return answer(removed)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError("where", f"{part!r} is no DIMENSION=VALUE", "For example where=model=m,region=eu")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _page(lines: Iterable[Valued], valuer: Valuer, query: LineListing) -> Page[CostLine]:
+    keyed = sorted(((views.key_of(each), each) for each in lines), key=lambda pair: pair[0])
+    left = [pair for pair in keyed if pair[0] > query.after]
+    shown = list(islice(left, query.limit))
+    items = [views.line(each, valuer) for _, each in shown]
+    return Page(items=items, total=len(keyed), next=shown[-1][0] if len(left) > len(shown) else "")

@@ -1,0 +1,1 @@
+"""Who used what, what that costs, and what it may cost. Pure."""
