@@ -58,7 +58,6 @@ def _row(line: CostLine, currency: str, account: str) -> dict[str, str | None]:
     category, service = _SERVICES.get(line.meter, ("Other", line.meter))
     consumed_in = _MEASURED.get(line.meter, next(iter(UNITS[line.meter])))
     priced = Decimal(line.quantity) / UNITS[line.meter][line.per]
-    listed = line.list_cost / priced if priced else line.price
     region = line.region or "cloud"
     resource = next((line.tags[tag] for tag in ("run", "rollout") if tag in line.tags), None)
     return {
@@ -87,7 +86,7 @@ def _row(line: CostLine, currency: str, account: str) -> dict[str, str | None]:
         "EffectiveCost": _number(line.cost),
         "InvoiceIssuerName": PROVIDER,
         "ListCost": _number(line.list_cost),
-        "ListUnitPrice": _number(listed),
+        "ListUnitPrice": _number(line.list_price),
         "PricingCategory": "Standard" if line.list_cost == line.cost else "Dynamic",
         "PricingQuantity": _number(priced),
         "PricingUnit": _FOCUS_UNITS[line.per],

@@ -39,6 +39,7 @@ from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.views import RolloutView, RunView
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
+from fedtide.fabric.process.files import keep_caches_in
 
 ROUNDS_PER_RUN = 3
 REQUESTS_EACH_SIDE = 50
@@ -60,6 +61,7 @@ def tell(regions: list[str], nodes_per_region: int, train: TrainWith = TrainWith
     began = time.monotonic()
     outer = Home.find()
     home = Home(outer.root / "demo")
+    keep_caches_in(outer.root)
     console = Console(width=None if sys.stdout.isatty() else 120)
     with locked(home):
         _forget_last_time(home)

@@ -85,6 +85,7 @@ def line(valued: Valued, valuer: Valuer) -> CostLine:
         tags=dict(valued.tags),
         per=price.per if price is not None else "",
         price=price.price if price is not None else ZERO,
+        list_price=ZERO if price is None else price.price if price.list_price is None else price.list_price,
     )
 
 

@@ -53,6 +53,7 @@ class CostLine(Strict):
     tags: dict[str, str]
     per: str = Field(description="The unit that the price is of; empty: no price")
     price: Decimal
+    list_price: Decimal
 
 
 class BudgetView(Strict):

@@ -1,0 +1,170 @@
+"""What processes have used, against what the kernel says of them."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fedtide.coordinator.adapters.metering import Metering
+from fedtide.coordinator.fleet.fleet import Node
+from fedtide.coordinator.state import World
+from fedtide.edge_agent.tasks.node_meter import NodeMeter
+from fedtide.fabric.messages.heartbeat import Capabilities, Heartbeat
+from fedtide.fabric.messages.usage import MOST, Usage
+from fedtide.fabric.process import metering
+from fedtide.fabric.process.metering import Meter
+from tests.scenarios.build import START
+
+BUSY = """
+import os, sys, time
+if os.fork() == 0:
+    while time.process_time() < 0.3: pass
+    os._exit(0)
+memory = bytearray(b"x") * 50_000_000
+while time.process_time() < 0.3: pass
+os.wait()
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_a_child_counts_with_what_it_has_started_while_it_runs_and_once_when_it_has_ended() -> None:
+    now = [0.0]
+    meter = Meter("children", clock=lambda: now[0])
+    before = meter.mark().cpu_us
+    assert before == pytest.approx(1e6 * _children_s(), abs=50_000)
+    reaped = _children_s()
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        now[0] = 20.0
+        while_running = meter.mark()
+        assert 500_000 <= while_running.cpu_us < 2_000_000
+        assert while_running.memory_kb_s >= 20 * 50_000 / 2, "50 MB that it got somewhere within 20 s"
+    after = meter.mark()
+    used = 1e6 * (_children_s() - reaped)
+    assert while_running.cpu_us + after.cpu_us == pytest.approx(used, abs=60_000), "the kernel counts in 10 ms"
+
+
+def test_this_process_and_one_that_helps_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        alone, helped = Meter("self").mark().cpu_us, Meter("self", lambda: [child.pid]).mark().cpu_us
+    assert alone == pytest.approx(1e6 * (own.ru_utime + own.ru_stime), abs=50_000)
+    assert 250_000 <= helped - alone < 600_000, "what the helper has started reports for itself"
+
+
+def test_gpus_are_counted_for_the_time_that_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, held = [0.0], [2]
+    monkeypatch.setattr(metering, "held_gpus", lambda pids: held[0])
+    meter = Meter("self", clock=lambda: now[0])
+    meter.mark()
+    now[0] = 60.0
+    assert meter.mark().gpu_us == 2 * 60 * 10**6
+    held[0], now[0] = 0, 120.0
+    meter.mark()
+    now[0] = 180.0
+    assert meter.mark().gpu_us == 0
+
+
+def test_without_nvidias_library_no_gpu_is_held() -> None:
+    assert metering.held_gpus([1]) == 0
+
+
+def test_what_the_trainer_uses_between_tasks_is_the_nodes_and_a_cancelled_task_is_wasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = iter(range(1, 100))
+
+    def mark(meter: Meter) -> metering.Used:
+        return metering.Used(next(used) if meter._scope == "children" else 0, 0, 0)
+
+    monkeypatch.setattr(Meter, "mark", mark)
+    meter = NodeMeter()
+    meter.task_begins()  # 1: idle
+    assert meter.of_task() == Usage(cpu_us=2)
+    meter.task_ends()
+    meter.task_begins()  # 3: idle
+    meter.task_was_cancelled()  # 4: wasted
+    assert meter.totals() == (Usage(cpu_us=4), Usage(cpu_us=4)), "a task is under way: what it has used is its own"
+    meter.task_ends()
+    assert meter.totals() == (Usage(cpu_us=4 + 5), Usage(cpu_us=4))
+
+
+def test_usages_add_up_and_never_go_below_nothing() -> None:
+    a, b = Usage(cpu_us=5, sent_bytes=MOST), Usage(cpu_us=7, sent_bytes=1)
+    assert a + b == Usage(cpu_us=12, sent_bytes=MOST)
+    assert a - b == Usage(sent_bytes=MOST - 1)
+    assert not Usage()
+    assert b
+
+
+@pytest.fixture
+def engine() -> SimpleNamespace:
+    world = World()
+    world.nodes["n"] = node()
+    return SimpleNamespace(world=world)
+
+
+def node() -> Node:
+    can = Capabilities(cpus=1, memory_bytes=1, disk_free_bytes=1, python="3", labels={"pool": "big/box"})
+    return Node("n", "eu", can, True, START)
+
+
+def beat(cpu_us: int, boot: str = "b1", uptime_s: float | None = 0.0, **more: int) -> Heartbeat:
+    return Heartbeat(used=Usage(cpu_us=cpu_us), boot=boot, uptime_s=uptime_s, **more)
+
+
+def counted(meter: Metering) -> dict[str, int]:
+    items = [i for i in meter.unlogged() if i.phase in ("idle", "serve")]
+    assert {i.pool for i in items} <= {"big-box"}, "no slash: it is part of a line's key"
+    return {i.phase: i.usage.cpu_us for i in items}
+
+
+def test_heartbeats_tell_totals_so_lost_ones_restarts_and_fail_overs_cost_nothing(
+    tmp_path: Path, engine: SimpleNamespace
+) -> None:
+    file = tmp_path / "metering.json"
+    first = Metering(engine, dict, tuple, file)
+    first.heard(node(), beat(100))
+    first.heard(node(), beat(700))
+    first.heard(node(), beat(900, inferences=3))
+    assert counted(first) == {"idle": 700, "serve": 200}
+    first.heard(node(), beat(50, boot="b2", inferences=1))
+    assert counted(first) == {"idle": 700, "serve": 250}, "a new start begins at nothing"
+    first.save()
+    second = Metering(engine, dict, tuple, file)
+    second.heard(node(), beat(60, boot="b2", inferences=1))
+    assert counted(second) == {"idle": 710, "serve": 250}
+
+
+def test_of_an_agent_that_nobody_knows_is_not_booked_what_it_used_before(
+    tmp_path: Path, engine: SimpleNamespace
+) -> None:
+    meter = Metering(engine, lambda: {"": 5_000_000}, tuple, tmp_path / "metering.json")
+    meter.heard(node(), beat(10**9, uptime_s=10**6))
+    meter.heard(node(), beat(10**9 + 7, uptime_s=10**6 + 5))
+    assert counted(meter) == {"idle": 7}
+    time.sleep(0.02)  # what is stored costs by time
+    assert sum(i.stored_kb_s for i in meter.unlogged()) >= 50
+
+
+def test_a_damaged_file_is_left_and_counting_begins_anew(tmp_path: Path, engine: SimpleNamespace) -> None:
+    file = tmp_path / "metering.json"
+    file.write_text("{")
+    meter = Metering(engine, dict, tuple, file)
+    meter.heard(node(), beat(5))
+    assert counted(meter) == {"idle": 5}
