@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field
 
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.api.http import Listing, answer, asker, name_in, page_of, query_of, read_body
+from fedtide.coordinator.api.routes import Route, delete, get, put
 from fedtide.coordinator.ledger import views
 from fedtide.coordinator.ledger.accounts import NOBODY, Account, Entry
 from fedtide.coordinator.ledger.booking import Where, book
@@ -20,7 +21,7 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.costs import BudgetApplied, BudgetRemoved, PricesApplied, UsageReported
 from fedtide.fabric.events.envelope import Event
-from fedtide.fabric.messages.cost_views import BudgetView, CostLine
+from fedtide.fabric.messages.cost_views import BudgetView, CostLine, CostView
 from fedtide.fabric.messages.views import Page
 from fedtide.fabric.plans.prices import Budget, PriceBook
 from fedtide.fabric.strict import Strict
@@ -49,16 +50,16 @@ class CostApi:
         self._engine = engine
         self._metering = metering
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/costs", self._costs),
-            web.get("/v1/costs/lines", self._lines),
-            web.get("/v1/prices", self._prices),
-            web.put("/v1/prices", self._apply_prices),
-            web.get("/v1/budgets", self._budgets),
-            web.get("/v1/budgets/{name}", self._budget),
-            web.put("/v1/budgets/{name}", self._apply_budget),
-            web.delete("/v1/budgets/{name}", self._remove_budget),
+            get("/v1/costs", self._costs, "Costs by any dimensions", CostView, query=CostQuery),
+            get("/v1/costs/lines", self._lines, "The ledger's lines", Page[CostLine], query=LineListing),
+            get("/v1/prices", self._prices, "The price book", PriceBook),
+            put("/v1/prices", self._apply_prices, "Use another price book", PriceBook, body=PriceBook),
+            get("/v1/budgets", self._budgets, "Budgets, and how they stand", Page[BudgetView], query=Listing),
+            get("/v1/budgets/{name}", self._budget, "One budget", BudgetView),
+            put("/v1/budgets/{name}", self._apply_budget, "Create or change a budget", BudgetView, body=Budget),
+            delete("/v1/budgets/{name}", self._remove_budget, "Remove a budget", BudgetView),
         ]
 
     async def _costs(self, request: web.Request) -> web.Response:

@@ -10,7 +10,8 @@ from typing import Any
 from aiohttp import web
 from pydantic import Field
 
-from fedtide.coordinator.api.http import answer, name_in, query_of
+from fedtide.coordinator.api.http import Stream, answer, name_in, query_of
+from fedtide.coordinator.api.routes import LINES, Route, get
 from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.log import history
 from fedtide.coordinator.log.engine import Engine
@@ -51,11 +52,13 @@ class EventApi:
         self._log = log
         self._executor = executor
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/events", self._query),
-            web.get("/v1/events/watch", self._watch),
-            web.get("/v1/why/{name}", self._why),
+            get("/v1/events", self._query, "The event log", Page[EventView], query=EventListing),
+            get(
+                "/v1/events/watch", self._watch, "Events as they are logged", EventView, query=EventFilter, media=LINES
+            ),
+            get("/v1/why/{name}", self._why, "Why something is as it is", WhyView, query=WhyOptions),
         ]
 
     async def _query(self, request: web.Request) -> web.Response:
@@ -84,14 +87,14 @@ class EventApi:
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         wanted = query_of(request, EventFilter)
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
+        stream = Stream(request)
+        await stream.begin()
         events: asyncio.Queue[Event] = asyncio.Queue(maxsize=MAX_LIMIT)
         with self._engine.listening(events):
             while True:
                 event = await events.get()
                 if wanted.admits(event):
-                    await response.write(view(event).model_dump_json().encode() + b"\n")
+                    await stream.write(view(event))
 
 
 def view(event: Event) -> EventView:

@@ -15,11 +15,12 @@ from pydantic import Field
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of, read_body
+from fedtide.coordinator.api.routes import BYTES, Route, get, post
 from fedtide.coordinator.fleet import fleet, views
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.requests import ForgetRequest, LabelsRequest, SamplesQuestion
-from fedtide.fabric.messages.views import LabelsMatched, NodeState, NodeView, SamplesForgotten, SamplesView
+from fedtide.fabric.messages.views import LabelsMatched, NodeState, NodeView, Page, SamplesForgotten, SamplesView
 from fedtide.fabric.nats.subjects import ALL_MODELS
 from fedtide.fabric.strict import Strict
 
@@ -47,14 +48,35 @@ class FleetApi:
         self._presence = presence
         self._questions = questions
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/nodes", self._all),
-            web.get("/v1/nodes/{node}", self._one),
-            web.post("/v1/nodes/{node}/models/{model}/infer", self._infer),
-            web.get("/v1/nodes/{node}/samples", self._samples),
-            web.post("/v1/nodes/{node}/samples/{model}/labels", self._label),
-            web.post("/v1/nodes/{node}/samples/{model}/forget", self._forget),
+            get("/v1/nodes", self._all, "Nodes", Page[NodeView], query=NodeListing),
+            get("/v1/nodes/{node}", self._one, "One node", NodeView),
+            post(
+                "/v1/nodes/{node}/models/{model}/infer",
+                self._infer,
+                "An inference request to a node (Open Inference Protocol v2)",
+                query=AskOptions,
+                takes="application/json",
+                media=BYTES,
+            ),
+            get("/v1/nodes/{node}/samples", self._samples, "What a node has captured", SamplesView, query=AskOptions),
+            post(
+                "/v1/nodes/{node}/samples/{model}/labels",
+                self._label,
+                "Labels for samples",
+                LabelsMatched,
+                query=AskOptions,
+                body=LabelsRequest,
+            ),
+            post(
+                "/v1/nodes/{node}/samples/{model}/forget",
+                self._forget,
+                "Forget samples",
+                SamplesForgotten,
+                query=AskOptions,
+                body=ForgetRequest,
+            ),
         ]
 
     def _view(self, name: str) -> NodeView:

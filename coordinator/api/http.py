@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from importlib.metadata import version
+from itertools import chain
 from typing import Any, TypeVar
 
 from aiohttp import http_exceptions, web
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
+from fedtide.coordinator.api.openapi import description
+from fedtide.coordinator.api.routes import LINES, Route, get
 from fedtide.coordinator.log.engine import Engine, views_of
 from fedtide.fabric.errors import (
     ConfigError,
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 V = TypeVar("V", bound=BaseModel)
 
+EVENTS = "text/event-stream"
 BY = "Fedtide-By"
 """Header: who or what asks, for the log."""
 _STATUS: dict[type[FedtideError], int] = {NotFound: 404, ConfigError: 400, TooLarge: 413, Conflict: 409, StoreFull: 507}
@@ -49,11 +54,18 @@ class Listing(Strict):
 L = TypeVar("L", bound=Listing)
 
 
-def application(routes: Iterable[Iterable[web.RouteDef]], checks: Sequence[Any] = ()) -> web.Application:
-    """An application of these routes; `checks` are middlewares that come first."""
-    app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=[_errors_as_problems, *checks])
-    for each in routes:
-        app.add_routes(each)
+def application(routes: Iterable[Iterable[Route]], checks: Sequence[Any] = ()) -> web.Application:
+    """An application of these routes and of their description; `checks` are middlewares that come first."""
+    middlewares = [_errors_as_problems, *checks, _unchanged]
+    app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=middlewares)
+
+    async def describe(_: web.Request) -> web.Response:
+        return web.json_response(body=document, content_type="application/json")
+
+    described = get("/v1/openapi.json", describe, "This description (OpenAPI 3.1)", is_open=True)
+    served = [*chain.from_iterable(routes), described]
+    document = to_json(description(served, version("fedtide")))
+    app.add_routes(route.definition for route in served)
     return app
 
 
@@ -120,14 +132,40 @@ def parse_json(path: str, body: bytes) -> Any:
 async def stream(
     engine: Engine, request: web.Request, view: Callable[[], BaseModel], last: Callable[[], bool]
 ) -> web.StreamResponse:
-    """`view()` now and at every change, a line each, until `last()` holds. An empty line is the end."""
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(request)
-    async for snapshot in views_of(engine, view, last=last):
-        await response.write(snapshot.model_dump_json().encode() + b"\n")
-    await response.write(b"\n")
-    await response.write_eof()
-    return response
+    """`view()` now and at every change, until `last()` holds, as `Stream` writes it."""
+    return await Stream.of(request, (snapshot async for snapshot in views_of(engine, view, last=last)))
+
+
+class Stream:
+    """Views one after the other: a line of JSON each, and an empty line at the end; or, for those who ask for
+    `text/event-stream`, server-sent events (https://html.spec.whatwg.org/#server-sent-events), `end` being the last.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._is_events = EVENTS in request.headers.get("Accept", "")
+        kind = EVENTS if self._is_events else LINES
+        self.response = web.StreamResponse(headers={"Content-Type": kind, "Cache-Control": "no-store"})
+
+    @classmethod
+    async def of(cls, request: web.Request, views: AsyncIterator[BaseModel]) -> web.StreamResponse:
+        stream_ = cls(request)
+        await stream_.begin()
+        async for view in views:
+            await stream_.write(view)
+        return await stream_.end()
+
+    async def begin(self) -> None:
+        await self.response.prepare(self._request)
+
+    async def write(self, view: BaseModel) -> None:
+        data = view.model_dump_json().encode()
+        await self.response.write(b"data: " + data + b"\n\n" if self._is_events else data + b"\n")
+
+    async def end(self) -> web.StreamResponse:
+        await self.response.write(b"event: end\ndata:\n\n" if self._is_events else b"\n")
+        await self.response.write_eof()
+        return self.response
 
 
 def problem(status: int, what: str, remedy: str = "", exit_code: int = 1) -> web.Response:
@@ -145,6 +183,20 @@ _TITLES = {
     503: "Not available now",
     507: "No room for this",
 }
+
+
+@web.middleware
+async def _unchanged(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Give what can be asked for again an entity tag, and no body to those who have it (RFC 9110, 13.1.2)."""
+    response: web.StreamResponse = await handler(request)
+    if request.method != "GET" or response.status != 200 or not isinstance(response, web.Response):
+        return response
+    if isinstance(response.body, bytes):
+        tag = hashlib.sha256(response.body).hexdigest()[:32]
+        response.etag = tag
+        if any(each.value in ("*", tag) for each in request.if_none_match or ()):
+            return web.Response(status=304, headers={"ETag": f'"{tag}"'})
+    return response
 
 
 @web.middleware

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.api.http import Listing, answer, asker, name_in, page_of, query_of, read_body
+from fedtide.coordinator.api.routes import Route, delete, get, post
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.errors import CapabilityMissing
@@ -19,10 +20,12 @@ from fedtide.fabric.messages.requests import RegionRequest, RevokeRequest, Token
 from fedtide.fabric.messages.views import (
     JoinTokenView,
     NewJoinToken,
+    Page,
     RegionCredentials,
     RegionView,
     Removed,
     Revoked,
+    Rights,
     TokenState,
 )
 
@@ -43,17 +46,26 @@ class IdentityApi:
         self._configured = regions
         self._maybe_enroller = enroller
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/join-tokens", self._tokens),
-            web.post("/v1/join-tokens", self._create),
-            web.delete("/v1/join-tokens/{token}", self._revoke_token),
-            web.post("/v1/nodes/{node}/revoke", self._revoke),
-            web.delete("/v1/nodes/{node}", self._remove),
-            web.get("/v1/identity/rights", self._rights),
-            web.get("/v1/regions", self._regions),
-            web.delete("/v1/regions/{region}", self._remove_region),
-            web.post("/v1/regions/{region}/credentials", self._region),
+            get("/v1/join-tokens", self._tokens, "Join tokens", Page[JoinTokenView], query=TokenListing),
+            post("/v1/join-tokens", self._create, "Make a join token", NewJoinToken, body=TokenRequest, status=201),
+            delete("/v1/join-tokens/{token}", self._revoke_token, "Withdraw a join token", JoinTokenView),
+            post(
+                "/v1/nodes/{node}/revoke", self._revoke, "Take a node's credentials away", Revoked, body=RevokeRequest
+            ),
+            delete("/v1/nodes/{node}", self._remove, "Forget a node", Removed),
+            get("/v1/identity/rights", self._rights, "Every role's rights", Rights),
+            get("/v1/regions", self._regions, "Regions", Page[RegionView], query=Listing),
+            delete("/v1/regions/{region}", self._remove_region, "Forget a region", Removed),
+            post(
+                "/v1/regions/{region}/credentials",
+                self._region,
+                "New credentials of a region's servers",
+                RegionCredentials,
+                body=RegionRequest,
+                status=201,
+            ),
         ]
 
     @property

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fedtide.coordinator.adapters.presence import Presence
+from fedtide.coordinator.api.routes import TEXT, Route, get
 from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.fleet.views import SKEW_S
 from fedtide.coordinator.log.engine import Engine
@@ -98,11 +99,11 @@ def _gauge(name: str, about: str, *labels: str, value: float | None = None) -> G
 
 def routes(
     engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping, presence: Presence
-) -> list[web.RouteDef]:
+) -> list[Route]:
     registry = CollectorRegistry()
     registry.register(WorldMetrics(engine, executor, parked, housekeeping, presence))
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
 
-    return [web.get("/metrics", show)]
+    return [get("/metrics", show, "Metrics in Prometheus' format", media=TEXT, is_open=True)]

@@ -9,17 +9,18 @@ from aiohttp import web
 
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of
+from fedtide.coordinator.api.routes import BYTES, Route, get, put
 from fedtide.coordinator.identity import identities
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.models import views
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.errors import NotFound
-from fedtide.fabric.messages.views import ModelProgress, ModelView, NodeCounts, RunCounts, StatusView
+from fedtide.fabric.messages.views import ModelProgress, ModelView, NodeCounts, Page, RunCounts, StatusView
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import DOWN, Subjects
 from fedtide.fabric.nats.transfer import put_blob
-from fedtide.fabric.tensors.blobs import chunked, manifest_of
+from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 
 
 class ModelApi:
@@ -39,14 +40,14 @@ class ModelApi:
         self._engine = engine
         self._housekeeping = housekeeping
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/status", self._status),
-            web.put("/v1/bundles", self._put_bundle),
-            web.get("/v1/models", self._all),
-            web.get("/v1/models/{model}", self._one),
-            web.get("/v1/models/{model}/progress", self._progress),
-            web.get("/v1/models/{model}/versions/{version}/onnx", self._onnx),
+            get("/v1/status", self._status, "What the installation holds", StatusView),
+            put("/v1/bundles", self._put_bundle, "Store an app's bundle", BlobRef, takes=BYTES),
+            get("/v1/models", self._all, "Models", Page[ModelView], query=Listing),
+            get("/v1/models/{model}", self._one, "A model and its releases", ModelView),
+            get("/v1/models/{model}/progress", self._progress, "What is going on with a model", ModelProgress),
+            get("/v1/models/{model}/versions/{version}/onnx", self._onnx, "A release's ONNX file", media=BYTES),
         ]
 
     async def _status(self, _: web.Request) -> web.Response:

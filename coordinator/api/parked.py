@@ -5,11 +5,12 @@ from __future__ import annotations
 from aiohttp import web
 
 from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of
+from fedtide.coordinator.api.routes import Route, delete, get, post
 from fedtide.coordinator.executor import Executor, PendingCommand
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.reports import Reports
 from fedtide.fabric.errors import NotFound
-from fedtide.fabric.messages.views import ParkedView
+from fedtide.fabric.messages.views import Page, ParkedView
 
 
 class ParkedApi:
@@ -20,11 +21,11 @@ class ParkedApi:
         self._executor = executor
         self._engine = engine
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/parked", self._all),
-            web.post("/v1/parked/{id}/retry", self._retry),
-            web.delete("/v1/parked/{id}", self._drop),
+            get("/v1/parked", self._all, "What could not be applied", Page[ParkedView], query=Listing),
+            post("/v1/parked/{id}/retry", self._retry, "Try it again", ParkedView),
+            delete("/v1/parked/{id}", self._drop, "Drop it", ParkedView),
         ]
 
     async def _views(self) -> dict[str, ParkedView]:

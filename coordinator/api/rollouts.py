@@ -12,6 +12,7 @@ from pydantic import Field
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in, page_of, query_of, read_body, stream
+from fedtide.coordinator.api.routes import LINES, Route, each, get, post
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts import rollouts, views
 from fedtide.fabric.errors import Conflict, InvalidTransition
@@ -24,7 +25,7 @@ from fedtide.fabric.events.rollouts import (
     RolloutRollbackRequested,
 )
 from fedtide.fabric.messages.requests import ActionRequest, RolloutActionName
-from fedtide.fabric.messages.views import RolloutState, RolloutView
+from fedtide.fabric.messages.views import Page, PlannedRollout, RolloutState, RolloutView
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, read_blob
@@ -68,15 +69,27 @@ class RolloutApi:
         self._engine = engine
         self._starter = starter
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/rollouts", self._all),
-            web.post("/v1/rollouts", self._start),
-            web.post("/v1/rollouts/plan", self._plan),
-            web.get("/v1/rollouts/{rollout}", self._one),
-            web.get("/v1/rollouts/{rollout}/watch", self._watch),
-            *(web.post(f"/v1/rollouts/{{rollout}}/{action}", partial(self._act, action)) for action in _EVENTS),
-            web.post("/v1/rollouts/{rollout}/retry", partial(self._act, "retry")),
+            get("/v1/rollouts", self._all, "Roll-outs", Page[RolloutView], query=RolloutListing),
+            post("/v1/rollouts", self._start, "Start a roll-out", RolloutView, body=RolloutRequest, status=201),
+            post("/v1/rollouts/plan", self._plan, "What a roll-out would do", PlannedRollout, body=RolloutRequest),
+            get("/v1/rollouts/{rollout}", self._one, "One roll-out", RolloutView),
+            get(
+                "/v1/rollouts/{rollout}/watch",
+                self._watch,
+                "A roll-out as it changes",
+                RolloutView,
+                query=WatchOptions,
+                media=LINES,
+            ),
+            *each(
+                post(
+                    "/v1/rollouts/{rollout}/<action>", self._one, "<action> a roll-out", RolloutView, body=ActionRequest
+                ),
+                "action",
+                {action: partial(self._act, action) for action in (*_EVENTS, "retry")},
+            ),
         ]
 
     def _view(self, key: str) -> RolloutView:

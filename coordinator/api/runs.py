@@ -15,6 +15,7 @@ from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in, page_of, query_of, read_body, stream
+from fedtide.coordinator.api.routes import LINES, Route, delete, each, get, post
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.runs import runs, selection, views
 from fedtide.fabric.errors import Conflict, InvalidTransition
@@ -25,9 +26,9 @@ from fedtide.fabric.events.runs import (
     RunResumeRequested,
     RunStopRequested,
 )
-from fedtide.fabric.messages.logs import LogQuestion
+from fedtide.fabric.messages.logs import LogPage, LogQuestion
 from fedtide.fabric.messages.requests import ActionRequest, RunActionName
-from fedtide.fabric.messages.views import RunState, RunView
+from fedtide.fabric.messages.views import Page, RunState, RunView
 from fedtide.fabric.plans.run_spec import RunRequest
 from fedtide.fabric.strict import Strict
 
@@ -64,15 +65,19 @@ class RunApi:
         self._presence = presence
         self._starter = starter
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/runs", self._all),
-            web.post("/v1/runs", self._start),
-            web.get("/v1/runs/{run}", self._one),
-            web.get("/v1/runs/{run}/logs", self._logs_of),
-            web.delete("/v1/runs/{run}", self._remove),
-            web.get("/v1/runs/{run}/watch", self._watch),
-            *(web.post(f"/v1/runs/{{run}}/{action}", partial(self._act, action)) for action in _ACTIONS),
+            get("/v1/runs", self._all, "Runs", Page[RunView], query=RunListing),
+            post("/v1/runs", self._start, "Start a run", RunView, body=RunRequest, status=201),
+            get("/v1/runs/{run}", self._one, "One run with its rounds", RunView),
+            get("/v1/runs/{run}/logs", self._logs_of, "What the app has printed", LogPage, query=LogOptions),
+            delete("/v1/runs/{run}", self._remove, "Forget a run that has ended", RunView),
+            get("/v1/runs/{run}/watch", self._watch, "A run as it changes", RunView, media=LINES),
+            *each(
+                post("/v1/runs/{run}/<action>", self._one, "<action> a run", RunView, body=ActionRequest),
+                "action",
+                {action: partial(self._act, action) for action in _ACTIONS},
+            ),
         ]
 
     def _view(self, key: str) -> RunView:

@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import Field
 
 from fedtide.coordinator.api.http import answer, problem, query_of
+from fedtide.coordinator.api.routes import Route, get, post
 from fedtide.coordinator.storage.housekeeping import ALARMING, UNUSED_FOR, Housekeeping
 from fedtide.fabric.messages.views import GarbageView, GarbageViews, StorageView, StreamView
 from fedtide.fabric.strict import Strict
@@ -28,8 +29,11 @@ class StorageApi:
     def __init__(self, housekeeping: Housekeeping) -> None:
         self._housekeeping = housekeeping
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get("/v1/storage", self._show), web.post("/v1/storage/sweep", self._sweep)]
+    def routes(self) -> list[Route]:
+        return [
+            get("/v1/storage", self._show, "How full hub and regions are", StorageView),
+            post("/v1/storage/sweep", self._sweep, "Delete what nobody needs", GarbageViews, query=Sweep),
+        ]
 
     async def _show(self, _: web.Request) -> web.Response:
         await self._housekeeping.look()

@@ -12,13 +12,16 @@ from fedtide.coordinator.adapters.starting import rollout_request
 from fedtide.coordinator.api.access import ORIGIN_ASKS
 from fedtide.coordinator.api.cloud_events import BATCH, read_signals
 from fedtide.coordinator.api.http import Listing, answer, name_in, page_of, query_of, read_body
+from fedtide.coordinator.api.routes import TEXT, Route, delete, get, post, put
 from fedtide.coordinator.conditions import check
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import SignalReceived, TriggerApplied, TriggerRemoved
-from fedtide.fabric.messages.views import FiringView, SignalReceipt, SignalReceipts, TriggerTest, TriggerView
+from fedtide.fabric.messages.views import FiringView, Page, SignalReceipt, SignalReceipts, TriggerTest, TriggerView
 from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
+
+EVENT = "application/cloudevents+json"
 
 
 class TriggerApi:
@@ -27,15 +30,27 @@ class TriggerApi:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         return [
-            web.get("/v1/triggers", self._all),
-            web.put("/v1/triggers/{name}", self._apply),
-            web.get("/v1/triggers/{name}", self._one),
-            web.delete("/v1/triggers/{name}", self._remove),
-            web.post("/v1/triggers/{name}/test", self._test),
-            web.post("/v1/events", self._receive),
-            web.options("/v1/events", self._handshake),
+            get("/v1/triggers", self._all, "Trigger rules", Page[TriggerView], query=Listing),
+            put("/v1/triggers/{name}", self._apply, "Create or change a rule", TriggerView, body=TriggerRule),
+            get("/v1/triggers/{name}", self._one, "One rule", TriggerView),
+            delete("/v1/triggers/{name}", self._remove, "Remove a rule", TriggerView),
+            post(
+                "/v1/triggers/{name}/test",
+                self._test,
+                "What an event would do",
+                TriggerTest,
+                takes=EVENT,
+            ),
+            post(
+                "/v1/events",
+                self._receive,
+                "An event from outside (CloudEvents 1.0)",
+                takes=EVENT,
+                status=202,
+            ),
+            Route("OPTIONS", "/v1/events", self._handshake, "May events be delivered here?", media=TEXT, is_open=True),
         ]
 
     def _view(self, name: str) -> TriggerView:

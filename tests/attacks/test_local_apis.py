@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.http import application
+from fedtide.coordinator.api.routes import Route
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.edge_agent.serving import access
 from fedtide.fabric.process.files import write_atomically
@@ -76,7 +76,7 @@ async def statuses(app: web.Application, calls: list[tuple[str, str, dict[str, s
 async def test_every_route_of_the_coordinator_asks_for_the_token(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
     config = CoordinatorConfig.model_validate({**HERE, "http_token_file": tmp_path / "token"})
-    routes: Any = [[web.route("*", "/{path:.*}", _answers)]]
+    routes = [[Route("*", "/{path:.*}", _answers, "Anything")]]
     app = application(routes, checks=access_middleware(config))
     right, wrong = {"Authorization": "Bearer secret"}, {"Authorization": "Bearer secre"}
     calls = [

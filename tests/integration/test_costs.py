@@ -152,4 +152,4 @@ def test_the_export_is_what_the_focus_projects_validator_wants(priced: Installat
     subprocess.run(pip, check=True)
     command = [str(tmp_path / "venv/bin/focus-validator"), "--data-file", str(tmp_path / "bill.csv")]
     done = subprocess.run([*command, "--validate-version", "1.0"], capture_output=True, text=True, check=False)
-    assert set(re.findall(r"^(\w+) failed:", done.stdout, re.MULTILINE)) == NOT_OURS.keys(), done.stdout + done.stderr
+    assert set(re.findall(r"^(\w+) failed:", done.stdout, re.MULTILINE)) <= NOT_OURS.keys(), done.stdout + done.stderr

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from aiohttp import web
 
+from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.api import metrics
+from fedtide.coordinator.api.costs import CostApi
 from fedtide.coordinator.api.events import EventApi
 from fedtide.coordinator.api.fleet import FleetApi
 from fedtide.coordinator.api.http import application
@@ -106,6 +108,7 @@ async def _serve(
             ParkedApi(reports, executor, engine).routes(),
             IdentityApi(engine, None, ["eu"], {}).routes(),
             StorageApi(housekeeping).routes(),
+            CostApi(engine, Metering(engine, dict, tuple, Path("nowhere"))).routes(),
             metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]
         runner = web.AppRunner(application(routes), access_log=None, shutdown_timeout=0.1)
