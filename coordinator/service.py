@@ -48,6 +48,8 @@ from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.log.timers import Alarms
+from fedtide.coordinator.page.screens import Apis
+from fedtide.coordinator.page.screens import Page as WebPage
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import CoordinatorElected
@@ -57,6 +59,7 @@ from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.process.retry import until_done
+from fedtide.fabric.process.web_access import TokenFile
 
 log = logging.getLogger(__name__)
 
@@ -198,23 +201,28 @@ async def _work(
         presence.hearers.append(metering.heard)
         group.create_task(metering.keep(), name="metering")
         storage = StorageApi(housekeeping)
-        events = EventApi(engine, lambda: EventLog(broker, subjects), executor)
         launcher.prepare()
         questions = NodeQuestions(broker, subjects)
+        apis = Apis(
+            models=ModelApi(broker, subjects, engine, housekeeping, more_warnings),
+            fleet=FleetApi(engine, presence, questions),
+            runs=RunApi(engine, presence, starter, RunLogs(broker, subjects), questions),
+            rollouts=RolloutApi(broker, subjects, engine, starter),
+            triggers=TriggerApi(engine),
+            events=EventApi(engine, lambda: EventLog(broker, subjects), executor),
+            identity=IdentityApi(engine, enroller, config.regions, topology.unserved),
+            storage=storage,
+            costs=CostApi(engine, metering),
+        )
         routes = [
-            ModelApi(broker, subjects, engine, housekeeping, more_warnings).routes(),
-            FleetApi(engine, presence, questions).routes(),
-            RunApi(engine, presence, starter, RunLogs(broker, subjects), questions).routes(),
-            RolloutApi(broker, subjects, engine, starter).routes(),
-            TriggerApi(engine).routes(),
-            events.routes(),
+            *apis.routes(),
             ParkedApi(reports, executor, engine).routes(),
-            IdentityApi(engine, enroller, config.regions, topology.unserved).routes(),
-            storage.routes(),
-            CostApi(engine, metering).routes(),
             metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]
-        await door.serve(application(routes, checks=[*access_middleware(config), storage.refuse_new_things]))
+        app = application(routes, checks=[*access_middleware(config), storage.refuse_new_things])
+        token = TokenFile(config.http_token_file) if config.http_token_file is not None else None
+        WebPage(apis, lambda: engine.world, token).add_to(app)
+        await door.serve(app)
         await asyncio.Event().wait()
     finally:
         metering.save()

@@ -63,14 +63,16 @@ class CostApi:
         ]
 
     async def _costs(self, request: web.Request) -> web.Response:
-        query = query_of(request, CostQuery)
+        return answer(await self.costs(query_of(request, CostQuery)))
+
+    async def costs(self, query: CostQuery) -> CostView:
         by = [name.strip() for name in query.by.split(",") if name.strip()]
         views.check_dimensions("by", by)
         if len(by) > MOST_DIMENSIONS or len(set(by)) < len(by):
             raise ConfigError("by", f"names up to {MOST_DIMENSIONS} dimensions, each once")
         valuer, look = self._look(query)
         # A long history takes a while: the accounts are immutable, and the loop goes on.
-        return answer(await asyncio.to_thread(lambda: views.costs(look(), valuer, by, query.since, query.until)))
+        return await asyncio.to_thread(lambda: views.costs(look(), valuer, by, query.since, query.until))
 
     async def _lines(self, request: web.Request) -> web.Response:
         query = query_of(request, LineListing)
@@ -103,7 +105,10 @@ class CostApi:
         return views.budget(self._engine.world.budget(name), datetime.now(UTC))
 
     async def _budgets(self, request: web.Request) -> web.Response:
-        return page_of(query_of(request, Listing), sorted(self._engine.world.budgets), self._view)
+        return answer(self.budgets(query_of(request, Listing)))
+
+    def budgets(self, query: Listing) -> Page[BudgetView]:
+        return page_of(query, sorted(self._engine.world.budgets), self._view)
 
     async def _budget(self, request: web.Request) -> web.Response:
         return answer(self._view(name_in(request, "name")))

@@ -62,7 +62,10 @@ class EventApi:
         ]
 
     async def _query(self, request: web.Request) -> web.Response:
-        query = query_of(request, EventListing)
+        return answer(await self.page(query_of(request, EventListing)))
+
+    async def page(self, query: EventListing) -> Page[EventView]:
+        """The newest events, oldest first."""
         newest: list[EventView] = []
         more = ""
         async for sequence, event in self._log().newest_first(query.after):
@@ -71,11 +74,12 @@ class EventApi:
                 if len(newest) == query.limit:
                     more = str(sequence) if sequence > 1 else ""
                     break
-        page: Page[EventView] = Page(items=newest[::-1], total=len(newest), next=more)
-        return answer(page)
+        return Page(items=newest[::-1], total=len(newest), next=more)
 
     async def _why(self, request: web.Request) -> web.Response:
-        name, asked = name_in(request, "name"), query_of(request, WhyOptions)
+        return answer(await self.why(name_in(request, "name"), query_of(request, WhyOptions)))
+
+    async def why(self, name: str, asked: WhyOptions) -> WhyView:
         now = history.present(self._engine.world, name, asked.round)
         now += [f"not carried out: {o.name}: {o.reason} ({o.id})" for o in self._executor.parked_about(name)]
         newest: list[HistoryEntry] = []
@@ -83,7 +87,7 @@ class EventApi:
             newest += history.history([event], name, asked.round)
             if len(newest) >= asked.limit or (isinstance(event.data, RunRequested) and event.data.run == name):
                 break
-        return answer(WhyView(present=now, because=newest[::-1]))
+        return WhyView(present=now, because=newest[::-1])
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         wanted = query_of(request, EventFilter)

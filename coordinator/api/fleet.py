@@ -79,7 +79,7 @@ class FleetApi:
             ),
         ]
 
-    def _view(self, name: str) -> NodeView:
+    def view(self, name: str) -> NodeView:
         presence = self._presence
         return views.node(
             self._engine.world.node(name),
@@ -89,7 +89,9 @@ class FleetApi:
         )
 
     async def _all(self, request: web.Request) -> web.Response:
-        query = query_of(request, NodeListing)
+        return answer(self.page(query_of(request, NodeListing)))
+
+    def page(self, query: NodeListing) -> Page[NodeView]:
         selector = _labels(query.labels)
         matching = sorted(
             name
@@ -98,10 +100,10 @@ class FleetApi:
             and query.state in ("", "online" if node.online else "offline")
             and fleet.matches(node, selector)
         )
-        return page_of(query, matching, self._view)
+        return page_of(query, matching, self.view)
 
     async def _one(self, request: web.Request) -> web.Response:
-        return answer(self._view(name_in(request, "node")))
+        return answer(self.view(name_in(request, "node")))
 
     async def _infer(self, request: web.Request) -> web.Response:
         asked, node = query_of(request, AskOptions), self._engine.world.node(name_in(request, "node"))

@@ -73,15 +73,14 @@ def answer(view: BaseModel, status: int = 200) -> web.Response:
     return web.Response(body=view.model_dump_json().encode(), status=status, content_type="application/json")
 
 
-def page_of(query: Listing, keys: Sequence[str], show: Callable[[str], V]) -> web.Response:
+def page_of(query: Listing, keys: Sequence[str], show: Callable[[str], V]) -> Page[V]:
     """One page of what `keys` name, in their order."""
     start = keys.index(query.after) + 1 if query.after in keys else 0
     if query.after and start == 0:
         raise ConfigError("after", f"{query.after!r} is not in this listing (any more)", "Begin without `after`")
     shown = keys[start : start + query.limit]
     more = start + len(shown) < len(keys)
-    page: Page[Any] = Page(items=[show(k) for k in shown], total=len(keys), next=shown[-1] if more else "")
-    return answer(page)
+    return Page(items=[show(k) for k in shown], total=len(keys), next=shown[-1] if more else "")
 
 
 def query_of(request: web.Request, kind: type[M]) -> M:
@@ -206,6 +205,8 @@ async def _errors_as_problems(request: web.Request, handler: Any) -> web.StreamR
         return response
     except FedtideError as exc:
         return problem(_status_of(exc), exc.what, exc.remedy, exc.exit_code)
+    except web.HTTPRedirection:
+        raise
     except web.HTTPException as exc:
         return problem(exc.status, exc.text or exc.reason)
     except (http_exceptions.HttpProcessingError, web.RequestPayloadError, UnicodeError) as exc:

@@ -82,7 +82,7 @@ class IdentityApi:
             for name, token in shown.items()
             if query.state in ("", token.state) and query.region in ("", token.region)
         ]
-        return page_of(query, matching, lambda name: shown[name])
+        return answer(page_of(query, matching, lambda name: shown[name]))
 
     async def _create(self, request: web.Request) -> web.Response:
         asked = await read_body(request, TokenRequest)
@@ -111,6 +111,9 @@ class IdentityApi:
         return answer(Removed(removed=node))
 
     async def _regions(self, request: web.Request) -> web.Response:
+        return answer(self.regions(query_of(request, Listing)))
+
+    def regions(self, query: Listing) -> Page[RegionView]:
         world = self._engine.world
         nodes = Counter(node.region for node in world.nodes.values())
         online = Counter(node.region for node in world.nodes.values() if node.online)
@@ -126,7 +129,7 @@ class IdentityApi:
                 credentials_expire=world.identities.region_ends.get(name),
             )
 
-        return page_of(query_of(request, Listing), names, view)
+        return page_of(query, names, view)
 
     async def _remove_region(self, request: web.Request) -> web.Response:
         region = name_in(request, "region")

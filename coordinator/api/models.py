@@ -51,26 +51,25 @@ class ModelApi:
         ]
 
     async def _status(self, _: web.Request) -> web.Response:
+        return answer(self.status())
+
+    def status(self) -> StatusView:
         engine, world = self._engine, self._engine.world
         online = sum(n.online for n in world.nodes.values())
-        return answer(
-            StatusView(
-                events=engine.applied,
-                refused_events=engine.refused,
-                nodes=NodeCounts(online=online, known=len(world.nodes)),
-                regions=sorted({n.region for n in world.nodes.values()}),
-                runs=RunCounts(
-                    active=sum(isinstance(r, runs.Running) for r in world.runs.values()), all=len(world.runs)
-                ),
-                models=len(world.models),
-                rollouts=len(world.rollouts),
-                waits_for=engine.waits_for,
-                warnings=[
-                    *self._housekeeping.warnings(),
-                    *identities.warnings(world.identities),
-                    *self._more_warnings(),
-                ],
-            )
+        return StatusView(
+            events=engine.applied,
+            refused_events=engine.refused,
+            nodes=NodeCounts(online=online, known=len(world.nodes)),
+            regions=sorted({n.region for n in world.nodes.values()}),
+            runs=RunCounts(active=sum(isinstance(r, runs.Running) for r in world.runs.values()), all=len(world.runs)),
+            models=len(world.models),
+            rollouts=len(world.rollouts),
+            waits_for=engine.waits_for,
+            warnings=[
+                *self._housekeeping.warnings(),
+                *identities.warnings(world.identities),
+                *self._more_warnings(),
+            ],
         )
 
     async def _put_bundle(self, request: web.Request) -> web.Response:
@@ -79,14 +78,14 @@ class ModelApi:
         self._housekeeping.uploaded(ref.digest)  # before: a sweep may be about to delete an old one
         return answer(await put_blob(self._broker, self._subjects.blob, DOWN, parts, ttl_s=None))
 
-    def _view(self, name: str) -> ModelView:
+    def view(self, name: str) -> ModelView:
         return views.model(self._engine.world.model(name))
 
     async def _all(self, request: web.Request) -> web.Response:
-        return page_of(query_of(request, Listing), sorted(self._engine.world.models), self._view)
+        return answer(page_of(query_of(request, Listing), sorted(self._engine.world.models), self.view))
 
     async def _one(self, request: web.Request) -> web.Response:
-        return answer(self._view(name_in(request, "model")))
+        return answer(self.view(name_in(request, "model")))
 
     async def _progress(self, request: web.Request) -> web.Response:
         """Of any name: a model has its first run before its first release."""

@@ -41,7 +41,7 @@ class ParkedApi:
 
     async def _all(self, request: web.Request) -> web.Response:
         query, views = query_of(request, Listing), await self._views()
-        return page_of(query, list(views), views.__getitem__)
+        return answer(page_of(query, list(views), views.__getitem__))
 
     async def _one(self, request: web.Request) -> ParkedView:
         wanted = name_in(request, "id")

@@ -92,23 +92,25 @@ class RolloutApi:
             ),
         ]
 
-    def _view(self, key: str) -> RolloutView:
+    def view(self, key: str) -> RolloutView:
         return views.rollout(self._engine.world.rollout(key))
 
     async def _all(self, request: web.Request) -> web.Response:
-        query = query_of(request, RolloutListing)
+        return answer(self.page(query_of(request, RolloutListing)))
+
+    def page(self, query: RolloutListing) -> Page[RolloutView]:
         matching = [
             key
             for key, rollout in self._engine.world.rollouts.items()
             if query.model in ("", rollout.facts.plan.model) and query.state in ("", rollouts.state_name(rollout))
         ]
-        return page_of(query, matching, self._view)
+        return page_of(query, matching, self.view)
 
     async def _start(self, request: web.Request) -> web.Response:
         key, asked = key_of(request, "rollout"), await read_body(request, RolloutRequest)
         if key not in self._engine.world.rollouts:
             await self._starter.rollout(key, asked, asker(request))
-        return answer(self._view(key), status=201)
+        return answer(self.view(key), status=201)
 
     async def _plan(self, request: web.Request) -> web.Response:
         world = self._engine.world
@@ -121,7 +123,7 @@ class RolloutApi:
         return answer(views.planned(planned, wan, size, offline))
 
     async def _one(self, request: web.Request) -> web.Response:
-        return answer(self._view(name_in(request, "rollout")))
+        return answer(self.view(name_in(request, "rollout")))
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         key, world = name_in(request, "rollout"), self._engine.world
@@ -135,7 +137,7 @@ class RolloutApi:
                 return not any(world.nodes[n].online for n in waiting)
             return not (isinstance(state, rollouts.Rolling) or (stays and isinstance(state, rollouts.Paused)))
 
-        return await stream(self._engine, request, lambda: self._view(key), over)
+        return await stream(self._engine, request, lambda: self.view(key), over)
 
     async def _act(self, action: RolloutActionName, request: web.Request) -> web.Response:
         key = name_in(request, "rollout")
@@ -148,4 +150,4 @@ class RolloutApi:
                 await self._engine.submit(_EVENTS[action](key, asked, asker(request)))
         except InvalidTransition as exc:
             raise Conflict(exc.what, f"See `fedtide rollout show {key}`") from exc
-        return answer(self._view(key))
+        return answer(self.view(key))

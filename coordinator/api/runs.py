@@ -80,7 +80,7 @@ class RunApi:
             ),
         ]
 
-    def _view(self, key: str) -> RunView:
+    def view(self, key: str) -> RunView:
         world = self._engine.world
         state, release = world.run(key), world.release_of(key)
         return views.run(
@@ -96,7 +96,9 @@ class RunApi:
         return views.run_state(world.run(key), publishing=world.is_publishing(key))
 
     async def _all(self, request: web.Request) -> web.Response:
-        query = query_of(request, RunListing)
+        return answer(self.page(query_of(request, RunListing)))
+
+    def page(self, query: RunListing) -> Page[RunView]:
         matching = [
             key
             for key, run in self._engine.world.runs.items()
@@ -104,16 +106,16 @@ class RunApi:
             and query.app in ("", run.facts.spec.app.name)
             and query.state in ("", self._state(key))
         ]
-        return page_of(query, matching, self._view)
+        return page_of(query, matching, self.view)
 
     async def _start(self, request: web.Request) -> web.Response:
         key, asked = key_of(request, "run"), await read_body(request, RunRequest)
         if key not in self._engine.world.runs:
             await self._starter.run(key, asked, asker(request))
-        return answer(self._view(key), status=201)
+        return answer(self.view(key), status=201)
 
     async def _one(self, request: web.Request) -> web.Response:
-        return answer(self._view(name_in(request, "run")))
+        return answer(self.view(name_in(request, "run")))
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         key, world = name_in(request, "run"), self._engine.world
@@ -122,7 +124,7 @@ class RunApi:
         def over() -> bool:
             return isinstance(world.runs[key], runs.Ended) and not world.is_publishing(key)
 
-        return await stream(self._engine, request, lambda: self._view(key), over)
+        return await stream(self._engine, request, lambda: self.view(key), over)
 
     async def _logs_of(self, request: web.Request) -> web.Response:
         """What the ServerApp has printed, or the ClientApp on one node."""
@@ -136,7 +138,7 @@ class RunApi:
     async def _remove(self, request: web.Request) -> web.Response:
         """Forget a run that has ended; what was stored for it is swept."""
         key = name_in(request, "run")
-        state, removed = self._engine.world.run(key), self._view(key)
+        state, removed = self._engine.world.run(key), self.view(key)
         if not isinstance(state, runs.Ended) or not state.cleaned or self._engine.world.is_publishing(key):
             raise Conflict(f"run {key} is {removed.state}", f"End it first: fedtide run cancel {key}")
         await self._engine.submit(RunRemoved(run=key))
@@ -153,4 +155,4 @@ class RunApi:
                 await self._engine.submit(_ACTIONS[action](key, asked))
             except InvalidTransition as exc:
                 raise Conflict(exc.what, exc.remedy) from exc
-        return answer(self._view(key))
+        return answer(self.view(key))

@@ -36,6 +36,9 @@ class StorageApi:
         ]
 
     async def _show(self, _: web.Request) -> web.Response:
+        return answer(await self.storage())
+
+    async def storage(self) -> StorageView:
         await self._housekeeping.look()
         streams = [
             StreamView(
@@ -48,7 +51,7 @@ class StorageApi:
             )
             for place, state in self._housekeeping.levels.items()
         ]
-        return answer(StorageView(streams=streams, warnings=self._housekeeping.warnings()))
+        return StorageView(streams=streams, warnings=self._housekeeping.warnings())
 
     async def _sweep(self, request: web.Request) -> web.Response:
         asked = query_of(request, Sweep)

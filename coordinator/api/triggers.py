@@ -53,14 +53,14 @@ class TriggerApi:
             Route("OPTIONS", "/v1/events", self._handshake, "May events be delivered here?", media=TEXT, is_open=True),
         ]
 
-    def _view(self, name: str) -> TriggerView:
-        return view(self._engine.world.trigger(name))
+    def view(self, name: str) -> TriggerView:
+        return trigger_view(self._engine.world.trigger(name))
 
     async def _all(self, request: web.Request) -> web.Response:
-        return page_of(query_of(request, Listing), sorted(self._engine.world.triggers), self._view)
+        return answer(page_of(query_of(request, Listing), sorted(self._engine.world.triggers), self.view))
 
     async def _one(self, request: web.Request) -> web.Response:
-        return answer(self._view(name_in(request, "name")))
+        return answer(self.view(name_in(request, "name")))
 
     async def _apply(self, request: web.Request) -> web.Response:
         rule, name = await read_body(request, TriggerRule), name_in(request, "name")
@@ -73,10 +73,10 @@ class TriggerApi:
         if isinstance(rule.do, StartRollout):
             rollout_request(rule.do)
         await self._engine.submit(TriggerApplied(rule=rule))
-        return answer(self._view(rule.name))
+        return answer(self.view(rule.name))
 
     async def _remove(self, request: web.Request) -> web.Response:
-        removed = self._view(name_in(request, "name"))
+        removed = self.view(name_in(request, "name"))
         await self._engine.submit(TriggerRemoved(name=removed.trigger))
         return answer(removed)
 
@@ -122,7 +122,7 @@ async def _one_signal(request: web.Request) -> Signal:
     return signals[0]
 
 
-def view(state: triggers.Trigger) -> TriggerView:
+def trigger_view(state: triggers.Trigger) -> TriggerView:
     rule = state.rule
     return TriggerView(
         trigger=rule.name,

@@ -1,0 +1,308 @@
+"""The page's screens: each shows one view of the API, and the command that prints the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from aiohttp import web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from fedtide.coordinator.api.costs import CostApi, CostQuery
+from fedtide.coordinator.api.events import EventApi, EventListing, WhyOptions
+from fedtide.coordinator.api.fleet import FleetApi, NodeListing
+from fedtide.coordinator.api.http import Listing, query_of
+from fedtide.coordinator.api.identity import IdentityApi
+from fedtide.coordinator.api.models import ModelApi
+from fedtide.coordinator.api.rollouts import RolloutApi, RolloutListing
+from fedtide.coordinator.api.routes import Route
+from fedtide.coordinator.api.runs import RunApi, RunListing
+from fedtide.coordinator.api.storage import StorageApi
+from fedtide.coordinator.api.triggers import TriggerApi
+from fedtide.coordinator.page.curves import HEIGHT, WIDTH, Curve, curve
+from fedtide.coordinator.page.session import opened
+from fedtide.coordinator.page.words import FILTERS
+from fedtide.coordinator.state import World
+from fedtide.fabric.errors import FedtideError, NotFound
+from fedtide.fabric.messages.views import RUN_ENDED, RunView
+from fedtide.fabric.process.web_access import TokenFile
+from fedtide.fabric.strict import Strict
+
+HERE = Path(__file__).parent
+PER_PAGE, ROUNDS_SHOWN, EVENTS_SHOWN = 100, 50, 100
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+SCREENS = (
+    ("", "Overview"),
+    ("fleet", "Fleet"),
+    ("runs", "Runs"),
+    ("rollouts", "Roll-outs"),
+    ("models", "Models"),
+    ("triggers", "Triggers"),
+    ("costs", "Costs"),
+    ("events", "Events"),
+    ("health", "Health"),
+)
+ACTIONS: Mapping[str, tuple[str, ...]] = {
+    "running": ("pause", "stop", "cancel"),
+    "starting": ("pause", "cancel"),
+    "paused": ("resume", "cancel"),
+    "rolling": ("pause", "abort"),
+}
+"""What a person may do with a run or roll-out in each state; the API says what it does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apis:
+    """What the page shows."""
+
+    models: ModelApi
+    fleet: FleetApi
+    runs: RunApi
+    rollouts: RolloutApi
+    triggers: TriggerApi
+    events: EventApi
+    identity: IdentityApi
+    storage: StorageApi
+    costs: CostApi
+
+    def routes(self) -> list[list[Route]]:
+        """Of all of them."""
+        return [getattr(self, each.name).routes() for each in fields(self)]
+
+
+class CostChoice(Strict):
+    by: str = "model"
+    where: str = ""
+    days: int = 7
+
+
+class Page:
+    """Handlers of the screens."""
+
+    def __init__(self, apis: Apis, world: Callable[[], World], token: TokenFile | None) -> None:
+        """`world`: gives the coordinator's state as it is now."""
+        self._apis = apis
+        self._world = world
+        self._token = token
+        self._templates = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=select_autoescape(default=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= FILTERS
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve the page below `/ui/`."""
+        screens = {
+            "": self._overview,
+            "fleet": self._fleet,
+            "fleet/{node}": self._node,
+            "runs": self._runs,
+            "runs/{run}": self._run,
+            "rollouts": self._rollouts,
+            "rollouts/{rollout}": self._rollout,
+            "models": self._models,
+            "models/{model}": self._model,
+            "triggers": self._triggers,
+            "costs": self._costs,
+            "events": self._events,
+            "health": self._health,
+            "login": self._login,
+        }
+        app.router.add_get("/", self._to_page)
+        app.router.add_get("/ui", self._to_page)
+        for path, screen in screens.items():
+            app.router.add_get(f"/ui/{path}", self._guarded(screen))
+        app.router.add_post("/ui/login", self._open)
+        app.router.add_static("/ui/static", HERE / "static")
+
+    async def _to_page(self, request: web.Request) -> web.Response:
+        # Relative, and without the last slash's meaning: the page may be behind a path prefix.
+        raise web.HTTPFound("ui/")
+
+    def _guarded(self, screen: Any) -> Any:
+        """Errors are told on the page, not as problem documents."""
+
+        async def handle(request: web.Request) -> web.Response:
+            try:
+                found: web.Response = await screen(request)
+                return found
+            except FedtideError as exc:
+                status = 404 if isinstance(exc, NotFound) else 400
+                return self._show(request, "problem", status=status, what=exc.what, remedy=exc.remedy)
+
+        return handle
+
+    def _show(self, request: web.Request, name: str, *, status: int = 200, **values: Any) -> web.Response:
+        depth = request.path.removeprefix("/ui/").count("/")
+        context = {
+            "root": "../" * depth or "./",
+            "api": "../" * (depth + 1),
+            "screens": SCREENS,
+            "screen": request.path.removeprefix("/ui/").partition("/")[0],
+            "query": dict(request.query),
+            "now": datetime.now(UTC),
+            "command": "",
+            **values,
+        }
+        text = self._templates.get_template(f"{name}.html").render(context)
+        return web.Response(text=text, status=status, content_type="text/html", headers=HEADERS)
+
+    async def _login(self, request: web.Request) -> web.Response:
+        return self._show(request, "login", wrong="wrong" in request.query)
+
+    async def _open(self, request: web.Request) -> web.Response:
+        sent = await request.post()
+        raise opened(request, str(sent.get("token", "")).strip(), self._token)
+
+    async def _overview(self, request: web.Request) -> web.Response:
+        apis, world = self._apis, self._world()
+        week = await apis.costs.costs(CostQuery(since=datetime.now(UTC) - timedelta(days=7)))
+        rollouts = [view for key in _newest(world.rollouts) if (view := apis.rollouts.view(key)).state != "superseded"]
+        active = [key for key, _ in world.active_runs()]
+        return self._show(
+            request,
+            "overview",
+            status_view=apis.models.status(),
+            week=week,
+            regions=apis.identity.regions(Listing(limit=PER_PAGE)),
+            runs=[apis.runs.view(key) for key in active[-10:]],
+            rollouts=rollouts[:5],
+            sick=[apis.fleet.view(name) for name in islice(_sick(world), 20)],
+            command="fedtide status",
+        )
+
+    async def _fleet(self, request: web.Request) -> web.Response:
+        query = query_of(request, NodeListing)
+        page = self._apis.fleet.page(query.model_copy(update={"limit": PER_PAGE}))
+        regions = self._apis.identity.regions(Listing(limit=1000))
+        return self._show(
+            request, "fleet", page=page, regions=regions, more=_more(request, page.next), command="fedtide fleet ls"
+        )
+
+    async def _node(self, request: web.Request) -> web.Response:
+        name = request.match_info["node"]
+        view, why = self._apis.fleet.view(name), await self._apis.events.why(name, WhyOptions(limit=20))
+        return self._show(request, "node", node=view, why=why, command=f"fedtide why {name}")
+
+    async def _runs(self, request: web.Request) -> web.Response:
+        query = query_of(request, RunListing).model_copy(update={"limit": PER_PAGE})
+        page = self._apis.runs.page(query)
+        return self._show(request, "runs", page=page, more=_more(request, page.next), command="fedtide run ls")
+
+    async def _run(self, request: web.Request) -> web.Response:
+        key = request.match_info["run"]
+        view = self._apis.runs.view(key)
+        cost = await self._apis.costs.costs(CostQuery(by="phase,outcome", where=f"run={key}"))
+        return self._show(
+            request,
+            "run",
+            run=view,
+            cost=cost,
+            curves=_curves(view),
+            width=WIDTH,
+            height=HEIGHT,
+            rounds=view.rounds[-ROUNDS_SHOWN:][::-1],
+            actions=() if view.state in RUN_ENDED else ACTIONS.get(view.state, ()),
+            command=f"fedtide run show {key}",
+        )
+
+    async def _rollouts(self, request: web.Request) -> web.Response:
+        query = query_of(request, RolloutListing).model_copy(update={"limit": PER_PAGE})
+        page = self._apis.rollouts.page(query)
+        return self._show(request, "rollouts", page=page, more=_more(request, page.next), command="fedtide rollout ls")
+
+    async def _rollout(self, request: web.Request) -> web.Response:
+        key = request.match_info["rollout"]
+        view = self._apis.rollouts.view(key)
+        actions = ("resume", "abort", "rollback") if view.state == "paused" else ACTIONS.get(view.state, ())
+        actions = ("rollback",) if view.state == "completed" else actions
+        return self._show(request, "rollout", rollout=view, actions=actions, command=f"fedtide rollout show {key}")
+
+    async def _models(self, request: web.Request) -> web.Response:
+        names = sorted(self._world().models)
+        views = [self._apis.models.view(name) for name in names[:PER_PAGE]]
+        return self._show(request, "models", models=views, total=len(names), command="fedtide model ls")
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        view = self._apis.models.view(name)
+        versions = {r.digest: r.version for r in view.releases}
+        return self._show(
+            request,
+            "model",
+            model=view,
+            versions=versions,
+            served=self._world().served_by(name),
+            command=f"fedtide model show {name}",
+        )
+
+    async def _triggers(self, request: web.Request) -> web.Response:
+        names = sorted(self._world().triggers)
+        views = [self._apis.triggers.view(name) for name in names[:PER_PAGE]]
+        return self._show(request, "triggers", rules=views, total=len(names), command="fedtide trigger ls")
+
+    async def _costs(self, request: web.Request) -> web.Response:
+        asked = query_of(request, CostChoice)
+        since = datetime.now(UTC) - timedelta(days=asked.days)
+        view = await self._apis.costs.costs(CostQuery(by=asked.by, where=asked.where, since=since))
+        where = f" --where {asked.where}" if asked.where else ""
+        return self._show(
+            request,
+            "costs",
+            view=view,
+            asked=asked,
+            choices=("model", "region", "phase", "outcome", "run", "release", "by", "pool", "meter", "day", "app"),
+            rows=view.rows[:PER_PAGE],
+            most=max((row.cost for row in view.rows), default=0) or 1,
+            budgets=self._apis.costs.budgets(Listing(limit=PER_PAGE)).items,
+            command=f"fedtide cost --by {asked.by or '-'} --since {asked.days}d{where}",
+        )
+
+    async def _events(self, request: web.Request) -> web.Response:
+        query = query_of(request, EventListing).model_copy(update={"limit": EVENTS_SHOWN})
+        page = await self._apis.events.page(query)
+        return self._show(
+            request, "events", events=page.items[::-1], more=_more(request, page.next), command="fedtide events ls"
+        )
+
+    async def _health(self, request: web.Request) -> web.Response:
+        storage = await self._apis.storage.storage()
+        status = self._apis.models.status()
+        return self._show(request, "health", storage=storage, status_view=status, command="fedtide storage")
+
+
+def _newest(table: Mapping[str, Any]) -> list[str]:
+    return list(table)[-20:][::-1]
+
+
+def _sick(world: World) -> Any:
+    """Nodes that are offline, or that failed a roll-out that is open."""
+    return (name for name, node in world.nodes.items() if not node.online)
+
+
+def _curves(run: RunView) -> list[Curve]:
+    names = list(dict.fromkeys(name for each in run.rounds for name in each.metrics))
+    found = (curve(name, [(r.round, r.metrics.get(name)) for r in run.rounds]) for name in names[:12])
+    return [each for each in found if each is not None]
+
+
+def _more(request: web.Request, after: str) -> str:
+    """The query of the next page; empty: this was the last."""
+    return urlencode({**request.query, "after": after}) if after else ""

@@ -1,0 +1,46 @@
+// Live pages, and buttons that ask the API. Everything else works without this file.
+"use strict";
+const api = document.documentElement.dataset.api;
+const main = () => document.querySelector("main");
+
+async function refresh() {
+  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (!answer.ok || answer.redirected) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+  if (!fresh || fresh.innerHTML === main().innerHTML) return;
+  const focused = document.activeElement && document.activeElement.id;
+  const open = [...main().querySelectorAll("details[open][id]")].map((each) => each.id);
+  main().innerHTML = fresh.innerHTML;
+  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+}
+
+let waiting = 0;
+function soon() {
+  const typing = document.activeElement?.matches("main input, main select");
+  if (waiting || document.hidden || typing) return;
+  waiting = setTimeout(() => { waiting = 0; refresh(); }, 1000);
+}
+
+if (document.body.dataset.live !== undefined) {
+  const events = new EventSource(api + "v1/events/watch");
+  const state = document.getElementById("live");
+  events.onmessage = soon;
+  events.onopen = () => { state.textContent = "live"; soon(); };
+  events.onerror = () => { state.textContent = "not connected"; };
+  document.addEventListener("visibilitychange", soon);
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-post]");
+  if (!button) return;
+  if (!confirm(button.dataset.ask)) return;
+  const answer = await fetch(api + button.dataset.post, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "Fedtide-By": "page" },
+    body: "{}",
+  });
+  const said = document.getElementById("said");
+  said.textContent = answer.ok ? "Done." : (await answer.json()).detail;
+  refresh();
+});
