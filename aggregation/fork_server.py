@@ -77,9 +77,12 @@ class _Spare:
         if self._pid:
             os.close(source)
             return
+        os.close(self._target)
         try:
-            os.close(self._target)
             rehearse()
+        except Exception:
+            traceback.print_exc()  # it is slower then, and as good
+        try:
             with os.fdopen(source, "rb") as requests:
                 line = requests.readline()
         except BaseException:

@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
+
+from immutables import Map
 
 from fedtide.coordinator.ledger import anomalies, booking, budgets, valuation
-from fedtide.coordinator.ledger.accounts import Account, Entry
+from fedtide.coordinator.ledger.accounts import NOBODY, Account, Entry, by_days
 from fedtide.coordinator.ledger.valuation import Valued, Valuer
+from fedtide.coordinator.runs import runs
 from fedtide.coordinator.signals import signal
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import NotFound
-from fedtide.fabric.events.costs import BudgetApplied, BudgetRemoved, PricesApplied
-from fedtide.fabric.events.envelope import Event
-from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundOpened
+from fedtide.fabric.events.costs import BudgetApplied, BudgetRemoved, PricesApplied, UsageReported
+from fedtide.fabric.events.envelope import Event, ReleasePublished
+from fedtide.fabric.events.runs import RoundAbandoned, RoundClosed, RoundOpened, RunPauseRequested
+from fedtide.fabric.plans.prices import Budget
 from fedtide.fabric.plans.trigger_rule import FieldValue, Signal
 
+KEPT_BY_HOUR_DAYS = 40
+"""Older lines of what was used for nobody are summed up by day."""
 
-def book(world: World, event: Event) -> list[Signal]:
-    """Take an event into the ledger and the budgets; what rules may act upon."""
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """What follows from the ledger: what rules may act upon, and budgets that are used up since this event."""
+
+    signals: list[Signal]
+    used_up: list[Budget]
+
+
+def book(world: World, event: Event, *, is_news: bool) -> Booked:
+    """Take an event into the ledger and the budgets.
+
+    Args:
+        is_news: whether it has changed what it is about.
+    """
     name = booking.subject(event)
+    if isinstance(event.data, ReleasePublished) and name not in world.runs:
+        name = NOBODY  # one that was made elsewhere
     entry = Entry(_account(world, name))
-    booking.book(entry, event, _where(world, name))
+    if not (isinstance(event.data, ReleasePublished) and name == NOBODY):
+        booking.book(entry, event, _where(world, name, is_news))
     lines = [Valued(name, entry.account.tags, line, n, world.valuer.cost(line, n)) for line, n in entry.lines]
     if entry.account is not world.ledger.get(name):
         world.ledger[name] = entry.account
-    return [*_of_budgets(world, event, name, entry.account, lines), *_of_hours(world, event, lines)]
+    if isinstance(event.data, UsageReported):
+        world.metered = event.id
+    _sum_up(world, lines)
+    before = dict(world.budgets)
+    signals = [*_of_budgets(world, event, name, entry.account, lines), *_of_hours(world, event, lines)]
+    used_up = [
+        kept.budget
+        for key, kept in world.budgets.items()
+        if _is_used_up(kept) and not (key in before and _is_used_up(before[key]))
+    ]
+    return Booked(signals, used_up)
+
+
+def _is_used_up(kept: budgets.Kept) -> bool:
+    return kept.budget.when_spent == "hold" and kept.spent >= kept.budget.amount
 
 
 def ended(world: World, key: str, outcome: str) -> None:
@@ -35,9 +72,16 @@ def ended(world: World, key: str, outcome: str) -> None:
     if key in world.ledger:
         entry = Entry(world.ledger[key])
         entry.tag(ended=outcome)
+        entry.set(answers=Map())
         world.ledger[key] = entry.account
+    let_go(world, key)
+
+
+def let_go(world: World, key: str) -> None:
+    """What was set aside for a run is free again."""
     for budget, kept in world.budgets.items():
-        world.budgets[budget] = budgets.release(kept, key)
+        if key in kept.reserved:
+            world.budgets[budget] = budgets.release(kept, key)
 
 
 def prices_applied(world: World, data: PricesApplied, at: datetime) -> None:
@@ -45,6 +89,8 @@ def prices_applied(world: World, data: PricesApplied, at: datetime) -> None:
     world.valuer = Valuer(data.book)
     for name, kept in world.budgets.items():
         world.budgets[name] = _begun(world, kept, at)
+    world.hourly.clear()
+    _sum_up(world, valuation.valued(world.ledger, world.valuer))
 
 
 def budget_applied(world: World, data: BudgetApplied, at: datetime) -> None:
@@ -62,36 +108,51 @@ def _begun(world: World, before: budgets.Kept, at: datetime) -> budgets.Kept:
     return budgets.begun(before.budget, at, valuation.valued(world.ledger, world.valuer), before)
 
 
-def held(world: World, key: str, granted: Mapping[str, Decimal]) -> str | None:
-    """Why the next round of a run is held, or None."""
-    for kept in _holding(world, key):
-        if kept.budget.when_spent == "hold" and (reason := budgets.why_not(kept, key, granted)) is not None:
+Grants = Mapping[str, Mapping[str, Decimal]]
+"""By budget and run: what is set aside for rounds that may begin and are not open yet."""
+
+
+def held(world: World, key: str, number: int, at: datetime, granted: Grants) -> str | None:
+    """Why a round of a run is held, or None."""
+    for kept in _within(world, key, at, "hold"):
+        others = {run: cost for run, cost in granted.get(kept.budget.name, {}).items() if run != key}
+        if (reason := budgets.why_not(kept, key, number, others)) is not None:
             return reason
     return None
 
 
-def share_of_nodes(world: World, key: str) -> float:
-    """Which share of its nodes the next round of a run may ask."""
-    spent = [k.budget for k in _holding(world, key) if k.budget.when_spent == "throttle" and budgets.why_not(k, key)]
+def grants(world: World, key: str, at: datetime) -> dict[str, Decimal]:
+    """By budget: what is set aside for the next round of a run."""
+    return {kept.budget.name: budgets.expected(kept, key) for kept in _within(world, key, at, "hold")}
+
+
+def share_of_nodes(world: World, key: str, at: datetime) -> float:
+    """Which share of its nodes a round of a run may ask."""
+    spent = [k.budget for k in _within(world, key, at, "throttle") if k.spent >= k.budget.amount]
     return min((budget.throttle_to for budget in spent), default=1.0)
 
 
-def expected(world: World, key: str) -> Decimal:
-    """What the next round of a run is expected to cost, by the budget that says most."""
-    return max((budgets.expected(kept, key) for kept in _holding(world, key)), default=valuation.ZERO)
+def is_within(world: World, key: str, budget: Budget) -> bool:
+    """Whether a run or roll-out is within a budget's scope."""
+    return budgets.is_for(budget, _account(world, key).tags)
 
 
-def why_no_waves(world: World, key: str) -> str | None:
-    """Why a roll-out may begin no new waves, or None."""
-    for kept in _holding(world, key):
-        if kept.budget.when_spent == "hold" and kept.spent >= kept.budget.amount:
-            return f"the budget {kept.budget.name} is spent"
-    return None
+def why_no_waves(world: World, key: str, used_up: Iterable[Budget]) -> str | None:
+    """Which of these budgets keeps a roll-out from beginning new waves, or None."""
+    names = [budget.name for budget in used_up if is_within(world, key, budget)]
+    return f"the budget {names[0]} is spent" if names else None
 
 
-def _holding(world: World, key: str) -> Iterator[budgets.Kept]:
+def used_up(world: World) -> list[Budget]:
+    """All budgets that hold what is within them."""
+    return [kept.budget for kept in world.budgets.values() if _is_used_up(kept)]
+
+
+def _within(world: World, key: str, at: datetime, when_spent: str) -> Iterator[budgets.Kept]:
     tags = _account(world, key).tags
-    return (kept for kept in world.budgets.values() if budgets.is_for(kept.budget, tags))
+    for kept in world.budgets.values():
+        if kept.budget.when_spent == when_spent and budgets.is_for(kept.budget, tags):
+            yield budgets.in_period(kept, at)
 
 
 def _account(world: World, name: str) -> Account:
@@ -101,7 +162,7 @@ def _account(world: World, name: str) -> Account:
     return Account(booking.tags_of_run(name, run.facts.spec, run.facts.by)) if run is not None else Account()
 
 
-def _where(world: World, name: str) -> booking.Where:
+def _where(world: World, name: str, is_news: bool) -> booking.Where:
     def node(key: str) -> booking.NodeFacts | None:
         found = world.nodes.get(key)
         if found is None:
@@ -118,18 +179,22 @@ def _where(world: World, name: str) -> booking.Where:
         return next((r.manifest.onnx.size_bytes for r in releases if r.ref == plan.release), 0)
 
     run = world.runs.get(name)
-    return booking.Where(node, release_bytes, run.facts.requested_at if run is not None else None)
+
+    def asked_at(number: int, phase: str) -> datetime | None:
+        if run is None:
+            return None
+        state = run.rounds.get(number)
+        tally = state.phases.get(phase) if state is not None else None
+        return tally.opened_at if tally is not None and tally.opened_at is not None else run.facts.requested_at
+
+    return booking.Where(node, release_bytes, asked_at, is_news, works=isinstance(run, runs.Running))
 
 
 def _of_budgets(world: World, event: Event, name: str, account: Account, lines: list[Valued]) -> Iterator[Signal]:
     for key, before in world.budgets.items():
         kept = budgets.spend(budgets.in_period(before, event.time), lines)
-        if budgets.is_for(kept.budget, account.tags) and name in world.runs:
-            match event.data:
-                case RoundOpened(phase=phase) if phase.startswith("train"):
-                    kept = budgets.reserve(kept, name)
-                case RoundClosed() | RoundAbandoned():
-                    kept = budgets.release(kept, name)
+        if budgets.is_for(kept.budget, account.tags):
+            kept = _set_aside(world, event.data, name, kept)
         for kind, share, amount in budgets.reached(kept, event.time):
             kept = replace(kept, told=(*kept.told, f"{kind} {share}"))
             told: dict[str, FieldValue] = {"budget": key, "kind": kind, "share": share, "amount": float(amount)}
@@ -138,14 +203,42 @@ def _of_budgets(world: World, event: Event, name: str, account: Account, lines: 
             world.budgets[key] = kept
 
 
+def _set_aside(world: World, data: Any, name: str, kept: budgets.Kept) -> budgets.Kept:
+    """For rounds that are open in the world, and for those only: a report of a run that has ended opens nothing."""
+    match data:
+        case RoundOpened(round=number, attempt=attempt):
+            run = world.runs.get(name)
+            is_open = isinstance(run, runs.Running) and run.attempt == attempt and number in run.rounds
+            return budgets.reserve(kept, name, number) if is_open else kept
+        case RoundClosed() | RoundAbandoned() | RunPauseRequested():
+            return budgets.release(kept, name)
+        case _:
+            return kept
+
+
+def _sum_up(world: World, lines: Iterable[Valued]) -> None:
+    for each in lines:
+        if not each.cost.cost:
+            continue
+        for dimension in anomalies.SCOPES:
+            value = valuation.value_of(each, dimension)
+            if value != valuation.UNALLOCATED:
+                key = f"{dimension}/{value}"
+                world.hourly[key] = anomalies.added(world.hourly.get(key, Map()), each.line.hour, each.cost.cost)
+
+
 def _of_hours(world: World, event: Event, lines: list[Valued]) -> Iterator[Signal]:
-    """What stands out of the hours that have passed since the last line."""
+    """What stands out of the hour that has passed, told with the first line of a later one."""
     hour = max((valued.line.hour for valued in lines), default=0)
     if hour <= world.hour:
         return
     passed, world.hour = world.hour, hour
-    if passed:
-        for found in anomalies.found(valuation.valued(world.ledger, world.valuer), passed):
-            told: dict[str, FieldValue] = {"dimension": found.dimension, "value": found.value, "hour": passed}
+    if passed // 24 < hour // 24 and NOBODY in world.ledger:
+        world.ledger[NOBODY] = by_days(world.ledger[NOBODY], hour - 24 * KEPT_BY_HOUR_DAYS)
+    for key in sorted(world.hourly):
+        dimension, _, value = key.partition("/")
+        found = anomalies.found(dimension, value, world.hourly[key], passed)
+        if found is not None:
+            told: dict[str, FieldValue] = {"dimension": dimension, "value": value, "hour": passed}
             sums = {"amount": float(found.amount), "usual": float(found.usual)}
-            yield signal(event, "cost.anomaly", f"{found.dimension}.{found.value}.{passed}", **told, **sums)
+            yield signal(event, "cost.anomaly", f"{key}.{passed}", **told, **sums)

@@ -34,6 +34,7 @@ from fedtide.fabric.events import rollouts as rollout_events
 from fedtide.fabric.events import runs as run_events
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.ids import NAME
+from fedtide.fabric.plans.prices import Budget
 from fedtide.fabric.plans.trigger_rule import Signal
 
 
@@ -90,6 +91,8 @@ class Change:
     ended: list[runs.Run | rollouts.Rollout] = field(default_factory=list)
     signals: list[Signal] = field(default_factory=list)
     """Of the ledger and of budgets."""
+    is_news: bool = True
+    """Whether the event has changed what it is about."""
 
     @property
     def at(self) -> datetime:
@@ -110,19 +113,23 @@ def step(draft: World, event: Event) -> tuple[Event, Commands]:
     while change.effects:
         effect = change.effects.popleft()
         EFFECTS[type(effect)](change, effect)
-    change.signals += bookkeeping.book(change.world, event)
-    _hold_rollouts(change)
+    booked = bookkeeping.book(change.world, event, is_news=change.is_news)
+    change.signals += booked.signals
+    _hold_rollouts(change, booked.used_up)
     _signal(change)
     return event.model_copy(update={"decided": change.decisions.text}), tuple(change.commands)
 
 
-def _hold_rollouts(change: Change) -> None:
+def _hold_rollouts(change: Change, used_up: list[Budget]) -> None:
     """Begin no more waves of what has no budget left; a person may let them go on. Going back is never held."""
-    started = isinstance(change.event.data, rollout_events.RolloutStarted)
-    if not started and not any(signal.fields.get("kind") == "actual" for signal in change.signals):
-        return
-    for key, rollout in list(change.world.rollouts.items()):
-        if isinstance(rollout, rollouts.Rolling) and (why := bookkeeping.why_no_waves(change.world, key)) is not None:
+    data, world = change.event.data, change.world
+    if isinstance(data, rollout_events.RolloutStarted):
+        keys, spent = [data.rollout], bookkeeping.used_up(world)
+    else:
+        keys, spent = list(world.rollouts) if used_up else [], used_up
+    for key in keys:
+        why = bookkeeping.why_no_waves(world, key, spent)
+        if why is not None and isinstance(world.rollouts[key], rollouts.Rolling):
             _step_rollout(change, key, rollout_events.RolloutPauseRequested(rollout=key, reason=why))
 
 
@@ -244,7 +251,9 @@ def _run_requested(change: Change, data: run_events.RunRequested) -> None:
 
 
 def _round_opened(change: Change, data: run_events.RoundOpened) -> None:
+    before = change.world.runs.get(data.run)
     _step_run(change, data.run, data)
+    change.is_news = change.world.runs[data.run] != before
     if data.phase == "train":
         change.world.last_asked.update(dict.fromkeys(data.nodes, change.at))
 
@@ -298,7 +307,9 @@ def _retried(change: Change, data: rollout_events.RolloutRetryRequested) -> None
 
 
 def _phase(change: Change, data: rollout_events.NodePhaseReported) -> None:
+    before = change.world.rollouts.get(data.rollout)
     _step_rollout(change, data.rollout, data)
+    change.is_news = change.world.rollouts[data.rollout] != before
     if data.phase != "confirmed":
         return
     state = change.world.rollouts[data.rollout]

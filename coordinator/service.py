@@ -198,6 +198,7 @@ async def _work(
         tracking = RunTracking(engine, Distribution(broker, subjects), config.tracking, config.data_dir)
         more_warnings = lambda: [*tracking.warnings(), *_ending_credentials(config)]  # noqa: E731
         group.create_task(tracking.keep(), name="tracking")
+        metering.begin()
         presence.hearers.append(metering.heard)
         group.create_task(metering.keep(), name="metering")
         storage = StorageApi(housekeeping)

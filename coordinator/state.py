@@ -13,7 +13,7 @@ from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
 from fedtide.coordinator.drafts import Draft
 from fedtide.coordinator.fleet import fleet
 from fedtide.coordinator.identity import epochs, identities
-from fedtide.coordinator.ledger import accounts, budgets, valuation
+from fedtide.coordinator.ledger import accounts, anomalies, budgets, valuation
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
@@ -24,8 +24,8 @@ from fedtide.fabric.tensors.blobs import BlobRef
 
 T = TypeVar("T")
 
-_TABLES = ("nodes", "runs", "models", "rollouts", "triggers", "last_asked", "serving", "ledger", "budgets")
-_SINGLE = ("identities", "epoch", "valuer", "hour")
+_TABLES = ("nodes", "runs", "models", "rollouts", "triggers", "last_asked", "serving", "ledger", "budgets", "hourly")
+_SINGLE = ("identities", "epoch", "valuer", "hour", "metered")
 """What is one immutable thing."""
 
 
@@ -46,6 +46,10 @@ class World:
         """By run or roll-out; `accounts.NOBODY`: what was used for none."""
         self.budgets: MutableMapping[str, budgets.Kept] = {}
         self.valuer = valuation.Valuer(PriceBook())
+        self.hourly: MutableMapping[str, anomalies.Hours] = {}
+        """By `model/NAME` and `region/NAME`: what it has cost in each of the last hours."""
+        self.metered = ""
+        """The id of the last report of what no other event tells."""
         self.hour = 0
         """The newest hour in the ledger, since 1970."""
         self.identities = identities.Identities()

@@ -29,7 +29,7 @@ from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.ids import flower_int
-from fedtide.fabric.messages.tasks import Reply, Task, bytes_of
+from fedtide.fabric.messages.tasks import Task, bytes_of
 from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.round_policy import Cause, TimeIsUp, quorum_of
 from fedtide.fabric.strict import ConfigValues
@@ -64,6 +64,8 @@ class NatsGrid(Grid):
         self._has_asked = False
         self._refused = Refused()
         self._answered: dict[str, Asked] = {}
+        self._sent: set[BlobRef] = set()
+        """Records of the phase before: they are in the regions."""
         self.counted: set[str] = set()
         """Tasks whose replies this round has processed."""
 
@@ -352,7 +354,10 @@ class NatsGrid(Grid):
             groups = {phase.place: []}
         for place, group in groups.items():
             nodes = [asked.node.name for _, asked in group] + also
-            size, to_a_region = bytes_of([task for task, _ in group])
+            tasks = [task for task, _ in group]
+            size, to_a_region = bytes_of(tasks, self._sent)
+            # What a round evaluates is what the next one trains: it is stored once.
+            self._sent = {ref for task in tasks for ref in task.message.carried()}
             wan, quorum = to_a_region * len(self._config.regions), self._quorum(phase, len(nodes))
             self._accounts.opened(place, nodes, size, wan, quorum, resumable=self._phase is not None)
 
@@ -382,22 +387,22 @@ class NatsGrid(Grid):
             sent = next(iter(asked.message.content.array_records.values()), None)
             message = flower.from_wire(arrived.reply.message, None if arrived.folded else arrived.frames, sent)
         except MalformedMessage as exc:
-            return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN, arrived.reply)
+            return self._refuse(asked, "malformed", str(exc), flower.ErrorCode.UNKNOWN, arrived)
         if message.has_error():
             reason, code = message.error.reason or "no reason given", message.error.code
-            return self._refuse(asked, "app_error", reason, code, arrived.reply)
+            return self._refuse(asked, "app_error", reason, code, arrived)
         admits = asked.place.driven and self._phase is not None and not arrived.folded
         admission = self._phase.admission if self._phase is not None and admits else None
         place, age = self._counts_at(asked), self._age(asked)
         if age > self._config.spec.policy.max_staleness:
             reason = f"was trained from the model of {age} rounds ago"
-            return self._refuse(asked, "stale", reason, _REFUSED, arrived.reply)
+            return self._refuse(asked, "stale", reason, _REFUSED, arrived)
         try:
             refusal = admission(asked.message, message) if admission is not None else None
         except (MalformedMessage, ArithmeticError, MemoryError) as exc:
             refusal = Refusal("malformed", str(exc))
         if refusal is not None:
-            return self._refuse(asked, refusal.category, refusal.reason, _REFUSED, arrived.reply)
+            return self._refuse(asked, refusal.category, refusal.reason, _REFUSED, arrived)
         self._accounts.received(place, asked.node.name, arrived.reply, size=arrived.size_bytes, staleness=age)
         return message
 
@@ -428,11 +433,11 @@ class NatsGrid(Grid):
         self._withdrawn += 1
         return self._refuse(asked, refusal.category, refusal.reason, _REFUSED)
 
-    def _refuse(self, asked: Asked, category: str, reason: str, code: int, reply: Reply | None = None) -> Message:
+    def _refuse(self, asked: Asked, category: str, reason: str, code: int, arrived: Arrived | None = None) -> Message:
         said = f"{category}: {reason}"
         first = reason.partition("\n")[0]  # the traceback of the same error is told once a phase
         told = first if said in self._refused.reasons else reason
-        self._accounts.refused(self._counts_at(asked), asked.node.name, category, told, reply)
+        self._accounts.refused(self._counts_at(asked), asked.node.name, category, told, arrived)
         if asked.place.driven:
             self._refused.add(said, code)
         return Message(Error(code, reason), reply_to=asked.message)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.folding.in_flight import Arrived
 from fedtide.aggregation.grid.outgoing import PhaseId
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.fabric.events.runs import (
@@ -84,10 +85,12 @@ class Accounts:
         )
         self._link.call(self._link.report(event))
 
-    def refused(self, place: PhaseId, node: str, category: str, reason: str, reply: Reply | None = None) -> None:
-        """Report that there is no answer of `node` that counts; `reply`: the one that does not."""
+    def refused(self, place: PhaseId, node: str, category: str, reason: str, arrived: Arrived | None = None) -> None:
+        """Report that there is no answer of `node` that counts; `arrived`: the one that does not."""
+        reply, size = (arrived.reply, arrived.size_bytes) if arrived is not None else (None, 0)
         usage = reply.usage if reply is not None else Usage()
-        body = {**self._at(place), "node": node, "category": category, "reason": reason[:2000], "usage": usage}
+        told = {"category": category, "reason": reason[:2000], "usage": usage, "bytes_up": size}
+        body = {**self._at(place), "node": node, **told}
         self._link.call(self._link.report(UpdateRefused.model_validate(body)))
 
     def collected(self, place: PhaseId, received: int, cause: Cause) -> None:

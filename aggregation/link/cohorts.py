@@ -35,15 +35,17 @@ class Cohorts:
         self._end = end
         self._question = Subjects(config.tenant).asked_by_run(config.run, "cohort")
         self.news = asyncio.Event()
+        self.run_ends = False
+        """Nothing is waited for any more."""
         self._last: tuple[float, frozenset[str]] = (0.0, frozenset())
 
-    async def ask(self, round_: int, trial: int, phase: str) -> Cohort:
-        """The cohort of a phase: the nodes to ask, and the nodes online.
+    async def ask(self, round_: int, trial: int, phase: str, needed: int = 0) -> Cohort:
+        """The cohort of a phase: the nodes to ask, of which `needed` are too few, and the nodes online.
 
         Ends this process if it is not the run's current attempt: two would take each other's replies.
         """
         run, attempt = self._config.run, self._config.attempt
-        question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase)
+        question = CohortQuestion(run=run, attempt=attempt, round=round_, trial=trial, phase=phase, needed=needed)
         raw = await until_done(
             log,
             "grid.waits_for_coordinator",
@@ -76,7 +78,9 @@ class Cohorts:
         deadline = loop.time() + self._config.spec.policy.deadline_s
         while True:
             self.news.clear()
-            cohort = await self.ask(round_, trial, phase)
+            cohort = await self.ask(round_, trial, phase, needed)
+            if self.run_ends:
+                return cohort
             if cohort.held:
                 deadline = loop.time() + self._config.spec.policy.deadline_s
             left = deadline - loop.time()

@@ -221,6 +221,9 @@ class RunLink:
     def _apply_time_is_up(self, raw: bytes) -> None:
         order = from_json(TimeIsUp, raw, "order")
         self.run_ends = self.run_ends or order.ends_run
+        if self.run_ends:
+            self.cohorts.run_ends = True
+            self.cohorts.news.set()
         is_meant = self._clock is not None and self._clock[0] == (order.round, order.trial, order.phase)
         if self._clock is not None and (is_meant or self.run_ends):
             self._clock[1].put(order)

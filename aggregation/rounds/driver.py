@@ -22,6 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.folding.in_flight import Arrived
 from fedtide.aggregation.grid.nats_grid import NatsGrid
 from fedtide.aggregation.grid.outgoing import place_of
 from fedtide.aggregation.grid.phases import TooFewUpdates
@@ -352,7 +353,9 @@ class RoundDriver:
             return
         place = place_of(reply.task, self._config.run)
         if place is not None:
-            self._accounts.refused(place, reply.node, "late", "arrived after its task had been given up", reply)
+            self._accounts.refused(
+                place, reply.node, "late", "arrived after its task had been given up", Arrived("", reply)
+            )
 
     def _save(self, progress: Progress) -> RoundCheckpoint:
         moved = progress.bytes_before + self._accounts.bytes_moved

@@ -56,7 +56,7 @@ def costs(
     view = _costs(by, since, until, where)
     rows = [_line(view, row) for row in view.rows]
     if output is Shown.csv:
-        _csv(sys.stdout, rows)
+        _csv(sys.stdout, [_exact(row) for row in [*view.rows]])
     elif output is not Shown.table:
         dump(view.model_dump(mode="json"), Format(output.value))
     else:
@@ -82,6 +82,12 @@ def _line(view: CostView, row: CostRow, name: str = "") -> dict[str, Any]:
         "an update": money(row.per["update"]) if "update" in row.per else "-",
         **{meter: units.get(meter, "-") for meter in counted},
     }
+
+
+def _exact(row: CostRow) -> dict[str, Any]:
+    """For programs: nothing is rounded, so the rows add up."""
+    money_ = {"cost": row.cost, "list_cost": row.list_cost, "wasted": row.wasted, "wan_saved": row.wan_saved}
+    return {**row.group, **money_, **{meter: row.quantities.get(meter, 0) for meter in UNITS}}
 
 
 def _told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from time import monotonic
 
 from fedtide.coordinator.fleet.fleet import Node
-from fedtide.coordinator.ledger.booking import pool_of
+from fedtide.coordinator.ledger.booking import MOST_GPUS, pool_of
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
 from fedtide.fabric.events.costs import UsageReported, UsedFor
 from fedtide.fabric.messages.heartbeat import Heartbeat
-from fedtide.fabric.messages.usage import Usage
+from fedtide.fabric.messages.usage import MOST, Usage
 from fedtide.fabric.plans.prices import Phase
 from fedtide.fabric.process.files import write_atomically
 from fedtide.fabric.process.metering import Meter
@@ -29,6 +29,11 @@ from fedtide.fabric.strict import Message
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 900.0
+LONGEST_S, SLACK_S = 7 * 86_400.0, 5.0
+"""Between two heartbeats, at most; and what clocks and queues may add."""
+MOST_POOLS, ITEMS_OF_ONE = 32, 1000
+"""Of one region; and of one report."""
+MOST_INFERENCES_A_SECOND = 1e6
 _Key = tuple[str, str, Phase, str]
 
 
@@ -42,8 +47,9 @@ class Totals(Message):
 
 
 class Kept(Message):
-    """`items`: what is not logged. `seen`: up to where each node's totals were taken."""
+    """`after`: the last report that was logged. `items`: what is not logged. `seen`: up to where totals were taken."""
 
+    after: str = ""
     items: list[UsedFor] = []
     seen: dict[str, Totals] = {}
 
@@ -71,41 +77,62 @@ class Metering:
         self._seen: dict[str, Totals] = {}
         self._meter = Meter("self", helpers)
         self._began = self._looked = monotonic()
+        self._heard_at: dict[str, float] = {}
+        self._pools: dict[str, set[str]] = {}
+        self._kept: Kept | None = None
         with suppress(OSError, MalformedMessage):
-            kept = from_json(Kept, file.read_bytes(), str(file))
-            self._seen |= kept.seen
-            for item in kept.items:
+            self._kept = from_json(Kept, file.read_bytes(), str(file))
+
+    def begin(self) -> None:
+        """Go on from the file, now that the log is known: another process may have led since it was written."""
+        if self._kept is not None and self._kept.after == self._engine.world.metered:
+            self._seen |= self._kept.seen
+            for item in self._kept.items:
                 self._add(item)
 
     def heard(self, node: Node, beat: Heartbeat) -> None:
-        """Add what a node has used since it was heard last.
+        """Add what a node has used since it was heard last, as far as it can have used that.
 
         Of an agent that is older than this process, and was not heard by the one before, nobody knows what was logged.
         """
-        now = Totals(boot=beat.boot, used=beat.used, wasted=beat.wasted, inferences=beat.inferences)
-        before = self._seen.get(node.name)
-        self._seen[node.name] = now
-        if before is None and (beat.uptime_s is None or beat.uptime_s > monotonic() - self._began):
+        now, at = Totals(boot=beat.boot, used=beat.used, wasted=beat.wasted, inferences=beat.inferences), monotonic()
+        before, heard_at = self._seen.get(node.name), self._heard_at.get(node.name)
+        self._seen[node.name], self._heard_at[node.name] = now, at
+        uptime = beat.uptime_s if beat.uptime_s is not None else LONGEST_S
+        if before is None and uptime > at - self._began:
             return
         if before is None or before.boot != now.boot:
             before = Totals(boot=now.boot, used=Usage(), wasted=Usage(), inferences=0)
-        region, pool = node.region, pool_of(node.capabilities.labels, node.capabilities.hardware)
-        served = max(now.inferences - before.inferences, 0)
+        seconds = min(at - heard_at if heard_at is not None else uptime, LONGEST_S) + SLACK_S
+        region, pool = node.region, self._pool(node)
+        served = min(max(now.inferences - before.inferences, 0), round(seconds * MOST_INFERENCES_A_SECOND))
         phase: Phase = "serve" if served else "idle"
-        self._add(UsedFor(region=region, pool=pool, phase=phase, usage=now.used - before.used, inferences=served))
-        self._add(
-            UsedFor(region=region, pool=pool, phase="train", wasted="cancelled", usage=now.wasted - before.wasted)
-        )
+        used = _possible(now.used - before.used, node, seconds)
+        wasted = _possible(now.wasted - before.wasted, node, seconds)
+        self._add(UsedFor(region=region, pool=pool, phase=phase, usage=used, inferences=served))
+        if wasted:
+            self._add(UsedFor(region=region, pool=pool, phase="train", wasted="cancelled", usage=wasted))
+
+    def _pool(self, node: Node) -> str:
+        """Nodes name their pools: a region has a limited number of them, and the rest is one."""
+        pool = pool_of(node.capabilities.labels, node.capabilities.hardware)
+        pools = self._pools.setdefault(node.region, set())
+        if pool not in pools and len(pools) >= MOST_POOLS:
+            return ""
+        pools.add(pool)
+        return pool
 
     def _add(self, item: UsedFor) -> None:
         key = item.region, item.pool, item.phase, item.wasted
-        sum_ = self._items.get(key, UsedFor(region=item.region, pool=item.pool, phase=item.phase, wasted=item.wasted))
-        self._items[key] = sum_.model_copy(
-            update={
-                "usage": sum_.usage + item.usage,
-                "inferences": sum_.inferences + item.inferences,
-                "stored_kb_s": sum_.stored_kb_s + item.stored_kb_s,
-            }
+        before = self._items.get(key, UsedFor(region=item.region, pool=item.pool, phase=item.phase, wasted=item.wasted))
+        self._items[key] = UsedFor(
+            region=item.region,
+            pool=item.pool,
+            phase=item.phase,
+            wasted=item.wasted,
+            usage=before.usage + item.usage,
+            inferences=min(before.inferences + item.inferences, MOST),
+            stored_kb_s=min(before.stored_kb_s + item.stored_kb_s, MOST),
         )
 
     def unlogged(self) -> list[UsedFor]:
@@ -124,21 +151,38 @@ class Metering:
             try:
                 await self._log()
                 self.save()
-            except (FedtideError, OSError) as exc:
+            except FedtideError as exc:
                 log.warning("metering.logs_later", extra={"reason": str(exc)})
 
     async def _log(self) -> None:
         items, self._items = self.unlogged(), {}
         used = [item for item in items if item.usage or item.inferences or item.stored_kb_s]
-        try:
-            if used:
-                await self._engine.submit(UsageReported(source="coordinator", items=used))
-        except FedtideError:
-            for item in used:
-                self._add(item)
-            raise
+        while used:
+            try:
+                await self._engine.submit(UsageReported(source="coordinator", items=used[:ITEMS_OF_ONE]))
+            except FedtideError:
+                for item in used:
+                    self._add(item)
+                raise
+            used = used[ITEMS_OF_ONE:]
 
     def save(self) -> None:
-        """Raises OSError: the disk is full."""
-        seen = {name: totals for name, totals in self._seen.items() if name in self._engine.world.nodes}
-        write_atomically(self._file, to_json(Kept(items=self.unlogged(), seen=seen)))
+        """For the next process; without it, what is not logged is lost, and nothing else."""
+        world = self._engine.world
+        seen = {name: totals for name, totals in self._seen.items() if name in world.nodes}
+        try:
+            write_atomically(self._file, to_json(Kept(after=world.metered, items=self.unlogged(), seen=seen)))
+        except OSError as exc:
+            log.warning("metering.not_kept", extra={"reason": str(exc)})
+
+
+def _possible(usage: Usage, node: Node, seconds: float) -> Usage:
+    """What a node can have used in so long."""
+    can = node.capabilities
+    return usage.model_copy(
+        update={
+            "cpu_us": min(usage.cpu_us, round(1e6 * seconds * can.cpus)),
+            "memory_kb_s": min(usage.memory_kb_s, round(seconds * can.memory_bytes / 1000)),
+            "gpu_us": min(usage.gpu_us, round(1e6 * seconds * MOST_GPUS)),
+        }
+    )

@@ -12,6 +12,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from pydantic import BaseModel
@@ -19,7 +21,7 @@ from pydantic import BaseModel
 from fedtide.coordinator import bookkeeping
 from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.log.engine import Engine
-from fedtide.coordinator.runs import runs, selection
+from fedtide.coordinator.runs import rounds, runs, selection
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound
 from fedtide.fabric.messages.run_questions import (
@@ -51,6 +53,7 @@ from fedtide.fabric.nats.subjects import (
 log = logging.getLogger(__name__)
 
 PURGES_AT_ONCE = 32
+SETTLES_WITHIN_S = 3.0
 GRANTED_S = 60.0
 """So long a round may take from the answer that it may begin until it is open."""
 Answerer = Callable[[str, bytes], Awaitable[BaseModel]]
@@ -128,23 +131,43 @@ class RunStreams:
             yield CHECKPOINTS, f"{self._subjects.checkpoint_blob(run, digest)}.>", None
 
 
+def _is_open(run: runs.Run, asked: CohortQuestion) -> bool:
+    """Whether this trial of the round has begun: what has begun is brought to its end."""
+    state = run.rounds.get(asked.round)
+    return state is not None and state.trial == asked.trial and not isinstance(state, rounds.Abandoned)
+
+
 class _Grants:
-    """What was reserved for rounds that may begin: until they are open, no event says so."""
+    """What is set aside for rounds that may begin: until they are open, no event says so."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._given: dict[str, tuple[float, Decimal]] = {}
+        self._given: dict[str, tuple[float, dict[str, Decimal]]] = {}
 
-    def why_not(self, run: str) -> str | None:
-        """Why the next round of a run may not begin, or None: then its cost is reserved."""
-        world, now = self._engine.world, time.monotonic()
-        opened = {run for kept in world.budgets.values() for run in kept.reserved}
-        self._given = {r: (at, c) for r, (at, c) in self._given.items() if r not in opened and now - at < GRANTED_S}
-        granted = {other: cost for other, (_, cost) in self._given.items() if other != run}
-        if (reason := bookkeeping.held(world, run, granted)) is not None:
+    def why_not(self, run: str, number: int) -> str | None:
+        """Why a round of a run may not begin, or None: then its cost is set aside, once for so long."""
+        world, at, now = self._engine.world, datetime.now(UTC), time.monotonic()
+        opened = {key for kept in world.budgets.values() for key in kept.reserved}
+        self._given = {r: (t, g) for r, (t, g) in self._given.items() if r not in opened and now - t < GRANTED_S}
+        by_budget: dict[str, dict[str, Decimal]] = {}
+        for other, (_, given) in self._given.items():
+            for budget, cost in given.items():
+                by_budget.setdefault(budget, {})[other] = cost
+        if (reason := bookkeeping.held(world, run, number, at, by_budget)) is not None:
             return reason
-        self._given[run] = now, bookkeeping.expected(world, run)
+        if run not in self._given:
+            self._given[run] = now, bookkeeping.grants(world, run, at)
         return None
+
+    async def until_settled(self, run: str, number: int) -> str | None:
+        """As `why_not`, once the report of the run's last round has arrived: a question overtakes it."""
+        with self._engine.watch() as changed, suppress(TimeoutError):
+            async with asyncio.timeout(SETTLES_WITHIN_S):
+                while any(run in kept.reserved for kept in self._engine.world.budgets.values()):
+                    if self.why_not(run, number) is None:
+                        return None
+                    await changed()
+        return self.why_not(run, number)
 
 
 class RunServices:
@@ -182,11 +205,12 @@ class RunServices:
         nodes, spec = world.nodes.values(), world.run(run).facts.spec
         online = [n.name for n in nodes if n.online]
         share = 1.0
-        if question.phase == "train" and question.round not in world.run(run).rounds:
-            if (held := self._grants.why_not(run)) is not None:
+        if question.phase and not _is_open(world.run(run), question):
+            if (held := await self._grants.until_settled(run, question.round)) is not None:
                 return Cohort(online=online, held=held)
-            share = bookkeeping.share_of_nodes(world, run)
-        chosen = selection.choose(nodes, spec, asking, world.tasks_of_others(run), world.last_asked, share)
+            share = bookkeeping.share_of_nodes(world, run, datetime.now(UTC))
+        busy, least = world.tasks_of_others(run), question.needed
+        chosen = selection.choose(nodes, spec, asking, busy, world.last_asked, share, least)
         return Cohort(
             nodes=[Member(name=n.name, region=n.region, codecs=n.capabilities.codecs) for n in chosen],
             online=online,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import islice
 
 from aiohttp import web
 from pydantic import AwareDatetime, Field
@@ -40,7 +40,7 @@ class CostQuery(_Which):
 
 
 class LineListing(Listing, _Which):
-    pass
+    after: str = Field(default="", max_length=2000, description="`next` of the page before")
 
 
 class CostApi:
@@ -84,15 +84,11 @@ class CostApi:
         where = _pairs(query.where)
         views.check_dimensions("where", where)
         world = self._engine.world
-        ledger, unlogged, valuer = dict(world.ledger), Entry(Account()), world.valuer
+        nobody, valuer = Entry(world.ledger.get(NOBODY, Account())), world.valuer
         report = UsageReported(source="coordinator", items=self._metering.unlogged())
-        book(unlogged, Event.now("coordinator", report), Where(lambda _: None, lambda _: 0))
-
-        def look() -> Iterator[Valued]:
-            both = (ledger, {NOBODY: unlogged.account})
-            return chain.from_iterable(valued(each, valuer, query.since, query.until, where) for each in both)
-
-        return valuer, look
+        book(nobody, Event.now("coordinator", report), Where(lambda _: None, lambda _: 0))
+        ledger = {**world.ledger, NOBODY: nobody.account}
+        return valuer, lambda: valued(ledger, valuer, query.since, query.until, where)
 
     async def _prices(self, request: web.Request) -> web.Response:
         return answer(self._engine.world.prices)

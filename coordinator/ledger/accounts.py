@@ -74,14 +74,13 @@ class Answer:
 class Account:
     """`tags`: what does not change, such as the model. `answers`: those of rounds that are open, by phase and node.
 
-    `attempt`, `reported_us`: CPU time that the aggregator of this attempt has reported itself.
+    `aggregators`: by attempt, the CPU time in µs that it has reported itself, and its whole one if it has ended.
     """
 
     tags: Mapping[str, str] = field(default_factory=dict)
     lines: Map[str, int] = field(default_factory=Map)
     answers: Map[str, Answer] = field(default_factory=Map)
-    attempt: int = 0
-    reported_us: int = 0
+    aggregators: Map[str, tuple[int, int]] = field(default_factory=Map)
 
 
 class Entry:
@@ -119,6 +118,16 @@ class Entry:
         answer = self.account.answers[key]
         self.add(answer.place, {meter: -quantity for meter, quantity in answer.quantities.items()})
         self.answered(key, replace(answer, place=replace(answer.place, outcome=outcome)))
+
+
+def by_days(account: Account, before: int) -> Account:
+    """The account with its lines of hours before `before` summed up by day (UTC)."""
+    lines: dict[str, int] = {}
+    for key, quantity in account.lines.items():
+        line = Line.of(key)
+        kept = line._replace(hour=line.hour - line.hour % 24).key if line.hour < before else key
+        lines[kept] = lines.get(kept, 0) + quantity
+    return replace(account, lines=Map(lines))
 
 
 def quantities(usage: Usage) -> dict[Meter, int]:

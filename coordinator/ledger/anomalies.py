@@ -6,19 +6,23 @@ absolute deviation (Hampel's identifier; Leys et al. 2013): both bear a few bad 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from statistics import median
 from typing import NamedTuple
 
-from fedtide.coordinator.ledger.valuation import UNALLOCATED, ZERO, Valued, value_of
+from immutables import Map
+
+from fedtide.coordinator.ledger.valuation import ZERO
 
 DAYS, FEWEST = 28, 7
 """So many days are looked at, and from so many on something is said."""
 _DEVIATIONS = Decimal("6") * Decimal("1.4826")
 _AT_LEAST = Decimal("1.5")
 """Times the median: where every day was the same, the deviation is 0."""
-_SCOPES = ("model", "region")
+SCOPES = ("model", "region")
+
+Hours = Map[int, Decimal]
+"""What one model or region has cost in each hour, counted since 1970."""
 
 
 class Anomaly(NamedTuple):
@@ -30,33 +34,23 @@ class Anomaly(NamedTuple):
     usual: Decimal
 
 
-def found(lines: Iterable[Valued], hour: int) -> Iterator[Anomaly]:
-    """What stands out in an hour (counted since 1970).
+def added(hours: Hours, hour: int, cost: Decimal) -> Hours:
+    """With what was spent, and without what is too long ago to be looked at."""
+    if hour not in hours:
+        hours = Map({at: spent for at, spent in hours.items() if at > hour - 24 * DAYS - 24})
+    return hours.set(hour, hours.get(hour, ZERO) + cost)
 
-    Args:
-        lines: those of the ledger, also of later hours.
-    """
-    earliest = hour - 24 * DAYS
-    spent: dict[tuple[str, str], dict[int, Decimal]] = {}
-    first: dict[tuple[str, str], int] = {}
-    for each in lines:
-        at = each.line.hour
-        if not earliest <= at <= hour or not each.cost.cost:
-            continue
-        for dimension in _SCOPES:
-            if (value := value_of(each, dimension)) == UNALLOCATED:
-                continue
-            first[dimension, value] = min(first.get((dimension, value), at), at)
-            if (hour - at) % 24 == 0:
-                hours = spent.setdefault((dimension, value), {})
-                hours[at] = hours.get(at, ZERO) + each.cost.cost
-    for (dimension, value), hours in sorted(spent.items()):
-        if (amount := hours.get(hour)) is None:
-            continue
-        before = [hours.get(at, ZERO) for at in range(hour - 24, first[dimension, value] - 1, -24)]
-        if len(before) < FEWEST:
-            continue
-        usual = median(before)
-        deviation = median(abs(each - usual) for each in before)
-        if amount > usual + _DEVIATIONS * deviation and amount > usual * _AT_LEAST:
-            yield Anomaly(dimension, value, amount, usual)
+
+def found(dimension: str, value: str, hours: Hours, hour: int) -> Anomaly | None:
+    """Whether an hour stands out."""
+    amount = hours.get(hour)
+    if not amount:
+        return None
+    before = [hours.get(at, ZERO) for at in range(hour - 24, min(hours) - 1, -24)][:DAYS]
+    if len(before) < FEWEST:
+        return None
+    usual = median(before)
+    deviation = median(abs(each - usual) for each in before)
+    if amount > usual + _DEVIATIONS * deviation and amount > usual * _AT_LEAST:
+        return Anomaly(dimension, value, amount, usual)
+    return None

@@ -1,6 +1,6 @@
 """What each event adds to the ledger. Pure.
 
-What nodes say of themselves is bounded by what they can have used: their cores and memory, since the run was requested.
+What nodes say of themselves is bounded by what they can have used: their cores and memory, since they were asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from fedtide.fabric.events.envelope import Event, ReleasePublished
 from fedtide.fabric.events.rollouts import NodePhaseReported, RegionCached, RolloutStarted
 from fedtide.fabric.events.runs import (
     AggregatorExited,
-    AggregatorStarted,
     RoundAbandoned,
     RoundClosed,
     RoundOpened,
@@ -36,7 +35,8 @@ from fedtide.fabric.plans.run_spec import RunSpec
 
 AGGREGATORS = "aggregators"
 """The pool of all aggregators."""
-MOST_GPUS = 64
+MOST_GPUS = 16
+"""Of one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,18 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What an event alone does not say. `began`: when the run of this account was requested."""
+    """What an event alone does not say.
+
+    `is_news`: whether it changed what it is about: a report may come again. `works`: whether the run has an aggregator.
+    """
 
     node: Callable[[str], NodeFacts | None]
     release_bytes: Callable[[str], int]
     """Of the release that a roll-out offers."""
-    began: datetime | None = None
+    asked_at: Callable[[int, str], datetime | None] = lambda _, __: None
+    """When the nodes of a phase of a round were asked."""
+    is_news: bool = True
+    works: bool = True
 
 
 def subject(event: Event) -> str:
@@ -111,11 +117,9 @@ def _run_resumed(context: Context, data: RunResumeRequested) -> None:
     context.entry.tag(ended="")
 
 
-def _aggregator_started(context: Context, data: AggregatorStarted) -> None:
-    context.entry.set(attempt=data.attempt, reported_us=0)
-
-
 def _round_opened(context: Context, data: RoundOpened) -> None:
+    if not context.where.is_news:  # the next attempt tells what is out, and sends it to nobody
+        return
     used: dict[Meter, int] = {"wan_down": data.wan_bytes, "wan_avoided": max(data.bytes_down - data.wan_bytes, 0)}
     context.entry.add(Place(context.hour, data.round, phase=_phase(data.phase)), used)
 
@@ -129,7 +133,7 @@ def _update_received(context: Context, data: UpdateReceived) -> None:
 
 
 def _update_refused(context: Context, data: UpdateRefused) -> None:
-    _answer(context, data, data.category, {})
+    _answer(context, data, data.category, {"wan_up": data.bytes_up})
 
 
 def _answer(context: Context, data: UpdateReceived | UpdateRefused, outcome: str, also: Mapping[Meter, int]) -> None:
@@ -140,8 +144,9 @@ def _answer(context: Context, data: UpdateReceived | UpdateRefused, outcome: str
         # taken back.
         entry.move(key, outcome)
         return
-    facts, began = context.where.node(data.node), context.where.began
-    usage = _possible(data.usage, facts, max((context.at - began).total_seconds(), 0.0) if began is not None else 0.0)
+    facts, asked_at = context.where.node(data.node), context.where.asked_at(data.round, data.phase)
+    seconds = max((context.at - asked_at).total_seconds(), 0.0) if asked_at is not None else 0.0
+    usage = _possible(data.usage, facts, seconds)
     used = {meter: quantity for meter, quantity in {**quantities(usage), **also}.items() if quantity}
     region, pool = (facts.region, facts.pool) if facts is not None else ("", "")
     if used:
@@ -159,7 +164,7 @@ def _round_closed(context: Context, data: RoundClosed) -> None:
     answers = context.entry.account.answers
     context.entry.set(answers=Map({k: a for k, a in answers.items() if a.place.round != data.round}))
     place = Place(context.hour, data.round)
-    _aggregated(context.entry, place, data.usage)
+    _aggregated(context.entry, place, data.attempt, data.usage)
     counted = [_aggregating(replace(place, hour=hour)).line("rounds").key for hour in (context.hour, context.hour - 1)]
     if data.round and not any(
         key in context.entry.account.lines for key in counted
@@ -168,15 +173,14 @@ def _round_closed(context: Context, data: RoundClosed) -> None:
 
 
 def _run_over(context: Context, data: RunCompleted | RunFailed) -> None:
-    _aggregated(context.entry, Place(context.hour), data.usage)
+    _aggregated(context.entry, Place(context.hour), data.attempt, data.usage)
 
 
 def _aggregator_exited(context: Context, data: AggregatorExited) -> None:
-    account = context.entry.account
-    told = account.reported_us if data.attempt == account.attempt else 0
-    why = "preempted" if data.preempted else "crashed" if data.code else USEFUL
-    place = _aggregating(Place(context.hour, outcome=why))
-    context.entry.add(place, {"cpu": max(data.usage.cpu_us - told, 0)})
+    # One that was paused or cancelled was asked to end.
+    why = USEFUL if not (data.code and context.where.works) else "preempted" if data.preempted else "crashed"
+    reported, whole = context.entry.account.aggregators.get(str(data.attempt), (0, 0))
+    _cpu(context.entry, Place(context.hour, outcome=why), data.attempt, reported, max(whole, data.usage.cpu_us))
 
 
 def _released(context: Context, data: ReleasePublished) -> None:
@@ -189,12 +193,14 @@ def _region_cached(context: Context, data: RegionCached) -> None:
 
 
 def _node_phase(context: Context, data: NodePhaseReported) -> None:
+    if not context.where.is_news:
+        return
     facts = context.where.node(data.node)
     region, pool = (facts.region, facts.pool) if facts is not None else ("", "")
-    used: dict[Meter, int] = {"wan_down": data.wan_bytes}
+    whole = context.where.release_bytes(data.rollout)
+    used: dict[Meter, int] = {"wan_down": min(data.wan_bytes, whole)}
     if data.phase == "confirmed":
-        saved = context.where.release_bytes(data.rollout) - data.wan_bytes
-        used |= {"nodes_updated": 1, "wan_avoided": max(saved, 0)}
+        used |= {"nodes_updated": 1, "wan_avoided": max(whole - data.wan_bytes, 0)}
     context.entry.add(Place(context.hour, 0, region, pool, "distribute"), used)
 
 
@@ -209,9 +215,17 @@ def _aggregating(place: Place) -> Place:
     return replace(place, pool=AGGREGATORS, phase="aggregate")
 
 
-def _aggregated(entry: Entry, place: Place, usage: Usage) -> None:
-    entry.set(reported_us=entry.account.reported_us + usage.cpu_us)
-    entry.add(_aggregating(place), quantities(usage))
+def _aggregated(entry: Entry, place: Place, attempt: int, usage: Usage) -> None:
+    reported, whole = entry.account.aggregators.get(str(attempt), (0, 0))
+    _cpu(entry, place, attempt, reported + usage.cpu_us, whole)
+    entry.add(_aggregating(place), {"memory": usage.memory_kb_s, "gpu": usage.gpu_us})
+
+
+def _cpu(entry: Entry, place: Place, attempt: int, reported: int, whole: int) -> None:
+    """Book what is new of an aggregator's CPU time: its end may be known before its last reports are."""
+    before = max(entry.account.aggregators.get(str(attempt), (0, 0)))
+    entry.set(aggregators=entry.account.aggregators.set(str(attempt), (reported, whole)))
+    entry.add(_aggregating(place), {"cpu": max(max(reported, whole) - before, 0)})
 
 
 def _phase(name: str) -> str:
@@ -232,7 +246,6 @@ def _possible(usage: Usage, facts: NodeFacts | None, seconds: float) -> Usage:
 
 BOOKS: Mapping[type, Callable[[Context, Any], None]] = {
     AggregatorExited: _aggregator_exited,
-    AggregatorStarted: _aggregator_started,
     NodePhaseReported: _node_phase,
     RegionCached: _region_cached,
     ReleasePublished: _released,

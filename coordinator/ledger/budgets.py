@@ -22,7 +22,7 @@ _FOREVER = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """By one run: what it has cost in the period, and in how many rounds."""
+    """By one run: what it has cost, and in how many rounds."""
 
     cost: Decimal = ZERO
     rounds: int = 0
@@ -33,19 +33,34 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserved:
+    """For one round of a run, while it is open."""
+
+    round: int
+    cost: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
-    """A budget in its current period. `told`: thresholds that were told. `reserved`: for open rounds, by run."""
+    """A budget in its current period. `told`: thresholds that were told. `runs`: those within it, in all periods.
+
+    `reserved`: for open rounds, by run.
+    """
 
     budget: Budget
     began: datetime
     spent: Decimal = ZERO
     told: tuple[str, ...] = ()
     runs: Map[str, Spent] = field(default_factory=Map)
-    reserved: Map[str, Decimal] = field(default_factory=Map)
+    reserved: Map[str, Reserved] = field(default_factory=Map)
 
     @property
     def committed(self) -> Decimal:
-        return self.spent + sum(self.reserved.values(), ZERO)
+        return self.spent + self.set_aside
+
+    @property
+    def set_aside(self) -> Decimal:
+        return sum((each.cost for each in self.reserved.values()), ZERO)
 
 
 def period_of(budget: Budget, at: datetime) -> tuple[datetime, datetime]:
@@ -71,9 +86,14 @@ def begun(budget: Budget, at: datetime, lines: Iterable[Valued], before: Kept | 
     if before is not None and before.began == start:
         kept = replace(kept, told=before.told, reserved=before.reserved)
     for valued in lines:
-        if valued.line.at >= start and concerns(budget, valued):
-            kept = _add(kept, valued)
-    return kept
+        if concerns(budget, valued):
+            kept = _add(kept, valued, counts=valued.line.at >= start)
+    still = tuple(t for t in kept.told if not t.startswith("actual") or kept.spent >= budget.amount * _share(t))
+    return replace(kept, told=still)
+
+
+def _share(told: str) -> Decimal:
+    return Decimal(told.split()[1])
 
 
 def concerns(budget: Budget, valued: Valued) -> bool:
@@ -89,7 +109,7 @@ def is_for(budget: Budget, tags: Mapping[str, str]) -> bool:
 def in_period(kept: Kept, at: datetime) -> Kept:
     """The same budget, begun anew if its period is over."""
     start, _ = period_of(kept.budget, at)
-    return kept if start <= kept.began else Kept(kept.budget, start, reserved=kept.reserved)
+    return kept if start <= kept.began else Kept(kept.budget, start, runs=kept.runs, reserved=kept.reserved)
 
 
 def spend(kept: Kept, lines: Iterable[Valued]) -> Kept:
@@ -99,11 +119,11 @@ def spend(kept: Kept, lines: Iterable[Valued]) -> Kept:
     return kept
 
 
-def _add(kept: Kept, valued: Valued) -> Kept:
+def _add(kept: Kept, valued: Valued, *, counts: bool = True) -> Kept:
     before = kept.runs.get(valued.subject, Spent())
     rounds = before.rounds + (valued.quantity if valued.line.meter == "rounds" else 0)
     runs = kept.runs.set(valued.subject, Spent(before.cost + valued.cost.cost, rounds)) if valued.subject else kept.runs
-    return replace(kept, spent=kept.spent + valued.cost.cost, runs=runs)
+    return replace(kept, spent=kept.spent + (valued.cost.cost if counts else ZERO), runs=runs)
 
 
 def expected(kept: Kept, run: str) -> Decimal:
@@ -117,30 +137,37 @@ def expected(kept: Kept, run: str) -> Decimal:
     return max(kept.budget.amount - kept.committed, ZERO)
 
 
-def reserve(kept: Kept, run: str) -> Kept:
-    return kept if run in kept.reserved else replace(kept, reserved=kept.reserved.set(run, expected(kept, run)))
+def reserve(kept: Kept, run: str, number: int) -> Kept:
+    before = kept.reserved.get(run)
+    if before is not None and before.round == number:
+        return kept
+    return replace(kept, reserved=kept.reserved.set(run, Reserved(number, expected(kept, run))))
 
 
 def release(kept: Kept, run: str) -> Kept:
     return replace(kept, reserved=kept.reserved.delete(run)) if run in kept.reserved else kept
 
 
-def why_not(kept: Kept, run: str, granted: Mapping[str, Decimal] | None = None) -> str | None:
-    """Why a run's next round may not begin now, or None.
+def why_not(kept: Kept, run: str, number: int, granted: Mapping[str, Decimal]) -> str | None:
+    """Why a round of a run may not begin now, or None.
 
     Args:
-        granted: what was reserved for rounds that may begin and are not open yet, by run.
+        granted: what was set aside in this budget for rounds of other runs that may begin and are not open yet.
     """
-    if run in kept.reserved or run in (granted or {}):
+    own = kept.reserved.get(run)
+    if own is not None and own.round == number:
         return None
-    committed = kept.committed + sum((granted or {}).values(), ZERO)
-    left, budget = kept.budget.amount - committed, kept.budget
-    if left <= 0:
-        rest = "is spent" if not kept.reserved and not granted else "is spent or reserved for open rounds"
-        return f"the budget {budget.name} {rest} ({kept.spent:.2f} of {budget.amount:.2f} a {budget.period})"
-    if (cost := expected(kept, run)) > left:
-        return f"the budget {budget.name} has {left:.4f} left, and the next round is expected to cost {cost:.4f}"
-    return None
+    budget, set_aside = kept.budget, kept.set_aside + sum(granted.values(), ZERO)
+    left = budget.amount - kept.spent - set_aside
+    spent = f"{kept.spent:.2f} of {budget.amount:.2f} are spent"
+    if own is not None:
+        return f"the budget {budget.name} waits for the end of round {own.round}"
+    if left > 0 and (cost := expected(kept, run)) <= left:
+        return None
+    if left > 0:
+        return f"the budget {budget.name} has {left:.4g} left, and the round is expected to cost {cost:.4g}; {spent}"
+    aside = f" and {set_aside:.4g} set aside for other rounds" if set_aside else ""
+    return f"the budget {budget.name} is used up: {spent}{aside}"
 
 
 def forecast(kept: Kept, at: datetime) -> Decimal | None:

@@ -18,7 +18,7 @@ from fedtide.fabric.plans.prices import UNITS, Meter, Price, PriceBook
 _SMALLEST = Decimal("1e-12")
 _CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 ZERO = Decimal(0)
-UNALLOCATED = "unallocated"
+UNALLOCATED, CLOUD, NO_POOL = "unallocated", "cloud", "other"
 
 
 class Cost(NamedTuple):
@@ -70,7 +70,7 @@ class Valuer:
 
     def price_for(self, line: Line) -> Price | None:
         """The price that holds for a line."""
-        return self.price_of(line.meter, line.at.date(), (line.pool, line.phase, line.region))
+        return self.price_of(line.meter, line.at.date(), (line.pool or NO_POOL, line.phase, line.region or CLOUD))
 
     def _value(self, line: Line, quantity: int) -> Cost:
         price = self.price_for(line)
@@ -119,8 +119,8 @@ def outcome(valued: Valued) -> str:
 
 
 DIMENSIONS: Mapping[str, Callable[[Valued], str]] = {
-    "region": lambda v: v.line.region or "cloud",
-    "pool": lambda v: v.line.pool or "other",
+    "region": lambda v: v.line.region or CLOUD,
+    "pool": lambda v: v.line.pool or NO_POOL,
     "phase": lambda v: v.line.phase,
     "outcome": outcome,
     "meter": lambda v: v.line.meter,

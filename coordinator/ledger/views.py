@@ -100,10 +100,10 @@ def budget(kept: budgets.Kept, at: datetime) -> BudgetView:
     verb = {"hold": "new rounds are held", "throttle": "rounds ask fewer nodes"}.get(now.budget.when_spent, "")
     return BudgetView(
         budget=now.budget,
-        began=start,
+        began=start if end.year < datetime.max.year else None,
         ends=end if end.year < datetime.max.year else None,
         spent=now.spent,
-        reserved=sum(now.reserved.values(), ZERO),
+        reserved=now.set_aside,
         forecast=budgets.forecast(now, at),
         told=list(now.told),
         holds=verb if is_spent else "",

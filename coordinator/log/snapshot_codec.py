@@ -53,7 +53,9 @@ TABLES: dict[str, Any] = {
     "ledger": dict[str, accounts.Account],
     "budgets": dict[str, budgets.Kept],
     "prices": PriceBook,
+    "hourly": dict[str, Map[int, Decimal]],
     "hour": int,
+    "metered": str,
 }
 
 

@@ -38,13 +38,14 @@ def choose(
     busy: Mapping[str, int],
     last_asked: Mapping[str, datetime],
     share: float = 1.0,
+    least: int = 0,
 ) -> list[Node]:
     """The nodes to ask in one phase, sorted by partition and name.
 
     Args:
         busy: how many tasks of other runs each node has; idle nodes are asked first, so that runs share a fleet.
         last_asked: when each node was asked to train last.
-        share: of the nodes that would be asked, so many are (at least one).
+        share: of the nodes that would be asked, so many are (at least one, and at least `least`).
     """
     selection = spec.selection
     eligible = [n for n in nodes if why_not(n, spec) is None and not (selection.idle and busy.get(n.name))]
@@ -59,7 +60,8 @@ def choose(
             case "random":
                 return busy.get(node.name, 0), 0.0, chance
 
-    count = math.ceil(share * _count(selection, len(eligible), asking.phase))
+    whole = _count(selection, len(eligible), asking.phase)
+    count = min(whole, max(math.ceil(share * whole), least))
     chosen = sorted(eligible, key=rank)[:count]
     return sorted(chosen, key=_partition_then_name)
 

@@ -178,6 +178,7 @@ class UpdateRefused(TaggedMessage):
     ]
     reason: str
     usage: Usage = Field(default=Usage(), description="Of the node for the answer that does not count, as it says")
+    bytes_up: int = Field(default=0, ge=0, description="Of that answer")
 
 
 class RoundCollected(TaggedMessage):

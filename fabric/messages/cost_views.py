@@ -60,7 +60,7 @@ class BudgetView(Strict):
     """How a budget stands in its current period."""
 
     budget: Budget
-    began: datetime
+    began: datetime | None = Field(description="Of the period; none: it has no begin and no end")
     ends: datetime | None
     spent: Decimal
     reserved: Decimal = Field(description="For rounds that are open")

@@ -19,6 +19,7 @@ class CohortQuestion(Message):
     round: int
     trial: int
     phase: str
+    needed: int = Field(default=0, ge=0, description="Fewer nodes than this are of no use to it")
 
 
 class Member(Strict):

@@ -7,7 +7,7 @@ config records travel as values. No flwr here: a node without Flower reads and w
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -134,11 +134,14 @@ class Task(TaggedMessage):
     stay: bool = Field(default=False, description="Leave the update's tensors in the region, which sums them")
 
 
-def bytes_of(tasks: Sequence[Task]) -> tuple[int, int]:
-    """The bytes of these tasks for all their nodes, and those that cross the link to one region: each blob once."""
+def bytes_of(tasks: Sequence[Task], there: Collection[BlobRef] = ()) -> tuple[int, int]:
+    """The bytes of these tasks for all their nodes, and those that cross the link to one region: each blob once, and
+    none that is `there` already.
+    """
     words = sum(len(task.model_dump_json()) for task in tasks)
     carried = [ref for task in tasks for ref in task.message.carried()]
-    return words + sum(ref.size_bytes for ref in carried), words + sum(ref.size_bytes for ref in set(carried))
+    new = set(carried).difference(there)
+    return words + sum(ref.size_bytes for ref in carried), words + sum(ref.size_bytes for ref in new)
 
 
 class Cancel(TaggedMessage):

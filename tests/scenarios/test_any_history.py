@@ -114,8 +114,8 @@ class AnyHistory(RuleBasedStateMachine):
 
     def _again(self, event: Any) -> None:
         """What is counted is the engine's matter: it applies each id once."""
-        counted = {name: getattr(self.story.world, name) for name in ("hour", "valuer")}
-        tables = {name: dict(getattr(self.story.world, name)) for name in ("ledger", "budgets")}
+        counted = {name: getattr(self.story.world, name) for name in ("hour", "valuer", "metered")}
+        tables = {name: dict(getattr(self.story.world, name)) for name in ("ledger", "budgets", "hourly")}
         after = _tables(self.story.world.copy())
         with suppress(InvalidTransition):  # a second request under one id
             apply(self.story.world, event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from immutables import Map
 from pydantic import ValidationError
 
 from fedtide.coordinator import bookkeeping
@@ -32,6 +33,8 @@ from fedtide.fabric.events.runs import (
     RunCancelRequested,
     RunCleanedUp,
     RunCompleted,
+    RunFailed,
+    RunPauseRequested,
     RunResumeRequested,
 )
 from fedtide.fabric.messages.usage import Usage
@@ -45,6 +48,7 @@ from tests.scenarios.build import (
     closed,
     joined,
     opened,
+    phase,
     published,
     received,
     refused,
@@ -76,8 +80,8 @@ def quantity(world: World, meter: str, **where: str) -> int:
     return sum(v.quantity for v in valued(world.ledger, world.valuer, where=where) if v.line.meter == meter)
 
 
-def a_run(*, run: str = "run-1", cpus: int = 64, **spec: Any) -> Story:
-    """A run of two nodes, a day after it was requested: nodes have had time to use something."""
+def a_run(*, run: str = "run-1", cpus: int = 10_000, **spec: Any) -> Story:
+    """A run of two nodes, a day after they were asked: they have had time to use something."""
     story = Story()
     story.tell(PricesApplied(book=BOOK))
     for node, region in (("a", "eu"), ("b", "us")):
@@ -85,7 +89,8 @@ def a_run(*, run: str = "run-1", cpus: int = 64, **spec: Any) -> Story:
         more = {"cpus": cpus, "memory_bytes": 10**12}
         story.tell(known.model_copy(update={"capabilities": known.capabilities.model_copy(update=more)}))
     story.tell(requested(run, **spec), AggregatorStarted(run=run, attempt=1))
-    story.tell(opened(1, "a", "b", bytes_down=3000, wan_bytes=2000), after_s=86_400)
+    story.tell(opened(1, "a", "b", bytes_down=3000, wan_bytes=2000))
+    story.tell(UsageReported(source="nobody", items=[]), after_s=86_400)
     return story
 
 
@@ -255,6 +260,10 @@ def test_a_threshold_is_told_once_and_rules_act_upon_it() -> None:
     assert story.world.budgets["b"].told == ("actual 0.5", "actual 0.8")
 
 
+def holds(world: World, run: str, number: int) -> str | None:
+    return bookkeeping.held(world, run, number, START, {})
+
+
 def _applied(rule: dict[str, Any]) -> TriggerApplied:
     return TriggerApplied(rule=TriggerRule.model_validate(rule))
 
@@ -284,7 +293,7 @@ def test_a_storm_of_runs_spends_no_more_than_the_budget_and_one_round_each() -> 
     open_rounds: list[str] = []
     for _ in range(60):
         for key in runs:
-            if key not in open_rounds and bookkeeping.held(world, key, {}) is None:
+            if key not in open_rounds and holds(world, key, rounds[key] + 1) is None:
                 rounds[key] += 1
                 open_rounds.append(key)
                 story.tell(opened(rounds[key], "a", run=key))
@@ -295,28 +304,29 @@ def test_a_storm_of_runs_spends_no_more_than_the_budget_and_one_round_each() -> 
         story.tell(closed(rounds[key]).model_copy(update={"run": key}))
     kept = world.budgets["b"]
     assert Decimal("0.9") < kept.spent <= Decimal("1.01"), "spent, and by one round's error at most"
-    assert all(bookkeeping.held(world, key, {}) for key in runs)
+    assert all(holds(world, key, rounds[key] + 1) for key in runs)
     story.tell(budget("10", when_spent="hold"))
-    assert bookkeeping.held(world, "run-1", {}) is None
+    assert holds(world, "run-1", 99) is None
 
 
 def test_a_run_without_a_history_takes_all_that_is_left_and_others_wait() -> None:
     story = Story()
     story.tell(PricesApplied(book=BOOK), budget("1", when_spent="hold"), requested("run-1"), requested("run-2"))
-    assert bookkeeping.held(story.world, "run-1", {}) is None
-    granted = {"run-1": bookkeeping.expected(story.world, "run-1")}
-    assert "reserved" in (bookkeeping.held(story.world, "run-2", granted) or "")
+    assert holds(story.world, "run-1", 1) is None
+    granted = {"b": {"run-1": bookkeeping.grants(story.world, "run-1", START)["b"]}}
+    assert "set aside" in (bookkeeping.held(story.world, "run-2", 1, START, granted) or "")
+    assert bookkeeping.held(story.world, "run-2", 1, START, {"other": {"run-1": Decimal(5)}}) is None
 
 
 def test_a_throttled_round_asks_fewer_nodes_and_other_runs_are_let_alone() -> None:
     story = a_run(model="m")
     story.tell(budget("0.05", when_spent="throttle", throttle_to=0.25, scope={"model": "m"}), requested("run-2"))
     story.tell(received(1, "a", usage=HOUR), closed(1))
-    assert bookkeeping.share_of_nodes(story.world, "run-1") == 0.25
-    assert bookkeeping.share_of_nodes(story.world, "run-2") == 1.0
-    assert bookkeeping.held(story.world, "run-1", {}) is None
+    assert bookkeeping.share_of_nodes(story.world, "run-1", START) == 0.25
+    assert bookkeeping.share_of_nodes(story.world, "run-2", START) == 1.0
+    assert holds(story.world, "run-1", 2) is None
     story.tell(BudgetRemoved(name="b"))
-    assert bookkeeping.share_of_nodes(story.world, "run-1") == 1.0
+    assert bookkeeping.share_of_nodes(story.world, "run-1", START) == 1.0
 
 
 def test_a_spent_budget_stops_waves_but_never_a_roll_back() -> None:
@@ -368,10 +378,6 @@ def _line(model: str, hour: int, cost: str) -> Valued:
     return Valued("", {"model": model}, line, 1, Cost(Decimal(cost), Decimal(cost)))
 
 
-def _days(amounts: list[int]) -> Iterator[Valued]:
-    return (_line("m", 24 * day, str(amount)) for day, amount in enumerate(amounts))
-
-
 @pytest.mark.parametrize(
     ("amounts", "stands_out"),
     [
@@ -385,8 +391,12 @@ def _days(amounts: list[int]) -> Iterator[Valued]:
     ids=["flat", "noisy", "noisy with bad days", "it varies as much", "little more", "too short a history"],
 )
 def test_an_hour_that_costs_much_more_than_such_hours_stands_out(amounts: list[int], stands_out: bool) -> None:
-    found = list(anomalies.found(_days(amounts), 24 * (len(amounts) - 1)))
-    assert [(a.dimension, a.value) for a in found] == ([("model", "m"), ("region", "eu")] if stands_out else [])
+    hours: anomalies.Hours = Map()
+    for day, amount in enumerate(amounts):
+        hours = anomalies.added(hours, 24 * day, Decimal(amount))
+    last = 24 * (len(amounts) - 1)
+    assert (anomalies.found("model", "m", hours, last) is not None) == stands_out
+    assert len(anomalies.added(hours, last + 24 * 100, Decimal(1))) == 1, "what is long ago goes"
 
 
 def test_an_anomaly_is_an_event_that_rules_may_act_upon() -> None:
@@ -412,3 +422,116 @@ def test_a_narrow_price_goes_before_a_wide_one_and_a_discount_is_told() -> None:
     assert valuer.cost(line, 3_600_000_000) == Cost(Decimal(1), Decimal(3))
     assert valuer.cost(line._replace(pool="other"), 3_600_000_000).cost == Decimal(2)
     assert valuer.cost(line._replace(meter="cpu"), 10**9).cost == 0
+
+
+@pytest.mark.parametrize("ends", ["cancel", "pause", "fail"])
+def test_what_is_set_aside_for_a_round_is_free_again_when_its_run_ends_or_pauses(ends: str) -> None:
+    """Also if reports of it come late: otherwise everything else would be held for ever."""
+    story = a_run()
+    story.tell(budget("1", when_spent="hold"), opened(2, "a"))
+    assert story.world.budgets["b"].set_aside > 0
+    end = {
+        "cancel": RunCancelRequested(run="run-1", reason="no"),
+        "pause": RunPauseRequested(run="run-1"),
+        "fail": RunFailed(run="run-1", attempt=1, reason="x"),
+    }[ends]
+    story.tell(end, opened(3, "a"))
+    assert story.world.budgets["b"].set_aside == 0
+    story.tell(requested("run-2"))
+    assert holds(story.world, "run-2", 1) is None
+
+
+def test_a_run_whose_last_round_is_not_settled_waits_for_it() -> None:
+    """Its question may overtake the report that the round is closed."""
+    story = a_run()
+    story.tell(budget("1", when_spent="hold"), opened(2, "a"))
+    assert holds(story.world, "run-1", 2) is None, "what has begun is brought to its end"
+    assert "waits for the end of round 2" in (holds(story.world, "run-1", 3) or "")
+    story.tell(closed(2))
+    assert holds(story.world, "run-1", 3) is None
+
+
+def test_a_budget_that_is_raised_and_used_up_again_pauses_again_and_others_are_let_alone() -> None:
+    story = a_run(model="m")
+    story.tell(budget("0.05", when_spent="hold", tell_at=[0.5], scope={"model": "m"}))
+    story.tell(
+        RunCompleted(run="run-1", attempt=1), published(), rollout(wave("eu", "a"), wave("us", "", "b"), key="ro-2")
+    )
+    used = received(1, "a", usage=HOUR)
+    story.tell(used)
+    assert _state(story) == "paused", "at the amount, whatever is told"
+    story.tell(budget("0.1", when_spent="hold", tell_at=[0.5], scope={"model": "m"}))
+    assert story.world.budgets["b"].told == ("actual 0.5",)
+    story.tell(RolloutResumeRequested(rollout="ro-2"))
+    story.tell(BudgetApplied(budget=Budget(name="other", amount=Decimal(1), tell_at=[0.001], scope={"model": "x"})))
+    assert _state(story) == "rolling"
+    story.tell(received(2, "a", usage=HOUR))
+    assert _state(story) == "paused"
+
+
+def test_a_new_day_begins_with_the_averages_of_the_days_before() -> None:
+    story = a_run()
+    story.tell(BudgetApplied(budget=Budget(name="b", amount=Decimal(1), period="day", when_spent="hold")))
+    story.tell(received(1, "a", usage=HOUR), closed(1))
+    tomorrow = story.events[-1].time + timedelta(days=1)
+    kept = budgets.in_period(story.world.budgets["b"], tomorrow)
+    assert kept.spent == 0
+    assert Decimal("0.06") < budgets.expected(kept, "run-1") < Decimal("0.1")
+
+
+@pytest.mark.parametrize("exits_first", [False, True])
+def test_the_end_of_an_aggregator_may_be_known_before_its_last_report(exits_first: bool) -> None:
+    story = a_run()
+    told = [
+        closed(1).model_copy(update={"usage": HOUR}),
+        AggregatorExited(run="run-1", attempt=1, code=1, usage=HOUR + HOUR),
+    ]
+    story.tell(*(reversed(told) if exits_first else told))
+    assert quantity(story.world, "cpu") == 2 * HOUR.cpu_us
+
+
+def test_an_aggregator_that_was_told_to_end_has_not_crashed() -> None:
+    story = a_run()
+    story.tell(RunPauseRequested(run="run-1"), AggregatorExited(run="run-1", attempt=1, code=143, usage=HOUR))
+    assert set(spent(story.world, "outcome", meter="cpu")) == {("useful",)}
+
+
+def test_reports_that_change_nothing_are_booked_once_and_none_more_than_a_release_is_large() -> None:
+    story = a_run(model="m")
+    story.tell(RunCompleted(run="run-1", attempt=1), published(), rollout(wave("eu", "", "a"), key="ro-1"))
+    before = quantity(story.world, "wan_down", rollout="ro-1")
+    for _ in range(5):
+        story.tell(phase("a", "confirmed").model_copy(update={"wan_bytes": 2**50}))
+    story.tell(phase("stranger", "confirmed").model_copy(update={"wan_bytes": 2**50}))
+    assert quantity(story.world, "nodes_updated") == 1
+    assert quantity(story.world, "wan_down", rollout="ro-1") - before <= 10
+    opens = opened(2, "a", bytes_down=10, wan_bytes=10)
+    story = a_run()
+    story.tell(opens, AggregatorStarted(run="run-1", attempt=2), opens.model_copy(update={"attempt": 2}))
+    assert quantity(story.world, "wan_down", round="2") == 10, "a resumed aggregator sends nothing again"
+
+
+def test_the_cloud_and_nodes_without_a_pool_have_prices_by_the_names_that_are_shown() -> None:
+    prices = [Price(meter="cpu", price=Decimal(1), per="hour", region="cloud")]
+    prices.append(Price(meter="memory", price=Decimal(1), per="GB-hour", pool="other"))
+    valuer = Valuer(PriceBook(prices=prices))
+    assert valuer.cost(Line(0, 0, "", "", "coordinate", "useful", "cpu"), HOUR.cpu_us).cost == 1
+    assert valuer.cost(Line(0, 0, "eu", "", "idle", "useful", "memory"), 3_600_000_000).cost == 1
+
+
+def test_a_release_that_was_made_elsewhere_names_nobodys_costs() -> None:
+    story = a_run()
+    story.tell(UsageReported(source="c", items=[UsedFor(phase="serve", usage=HOUR)]), published(run=""))
+    assert set(spent(story.world, "release")) == {("unallocated",)}
+
+
+def test_old_hours_of_nobody_are_summed_up_by_day_and_cost_the_same() -> None:
+    story = a_run()
+    for _ in range(30):
+        story.tell(UsageReported(source="c", items=[UsedFor(region="us", phase="idle", usage=HOUR)]), after_s=3600)
+    ((_, before),) = spent(story.world).items()
+    lines = len(story.world.ledger[""].lines)
+    story.tell(UsageReported(source="c", items=[UsedFor(region="us", phase="idle")]), after_s=60 * 86_400)
+    story.tell(UsageReported(source="c", items=[UsedFor(region="us", phase="idle", usage=HOUR)]), after_s=60)
+    assert len(story.world.ledger[""].lines) < lines / 5
+    assert spent(story.world)[()] == before + Decimal("0.04")

@@ -119,8 +119,8 @@ def engine() -> SimpleNamespace:
     return SimpleNamespace(world=world)
 
 
-def node() -> Node:
-    can = Capabilities(cpus=1, memory_bytes=1, disk_free_bytes=1, python="3", labels={"pool": "big/box"})
+def node(pool: str = "big/box") -> Node:
+    can = Capabilities(cpus=1, memory_bytes=1, disk_free_bytes=1, python="3", labels={"pool": pool})
     return Node("n", "eu", can, True, START)
 
 
@@ -147,6 +147,7 @@ def test_heartbeats_tell_totals_so_lost_ones_restarts_and_fail_overs_cost_nothin
     assert counted(first) == {"idle": 700, "serve": 250}, "a new start begins at nothing"
     first.save()
     second = Metering(engine, dict, tuple, file)
+    second.begin()
     second.heard(node(), beat(60, boot="b2", inferences=1))
     assert counted(second) == {"idle": 710, "serve": 250}
 
@@ -168,3 +169,26 @@ def test_a_damaged_file_is_left_and_counting_begins_anew(tmp_path: Path, engine:
     meter = Metering(engine, dict, tuple, file)
     meter.heard(node(), beat(5))
     assert counted(meter) == {"idle": 5}
+
+
+def test_what_another_process_has_logged_since_is_not_booked_again(tmp_path: Path, engine: SimpleNamespace) -> None:
+    file = tmp_path / "metering.json"
+    first = Metering(engine, dict, tuple, file)
+    first.heard(node(), beat(100))
+    first.save()
+    engine.world.metered = "evt-of-another"
+    second = Metering(engine, dict, tuple, file)
+    second.begin()
+    second.heard(node(), beat(1000, uptime_s=10**6))
+    assert counted(second) == {}, "up to here the other one has logged it, or nobody knows"
+
+
+def test_a_node_that_lies_or_renames_itself_cannot_blow_up_the_ledger(tmp_path: Path, engine: SimpleNamespace) -> None:
+    meter = Metering(engine, dict, tuple, tmp_path / "metering.json")
+    for number in range(200):
+        told = Heartbeat(used=Usage(cpu_us=MOST), inferences=MOST, boot=f"b{number}", uptime_s=0.0)
+        meter.heard(node(f"pool-{number}"), told)
+    items = [i for i in meter.unlogged() if i.phase == "serve"]
+    assert len(items) <= 33
+    assert sum(i.usage.cpu_us for i in items) < 200 * 60 * 10**6
+    assert sum(i.inferences for i in items) < MOST
