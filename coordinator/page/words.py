@@ -39,8 +39,9 @@ def number(value: float | None) -> str:
 
 
 def money(value: Decimal, currency: str) -> str:
-    shown = f"{value:,.2f}" if abs(value) >= 1 or not value else f"{value:.4g}"
-    return f"{shown} {currency}"
+    if 0 < value < Decimal("0.001"):
+        return f"< 0.001 {currency}"
+    return f"{value:,.2f} {currency}" if value >= 1 or not value else f"{value:.3f} {currency}"
 
 
 def amount(quantity: int, meter: Meter) -> str:

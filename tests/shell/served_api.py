@@ -36,6 +36,7 @@ from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
+from fedtide.coordinator.page.screens import Apis, Page
 from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import CoordinatorElected, EventData
 from fedtide.fabric.nats.streams import hub_streams
@@ -98,20 +99,25 @@ async def _serve(
         housekeeping = Housekeeping(broker, SUBJECTS, engine, [], Path("nowhere"), _leads, {}, members_only=False)
         executor.start("evt-1", (AnnouncePresence("n1", "online"),))
         questions = NodeQuestions(broker, SUBJECTS)
+        apis = Apis(
+            models=ModelApi(broker, SUBJECTS, engine, housekeeping),
+            fleet=FleetApi(engine, presence, questions),
+            runs=RunApi(engine, presence, starter, RunLogs(broker, SUBJECTS), questions),
+            rollouts=RolloutApi(broker, SUBJECTS, engine, starter),
+            triggers=TriggerApi(engine),
+            events=EventApi(engine, lambda: EventLog(broker, SUBJECTS), executor),
+            identity=IdentityApi(engine, None, ["eu"], {}),
+            storage=StorageApi(housekeeping),
+            costs=CostApi(engine, Metering(engine, dict, tuple, Path("nowhere"))),
+        )
         routes = [
-            ModelApi(broker, SUBJECTS, engine, housekeeping).routes(),
-            FleetApi(engine, presence, questions).routes(),
-            RunApi(engine, presence, starter, RunLogs(broker, SUBJECTS), questions).routes(),
-            RolloutApi(broker, SUBJECTS, engine, starter).routes(),
-            TriggerApi(engine).routes(),
-            EventApi(engine, lambda: EventLog(broker, SUBJECTS), executor).routes(),
+            *apis.routes(),
             ParkedApi(reports, executor, engine).routes(),
-            IdentityApi(engine, None, ["eu"], {}).routes(),
-            StorageApi(housekeeping).routes(),
-            CostApi(engine, Metering(engine, dict, tuple, Path("nowhere"))).routes(),
             metrics.routes(engine, executor, reports.parked, housekeeping, presence),
         ]
-        runner = web.AppRunner(application(routes), access_log=None, shutdown_timeout=0.1)
+        app = application(routes)
+        Page(apis, lambda: engine.world, None).add_to(app)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

@@ -1,0 +1,183 @@
+"""The page without a browser: every screen, what is in it, and who may see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import httpx
+import pytest
+from aiohttp import web
+
+from fedtide.coordinator.api.access import access_middleware
+from fedtide.coordinator.api.http import application
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.page.curves import curve
+from fedtide.coordinator.page.screens import SCREENS, Page
+from fedtide.coordinator.state import World
+from fedtide.fabric.events.costs import BudgetApplied, PricesApplied, UsageReported, UsedFor
+from fedtide.fabric.events.envelope import NodeOffline, TriggerApplied
+from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted
+from fedtide.fabric.messages.usage import Usage
+from fedtide.fabric.plans.prices import Budget
+from fedtide.fabric.process.web_access import TokenFile
+from tests.scenarios.build import (
+    cached,
+    closed,
+    joined,
+    opened,
+    phase,
+    produced,
+    published,
+    received,
+    refused,
+    requested,
+    rollout,
+    wave,
+)
+from tests.scenarios.test_ledger import BOOK
+from tests.shell.served_api import Served, served_api
+from tests.shell.test_takes_anything import RULE
+
+NODES = 1200
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Served]:
+    gates = {"gates": [{"kind": "errors", "most": 0.01}], "on_failure": "pause"}
+    used = UsageReported(source="c", items=[UsedFor(region="eu", phase="serve", usage=Usage(cpu_us=36 * 10**9))])
+    story = [
+        *(joined(f"n{number}", "eu" if number % 2 else "us") for number in range(NODES)),
+        *(NodeOffline(node="n7", reason=HOSTILE), PricesApplied(book=BOOK), used, TriggerApplied(rule=RULE)),
+        BudgetApplied(budget=Budget(name="b", amount=1)),
+        *(requested(model="m"), AggregatorStarted(run="run-1", attempt=1)),
+        *(opened(1, "n1", "n2"), received(1, "n1"), refused(1, "n2", "app_error"), closed(1, accuracy=0.5)),
+        *(opened(2, "n1"), received(2, "n1"), closed(2, accuracy=0.75), produced()),
+        *(RunCompleted(run="run-1", attempt=1), published(), rollout(wave("eu", "n1", "n3"), max_error=0.0, **gates)),
+        *(cached("eu"), phase("n1", "failed", reason="no space left")),
+    ]
+    with served_api(*story) as served:
+        yield served
+
+
+def page(served: Served, path: str, status: int = 200) -> str:
+    answer = httpx.get(f"{served.url}/ui/{path}", follow_redirects=True, timeout=20)
+    assert answer.status_code == status, answer.text[:500]
+    assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+    assert HOSTILE not in answer.text, "what nodes say is text"
+    return answer.text
+
+
+@pytest.mark.parametrize("path", [path for path, _ in SCREENS])
+def test_every_screen_shows_something_and_names_the_command_that_prints_it(api: Served, path: str) -> None:
+    text = page(api, path)
+    assert re.search(r"command line: <code>fedtide \w+", text)
+    assert 'aria-current="page"' in text
+    assert len(text) < 150_000, "no list without pages"
+    assert " style=" not in text and "<script>" not in text, "the policy allows none"
+
+
+def test_a_fleet_has_pages_and_filters(api: Served) -> None:
+    first = page(api, "fleet")
+    assert f"100 of {NODES:,} nodes" in first
+    more = re.search(r'href="\?(after=[^"]+)" rel="next"', first)
+    assert more is not None
+    assert "n7" not in first or "n1" in first
+    assert page(api, f"fleet?{more[1]}") != first
+    assert "1 of 1 nodes" in page(api, "fleet?state=offline")
+    assert "600 nodes" in page(api, "fleet?region=eu")
+
+
+def test_a_run_shows_its_curves_who_was_refused_and_what_it_cost(api: Served) -> None:
+    text = page(api, "runs/run-1")
+    assert "accuracy: 0.5 to <strong>0.75</strong>" in text
+    assert "<polyline" in text
+    assert "1 refused" in text and "app_error: because" in text
+    assert "fedtide cost explain run-1" in text
+
+
+def test_a_roll_out_says_first_why_it_stopped_and_which_node_is_sick(api: Served) -> None:
+    text = page(api, "rollouts/ro-1")
+    reason = text.index("notice bad")
+    assert "no space left" in text
+    assert reason < text.index("<h2>Regions")
+    assert "n1" in text
+    overview = page(api, "")
+    assert "rollouts/ro-1" in overview
+    assert "fleet/n7" in overview
+
+
+def test_costs_models_and_nodes_tell_theirs(api: Served) -> None:
+    costs = page(api, "costs?by=region&days=36500")
+    assert "<td>eu</td>" in costs
+    assert "0.70" in costs or "0.700 EUR" in costs
+    assert "Share of b that is spent" in costs
+    assert "v1" in page(api, "models/m")
+    assert "&lt;script&gt;" in page(api, "fleet/n7")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("runs/none", 404, "there is no run"),
+        ("costs?by=planet", 400, "Known:"),
+        ("fleet?state=lost", 400, "state"),
+        ("costs?days=many", 400, "days"),
+        ("fleet?after=nobody", 400, "after"),
+    ],
+)
+def test_what_is_not_there_is_said_on_the_page(api: Served, path: str, status: int, says: str) -> None:
+    assert says in page(api, path, status)
+
+
+def test_links_are_relative_so_the_page_works_behind_a_path_prefix(api: Served) -> None:
+    for path in ("", "fleet", "fleet/n1", "runs/run-1"):
+        for link in re.findall(r'(?:href|src|data-api)="([^"]*)"', page(api, path)):
+            assert not link.startswith(("/", "http")), link
+
+
+def test_a_curve_needs_two_numbers() -> None:
+    assert curve("a", [(1, 0.5)]) is None
+    assert curve("a", [(1, None), (2, float("nan")), (3, 1.0)]) is None
+    found = curve("a", [(1, 1.0), (2, None), (3, 3.0)])
+    assert found is not None
+    assert (found.first, found.last, found.rounds, len(found.points.split())) == (1.0, 3.0, 2, 2)
+
+
+async def test_a_browser_shows_the_token_once_and_other_sites_get_nothing(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    here = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "http_token_file": tmp_path / "token"}
+    app = application([], checks=access_middleware(CoordinatorConfig.model_validate(here)))
+    Page(None, World, TokenFile(tmp_path / "token")).add_to(app)  # no screen is looked at but the login
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+
+            async def log_in(token: str, **headers: str) -> tuple[int, str]:
+                form = aiohttp.FormData({"token": token}, default_to_multipart=True)
+                sent = browser.post(f"{url}/ui/login", data=form, headers=headers, allow_redirects=False)
+                async with sent as answer:
+                    return answer.status, answer.headers.get("Location", "")
+
+            async with browser.get(f"{url}/ui/runs/x", allow_redirects=False) as answer:
+                assert (answer.status, answer.headers["Location"]) == (303, "../login")
+            assert await log_in("wrong") == (303, "login?wrong=1")
+            assert not list(browser.cookie_jar)
+            assert (await log_in("secret", Origin="http://evil.example"))[0] == 403
+            assert await log_in("secret") == (303, "./")
+            (cookie,) = browser.cookie_jar
+            assert (cookie["httponly"], cookie["samesite"]) == (True, "Strict")
+            async with browser.get(f"{url}/v1/none") as answer:
+                assert answer.status == 404, "let in"
+            async with browser.post(f"{url}/v1/none", headers={"Origin": "http://evil.example"}) as answer:
+                assert answer.status == 403
+            async with browser.post(f"{url}/v1/none", data={"a": "b"}) as answer:
+                assert answer.status == 403, "a form of another site cannot act"
+    finally:
+        await runner.cleanup()
