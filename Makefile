@@ -44,8 +44,12 @@ lint: setup
 test: lint
 	timeout --signal=ABRT 1500 python -m pytest --durations 25
 
-test-slow: setup
-	python -m pytest -m slow
+CHROMIUM ?= /usr/bin/chromium
+$(CHROMIUM):
+	apt-get install --yes --no-install-recommends chromium || { echo "the page is tried in a browser: as root, apt-get install chromium"; exit 1; }
+
+test-slow: setup $(CHROMIUM)
+	CHROMIUM=$(CHROMIUM) python -m pytest -m slow
 
 # The same apps on each minor version of Flower that is supported.
 FLWR ?= 1.41 1.42

@@ -19,6 +19,7 @@ from fedtide.console.cli.rule_files import read, validate
 from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
 from fedtide.console.output import Format, Limit, Output, dump, say, show_list, show_one, show_rows
+from fedtide.console.price_template import TEMPLATE
 from fedtide.fabric.errors import ConfigError, NotFound
 from fedtide.fabric.messages.cost_views import CostRow, CostView
 from fedtide.fabric.plans.prices import SHOWN_IN, UNITS, Budget, Meter, PriceBook
@@ -244,21 +245,6 @@ def apply_prices(file: Annotated[Path, typer.Argument(help="YAML, see `fedtide p
 def template() -> None:
     """A price book to begin with."""
     say(TEMPLATE)
-
-
-TEMPLATE = """\
-# Prices of one unit. Of several that fit, the narrowest holds: region, pool, phase; since and until are days in UTC.
-currency: EUR
-prices:
-  - {meter: cpu, price: 0.04, per: hour}
-  - {meter: memory, price: 0.005, per: GB-hour}
-  - {meter: gpu, price: 2.50, per: hour}
-  - {meter: wan_down, price: 0.09, per: GB}
-  - {meter: wan_up, price: 0.00, per: GB}
-  - {meter: stored, price: 0.10, per: GB-month}
-  - {meter: inferences, price: 0.00, per: million}
-# - {meter: gpu, pool: aggregators, price: 0.90, list_price: 2.50, per: hour, since: 2026-11-01}   # spot machines
-"""
 
 
 @budgets_app.command("apply")

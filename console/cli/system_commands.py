@@ -76,6 +76,7 @@ def up(
     try:
         state = _until_up(home, process, logfile, since)
         say(f"up: {len(state.nodes)} nodes in {', '.join(state.regions)}; API {state.apis[0]}; logs in {home.logs}")
+        say(f"page: {state.apis[0]}/ui/ (its token is in {home.api_token_file})")
         if not detach:
             say("Ctrl-C ends it.")
             code = process.wait()

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.table import Table
 from fedtide.console import endpoints
 from fedtide.console.app_bundles import TrainWith, pushed
 from fedtide.console.client import Client
+from fedtide.console.demo import picture
 from fedtide.console.demo.inference_load import InferenceLoad
 from fedtide.console.demo.plot import draw
 from fedtide.console.demo.report import (
@@ -33,13 +35,17 @@ from fedtide.console.embedded.plan import lay_out
 from fedtide.console.embedded.supervisor import locked, running
 from fedtide.console.home import Home
 from fedtide.console.output import megabytes
+from fedtide.console.price_template import TEMPLATE
 from fedtide.console.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound
 from fedtide.fabric.flower.apps import describe
 from fedtide.fabric.messages.views import RolloutView, RunView
+from fedtide.fabric.plans.prices import PriceBook
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
 from fedtide.fabric.process.files import keep_caches_in
+from fedtide.fabric.process.web_access import COOKIE
+from fedtide.fabric.validation import checked
 
 ROUNDS_PER_RUN = 3
 REQUESTS_EACH_SIDE = 50
@@ -63,14 +69,18 @@ def tell(regions: list[str], nodes_per_region: int, train: TrainWith = TrainWith
     home = Home(outer.root / "demo")
     keep_caches_in(outer.root)
     console = Console(width=None if sys.stdout.isatty() else 120)
+    names = "report.json", "accuracy.png", "page.png"
+    report_file, plot_file, page_file = (outer.root / f"demo-{name}" for name in names)
+    page_file.unlink(missing_ok=True)
     with locked(home):
         _forget_last_time(home)
         report = asyncio.run(_told(home, app, regions, nodes_per_region, console, began, train))
-    report_file, plot_file = outer.root / "demo-report.json", outer.root / "demo-accuracy.png"
     report_file.write_text(report.model_dump_json(indent=2))
     draw(report, plot_file)
     _summarise(console, report)
     console.print(f"report: {report_file}\nplot:   {plot_file}")
+    if page_file.exists():
+        console.print(f"page:   {page_file}")
     return 0 if report.ok else 1
 
 
@@ -93,6 +103,7 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     state = home.state_of_this_process()
     client = Client.of(home, state.apis, by="demo")
     _until_online(client, len(state.nodes))
+    client.send(endpoints.apply_prices(checked(PriceBook, yaml.safe_load(TEMPLATE))))
     model = describe(app).model or ""
     reference = pushed(client, app, {}, train)
 
@@ -108,6 +119,11 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     centralised = _centralised(app, 2 * ROUNDS_PER_RUN)
 
     sensors = _sensors(client, app.with_name("sensors"), console) if train is TrainWith.onnx else None
+
+    console.rule("what it cost, by the prices of `fedtide price template`")
+    _tell_costs(client, console)
+    shown = COOKIE, home.api_token_file.read_text().strip()
+    picture.take(f"{state.apis[0]}/ui/", shown, home.root.parent / "demo-page.png")
 
     rows = round_rows([first, second])
     release = client.send(endpoints.model(model)).releases[-1]
@@ -172,6 +188,16 @@ def _roll_out_under_load(
     finally:
         load.stop()
     return rolled, load
+
+
+def _tell_costs(client: Client, console: Console) -> None:
+    view = client.send(endpoints.costs("model,phase"))
+    table = Table("model", "phase", f"cost, {view.currency}", "of no use", "CPU", box=SIMPLE_HEAD)
+    for row in view.rows:
+        cpu = f"{row.quantities.get('cpu', 0) / 1e6:.1f} s"
+        table.add_row(*row.group.values(), f"{row.cost:.6f}", f"{row.wasted:.6f}", cpu)
+    table.add_row("all", "", f"{view.total.cost:.6f}", f"{view.total.wasted:.6f}", "")
+    console.print(table)
 
 
 def _centralised(app: Path, rounds: int) -> float:

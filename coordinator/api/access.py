@@ -9,13 +9,11 @@ from aiohttp import web
 
 from fedtide.coordinator.api.http import problem
 from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.fabric.process.web_access import TokenFile, why_foreign
+from fedtide.fabric.process.web_access import COOKIE, TokenFile, why_foreign
 
 OPEN = ("/healthz", "/metrics", "/v1/openapi.json", "/ui/login")
 """Paths that probes, scrapers and strangers read without a token."""
 STATIC, PAGE = "/ui/static/", "/ui"
-COOKIE = "fedtide"
-"""Holds the token of a browser that has shown it to the page. Other sites' requests carry no such cookie."""
 
 
 ORIGIN_ASKS = "WebHook-Request-Origin"

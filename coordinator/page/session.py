@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from fedtide.coordinator.api.access import COOKIE
-from fedtide.fabric.process.web_access import TokenFile
+from fedtide.fabric.process.web_access import COOKIE, TokenFile
 
 KEEP_S = 12 * 3600
 
