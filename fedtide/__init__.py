@@ -4,6 +4,7 @@ The import root. Its packages are links to the directories beside this one; see 
 """
 
 import os as _os
+from typing import Any as _Any
 
 # Libraries that report to their makers do not, in any process of ours or one that we start. ONNX Runtime asks when it
 # is loaded: it would write a device's id into the home folder, and queue events for a host of its maker.
@@ -15,3 +16,12 @@ for _name, _value in (
     ("DO_NOT_TRACK", "1"),
 ):
     _os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name: str) -> _Any:
+    """`fedtide.Client`: the client for notebooks, loaded when it is asked for."""
+    if name == "Client":
+        from fedtide.console.notebook import Client
+
+        return Client
+    raise AttributeError(f"module 'fedtide' has no attribute {name!r}")
