@@ -125,6 +125,8 @@ def _round_opened(context: Context, data: RoundOpened) -> None:
 
 
 def _update_received(context: Context, data: UpdateReceived) -> None:
+    if _is_closed(context, data.round):
+        return
     used: dict[Meter, int] = {
         "updates": int(_phase(data.phase) == "train"),
         "wan_up": 0 if data.stays else max(data.bytes_up, 0),
@@ -165,11 +167,14 @@ def _round_closed(context: Context, data: RoundClosed) -> None:
     context.entry.set(answers=Map({k: a for k, a in answers.items() if a.place.round != data.round}))
     place = Place(context.hour, data.round)
     _aggregated(context.entry, place, data.attempt, data.usage)
-    counted = [_aggregating(replace(place, hour=hour)).line("rounds").key for hour in (context.hour, context.hour - 1)]
-    if data.round and not any(
-        key in context.entry.account.lines for key in counted
-    ):  # an aggregator that died may have closed it
+    if data.round and not _is_closed(context, data.round):
         context.entry.add(_aggregating(place), {"rounds": 1})
+
+
+def _is_closed(context: Context, number: int) -> bool:
+    """Whether a round was closed lately. An aggregator that died before it stored that closes it again."""
+    places = (_aggregating(Place(hour, number)) for hour in (context.hour, context.hour - 1))
+    return any(place.line("rounds").key in context.entry.account.lines for place in places)
 
 
 def _run_over(context: Context, data: RunCompleted | RunFailed) -> None:

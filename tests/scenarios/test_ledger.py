@@ -535,3 +535,12 @@ def test_old_hours_of_nobody_are_summed_up_by_day_and_cost_the_same() -> None:
     story.tell(UsageReported(source="c", items=[UsedFor(region="us", phase="idle", usage=HOUR)]), after_s=60)
     assert len(story.world.ledger[""].lines) < lines / 5
     assert spent(story.world)[()] == before + Decimal("0.04")
+
+
+def test_a_round_that_is_closed_again_after_a_crash_is_booked_once() -> None:
+    """It was reported as closed, and the aggregator died before its checkpoint was stored."""
+    story = a_run()
+    story.tell(received(1, "a", usage=HOUR), closed(1), AggregatorStarted(run="run-1", attempt=2))
+    story.tell(received(1, "a", usage=HOUR, attempt=2), closed(1, attempt=2))
+    assert quantity(story.world, "cpu") == HOUR.cpu_us
+    assert (quantity(story.world, "updates"), quantity(story.world, "rounds")) == (1, 1)
