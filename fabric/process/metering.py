@@ -15,11 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import psutil
-
 LOOK_EVERY_S = 10.0
 """At most so often memory and GPUs are looked at: the kernel walks all pages, some milliseconds for torch's."""
 
+_TICKS = os.sysconf("SC_CLK_TCK")
 Scope = Literal["self", "children", "both"]
 
 
@@ -83,9 +82,9 @@ def descendants(pid: int) -> Iterator[int]:
 
     As Linux lists them for each thread: looking at all processes of the machine takes long.
     """
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in map(int, listed.read_text().split()):
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            for child in map(int, _read(f"/proc/{pid}/task/{thread}/children").split()):
                 yield child
                 yield from descendants(child)
 
@@ -119,19 +118,25 @@ def _memory_kb(pid: int) -> int:
 
 
 def _cpu_us(pid: int) -> int:
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0
-    return _us(times.user + times.system + times.children_user + times.children_system)
+    return sum(_times_us(pid))
 
 
 def _own_cpu_us(pid: int) -> int:
+    return sum(_times_us(pid)[:2])
+
+
+def _times_us(pid: int) -> list[int]:
+    """utime, stime, cutime, cstime of proc_pid_stat(5); nothing if it is gone. It is read with every task."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[11:15]
+    return [int(ticks) * 1_000_000 // _TICKS for ticks in fields]
+
+
+def _read(path: str) -> str:
     try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0
-    return _us(times.user + times.system)
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _us(seconds: float) -> int:
