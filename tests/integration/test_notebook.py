@@ -81,7 +81,7 @@ def test_mistakes_are_said_with_what_to_do(client: Any) -> None:
 
 
 def test_a_run_that_fails_raises_with_its_reason(client: Any) -> None:
-    run = client.start(APPS / "faulty", rounds=1)
+    run = client.start(APPS / "faulty", rounds=1, config={"mode": "raise"}, selector={"region": "eu"})
     with pytest.raises(RunDidNotComplete, match=run.name):
         run.watch()
     assert run.state == "failed"
