@@ -80,8 +80,9 @@ def test_mistakes_are_said_with_what_to_do(client: Any) -> None:
         fedtide.Planet  # noqa: B018
 
 
-def test_a_run_that_fails_raises_with_its_reason(client: Any) -> None:
-    run = client.start(APPS / "faulty", rounds=1, config={"mode": "raise"}, selector={"region": "eu"})
-    with pytest.raises(RunDidNotComplete, match=run.name):
+def test_a_run_that_does_not_complete_raises_with_its_reason(client: Any) -> None:
+    run = client.start(APPS / "mean", rounds=500)
+    run.act("cancel")
+    with pytest.raises(RunDidNotComplete, match=f"{run.name} did not complete: .*asked by a person"):
         run.watch()
-    assert run.state == "failed"
+    assert run.state == "cancelled"
