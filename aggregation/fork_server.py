@@ -80,8 +80,8 @@ class _Spare:
         os.close(self._target)
         try:
             rehearse()
-        except Exception:
-            traceback.print_exc()  # it is slower then, and as good
+        except Exception:  # a full disk, a long TMPDIR: the fork is slower then, and as good
+            traceback.print_exc()
         try:
             with os.fdopen(source, "rb") as requests:
                 line = requests.readline()

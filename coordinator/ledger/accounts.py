@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from immutables import Map
 
@@ -38,8 +38,8 @@ class Line(NamedTuple):
 
     @classmethod
     def of(cls, key: str) -> Line:
-        hour, round_, *texts = key.split("/")
-        return cls(int(hour), int(round_), *texts)  # type: ignore[arg-type]
+        hour, round_, region, pool, phase, outcome, meter = key.split("/")
+        return cls(int(hour), int(round_), region, pool, phase, outcome, cast("Meter", meter))
 
     @property
     def at(self) -> datetime:

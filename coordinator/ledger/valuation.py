@@ -51,7 +51,7 @@ class Valuer:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Valuer) and self.book == other.book
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # equal by its book, which holds a list
 
     def _price_of(self, meter: Meter, day: date, scope: tuple[str, str, str]) -> Price | None:
         for price in self._prices.get(meter, []):

@@ -293,7 +293,7 @@ def _newest(table: Mapping[str, Any]) -> list[str]:
 
 
 def _sick(world: World) -> Any:
-    """Nodes that are offline, or that failed a roll-out that is open."""
+    """Nodes that are offline."""
     return (name for name, node in world.nodes.items() if not node.online)
 
 

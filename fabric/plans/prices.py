@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import date
 from decimal import Decimal
 from itertools import combinations
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -151,8 +151,8 @@ class Budget(Request):
     @classmethod
     def _known(cls, scope: dict[str, str]) -> dict[str, str]:
         for name in scope:
-            if name not in Dimension.__args__ and not name.startswith("label."):  # type: ignore[attr-defined]
-                known = ", ".join(Dimension.__args__)  # type: ignore[attr-defined]
+            if name not in get_args(Dimension) and not name.startswith("label."):
+                known = ", ".join(get_args(Dimension))
                 raise ValueError(f"there is no {name!r} to tell costs apart by; known: {known}, label.NAME")
         return scope
 

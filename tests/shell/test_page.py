@@ -85,7 +85,6 @@ def test_a_fleet_has_pages_and_filters(api: Served) -> None:
     assert f"100 of {NODES:,} nodes" in first
     more = re.search(r'href="\?(after=[^"]+)" rel="next"', first)
     assert more is not None
-    assert "n7" not in first or "n1" in first
     assert page(api, f"fleet?{more[1]}") != first
     assert "1 of 1 nodes" in page(api, "fleet?state=offline")
     assert "600 nodes" in page(api, "fleet?region=eu")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from fedtide.coordinator.adapters import metering as adapter
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.fleet.fleet import Node
 from fedtide.coordinator.state import World
@@ -153,14 +153,16 @@ def test_heartbeats_tell_totals_so_lost_ones_restarts_and_fail_overs_cost_nothin
 
 
 def test_of_an_agent_that_nobody_knows_is_not_booked_what_it_used_before(
-    tmp_path: Path, engine: SimpleNamespace
+    tmp_path: Path, engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = [100.0]
+    monkeypatch.setattr(adapter, "monotonic", lambda: now[0])
     meter = Metering(engine, lambda: {"": 5_000_000}, tuple, tmp_path / "metering.json")
     meter.heard(node(), beat(10**9, uptime_s=10**6))
     meter.heard(node(), beat(10**9 + 7, uptime_s=10**6 + 5))
     assert counted(meter) == {"idle": 7}
-    time.sleep(0.02)  # what is stored costs by time
-    assert sum(i.stored_kb_s for i in meter.unlogged()) >= 50
+    now[0] += 10.0
+    assert sum(i.stored_kb_s for i in meter.unlogged()) == 50_000, "what is stored costs by time"
 
 
 def test_a_damaged_file_is_left_and_counting_begins_anew(tmp_path: Path, engine: SimpleNamespace) -> None:
