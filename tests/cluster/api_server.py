@@ -1,6 +1,6 @@
 """A Kubernetes API server in a thread, small and stateful: enough of it that real clients cannot tell.
 
-Objects of any kind; create, read, list by labels, merge-patch, delete; watches that resume and expire (410).
+Objects of any kind; create, read, list by labels, merge-patch (of a version), delete; watches that resume and expire (410).
 `fault` makes the next matching requests fail as a real server does, or cuts the connection.
 """
 
@@ -141,6 +141,9 @@ class ApiServer:
             if key not in self.objects:
                 raise Refusal(404, "NotFound", f'{plural} "{name}" not found')
             if method == "PATCH":
+                of_version = body.get("metadata", {}).get("resourceVersion") if isinstance(body, dict) else None
+                if of_version not in (None, self.objects[key]["metadata"]["resourceVersion"]):
+                    raise Refusal(409, "Conflict", "the object has been modified")
                 merged = _patched(self.objects[key], body, sub)
                 gone = merged["metadata"].get("deletionTimestamp") and not merged["metadata"].get("finalizers")
                 self._store(key, merged, "DELETED" if gone else "MODIFIED")

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import kopf
 import pytest
 import yaml
 
 from fedtide.console import endpoints
 from fedtide.console.cli.try_command import LINE
+from fedtide.console.client import AsyncClient
 from fedtide.console.home import Home
-from fedtide.console.operator import resources
+from fedtide.console.operator import following, resources
 from fedtide.console.operator.__main__ import health_endpoint
+from fedtide.console.operator.news import News
 from fedtide.console.operator.resources import GROUP, MODELS, ROLLOUTS, RUNS, TRIGGERS, VERSION
+from fedtide.console.servers import Servers
 from fedtide.fabric.flower.app_files import bundle
 from fedtide.fabric.messages.views import RUN_ENDED
 from tests.cluster.api_server import ApiServer, Object
@@ -231,6 +236,30 @@ def test_a_model_trains_is_rolled_out_when_it_is_better_and_says_where_it_is(
     until(lambda: _status(server, MODELS, "loop")["phase"] == "Paused", "the pause")
     _delete(server, MODELS, "loop")
     until(lambda: "loop" not in server.names(MODELS), "its end")
+
+
+async def test_what_another_writes_while_it_looks_stays(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(server)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(server, tmp_path)))
+    monkeypatch.setattr(following, "RETRY_S", 0.01)
+    body = resource(ROLLOUTS, "shared", {"model": "scale", "version": 1})
+    body["metadata"]["namespace"] = "elsewhere"
+    body["status"] = {"phase": "Rolling", "word": "old", "conditions": []}
+    body = server.put(ROLLOUTS, body)
+    seen: list[str] = []
+
+    async def look(now: Mapping[str, Any]) -> following.Seen:
+        seen.append(now["word"])
+        if len(seen) == 1:
+            server.set_status(ROLLOUTS, "shared", {"phase": "Rolling", "word": "new", "conditions": []})
+        return {"phase": "Completed", "word": now["word"], "conditions": []}, frozenset()
+
+    api = AsyncClient(Servers(("http://127.0.0.1:9",), ""))
+    await following.Following(api, News(api)).follow(ROLLOUTS, kopf.Body(body), look)
+    await api.close()
+    assert seen == ["old", "new"] and _status(server, ROLLOUTS, "shared")["word"] == "new"
 
 
 def test_what_is_left_after_an_uninstall_can_be_deleted(server: ApiServer, tmp_path: Path) -> None:
