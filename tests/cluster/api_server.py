@@ -1,6 +1,7 @@
 """A Kubernetes API server in a thread, small and stateful: enough of it that real clients cannot tell.
 
-Objects of any kind; create, read, list by labels, merge-patch (of a version), delete; watches that resume and expire (410).
+Objects of any kind; create, read, list by labels, merge-patch (of a version), delete; watches that resume and
+expire (410).
 `fault` makes the next matching requests fail as a real server does, or cuts the connection.
 """
 
