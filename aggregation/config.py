@@ -27,6 +27,7 @@ class WorkerConfig(Strict):
     work_dir: Path
     regions: list[str]
     packages: PackageRules = PackageRules()
+    trace: str = Field(default="", description="W3C traceparent of the run; empty: it is not traced")
     larger_machine: bool = Field(default=False, description="The next attempt gets one, if this runs out of memory")
 
     @property

@@ -22,6 +22,7 @@ from fedtide.aggregation.release.onnx_export import export
 from fedtide.aggregation.release.onnx_parts import cut
 from fedtide.aggregation.rounds.driver import RoundDriver
 from fedtide.aggregation.rounds.legacy_driver import LegacyDriver
+from fedtide.fabric import trace_context
 from fedtide.fabric.errors import ConfigError, FedtideError, OutOfMemory, TransientError
 from fedtide.fabric.events.envelope import ModelProduced
 from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted, RunFailed
@@ -33,6 +34,7 @@ from fedtide.fabric.ids import flower_int
 from fedtide.fabric.plans.release import Privacy, ReleaseManifest, decode_release
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, encode
+from fedtide.fabric.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ def run(config: WorkerConfig, file: Path, end: End) -> int:
         end: ends the process at once, when it is no longer the run's current attempt.
     """
     signal.signal(signal.SIGTERM, _stop)
+    trace_context.enter(TraceContext.parse(config.trace))
     link = GridLink(config, end)
     output = AppOutput(config.work_dir / "log.jsonl", link.log_lines)
     try:

@@ -181,7 +181,7 @@ class CommandHandlers:
         try:
             if key in world.runs or key in world.rollouts:
                 raise ConfigError(rule.name, f"{key} was started before, for the same event")
-            await self._starter.fire(rule, key, command.cause)
+            await self._starter.fire(rule, key, command.cause, command.trace)
         except (ConfigError, NotFound) as exc:
             await self._engine.submit(FiringFailed(rule=rule.name, id=key, reason=str(exc)))
 

@@ -19,13 +19,14 @@ _NO_TERMS = Terms()
 
 @dataclass(frozen=True, slots=True)
 class LaunchAggregator:
-    """`life`, `escalation`: as the run's."""
+    """`life`, `escalation`: as the run's. `trace`: the run's span."""
 
     run: str
     attempt: int
     spec: RunSpec
     life: int = 1
     escalation: int = 0
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class Fire:
     rule: TriggerRule
     id: str
     cause: str
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

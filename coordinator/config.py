@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedtide.fabric.nats.accounts import MOST_REGIONS
 from fedtide.fabric.nats.urls import NatsUrl
@@ -76,6 +77,22 @@ class TrackingRules(Strict):
     event_files: Path | None = Field(default=None, description="TensorBoard's folder; default: in data_dir")
 
 
+class TraceRules(Strict):
+    """Where traces go. Further settings are OpenTelemetry's own OTEL_EXPORTER_OTLP_* variables, such as HEADERS."""
+
+    endpoint: str = Field(
+        default="",
+        description="URL that takes OTLP over HTTP, e.g. http://collector:4318/v1/traces; empty: nothing is traced",
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/\s]+/\S*", value):
+            raise ValueError("is no URL with a path, such as http://collector:4318/v1/traces")
+        return value
+
+
 class CoordinatorConfig(Strict):
     """Everything one coordinator process needs."""
 
@@ -99,6 +116,7 @@ class CoordinatorConfig(Strict):
         default=PackageRules(), description="Where aggregators get what apps need beside their image's packages"
     )
     tracking: TrackingRules = TrackingRules()
+    traces: TraceRules = TraceRules()
     http_host: str = Field(default="127.0.0.1", description="Address of the API")
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")
     http_cert: Path | None = Field(default=None, description="Certificate of the API; with it and its key it is https")

@@ -395,7 +395,11 @@ def _outcome(state: runs.Run | rollouts.Rollout) -> str:
 def _signal(change: Change) -> None:
     """Let every rule see what the event meant, and what it has ended."""
     ends = [signal for state in change.ended for signal in signals.of_end(change.event, state)]
-    for signal in [*signals.of(change.event, change.world.nodes, change.world.current), *ends, *change.signals]:
+    for signal in [
+        *signals.of(change.event, change.world.nodes, change.world.current, change.world.runs.get),
+        *ends,
+        *change.signals,
+    ]:
         for name, trigger in change.world.triggers.items():
             state, commands = triggers.step(trigger, signal, change.at, change.decisions)
             if state is not trigger:

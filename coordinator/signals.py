@@ -3,7 +3,7 @@
 | type | when | fields |
 |---|---|---|
 | (any) | an event came from outside | what it carried |
-| dev.fedtide.release.published | - | model, version, metric_<name>, current_version, current_metric_<name> |
+| dev.fedtide.release.published | - | model, version, metric_<name>, traceparent, also current_version, ... |
 | dev.fedtide.rollout.completed / .rolledback | a roll-out ended | model, version, rollout |
 | dev.fedtide.run.ended | a run ended | run, model, outcome |
 | dev.fedtide.fleet.changed | a node came or went | node, region, online (nodes of all), region_online |
@@ -33,14 +33,21 @@ from fedtide.fabric.events.envelope import (
     SignalReceived,
 )
 from fedtide.fabric.plans.trigger_rule import FieldValue, Signal
+from fedtide.fabric.trace_context import TRACEPARENT
 
 
-def of(event: Event, nodes: Mapping[str, Node], current: Callable[[str], Release | None]) -> Iterator[Signal]:
+def of(
+    event: Event,
+    nodes: Mapping[str, Node],
+    current: Callable[[str], Release | None],
+    run_of: Callable[[str], runs.Run | None],
+) -> Iterator[Signal]:
     """The signals of an event that was just applied.
 
     Args:
         nodes: those of the fleet now.
         current: which release of a model is being rolled out, or else which most nodes serve.
+        run_of: a run by its id, if it is known.
     """
     match event.data:
         case SignalReceived(signal=signal):
@@ -51,7 +58,11 @@ def of(event: Event, nodes: Mapping[str, Node], current: Callable[[str], Release
             fields = {f"metric_{k}": v for k, v in manifest.metrics.items()}
             fields |= {f"current_metric_{k}": v for k, v in before.metrics.items()} if before is not None else {}
             versions = {"version": manifest.version, "current_version": before.version if before is not None else 0}
-            yield _signal(event, "release.published", model=manifest.model, **versions, **fields)
+            producer = run_of(manifest.lineage.run)
+            of_run: dict[str, FieldValue] = {}
+            if producer is not None:
+                of_run[TRACEPARENT] = str(producer.facts.origin.context)
+            yield _signal(event, "release.published", model=manifest.model, **versions, **fields, **of_run)
         case DriftReported(region=region, node=node, model=model, feature=feature, score=score):
             where: dict[str, FieldValue] = {"region": region, "node": node, "model": model, "feature": feature}
             how: dict[str, FieldValue] = {"method": event.data.method, "samples": event.data.samples}

@@ -46,6 +46,7 @@ from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 from fedtide.fabric.process.retry import until_done
+from fedtide.fabric.trace_context import TRACEPARENT, TraceContext, within
 
 log = logging.getLogger(__name__)
 
@@ -249,13 +250,14 @@ class Agent:
         stored = await self._broker.last(address.stream, subject, domain=self._broker.streams_of(self._config.region))
         if stored is None:
             return  # it comes live, once the region has it
-        if address.kind == "desired":
-            await self._activation.want(from_json(Desired, stored.data, subject))
-            return
-        order = one_of_from_json(_ORDER, stored.data, subject)
-        if (order.run, order.task) != (address.run, address.name):
-            raise MalformedMessage(f"{subject!r} holds an order of another run or task")
-        await self._tasks.order(order)
+        with within(TraceContext.parse(stored.headers.get(TRACEPARENT))):
+            if address.kind == "desired":
+                await self._activation.want(from_json(Desired, stored.data, subject))
+                return
+            order = one_of_from_json(_ORDER, stored.data, subject)
+            if (order.run, order.task) != (address.run, address.name):
+                raise MalformedMessage(f"{subject!r} holds an order of another run or task")
+            await self._tasks.order(order)
 
     def _beat(self, *, bye: bool = False) -> Heartbeat:
         trainer = self._tasks.trainer_pid

@@ -1,10 +1,15 @@
-"""Log lines for people and machines: an event-style name, then its fields as key=value."""
+"""Log lines for people and machines: an event-style name, then its fields as key=value.
+
+What is traced has two more fields, trace_id and span_id, as OpenTelemetry names them.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 from typing import TextIO
+
+from fedtide.fabric import trace_context
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -15,6 +20,8 @@ class FieldFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
         fields = [f"{k}={v}" for k, v in vars(record).items() if k not in _STANDARD]
+        if (context := trace_context.current()) is not None:
+            fields += [f"trace_id={context.trace}", f"span_id={context.span}"]
         return f"{line} {' '.join(fields)}" if fields else line
 
 

@@ -20,10 +20,11 @@ from flwr.serverapp import Grid
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
 from fedtide.aggregation.grid.gathering import Gathering
-from fedtide.aggregation.grid.outgoing import NO_PHASE, Outgoing, PhaseId, place_for
+from fedtide.aggregation.grid.outgoing import Outgoing, place_for
 from fedtide.aggregation.grid.phases import Asked, Counted, Phase, Refused, TooFewUpdates
 from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.link.phase_id import NO_PHASE, PhaseId
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError, MalformedMessage, NotFound

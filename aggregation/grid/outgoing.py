@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import re
 import zlib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -15,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Node
 from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.link.phase_id import PhaseId
 from fedtide.fabric.flower import bridge as flower
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, Task
 from fedtide.fabric.strict import ConfigValues
@@ -25,27 +24,6 @@ from fedtide.fabric.tensors.frame import Buffer, Tensor, frame_size
 
 EXPIRY_MARGIN_S = 60.0
 """How long a task stays valid after its round's deadline, which the coordinator enforces."""
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseId:
-    """The round and phase of a message; `driven`: the next attempt would send it under the same name."""
-
-    round: int
-    trial: int
-    phase: str
-    driven: bool
-
-
-NO_PHASE = PhaseId(0, 1, "", driven=False)
-
-
-def place_of(task: str, run: str) -> PhaseId | None:
-    """The place that is in the name of a driven task; None for any other task."""
-    found = re.match(r"(?:-l\d+)?-r(\d+)-t(\d+)-([a-z_]+)-", task.removeprefix(run))
-    if found is None:
-        return None
-    return PhaseId(int(found[1]), int(found[2]), found[3], driven=True)
 
 
 def place_for(message: Message, during: PhaseId | None) -> PhaseId:

@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from fedtide.aggregation.folding.in_flight import Node
 from fedtide.aggregation.folding.ingest import Expect
-from fedtide.aggregation.grid.outgoing import PhaseId
+from fedtide.aggregation.link.phase_id import PhaseId
 from fedtide.aggregation.sums.admission import Refusal
 from fedtide.aggregation.sums.round_sum import RoundSum
 from fedtide.fabric.errors import FedtideError

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived
-from fedtide.aggregation.grid.outgoing import PhaseId
 from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.link.phase_id import PhaseId
 from fedtide.fabric.events.runs import (
     RoundAbandoned,
     RoundClosed,

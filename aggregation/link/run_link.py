@@ -28,6 +28,7 @@ from fedtide.aggregation.folding.in_flight import (
 from fedtide.aggregation.folding.ingest import Ingest, RefusedUpdate
 from fedtide.aggregation.folding.storage import Storage
 from fedtide.aggregation.link.cohorts import SUPERSEDED_CODE, Cohorts, End
+from fedtide.aggregation.link.phase_id import place_of
 from fedtide.aggregation.link.reply_ledger import (
     Acknowledge,
     Action,
@@ -74,6 +75,7 @@ from fedtide.fabric.nats.subjects import (
 )
 from fedtide.fabric.plans.round_policy import TimeIsUp
 from fedtide.fabric.process.retry import until_done
+from fedtide.fabric.trace_context import TraceContext, current, of_answer, within
 
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 log = logging.getLogger(__name__)
@@ -285,7 +287,14 @@ class RunLink:
         subject = self._subjects.task(node.region, node.name, self._config.run, task.task)
         with suppress(StaleWriter):  # an earlier attempt has sent it
             ttl_s = max(1.0, task.expires_at - time.time())
-            await self._broker.publish(subject, to_json(task), expected_last_of_subject=0, ttl_s=ttl_s)
+            with within(self._trace_of(task, node)):
+                await self._broker.publish(subject, to_json(task), expected_last_of_subject=0, ttl_s=ttl_s)
+
+    def _trace_of(self, task: Task, node: Node) -> TraceContext | None:
+        run, place = current(), place_of(task.task, self._config.run)
+        if run is None or place is None:
+            return run
+        return of_answer(run, place.round, place.trial, place.phase, node.name)
 
     async def _publish_cancel(self, task: str, node: Node) -> None:
         order = Cancel(task=task, run=self._config.run)

@@ -24,10 +24,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived
 from fedtide.aggregation.grid.nats_grid import NatsGrid
-from fedtide.aggregation.grid.outgoing import place_of
 from fedtide.aggregation.grid.phases import TooFewUpdates
 from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.link.phase_id import place_of
 from fedtide.aggregation.rounds import flower_lines, privacy_ledger
 from fedtide.aggregation.rounds.checkpoints import Checkpoints, RoundCheckpoint
 from fedtide.aggregation.rounds.exchange import Exchange

@@ -39,12 +39,13 @@ class Starter:
         self._models = models
         self._planning = asyncio.Lock()
 
-    async def run(self, key: str, asked: RunRequest, by: str, cause: str = "") -> None:
+    async def run(self, key: str, asked: RunRequest, by: str, cause: str = "", trace: str = "") -> None:
         """Request a run under the id `key`.
 
         Args:
             by: who or what asks.
             cause: the event that led to it.
+            trace: the W3C traceparent of whoever asks, if there is one.
 
         Raises:
             ConfigError, NotFound: the request names something that does not exist.
@@ -62,7 +63,7 @@ class Starter:
         tracking.check(spec.track, self._tracking)
         if spec.purpose == "evaluate" and spec.base is None:
             raise ConfigError("base", "is missing: an evaluation needs a release", "Name a version, or latest")
-        requested = RunRequested(run=key, spec=spec, by=by, cause=cause)
+        requested = RunRequested(run=key, spec=spec, by=by, cause=cause, trace=trace)
         await self._engine.submit(requested, id=f"{key}.requested")
 
     async def _start_of(self, asked: RunRequest) -> BlobRef | None:
@@ -74,15 +75,15 @@ class Starter:
             raise ConfigError("base", f"{asked.base!r} names no round", "Write RUN/ROUND")
         return await self._models.model(run, int(number) if number else None)
 
-    async def rollout(self, key: str, asked: RolloutRequest, by: str) -> None:
-        """Start a roll-out under the id `key`.
+    async def rollout(self, key: str, asked: RolloutRequest, by: str, trace: str = "") -> None:
+        """Start a roll-out under the id `key`; `trace` as for a run.
 
         Raises:
             ConfigError, NotFound: no such release, region or cohort.
         """
         async with self._planning:  # two at once would be given the same counter
             counter = self._engine.world.model(asked.model).counter + 1
-            started = RolloutStarted(rollout=key, plan=self.plan(asked), counter=counter, by=by)
+            started = RolloutStarted(rollout=key, plan=self.plan(asked), counter=counter, by=by, trace=trace)
             await self._engine.submit(started, id=f"{key}.started")
 
     def plan(self, asked: RolloutRequest) -> RolloutPlan:
@@ -102,14 +103,14 @@ class Starter:
             counter = world.model(world.rollout(key).facts.plan.model).counter + 1
             await self._engine.submit(RolloutRetryRequested(rollout=key, counter=counter, by=by))
 
-    async def fire(self, rule: TriggerRule, key: str, cause: str) -> None:
-        """Start what a rule says, unless `key` exists already. `cause` is the event that fired it."""
+    async def fire(self, rule: TriggerRule, key: str, cause: str, trace: str) -> None:
+        """Start what a rule says, unless `key` exists already. `cause`, `trace`: of the event that fired it."""
         by, do = f"trigger {rule.name}", rule.do
         if isinstance(do, StartRollout):
             if key not in self._engine.world.rollouts:
-                await self.rollout(key, rollout_request(do), by)
+                await self.rollout(key, rollout_request(do), by, trace)
         elif key not in self._engine.world.runs:
-            await self.run(key, do.request(), by, cause)
+            await self.run(key, do.request(), by, cause, trace)
 
 
 def rollout_request(do: StartRollout) -> RolloutRequest:

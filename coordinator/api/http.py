@@ -30,6 +30,7 @@ from fedtide.fabric.flower.apps import MAX_BUNDLE_BYTES
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.messages.views import Page, Problem
 from fedtide.fabric.strict import Strict
+from fedtide.fabric.trace_context import TRACEPARENT, TraceContext
 from fedtide.fabric.validation import checked, config_error
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,12 @@ def key_of(request: web.Request, what: str) -> str:
 def asker(request: web.Request) -> str:
     """Who or what asks."""
     return text(request.headers.get(BY, "api"))[:200]
+
+
+def trace_of(request: web.Request) -> str:
+    """The trace that the caller works for, if it names one."""
+    context = TraceContext.parse(request.headers.get(TRACEPARENT))
+    return str(context) if context is not None else ""
 
 
 def text(value: str) -> str:

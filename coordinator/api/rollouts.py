@@ -11,7 +11,18 @@ from pydantic import Field
 
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.starting import Starter
-from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in, page_of, query_of, read_body, stream
+from fedtide.coordinator.api.http import (
+    Listing,
+    answer,
+    asker,
+    key_of,
+    name_in,
+    page_of,
+    query_of,
+    read_body,
+    stream,
+    trace_of,
+)
 from fedtide.coordinator.api.routes import LINES, Route, each, get, post
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts import rollouts, views
@@ -109,7 +120,7 @@ class RolloutApi:
     async def _start(self, request: web.Request) -> web.Response:
         key, asked = key_of(request, "rollout"), await read_body(request, RolloutRequest)
         if key not in self._engine.world.rollouts:
-            await self._starter.rollout(key, asked, asker(request))
+            await self._starter.rollout(key, asked, asker(request), trace_of(request))
         return answer(self.view(key), status=201)
 
     async def _plan(self, request: web.Request) -> web.Response:

@@ -14,7 +14,18 @@ from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.starting import Starter
-from fedtide.coordinator.api.http import Listing, answer, asker, key_of, name_in, page_of, query_of, read_body, stream
+from fedtide.coordinator.api.http import (
+    Listing,
+    answer,
+    asker,
+    key_of,
+    name_in,
+    page_of,
+    query_of,
+    read_body,
+    stream,
+    trace_of,
+)
 from fedtide.coordinator.api.routes import LINES, Route, delete, each, get, post
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.runs import runs, selection, views
@@ -111,7 +122,7 @@ class RunApi:
     async def _start(self, request: web.Request) -> web.Response:
         key, asked = key_of(request, "run"), await read_body(request, RunRequest)
         if key not in self._engine.world.runs:
-            await self._starter.run(key, asked, asker(request))
+            await self._starter.run(key, asked, asker(request), trace=trace_of(request))
         return answer(self.view(key), status=201)
 
     async def _one(self, request: web.Request) -> web.Response:

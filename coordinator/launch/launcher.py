@@ -74,4 +74,5 @@ def worker_config(command: LaunchAggregator, config: CoordinatorConfig, work_dir
         "work_dir": work_dir,
         "regions": config.regions,
         "packages": config.packages.model_dump(mode="json"),
+        "trace": command.trace if config.traces.endpoint else "",
     }

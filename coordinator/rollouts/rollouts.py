@@ -306,7 +306,7 @@ def _step(state: Rollout | None, event: RolloutEvent, at: datetime, decisions: D
     if isinstance(event, RolloutStarted):
         if state is not None:
             raise InvalidTransition(f"roll-out {event.rollout} was started twice")
-        facts = RolloutFacts(event.rollout, event.plan, event.counter, event.by, at)
+        facts = RolloutFacts(event.rollout, event.plan, event.counter, event.by, at, event.trace)
         return _advance_until_stable(Rolling(facts, tuple(Waiting() for _ in event.plan.waves)), at, decisions)
     if state is None:
         name = event.id if isinstance(event, AlarmRang) else event.rollout

@@ -26,6 +26,7 @@ from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, 
 from fedtide.fabric.plans.windows import is_open, opening, opens_at
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.times import later
+from fedtide.fabric.trace_context import Origin
 
 FAILED: frozenset[NodePhase] = frozenset({"failed", "rolled_back", "rejected"})
 ENDED: frozenset[NodePhase] = FAILED | {"confirmed", "timed_out", "superseded"}
@@ -42,6 +43,11 @@ class RolloutFacts:
     counter: int
     by: str
     started_at: datetime
+    trace: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.rollout, self.by, self.trace)
 
 
 @dataclass(frozen=True, slots=True)

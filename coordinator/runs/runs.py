@@ -50,6 +50,7 @@ from fedtide.fabric.events.runs import (
 )
 from fedtide.fabric.messages.requests import RunActionName
 from fedtide.fabric.plans.run_spec import RunSpec
+from fedtide.fabric.trace_context import Origin
 
 MAX_CRASHES = 5
 RESUMABLE_FOR = timedelta(days=14)
@@ -83,6 +84,11 @@ class RunFacts:
     by: str
     requested_at: datetime
     cause: str = ""
+    trace: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.run, self.by, self.trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +248,7 @@ def _first(event: RunEvent, at: datetime) -> Step:
     if not isinstance(event, RunRequested):
         name = event.id if isinstance(event, AlarmRang) else event.run
         raise InvalidTransition(f"{event.kind} for a run {name} that was never requested")
-    run = Running(RunFacts(event.run, event.spec, event.by, at, event.cause), attempt=1)
+    run = Running(RunFacts(event.run, event.spec, event.by, at, event.cause, event.trace), attempt=1)
     return run, pending_commands(run)
 
 
@@ -343,7 +349,8 @@ def pending_commands(state: Run) -> Commands:
     """What this state still wants done: issued on entry, and again after a restart."""
     match state:
         case Running(facts=facts, attempt=attempt):
-            launch = LaunchAggregator(facts.run, attempt, facts.spec, state.life, state.escalation)
+            trace = str(facts.origin.context)
+            launch = LaunchAggregator(facts.run, attempt, facts.spec, state.life, state.escalation, trace)
             if state.stopping:
                 return (launch, _tell_to_stop(facts.run))
             if not state.rounds:

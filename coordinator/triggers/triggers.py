@@ -18,9 +18,11 @@ from fedtide.coordinator.commands import Commands, Fire, StopFired
 from fedtide.coordinator.conditions import holds
 from fedtide.coordinator.decisions import Decisions
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.events.envelope import TYPE_PREFIX
 from fedtide.fabric.messages.views import FiringOutcome
 from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
 from fedtide.fabric.times import later
+from fedtide.fabric.trace_context import TRACEPARENT, TraceContext
 
 HISTORY = 200
 REMEMBERED_KEYS = 10_000
@@ -158,7 +160,17 @@ def _start(rule: TriggerRule, firing: Firing) -> Fire:
     if isinstance(do, StartRollout) and about.get("model") == do.model and "version" in about:
         pinned = do.model_copy(update={"plan": {"version": about["version"], **do.plan}})
         rule = rule.model_copy(update={"do": pinned})
-    return Fire(rule, firing.started, _cause(firing))
+    return Fire(rule, firing.started, _cause(firing), _trace(rule, firing.signal))
+
+
+def _trace(rule: TriggerRule, signal: Signal) -> str:
+    """A roll-out belongs to the trace of the run that made its release. A run begins one of its own, unless an event
+    from outside says which it belongs to: what starts itself again and again would never end a trace.
+    """
+    if signal.type.startswith(TYPE_PREFIX) and not isinstance(rule.do, StartRollout):
+        return ""
+    context = TraceContext.parse(signal.fields.get(TRACEPARENT))
+    return str(context) if context is not None else ""
 
 
 def _cause(firing: Firing) -> str:

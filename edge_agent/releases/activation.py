@@ -21,6 +21,7 @@ from fedtide.edge_agent.releases.model_store import Current, ModelStore
 from fedtide.edge_agent.serving.footprint import shrink
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.serving.sessions import Model
+from fedtide.fabric import trace_context
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import Subjects
@@ -28,6 +29,7 @@ from fedtide.fabric.plans.rollout_plan import Desired, NodePhase
 from fedtide.fabric.plans.windows import opens_at
 from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.trace_context import TraceContext, within
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Activation:
         self._settled = settled
         self._subjects = Subjects(config.tenant)
         self._latest: dict[str, Desired] = {}
+        self._traces: dict[str, TraceContext | None] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._models: asyncio.Queue[str] = asyncio.Queue()
 
@@ -88,6 +91,7 @@ class Activation:
                 self._settled(desired.model)
             return
         self._latest[desired.model] = desired
+        self._traces[desired.model] = trace_context.current()
         if desired.model in self._news:
             self._news[desired.model].set()
         else:
@@ -112,7 +116,8 @@ class Activation:
         while True:
             await self._news[model].wait()
             self._news[model].clear()
-            await self._apply(self._latest[model])
+            with within(self._traces[model]):
+                await self._apply(self._latest[model])
 
     async def _apply(self, desired: Desired) -> None:
         current = self._store.current_of(desired.model)

@@ -36,6 +36,7 @@ from fedtide.fabric.process.files import is_full, map_file
 from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
+from fedtide.fabric.trace_context import TraceContext, current, within
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class TaskLoop:
         self._queue = FairQueue()
         self._queued = asyncio.Event()
         self._accepted: set[str] = set()
+        self._traces: dict[str, TraceContext] = {}
         self._cancelled: set[str] = set()
         self._to_send: asyncio.Queue[str] = asyncio.Queue()
         self._running: asyncio.Task[Reply] | None = None
@@ -93,6 +95,8 @@ class TaskLoop:
             await self._cancel(order.task)
         elif order.task not in self._accepted and not self._outbox.knows(order.task):
             self._accepted.add(order.task)
+            if (trace := current()) is not None:
+                self._traces[order.task] = trace
             self._queue.put(order)
             self._queued.set()
 
@@ -111,7 +115,8 @@ class TaskLoop:
             while True:
                 task = self._queue.take()
                 if task is not None:
-                    await self._one(task)
+                    with within(self._traces.pop(task.task, None)):
+                        await self._one(task)
                     continue
                 self._queued.clear()
                 await self._queued.wait()

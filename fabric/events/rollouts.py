@@ -18,6 +18,7 @@ class RolloutStarted(TaggedMessage):
     plan: RolloutPlan
     counter: int
     by: str = "cli"
+    trace: str = Field(default="", description="W3C traceparent of what led to it, if it had one")
 
 
 class RolloutAbortRequested(TaggedMessage):

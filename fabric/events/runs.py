@@ -21,6 +21,7 @@ class RunRequested(TaggedMessage):
     spec: RunSpec
     by: str = Field(default="cli", description="Who or what asked")
     cause: str = Field(default="", description="The event that led to it, for `fedtide why`")
+    trace: str = Field(default="", description="W3C traceparent of what led to it, if it had one")
 
 
 class RunPauseRequested(TaggedMessage):

@@ -19,6 +19,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from fedtide.fabric import trace_context
 from fedtide.fabric.errors import BrokerUnavailable, CredentialsRefused, FedtideError, MalformedMessage, TooLarge
 from fedtide.fabric.nats import accounts
 from fedtide.fabric.nats.cancellation import cancellation_kept
@@ -239,6 +240,8 @@ class Broker(StreamReads):
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expected_last_of_subject)
         if ttl_s is not None:
             headers["Nats-TTL"] = f"{max(1, round(ttl_s))}s"
+        if (context := trace_context.current()) is not None:
+            headers[trace_context.TRACEPARENT] = str(context)
         payload = data if isinstance(data, bytes) else bytes(data)
         acked = parse_answer((await self._request(subject, payload, timeout_s, headers or None)).data)
         return Ack(int(acked["seq"]), bool(acked.get("duplicate", False)))

@@ -24,7 +24,7 @@ from tests.scenarios.test_ledger import BOOK
 from tests.shell.served_api import Served, served_api
 from tests.shell.test_takes_anything import RULE
 
-EXAMPLES = 12
+EXAMPLES = 6
 
 
 @pytest.fixture(scope="module")
