@@ -19,6 +19,7 @@ from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
+from fedtide.coordinator.adapters.traces import Traces
 from fedtide.coordinator.adapters.tracking import RunTracking
 from fedtide.coordinator.api import metrics
 from fedtide.coordinator.api.access import access_middleware
@@ -144,7 +145,8 @@ async def _work(
     alarms = Alarms(engine, group)
     streams = RunStreams(broker, subjects, config.regions)
     handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams)
-    executor = Executor(handlers.handle, group)
+    traces = Traces(engine, config.traces, config.name)
+    executor = Executor(traces.around(handlers.handle), group)
     housekeeping = Housekeeping(
         broker,
         subjects,
@@ -196,8 +198,9 @@ async def _work(
         group.create_task(schedules.keep(engine), name="schedules")
         group.create_task(housekeeping.run(), name="housekeeping")
         tracking = RunTracking(engine, Distribution(broker, subjects), config.tracking, config.data_dir)
-        more_warnings = lambda: [*tracking.warnings(), *_ending_credentials(config)]  # noqa: E731
+        more_warnings = lambda: [*tracking.warnings(), *traces.warnings(), *_ending_credentials(config)]  # noqa: E731
         group.create_task(tracking.keep(), name="tracking")
+        group.create_task(traces.keep(), name="traces")
         metering.begin()
         presence.hearers.append(metering.heard)
         group.create_task(metering.keep(), name="metering")

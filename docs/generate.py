@@ -169,7 +169,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "agent-settings": lambda: settings(AgentConfig, inner=frozenset({"capture", "drift", "limits", "packages"})),
     "collector-settings": lambda: settings(DriftLimits, "limits."),
     "coordinator-settings": lambda: settings(
-        CoordinatorConfig, inner=frozenset({"kubernetes", "packages", "tracking"})
+        CoordinatorConfig, inner=frozenset({"kubernetes", "packages", "traces", "tracking"})
     ),
     "fold-worker-settings": lambda: settings(FoldWorkerConfig),
     "selection": lambda: settings(Selection),

@@ -45,7 +45,7 @@ class TraceContext:
 
     def child(self, *about: object) -> TraceContext:
         """A span of the same trace."""
-        return TraceContext(self.trace, _digest((self.trace, *about), 8), self.sampled)
+        return TraceContext(self.trace, _digest((self.span, *about), 8), self.sampled)
 
     def __str__(self) -> str:
         return f"00-{self.trace}-{self.span}-{int(self.sampled):02x}"

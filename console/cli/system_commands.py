@@ -51,6 +51,9 @@ def up(
     app_index: Annotated[
         str, typer.Option(help="Index for packages that apps need: a URL, or `default`: as uv is set up here")
     ] = "",
+    traces: Annotated[
+        str, typer.Option(help="URL that takes OpenTelemetry traces, e.g. http://localhost:4318/v1/traces")
+    ] = "",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
@@ -66,7 +69,7 @@ def up(
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
     command += ["--agent", json.dumps(fields), "--room", room]
-    command += ["--app-index", app_index]
+    command += ["--app-index", app_index, "--traces", traces]
     command += ["--at-rest-key", str(at_rest_key.absolute())] if at_rest_key is not None else []
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:

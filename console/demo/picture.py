@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -42,12 +43,14 @@ def take(url: str, cookie: tuple[str, str], file: Path) -> bool:
 
 async def _take(browser: str, url: str, cookie: tuple[str, str], file: Path) -> None:
     with TemporaryDirectory() as profile:
+        # It writes crash reports beside its profile, wherever that is.
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         process = await asyncio.create_subprocess_exec(
             browser,
             *options,
             f"--user-data-dir={profile}",
             f"--window-size={WIDTH},{HEIGHT}",
+            env={**os.environ, "HOME": profile, "XDG_CONFIG_HOME": profile, "XDG_CACHE_HOME": profile},
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )

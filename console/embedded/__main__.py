@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--room", required=True)
     parser.add_argument("--at-rest-key", type=Path, default=None)
     parser.add_argument("--app-index", default="")
+    parser.add_argument("--traces", default="")
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
@@ -58,6 +59,7 @@ def main() -> int:
                 room=arguments.room,
                 at_rest_key=arguments.at_rest_key,
                 app_index=arguments.app_index,
+                traces=arguments.traces,
             )
             if arguments.agent:
                 _check_agent(layout)

@@ -74,6 +74,7 @@ def lay_out(
     room: str = nats_config.DEFAULT_STORE.room,
     at_rest_key: Path | None = None,
     app_index: str = "",
+    traces: str = "",
 ) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
 
@@ -82,6 +83,7 @@ def lay_out(
         room: what each server may store.
         at_rest_key: a file; with it, what servers store is encrypted.
         app_index: the package index for what apps need, as `PackageRules.index`.
+        traces: where they go, as `TraceRules.endpoint`.
 
     Raises:
         ConfigError: impossible numbers or names, or a port in use.
@@ -114,7 +116,8 @@ def lay_out(
     hub_url = f"nats://127.0.0.1:{hub_port}"
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
-        children.append(_coordinator(home, config_dir, name, hub_url, regions, port, packages))
+        more = {"packages": packages, "traces": {"endpoint": traces}}
+        children.append(_coordinator(home, config_dir, name, hub_url, regions, port, more))
     if regional:
         children += [_regional(home, config_dir, region, port) for region, port in zip(regions, ports, strict=True)]
     children.append(_collector(home, config_dir, dict(zip(regions, ports, strict=True))))
@@ -231,7 +234,7 @@ def _coordinator(
     hub_url: str,
     regions: list[str],
     api_port: int,
-    packages: Mapping[str, str],
+    more: Mapping[str, Mapping[str, str]],
 ) -> Child:
     config = {
         "name": name,
@@ -239,7 +242,7 @@ def _coordinator(
         "regions": regions,
         "data_dir": str(home.root / "coordinator"),
         "identity_dir": str(home.identity),
-        "packages": packages,
+        **more,
         "http_port": api_port,
         "http_token_file": str(home.api_token_file),
         "endpoint_file": str(home.endpoint_file_of(name)),

@@ -13,6 +13,7 @@ from fedtide.coordinator.log import snapshot_codec as world_codec
 from fedtide.coordinator.log.snapshot_codec import Snapshot
 from fedtide.coordinator.runs import rounds, runs
 from fedtide.coordinator.state import World
+from fedtide.coordinator.tracing.spans import Spans
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import (
     AlarmRang,
@@ -93,6 +94,7 @@ class AnyHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.story = Story()
+        self.spans = Spans()
 
     def tell(self, data: EventData, *, comes_again: bool = True) -> None:
         """Apply an event; an illegal one must change nothing and name what it is about."""
@@ -109,6 +111,9 @@ class AnyHistory(RuleBasedStateMachine):
             assert _tables(self.story.world.copy()) == before
             return
         self.story.events.append(event)
+        for span in self.spans.of(event, self.story.world):
+            assert span.began <= span.ended, span
+            assert span.parent is None or span.parent.trace == span.context.trace, span
         if comes_again:
             self._again(event)
 

@@ -1,0 +1,1 @@
+"""Traces, as a view of the event log."""
