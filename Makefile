@@ -48,7 +48,11 @@ CHROMIUM ?= /usr/bin/chromium
 $(CHROMIUM):
 	apt-get install --yes --no-install-recommends chromium || { echo "the page is tried in a browser: as root, apt-get install chromium"; exit 1; }
 
-test-slow: setup $(CHROMIUM)
+PROMETHEUS ?= /usr/bin/prometheus
+$(PROMETHEUS):
+	apt-get install --yes --no-install-recommends prometheus || { echo "rules and gates are tried on a real Prometheus: as root, apt-get install prometheus"; exit 1; }
+
+test-slow: setup $(CHROMIUM) $(PROMETHEUS)
 	CHROMIUM=$(CHROMIUM) python -m pytest -m slow
 
 # The same apps on each minor version of Flower that is supported.

@@ -77,6 +77,21 @@ class TrackingRules(Strict):
     event_files: Path | None = Field(default=None, description="TensorBoard's folder; default: in data_dir")
 
 
+class Prometheus(Strict):
+    """A server that gates of roll-outs may ask. Which there are is said here: a plan only names one."""
+
+    url: str = Field(description="Where its API begins, e.g. http://prometheus:9090")
+    token_file: Path | None = Field(default=None, description="Bearer token that it wants")
+    ca_file: Path | None = Field(default=None, description="Authority of its certificate, if the system has it not")
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s?#]+", value):
+            raise ValueError("is no URL, such as http://prometheus:9090")
+        return value.rstrip("/")
+
+
 class TraceRules(Strict):
     """Where traces go. Further settings are OpenTelemetry's own OTEL_EXPORTER_OTLP_* variables, such as HEADERS."""
 
@@ -117,6 +132,9 @@ class CoordinatorConfig(Strict):
     )
     tracking: TrackingRules = TrackingRules()
     traces: TraceRules = TraceRules()
+    prometheus: dict[str, Prometheus] = Field(
+        default={}, description="Servers that query gates may ask, by name: {main: {url: 'http://prometheus:9090'}}"
+    )
     http_host: str = Field(default="127.0.0.1", description="Address of the API")
     http_port: int = Field(default=0, ge=0, le=65535, description="API; 0: any free port")
     http_cert: Path | None = Field(default=None, description="Certificate of the API; with it and its key it is https")

@@ -437,6 +437,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     identity_events.RegionRemoved: _region_removed,
     rollout_events.NodeMeasured: _rollout,
     rollout_events.NodePhaseReported: _phase,
+    rollout_events.QueryAnswered: _rollout,
     rollout_events.RegionCached: _rollout,
     rollout_events.RegionCacheFailed: _rollout,
     rollout_events.RolloutAbortRequested: _rollout,

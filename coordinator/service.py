@@ -7,9 +7,12 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+
 from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.adapters.gate_queries import GateQueries
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.order_lists import OrderLists
@@ -139,7 +142,7 @@ async def _work(
     members_only = enroller is not None
     launcher = _launcher(config, enroller, AggregatorReports(broker, subjects, engine), engine)
     starter, presence = (
-        Starter(engine, RunModels(broker, subjects), config.tracking),
+        Starter(engine, RunModels(broker, subjects), config.tracking, config.prometheus.keys()),
         Presence(broker, subjects, engine, group, members_only=members_only),
     )
     alarms = Alarms(engine, group)
@@ -201,6 +204,7 @@ async def _work(
         more_warnings = lambda: [*tracking.warnings(), *traces.warnings(), *_ending_credentials(config)]  # noqa: E731
         group.create_task(tracking.keep(), name="tracking")
         group.create_task(traces.keep(), name="traces")
+        group.create_task(GateQueries(engine, config.prometheus).keep(), name="gate-queries")
         metering.begin()
         presence.hearers.append(metering.heard)
         group.create_task(metering.keep(), name="metering")
@@ -218,10 +222,14 @@ async def _work(
             storage=storage,
             costs=CostApi(engine, metering),
         )
+        registry = CollectorRegistry()
+        registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))
+        timings = metrics.Timings(engine, registry, traced=bool(config.traces.endpoint))
+        group.create_task(timings.keep(), name="timings")
         routes = [
             *apis.routes(),
             ParkedApi(reports, executor, engine).routes(),
-            metrics.routes(engine, executor, reports.parked, housekeeping, presence),
+            metrics.routes(registry),
         ]
         app = application(routes, checks=[*access_middleware(config), storage.refuse_new_things])
         token = TokenFile(config.http_token_file) if config.http_token_file is not None else None

@@ -14,12 +14,13 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig
-from fedtide.coordinator.api.metrics import WorldMetrics
+from fedtide.coordinator.api.metrics import Timings, WorldMetrics
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.coordinator.runs import rounds, runs
@@ -129,7 +130,10 @@ def metrics() -> str:
 
     rows = ["| metric | type | is |", "|---|---|---|"]
     empty: Any = Empty()
-    for family in WorldMetrics(empty, empty, empty, empty, empty).collect():
+    registry = CollectorRegistry()
+    registry.register(WorldMetrics(empty, empty, empty, empty, empty))
+    Timings(empty, registry, traced=False)
+    for family in registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
     return "\n".join(rows)

@@ -54,6 +54,7 @@ def up(
     traces: Annotated[
         str, typer.Option(help="URL that takes OpenTelemetry traces, e.g. http://localhost:4318/v1/traces")
     ] = "",
+    prometheus: Annotated[str, typer.Option(help="URL of a Prometheus server that query gates may ask")] = "",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
@@ -69,7 +70,7 @@ def up(
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
     command += ["--agent", json.dumps(fields), "--room", room]
-    command += ["--app-index", app_index, "--traces", traces]
+    command += ["--app-index", app_index, "--traces", traces, "--prometheus", prometheus]
     command += ["--at-rest-key", str(at_rest_key.absolute())] if at_rest_key is not None else []
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:

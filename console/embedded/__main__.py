@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--at-rest-key", type=Path, default=None)
     parser.add_argument("--app-index", default="")
     parser.add_argument("--traces", default="")
+    parser.add_argument("--prometheus", default="")
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
@@ -60,6 +61,7 @@ def main() -> int:
                 at_rest_key=arguments.at_rest_key,
                 app_index=arguments.app_index,
                 traces=arguments.traces,
+                prometheus=arguments.prometheus,
             )
             if arguments.agent:
                 _check_agent(layout)

@@ -75,6 +75,7 @@ def lay_out(
     at_rest_key: Path | None = None,
     app_index: str = "",
     traces: str = "",
+    prometheus: str = "",
 ) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
 
@@ -84,6 +85,7 @@ def lay_out(
         at_rest_key: a file; with it, what servers store is encrypted.
         app_index: the package index for what apps need, as `PackageRules.index`.
         traces: where they go, as `TraceRules.endpoint`.
+        prometheus: URL of the server that query gates may ask, as `main`.
 
     Raises:
         ConfigError: impossible numbers or names, or a port in use.
@@ -116,7 +118,11 @@ def lay_out(
     hub_url = f"nats://127.0.0.1:{hub_port}"
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
-        more = {"packages": packages, "traces": {"endpoint": traces}}
+        more = {
+            "packages": packages,
+            "traces": {"endpoint": traces},
+            "prometheus": {"main": {"url": prometheus}} if prometheus else {},
+        }
         children.append(_coordinator(home, config_dir, name, hub_url, regions, port, more))
     if regional:
         children += [_regional(home, config_dir, region, port) for region, port in zip(regions, ports, strict=True)]
@@ -234,7 +240,7 @@ def _coordinator(
     hub_url: str,
     regions: list[str],
     api_port: int,
-    more: Mapping[str, Mapping[str, str]],
+    more: Mapping[str, Any],
 ) -> Child:
     config = {
         "name": name,

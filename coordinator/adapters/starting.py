@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from fedtide.fabric.errors import ConfigError, NotFound
 from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
 from fedtide.fabric.events.runs import RunRequested
 from fedtide.fabric.ids import check_token
-from fedtide.fabric.plans.rollout_plan import RolloutPlan
+from fedtide.fabric.plans.rollout_plan import QueryGate, RolloutPlan
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import AppRef, RunRequest, RunSpec
 from fedtide.fabric.plans.tracking import Tracking
@@ -28,12 +29,21 @@ from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.validation import config_error
 
 _ANYWHERE = TrackingRules()
+_NO_PROMETHEUS = "Name the servers that gates may ask in the coordinator's `prometheus`"
 
 
 class Starter:
     """Turns requests into the events that start something. An id that exists already changes nothing."""
 
-    def __init__(self, engine: Engine, models: RunModels, tracking_rules: TrackingRules = _ANYWHERE) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        models: RunModels,
+        tracking_rules: TrackingRules = _ANYWHERE,
+        prometheus: Collection[str] = (),
+    ) -> None:
+        """`prometheus`: names of the servers that gates may ask."""
+        self._prometheus = prometheus
         self._tracking = tracking_rules
         self._engine = engine
         self._models = models
@@ -94,6 +104,10 @@ class Starter:
         """
         world = self._engine.world
         model = world.model(asked.model)
+        for number, gate in enumerate(asked.gates):
+            if isinstance(gate, QueryGate) and gate.source not in self._prometheus:
+                known = f"Known: {', '.join(sorted(self._prometheus))}" if self._prometheus else _NO_PROMETHEUS
+                raise ConfigError(f"gates.{number}.source", f"the coordinator knows no {gate.source!r}", known)
         return plan(asked, model, world.members(), world.serving.get(model.name, {}))
 
     async def retry(self, key: str, by: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.api.routes import TEXT, Route, get
@@ -19,6 +21,10 @@ from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.storage.housekeeping import Housekeeping
+from fedtide.fabric.events.envelope import Event
+from fedtide.fabric.events.rollouts import NodePhaseReported
+from fedtide.fabric.events.runs import RoundClosed
+from fedtide.fabric.trace_context import TraceContext, of_offer
 
 
 class WorldMetrics:
@@ -93,17 +99,51 @@ class WorldMetrics:
         yield from (stored, limits)
 
 
+class Timings:
+    """How long things took, as this process has seen them end. What is traced leaves its trace as an exemplar."""
+
+    def __init__(self, engine: Engine, registry: CollectorRegistry, *, traced: bool) -> None:
+        self._engine = engine
+        self._traced = traced
+        about = "Seconds from the first task of a round to its close"
+        self._rounds = Histogram("fedtide_round_seconds", about, buckets=ROUND_BUCKETS, registry=registry)
+        about = "Seconds from a node's offer of a release until it serves it"
+        self._activations = Histogram("fedtide_activation_seconds", about, buckets=ROUND_BUCKETS, registry=registry)
+
+    async def keep(self) -> None:
+        """For ever."""
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        with self._engine.listening(events):
+            while True:
+                self._observe(await events.get())
+
+    def _observe(self, event: Event) -> None:
+        match event.data:
+            case RoundClosed(run=key, seconds=seconds) if (run := self._engine.world.runs.get(key)) is not None:
+                self._rounds.observe(seconds, self._exemplar(run.facts.origin.context))
+            case NodePhaseReported(phase="confirmed", rollout=key, node=node, counter=counter):
+                rollout = self._engine.world.rollouts.get(key)
+                known = rollouts.nodes_of(rollout).get(node) if rollout is not None else None
+                if rollout is not None and known is not None and known.counter == counter:
+                    context = of_offer(rollout.facts.origin.context, node, counter)
+                    seconds = (event.time - known.offered_at).total_seconds()
+                    self._activations.observe(max(0.0, seconds), self._exemplar(context))
+
+    def _exemplar(self, context: TraceContext) -> dict[str, str] | None:
+        return {"trace_id": context.trace, "span_id": context.span} if self._traced else None
+
+
+ROUND_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
 def _gauge(name: str, about: str, *labels: str, value: float | None = None) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"fedtide_{name}", about, value=value, labels=labels or None)
 
 
-def routes(
-    engine: Engine, executor: Executor, parked: ParkedReports, housekeeping: Housekeeping, presence: Presence
-) -> list[Route]:
-    registry = CollectorRegistry()
-    registry.register(WorldMetrics(engine, executor, parked, housekeeping, presence))
-
-    async def show(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+def routes(registry: CollectorRegistry) -> list[Route]:
+    async def show(request: web.Request) -> web.Response:
+        """In OpenMetrics, which has exemplars, for those who ask for it."""
+        encode, kind = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(registry), headers={"Content-Type": kind})
 
     return [get("/metrics", show, "Metrics in Prometheus' format", media=TEXT, is_open=True)]

@@ -21,7 +21,7 @@ from fedtide.fabric.events.envelope import (
     SignalReceived,
     TriggerApplied,
 )
-from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached, RolloutStarted
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, QueryAnswered, RegionCached, RolloutStarted
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
@@ -300,6 +300,8 @@ def _release_sentence(event: Event) -> str | None:
         case RolloutStarted(plan=plan, by=by):
             regions = ", ".join(wave.region for wave in plan.waves)
             return f"roll-out of {plan.model} v{plan.version} to {regions}, started by {by}"
+        case QueryAnswered(region=region, gate=number, value=value, reason=reason):
+            return f"{region}: gate {number + 1} was answered {f'{value:g}' if value is not None else reason}"
         case RegionCached(region=region, wan_bytes=size):
             return f"{region} has the release, {size} bytes over the link"
         case TriggerApplied(rule=rule):

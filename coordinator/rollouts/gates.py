@@ -17,6 +17,7 @@ from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.views import GateOutcome
 from fedtide.fabric.plans.rollout_plan import (
     SLOWER,
+    UNANSWERED,
     DisagreementGate,
     Gate,
     InferenceErrorGate,
@@ -24,6 +25,7 @@ from fedtide.fabric.plans.rollout_plan import (
     Measured,
     MetricGate,
     PairedGate,
+    QueryGate,
 )
 
 Outcome = GateOutcome
@@ -42,6 +44,28 @@ class Judgement:
     more: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """To one question so far: the last one, and how many in a row were as good, or as bad, or none at all."""
+
+    value: float | None = None
+    reason: str = ""
+    is_good: bool = False
+    in_a_row: int = 0
+
+
+UNASKED = Answers()
+
+
+def after_answer(gate: QueryGate, before: Answers, value: float | None, reason: str) -> Answers:
+    """With one more answer; no value: `reason` says why."""
+    is_good = value is not None and not (
+        (gate.most is not None and value > gate.most) or (gate.least is not None and value < gate.least)
+    )
+    is_same = (before.value is None, before.is_good) == (value is None, is_good)
+    return Answers(value, reason, is_good, before.in_a_row + 1 if is_same else 1)
+
+
 def total(parts: Iterable[Measured]) -> Measured:
     """The sum of what nodes measured."""
     known = [part for part in parts if part is not NOTHING]
@@ -52,12 +76,15 @@ NOTHING = Measured()
 """The measurements of a node that has not reported yet."""
 
 
-def judge(gate: Gate, measured: Mapping[str, Measured], slices: Mapping[str, Sequence[str]]) -> Judgement:
+def judge(
+    gate: Gate, measured: Mapping[str, Measured], slices: Mapping[str, Sequence[str]], answers: Answers = UNASKED
+) -> Judgement:
     """One gate over the nodes of a stage.
 
     Args:
         measured: by node, of those that serve the candidate.
         slices: nodes by `label=value`.
+        answers: to the question of a query gate.
     """
     whole = total(measured.values())
     match gate:
@@ -79,6 +106,8 @@ def judge(gate: Gate, measured: Mapping[str, Measured], slices: Mapping[str, Seq
             return _share(gate, "", whole.errors, whole.inferences + whole.errors, most, gate.alpha)
         case MetricGate():
             return _metric(gate, whole)
+        case QueryGate():
+            return _query(gate, answers)
         case _:
             assert_never(gate)
 
@@ -158,6 +187,20 @@ def _metric(gate: MetricGate, whole: Measured) -> Judgement:
     if good:
         return Judgement(gate.kind, "pass", f"metric: {gate.pass_if}", gate.enforce, n=n)
     return Judgement(gate.kind, "inconclusive", f"metric: not yet {gate.pass_if}", gate.enforce, n=n, more=max(1, n))
+
+
+def _query(gate: QueryGate, answers: Answers) -> Judgement:
+    bounds = [f"at {word} {b:g}" for word, b in (("least", gate.least), ("most", gate.most)) if b is not None]
+    allowed, times = " and ".join(bounds), f"{answers.in_a_row} of {{}} in a row"
+    if answers.value is None:
+        outcome: Outcome = "error" if answers.in_a_row >= UNANSWERED else "inconclusive"
+        told = f"no value ({times.format(UNANSWERED)}): {answers.reason}" if answers.in_a_row else "not asked yet"
+        return Judgement(gate.kind, outcome, f"query: {told}", gate.enforce, more=1)
+    text = f"query: {answers.value:g}, allowed {allowed}, {times.format(gate.times)}"
+    n, value = answers.in_a_row, answers.value
+    if n < gate.times:
+        return Judgement(gate.kind, "inconclusive", text, gate.enforce, value, n, gate.times - n)
+    return Judgement(gate.kind, "pass" if answers.is_good else "fail", text, gate.enforce, value, n)
 
 
 def _shown(known: Mapping[str, object]) -> str:

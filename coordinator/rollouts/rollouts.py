@@ -34,6 +34,7 @@ from fedtide.fabric.events.envelope import AlarmRang
 from fedtide.fabric.events.rollouts import (
     NodeMeasured,
     NodePhaseReported,
+    QueryAnswered,
     RegionCached,
     RegionCacheFailed,
     RolloutAbortRequested,
@@ -316,7 +317,7 @@ def _step(state: Rollout | None, event: RolloutEvent, at: datetime, decisions: D
             if isinstance(state, Rolling | Completed) and key == alarm_key(state):
                 return _advance_until_stable(replace(state, alarms=state.alarms + 1, due=None, dues=()), at, decisions)
             return state, ()
-        case NodePhaseReported() | NodeMeasured() | RegionCached():
+        case NodePhaseReported() | NodeMeasured() | RegionCached() | QueryAnswered():
             return _take(state, event, at, decisions)
         case RegionCacheFailed():
             return _cannot_cache(state, event)

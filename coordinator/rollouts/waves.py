@@ -17,12 +17,12 @@ from typing import Literal, TypeVar
 from fedtide.coordinator.commands import CacheRelease, Command, Commands, SetDesired
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.rollouts import gates
-from fedtide.coordinator.rollouts.gates import Judgement
+from fedtide.coordinator.rollouts.gates import Answers, Judgement
 from fedtide.coordinator.transitions import Transition, check_transition
 from fedtide.fabric.errors import InvalidTransition
-from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, RegionCached
+from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, QueryAnswered, RegionCached
 from fedtide.fabric.messages.views import WaveState
-from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, RolloutPlan, Terms
+from fedtide.fabric.plans.rollout_plan import Measured, NodePhase, QueryGate, RolloutPlan, Terms
 from fedtide.fabric.plans.windows import is_open, opening, opens_at
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.times import later
@@ -113,12 +113,16 @@ class Offering:
 
 @dataclass(frozen=True, slots=True)
 class Baking:
-    """Every node of the stage has ended, and enough confirmed. `waived`: as in `Offering`."""
+    """Every node of the stage has ended, and enough confirmed. `waived`: as in `Offering`.
+
+    `answers`: to the questions of query gates, by the gate's number.
+    """
 
     stage: Stage
     cohort: Cohort
     since: datetime
     waived: bool = False
+    answers: Mapping[str, Answers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ Staged = Offering | Baking
 BACK = Terms(new_interface=True)
 """The terms of a rollback: at once, and even if the earlier release has another interface."""
 
-Report = NodePhaseReported | NodeMeasured | RegionCached
+Report = NodePhaseReported | NodeMeasured | RegionCached | QueryAnswered
 W = TypeVar("W", bound=Wave)
 Waves = tuple[Wave, ...]
 
@@ -248,6 +252,15 @@ def measure(wave: Wave, node: str, counter: int, measured: Measured) -> Wave:
     return with_nodes(wave, {node: replace(known, measured=measured)})
 
 
+def answered(plan: RolloutPlan, wave: Baking, event: QueryAnswered) -> Baking:
+    gate = plan.gates[event.gate] if event.gate < len(plan.gates) else None
+    if not isinstance(gate, QueryGate):
+        return wave
+    key = str(event.gate)
+    after = gates.after_answer(gate, wave.answers.get(key, gates.UNASKED), event.value, event.reason)
+    return replace(wave, answers={**wave.answers, key: after})
+
+
 def reported(facts: RolloutFacts, all_waves: tuple[Wave, ...], event: Report, at: datetime) -> tuple[Wave, ...]:
     """The waves after a report; the same object if it says nothing new."""
     changed = list(all_waves)
@@ -255,6 +268,9 @@ def reported(facts: RolloutFacts, all_waves: tuple[Wave, ...], event: Report, at
         match event, wave:
             case RegionCached(region=region), Caching() if region == facts.plan.waves[index].region:
                 changed[index] = cached(facts, index, wave, event.wan_bytes, at)
+            case QueryAnswered(region=region, stage=stage), Baking(stage=now) if stage == now:
+                if region == facts.plan.waves[index].region:
+                    changed[index] = answered(facts.plan, wave, event)
             case NodeMeasured(node=node), _:
                 changed[index] = measure(wave, node, event.counter, event.measured)
             case NodePhaseReported(phase="confirmed", node=node), TakenBack(restored=restored, cohort=cohort):
@@ -372,7 +388,11 @@ def judge(plan: RolloutPlan, wave: Staged) -> list[Judgement]:
     if not plan.gates:
         return []
     serving = {n: s.measured or gates.NOTHING for n, s in members(wave).items() if s.phase == "confirmed"}
-    return [gates.judge(gate, serving, plan.slices) for gate in plan.gates]
+    answers = wave.answers if isinstance(wave, Baking) else {}
+    return [
+        gates.judge(gate, serving, plan.slices, answers.get(str(number), gates.UNASKED))
+        for number, gate in enumerate(plan.gates)
+    ]
 
 
 def decide(decisions: Decisions, facts: RolloutFacts, index: int, wave: Staged) -> list[Judgement]:
@@ -584,7 +604,7 @@ def with_restarted_deadlines(all_waves: Waves, at: datetime) -> Waves:
         wave = with_nodes(wave, again)
         match wave:
             case Baking():
-                return replace(wave, since=at)
+                return replace(wave, since=at, answers={})
             case Offering():
                 return replace(wave, counted_at=at)
             case _:

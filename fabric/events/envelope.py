@@ -29,6 +29,7 @@ from fedtide.fabric.events.identity import (
 from fedtide.fabric.events.rollouts import (
     NodeMeasured,
     NodePhaseReported,
+    QueryAnswered,
     RegionCached,
     RegionCacheFailed,
     RolloutAbortRequested,
@@ -226,6 +227,7 @@ EventData = Annotated[
     | RolloutPromoteRequested
     | RolloutNextRequested
     | RolloutRetryRequested
+    | QueryAnswered
     | RegionCached
     | RegionCacheFailed
     | RolloutSettled

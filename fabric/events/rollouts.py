@@ -103,6 +103,18 @@ class RegionCacheFailed(TaggedMessage):
     reason: str
 
 
+class QueryAnswered(TaggedMessage):
+    """What a gate's question was answered while a region's stage baked; no value: `reason` says why."""
+
+    kind: Literal["rollout.query_answered"] = "rollout.query_answered"
+    rollout: str
+    region: str
+    stage: str
+    gate: int = Field(ge=0, description="Which of the plan's gates, from 0")
+    value: float | None = Field(default=None, allow_inf_nan=False)
+    reason: str = Field(default="", max_length=500)
+
+
 class NodeMeasured(TaggedMessage):
     """What a node counted since it activated a release: totals, so a later report replaces an earlier one."""
 

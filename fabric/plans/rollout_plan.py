@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from string import Template
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedtide.fabric.ids import NAME
 from fedtide.fabric.plans.windows import Window
@@ -124,8 +125,51 @@ class MetricGate(_Gate):
     fail_if: str = Field(default="False", description="Expression; true: fail")
 
 
+class QueryGate(_Gate):
+    """What a Prometheus server answers, asked again and again while the wave bakes; `alpha` has no part in it.
+
+    No answer, an empty one, several series, NaN and infinity are never a pass: `UNANSWERED` of them are an error.
+    """
+
+    kind: Literal["query"] = "query"
+    query: str = Field(
+        max_length=10_000,
+        description="PromQL with one value; $model, $version, $region, $rollout and $stage are filled in",
+    )
+    source: str = Field(default="main", description="Which server, by its name in the coordinator's `prometheus`")
+    most: float | None = Field(default=None, description="More than this fails")
+    least: float | None = Field(default=None, description="Less than this fails")
+    times: int = Field(default=1, ge=1, le=1000, description="Answers in a row that decide, for good or bad")
+    every_s: float = Field(default=30.0, ge=1, le=86_400, description="Seconds between two questions")
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> QueryGate:
+        if self.most is None and self.least is None:
+            raise ValueError("needs `most` or `least`")
+        return self
+
+    @field_validator("query")
+    @classmethod
+    def _known_names(cls, value: str) -> str:
+        unknown = {name for name in QueryTemplate(value).get_identifiers() if name not in QUERY_NAMES}
+        if unknown:
+            raise ValueError(f"${min(unknown)} is none of {', '.join(f'${name}' for name in QUERY_NAMES)}")
+        return value
+
+
+class QueryTemplate(Template):
+    """PromQL with $names; $1 and such are label_replace's own."""
+
+    idpattern = r"[a-z_]+"
+
+
+QUERY_NAMES = ("model", "version", "region", "rollout", "stage")
+UNANSWERED = 3
+"""So many questions in a row without a value are an error."""
+
 Gate = Annotated[
-    PairedGate | DisagreementGate | LatencyGate | InferenceErrorGate | MetricGate, Field(discriminator="kind")
+    PairedGate | DisagreementGate | LatencyGate | InferenceErrorGate | MetricGate | QueryGate,
+    Field(discriminator="kind"),
 ]
 
 

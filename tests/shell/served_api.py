@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
@@ -110,10 +111,13 @@ async def _serve(
             storage=StorageApi(housekeeping),
             costs=CostApi(engine, Metering(engine, dict, tuple, Path("nowhere"))),
         )
+        registry = CollectorRegistry()
+        registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))
+        metrics.Timings(engine, registry, traced=False)
         routes = [
             *apis.routes(),
             ParkedApi(reports, executor, engine).routes(),
-            metrics.routes(engine, executor, reports.parked, housekeeping, presence),
+            metrics.routes(registry),
         ]
         app = application(routes)
         Page(apis, lambda: engine.world, None).add_to(app)
