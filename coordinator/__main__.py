@@ -1,4 +1,4 @@
-"""`python -m fedtide.coordinator CONFIG.json`: what `fedtide coordinator` and the embedded mode start."""
+"""`python -m fedtide.coordinator CONFIG.json [--check]`: what `fedtide coordinator` and the embedded mode start."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from fedtide.coordinator.adapters import traces
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.service import serve
 from fedtide.fabric import logs
@@ -61,9 +62,14 @@ def main() -> int:
     """Serve until a signal; returns the exit code."""
     logs.to_stderr()
     try:
-        if len(sys.argv) != 2:
-            raise ConfigError("usage", "python -m fedtide.coordinator CONFIG.json")
-        config = load(Path(sys.argv[1]))
+        match sys.argv[1:]:
+            case [file, *rest] if rest in ([], ["--check"]):
+                config = load(Path(file))
+            case _:
+                raise ConfigError("usage", "python -m fedtide.coordinator CONFIG.json [--check]")
+        traces.check(config.traces)
+        if rest:
+            return 0
         keep_caches_in(config.data_dir)
         asyncio.run(_until_signalled(config))
     except FedtideError as exc:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
+from fedtide.coordinator.adapters.notices import Notices
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_services import RunStreams
 from fedtide.coordinator.adapters.starting import Starter
@@ -37,7 +38,7 @@ from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, InvalidTransition, MalformedMessage, NotFound
-from fedtide.fabric.events.envelope import FiringFailed, ReleasePublished, decode_event
+from fedtide.fabric.events.envelope import FiringFailed, NotificationSent, ReleasePublished, decode_event
 from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutSettled
 from fedtide.fabric.events.runs import AggregatorExited, AggregatorWaits, RunCancelRequested, RunCleanedUp
 from fedtide.fabric.messages.tasks import Cancel
@@ -47,6 +48,7 @@ from fedtide.fabric.nats.compare_and_set import replace_stored
 from fedtide.fabric.nats.subjects import CHECKPOINTS, DOWN, HUB_REGION, UP, OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.release import Lineage, ReleaseManifest
 from fedtide.fabric.plans.round_policy import TimeIsUp
+from fedtide.fabric.plans.trigger_rule import Notify
 from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,9 @@ class CommandHandlers:
         alarms: Alarms,
         enroller: Enroller | None,
         streams: RunStreams,
+        notices: Notices,
     ) -> None:
+        self._notices = notices
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
@@ -179,6 +183,10 @@ class CommandHandlers:
         if not world.is_asked_for(rule.name, key):
             return
         try:
+            if isinstance(rule.do, Notify):
+                await self._notices.send(command)
+                await self._engine.submit(NotificationSent(rule=rule.name, id=key))
+                return
             if key in world.runs or key in world.rollouts:
                 raise ConfigError(rule.name, f"{key} was started before, for the same event")
             await self._starter.fire(rule, key, command.cause, command.trace)

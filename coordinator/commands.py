@@ -11,7 +11,7 @@ from fedtide.fabric.events.envelope import ModelProduced
 from fedtide.fabric.plans.rollout_plan import Terms
 from fedtide.fabric.plans.round_policy import Cause
 from fedtide.fabric.plans.run_spec import RunSpec
-from fedtide.fabric.plans.trigger_rule import TriggerRule
+from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
 from fedtide.fabric.tensors.blobs import BlobRef
 
 _NO_TERMS = Terms()
@@ -142,6 +142,7 @@ class Fire:
     rule: TriggerRule
     id: str
     cause: str
+    signal: Signal
     trace: str = ""
 
 

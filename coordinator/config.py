@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -92,6 +92,45 @@ class Prometheus(Strict):
         return value.rstrip("/")
 
 
+class Webhook(Strict):
+    """Gets a CloudEvent (structured JSON) by POST."""
+
+    kind: Literal["webhook"] = "webhook"
+    url_file: Path = Field(description="File with the URL: often a secret")
+    token_file: Path | None = Field(default=None, description="Bearer token")
+
+
+class Slack(Strict):
+    """An incoming webhook of Slack, Mattermost or whatever takes {"text": ...}."""
+
+    kind: Literal["slack"] = "slack"
+    url_file: Path = Field(description="File with the URL, which is a secret")
+
+
+class Email(Strict):
+    kind: Literal["email"] = "email"
+    host: str = Field(description="The SMTP server")
+    port: int = Field(default=587, ge=1, le=65535)
+    tls: Literal["starttls", "tls", "none"] = Field(default="starttls", description="`none` sends in clear")
+    sender: str = Field(description="From")
+    to: list[str] = Field(min_length=1, description="Addresses")
+    user: str = Field(default="", description="Empty: without a login")
+    password_file: Path | None = None
+
+
+class NatsSubject(Strict):
+    """A NATS server, of any installation: gets the CloudEvent as JSON."""
+
+    kind: Literal["nats"] = "nats"
+    url: NatsUrl
+    subject: str = Field(pattern=r"[^\s.*>]+(\.[^\s.*>]+)*")
+    credentials: Path | None = None
+    ca_file: Path | None = None
+
+
+Channel = Annotated[Webhook | Slack | Email | NatsSubject, Field(discriminator="kind")]
+
+
 class TraceRules(Strict):
     """Where traces go. Further settings are OpenTelemetry's own OTEL_EXPORTER_OTLP_* variables, such as HEADERS."""
 
@@ -132,6 +171,9 @@ class CoordinatorConfig(Strict):
     )
     tracking: TrackingRules = TrackingRules()
     traces: TraceRules = TraceRules()
+    notify: dict[str, Channel] = Field(
+        default={}, description="Channels that rules may tell something through, by name"
+    )
     prometheus: dict[str, Prometheus] = Field(
         default={}, description="Servers that query gates may ask, by name: {main: {url: 'http://prometheus:9090'}}"
     )

@@ -15,17 +15,26 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 
-from fedtide.coordinator.commands import CacheRelease, Command, Commands, LaunchAggregator, PublishRelease, subject_of
+from fedtide.coordinator.commands import (
+    CacheRelease,
+    Command,
+    Commands,
+    Fire,
+    LaunchAggregator,
+    PublishRelease,
+    subject_of,
+)
 from fedtide.fabric.errors import InvalidTransition, NotFound, ReducerFailed, TransientError
+from fedtide.fabric.plans.trigger_rule import Notify
 from fedtide.fabric.process.retry import Backoff
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Command], Awaitable[None]]
 
-AT_ONCE: Mapping[str, int] = {"launch": 8, "publish": 8, "transfer": 2, "control": 64}
-"""How many commands of each kind are carried out at once; transfers in each region, so that a slow or absent one holds
-up no other. A command that waits for its next try holds no place."""
+AT_ONCE: Mapping[str, int] = {"launch": 8, "publish": 8, "transfer": 2, "notify": 2, "control": 64}
+"""How many commands of each kind are carried out at once; transfers in each region, notices in each
+channel, so that a slow or absent one holds up no other. A command that waits for its next try holds no place."""
 MOST_PARKED = 1_000
 
 
@@ -126,6 +135,8 @@ class Executor:
                 kind, where = "publish", ""
             case CacheRelease(region=region):
                 kind, where = "transfer", region
+            case Fire(rule=rule) if isinstance(rule.do, Notify):
+                kind, where = "notify", rule.do.to
             case _:
                 kind, where = "control", ""
         return self._places.setdefault(f"{kind}/{where}", asyncio.Semaphore(AT_ONCE[kind]))

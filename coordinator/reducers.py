@@ -89,6 +89,7 @@ class Change:
     commands: list[Any] = field(default_factory=list)
     effects: deque[Effect] = field(default_factory=deque)
     ended: list[runs.Run | rollouts.Rollout] = field(default_factory=list)
+    paused: list[rollouts.Paused] = field(default_factory=list)
     signals: list[Signal] = field(default_factory=list)
     """Of the ledger and of budgets."""
     is_news: bool = True
@@ -331,8 +332,12 @@ def _step_rollout(change: Change, key: str, data: rollouts.RolloutEvent) -> None
 
 def _replace_rollout(change: Change, key: str, before: rollouts.Rollout | None, after: rollouts.Rollout) -> None:
     change.world.rollouts[key] = after
-    if type(before) is not type(after) and not rollouts.is_open(after):
+    if type(before) is type(after):
+        return
+    if not rollouts.is_open(after):
         change.effects.append(Ended(key, after))
+    elif isinstance(after, rollouts.Paused):
+        change.paused.append(after)
 
 
 def _superseding(change: Change, effect: Superseding) -> None:
@@ -350,6 +355,13 @@ def _firing_failed(change: Change, data: event_types.FiringFailed) -> None:
     trigger = change.world.triggers.get(data.rule)
     if trigger is not None:
         change.world.triggers[data.rule], commands = triggers.failed(trigger, data.id, data.reason, change.at)
+        change.commands += commands
+
+
+def _notified(change: Change, data: event_types.NotificationSent) -> None:
+    trigger = change.world.triggers.get(data.rule)
+    if trigger is not None:
+        change.world.triggers[data.rule], commands = triggers.ended(trigger, data.id, change.at)
         change.commands += commands
 
 
@@ -394,7 +406,7 @@ def _outcome(state: runs.Run | rollouts.Rollout) -> str:
 
 def _signal(change: Change) -> None:
     """Let every rule see what the event meant, and what it has ended."""
-    ends = [signal for state in change.ended for signal in signals.of_end(change.event, state)]
+    ends = [signal for state in (*change.ended, *change.paused) for signal in signals.of_end(change.event, state)]
     for signal in [
         *signals.of(change.event, change.world.nodes, change.world.current, change.world.runs.get),
         *ends,
@@ -420,6 +432,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     event_types.NodeJoined: _node,
     event_types.NodeOffline: _node,
     event_types.NodeOnline: _node,
+    event_types.NotificationSent: _notified,
     event_types.ReleasePublished: _published,
     event_types.SignalReceived: _nothing,
     event_types.TriggerApplied: _rule_applied,

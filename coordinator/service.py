@@ -15,6 +15,7 @@ from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.gate_queries import GateQueries
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
+from fedtide.coordinator.adapters.notices import Notices
 from fedtide.coordinator.adapters.order_lists import OrderLists
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
@@ -147,7 +148,9 @@ async def _work(
     )
     alarms = Alarms(engine, group)
     streams = RunStreams(broker, subjects, config.regions)
-    handlers = CommandHandlers(broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams)
+    handlers = CommandHandlers(
+        broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams, Notices(config.notify)
+    )
     traces = Traces(engine, config.traces, config.name)
     executor = Executor(traces.around(handlers.handle), group)
     housekeeping = Housekeeping(
@@ -216,7 +219,7 @@ async def _work(
             fleet=FleetApi(engine, presence, questions),
             runs=RunApi(engine, presence, starter, RunLogs(broker, subjects), questions),
             rollouts=RolloutApi(broker, subjects, engine, starter),
-            triggers=TriggerApi(engine),
+            triggers=TriggerApi(engine, config.notify.keys()),
             events=EventApi(engine, lambda: EventLog(broker, subjects), executor),
             identity=IdentityApi(engine, enroller, config.regions, topology.unserved),
             storage=storage,

@@ -4,9 +4,10 @@
 |---|---|---|
 | (any) | an event came from outside | what it carried |
 | dev.fedtide.release.published | - | model, version, metric_<name>, traceparent, also current_version, ... |
-| dev.fedtide.rollout.completed / .rolledback | a roll-out ended | model, version, rollout |
-| dev.fedtide.run.ended | a run ended | run, model, outcome |
-| dev.fedtide.fleet.changed | a node came or went | node, region, online (nodes of all), region_online |
+| dev.fedtide.rollout.completed / .rolledback | a roll-out ended | model, version, rollout, reason |
+| dev.fedtide.rollout.paused | a roll-out waits for a person | model, version, rollout, reason |
+| dev.fedtide.run.ended | a run ended | run, model, outcome, reason |
+| dev.fedtide.fleet.changed | a node came or went | node, here (is it online?), region, online (of all), region_online |
 | dev.fedtide.data.reported | a node told its sample count | node, region, samples, region_samples, fleet_samples |
 | dev.fedtide.drift.reported | a region or node reports drift | region, node, model, feature, score, method, samples |
 | dev.fedtide.budget.reached | a threshold of a budget | budget, kind (actual, forecast), share, amount, limit |
@@ -74,13 +75,16 @@ def of(
 
 
 def of_end(event: Event, state: runs.Run | rollouts.Rollout) -> Iterator[Signal]:
-    """The signal of a run or roll-out that this event has ended."""
+    """The signal of a run or roll-out that this event has ended, or a roll-out that it has paused."""
     match state:
         case runs.Ended(facts=facts, outcome=outcome):
-            yield _signal(event, "run.ended", run=facts.run, model=facts.spec.model or "", outcome=outcome)
-        case rollouts.Completed(facts=facts) | rollouts.RolledBack(facts=facts):
-            plan, name = facts.plan, f"rollout.{type(state).__name__.lower()}"
-            yield _signal(event, name, model=plan.model, version=plan.version, rollout=facts.rollout)
+            about: dict[str, FieldValue] = {"run": facts.run, "model": facts.spec.model or ""}
+            yield _signal(event, "run.ended", outcome=outcome, reason=state.reason, **about)
+        case rollouts.Completed() | rollouts.RolledBack() | rollouts.Paused():
+            plan, name = state.facts.plan, f"rollout.{type(state).__name__.lower()}"
+            reason = "" if isinstance(state, rollouts.Completed) else state.reason
+            about = {"model": plan.model, "version": plan.version, "rollout": state.facts.rollout}
+            yield _signal(event, name, reason=reason, **about)
         case _:
             return
 
@@ -89,7 +93,8 @@ def _fleet_changed(event: Event, name: str, nodes: Mapping[str, Node]) -> Iterat
     node = nodes[name]
     online = [n for n in nodes.values() if n.online]
     here = sum(n.region == node.region for n in online)
-    yield _signal(event, "fleet.changed", node=name, region=node.region, online=len(online), region_online=here)
+    about: dict[str, FieldValue] = {"node": name, "here": node.online, "region": node.region}
+    yield _signal(event, "fleet.changed", online=len(online), region_online=here, **about)
     if isinstance(event.data, NodeJoined) and node.capabilities.samples is not None:
         counted = [(n.region, n.capabilities.samples or 0) for n in nodes.values()]
         yield _signal(

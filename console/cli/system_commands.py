@@ -51,15 +51,18 @@ def up(
     app_index: Annotated[
         str, typer.Option(help="Index for packages that apps need: a URL, or `default`: as uv is set up here")
     ] = "",
-    traces: Annotated[
-        str, typer.Option(help="URL that takes OpenTelemetry traces, e.g. http://localhost:4318/v1/traces")
-    ] = "",
-    prometheus: Annotated[str, typer.Option(help="URL of a Prometheus server that query gates may ask")] = "",
+    coordinator_set: Annotated[
+        list[str] | None, typer.Option(help="A field of the coordinator, e.g. traces={endpoint: URL}; repeat")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is up")] = False,
 ) -> None:
     """Start everything on this machine: hub, leaves, coordinator, agents. Ctrl-C ends it all."""
     fields = {
         key: grammar.value("--agent-set", key, text) for key, text in grammar.pairs("--agent-set", agent_set or [])
+    }
+    more = {
+        key: grammar.value("--coordinator-set", key, text)
+        for key, text in grammar.pairs("--coordinator-set", coordinator_set or [])
     }
     home = Home.find()
     home.logs.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def up(
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
     command += ["--agent", json.dumps(fields), "--room", room]
-    command += ["--app-index", app_index, "--traces", traces, "--prometheus", prometheus]
+    command += ["--app-index", app_index, "--coordinator", json.dumps(more)]
     command += ["--at-rest-key", str(at_rest_key.absolute())] if at_rest_key is not None else []
     logfile = home.logs / "supervisor.log"
     with logfile.open("a") as file:

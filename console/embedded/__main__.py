@@ -20,13 +20,14 @@ from fedtide.fabric.process.until_signalled import until_signalled
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _check_agent(layout: Layout) -> None:
-    """Raises ConfigError if agents do not take their configuration: before anything is started."""
-    argv = next(child.argv for child in layout.children if child.name.startswith("agent-"))
+def _check(layout: Layout, which: str, option: str) -> None:
+    """Raises ConfigError if a process does not take its configuration: before anything is started."""
+    argv = next(child.argv for child in layout.children if child.name.startswith(which))
     done = subprocess.run([*argv, "--check"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no output"]
-        raise ConfigError("--agent-set", lines[-1].removeprefix("fedtide agent: agent config."))
+        said = lines[-1].removeprefix("fedtide agent: agent config.").removeprefix("fedtide coordinator: ")
+        raise ConfigError(option, said.removeprefix(f"{argv[-1]}."))
 
 
 def main() -> int:
@@ -40,8 +41,7 @@ def main() -> int:
     parser.add_argument("--room", required=True)
     parser.add_argument("--at-rest-key", type=Path, default=None)
     parser.add_argument("--app-index", default="")
-    parser.add_argument("--traces", default="")
-    parser.add_argument("--prometheus", default="")
+    parser.add_argument("--coordinator", type=json.loads, default={})
     arguments = parser.parse_args()
     logs.to_stderr()
     home = Home.find()
@@ -60,11 +60,12 @@ def main() -> int:
                 room=arguments.room,
                 at_rest_key=arguments.at_rest_key,
                 app_index=arguments.app_index,
-                traces=arguments.traces,
-                prometheus=arguments.prometheus,
+                coordinator=arguments.coordinator,
             )
             if arguments.agent:
-                _check_agent(layout)
+                _check(layout, "agent-", "--agent-set")
+            if arguments.coordinator:
+                _check(layout, "coordinator", "--coordinator-set")
             asyncio.run(until_signalled(Supervisor(home, layout).run(asyncio.Event()), ENDS))
     except FedtideError as exc:
         print(f"{SUPERVISOR_SAYS}{exc}", file=sys.stderr)

@@ -74,8 +74,7 @@ def lay_out(
     room: str = nats_config.DEFAULT_STORE.room,
     at_rest_key: Path | None = None,
     app_index: str = "",
-    traces: str = "",
-    prometheus: str = "",
+    coordinator: Mapping[str, Any] | None = None,
 ) -> Layout:
     """Choose ports, write every configuration file, and say what to start.
 
@@ -84,8 +83,7 @@ def lay_out(
         room: what each server may store.
         at_rest_key: a file; with it, what servers store is encrypted.
         app_index: the package index for what apps need, as `PackageRules.index`.
-        traces: where they go, as `TraceRules.endpoint`.
-        prometheus: URL of the server that query gates may ask, as `main`.
+        coordinator: fields that go over the configuration of every coordinator.
 
     Raises:
         ConfigError: impossible numbers or names, or a port in use.
@@ -118,11 +116,7 @@ def lay_out(
     hub_url = f"nats://127.0.0.1:{hub_port}"
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
-        more = {
-            "packages": packages,
-            "traces": {"endpoint": traces},
-            "prometheus": {"main": {"url": prometheus}} if prometheus else {},
-        }
+        more = {"packages": packages, **(coordinator or {})}
         children.append(_coordinator(home, config_dir, name, hub_url, regions, port, more))
     if regional:
         children += [_regional(home, config_dir, region, port) for region, port in zip(regions, ports, strict=True)]

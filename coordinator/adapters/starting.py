@@ -23,7 +23,7 @@ from fedtide.fabric.plans.rollout_plan import QueryGate, RolloutPlan
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import AppRef, RunRequest, RunSpec
 from fedtide.fabric.plans.tracking import Tracking
-from fedtide.fabric.plans.trigger_rule import StartRollout, TriggerRule
+from fedtide.fabric.plans.trigger_rule import Notify, StartRollout, TriggerRule
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.validation import config_error
@@ -123,7 +123,7 @@ class Starter:
         if isinstance(do, StartRollout):
             if key not in self._engine.world.rollouts:
                 await self.rollout(key, rollout_request(do), by, trace)
-        elif key not in self._engine.world.runs:
+        elif not isinstance(do, Notify) and key not in self._engine.world.runs:
             await self.run(key, do.request(), by, cause, trace)
 
 

@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fedtide.coordinator.commands import CleanUp, Command, LaunchAggregator, SetDesired, StopAggregator, subject_of
@@ -38,7 +39,6 @@ class Traces:
     """Follows the log from now on, and tells a collector."""
 
     def __init__(self, engine: Engine, rules: TraceRules, name: str) -> None:
-        """Raises ConfigError if an endpoint is named and OpenTelemetry is not installed."""
         self._engine = engine
         self._rules = rules
         self._late = ""
@@ -85,6 +85,12 @@ class Traces:
         self._late = wrong
 
 
+def check(rules: TraceRules) -> None:
+    """Raises ConfigError if an endpoint is named and OpenTelemetry is not installed."""
+    if rules.endpoint and find_spec("opentelemetry") is None:
+        raise ConfigError("traces.endpoint", "needs OpenTelemetry, which is not here", "pip install 'fedtide[traces]'")
+
+
 def _context_of(command: Command, world: World) -> TraceContext | None:
     match command:
         case SetDesired(node=node, rollout=rollout, counter=counter) if rollout in world.rollouts:
@@ -103,14 +109,10 @@ class _Sender:
     """Spans as OpenTelemetry's own, through its batches, in its thread."""
 
     def __init__(self, endpoint: str, name: str, told: Callable[[str], None]) -> None:
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
-        except ImportError as exc:
-            raise ConfigError(
-                "traces.endpoint", "needs OpenTelemetry, which is not here", "pip install 'fedtide[traces]'"
-            ) from exc
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it logs each failure; `told` says it once
 
         class Exporter(OTLPSpanExporter):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 from aiohttp import web
 
-from fedtide.coordinator.adapters import schedules
+from fedtide.coordinator.adapters import notices, schedules
 from fedtide.coordinator.adapters.starting import rollout_request
 from fedtide.coordinator.api.access import ORIGIN_ASKS
 from fedtide.coordinator.api.cloud_events import BATCH, read_signals
@@ -27,8 +28,10 @@ EVENT = "application/cloudevents+json"
 class TriggerApi:
     """Handlers over the engine's rules."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, channels: Collection[str] = ()) -> None:
+        """`channels`: what rules may tell something through."""
         self._engine = engine
+        self._channels = channels
 
     def routes(self) -> list[Route]:
         return [
@@ -72,6 +75,7 @@ class TriggerApi:
             schedules.next_after(rule.schedule, datetime.now(UTC))
         if isinstance(rule.do, StartRollout):
             rollout_request(rule.do)
+        notices.check(rule, self._channels)
         await self._engine.submit(TriggerApplied(rule=rule))
         return answer(self.view(rule.name))
 

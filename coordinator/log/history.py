@@ -17,6 +17,7 @@ from fedtide.fabric.events.envelope import (
     NodeJoined,
     NodeOffline,
     NodeOnline,
+    NotificationSent,
     ReleasePublished,
     SignalReceived,
     TriggerApplied,
@@ -186,7 +187,7 @@ def names_of(event: Event) -> frozenset[str]:
             named.add(plan.model)
         case TriggerApplied(rule=rule):
             named.add(rule.name)
-        case FiringFailed(rule=rule_name):
+        case FiringFailed(rule=rule_name) | NotificationSent(rule=rule_name):
             named.add(rule_name)
         case RunRequested(by=by, spec=spec):
             named |= {by.removeprefix("trigger "), spec.model}

@@ -20,7 +20,7 @@ from fedtide.coordinator.decisions import Decisions
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.events.envelope import TYPE_PREFIX
 from fedtide.fabric.messages.views import FiringOutcome
-from fedtide.fabric.plans.trigger_rule import Signal, StartRollout, TriggerRule, matches_type
+from fedtide.fabric.plans.trigger_rule import Notify, Signal, StartRollout, TriggerRule, matches_type
 from fedtide.fabric.times import later
 from fedtide.fabric.trace_context import TRACEPARENT, TraceContext
 
@@ -146,11 +146,15 @@ def pending_commands(state: Trigger) -> Commands:
 def started_id(rule: TriggerRule, signal: Signal) -> str:
     """The id of the run or roll-out that this rule starts for this signal; always the same."""
     digest = hashlib.sha256(f"{rule.name}/{_key(rule, signal)}".encode()).hexdigest()[:10]
-    return f"{'rollout' if rule.do.kind == 'rollout' else 'run'}-{digest}"
+    return f"{_PREFIXES.get(rule.do.kind, 'run')}-{digest}"
+
+
+_PREFIXES = {"rollout": "rollout", "notify": "notice"}
 
 
 def _fire(state: Trigger, firing: Firing, at: datetime) -> Step:
-    fired = replace(state, fired=state.fired + 1, last_fired_at=at, active=firing.started, asked=(*state.asked, firing))
+    active = state.active if isinstance(state.rule.do, Notify) else firing.started  # nothing waits for a notice
+    fired = replace(state, fired=state.fired + 1, last_fired_at=at, active=active, asked=(*state.asked, firing))
     return fired, (_start(state.rule, firing),)
 
 
@@ -160,7 +164,7 @@ def _start(rule: TriggerRule, firing: Firing) -> Fire:
     if isinstance(do, StartRollout) and about.get("model") == do.model and "version" in about:
         pinned = do.model_copy(update={"plan": {"version": about["version"], **do.plan}})
         rule = rule.model_copy(update={"do": pinned})
-    return Fire(rule, firing.started, _cause(firing), _trace(rule, firing.signal))
+    return Fire(rule, firing.started, _cause(firing), firing.signal, _trace(rule, firing.signal))
 
 
 def _trace(rule: TriggerRule, signal: Signal) -> str:

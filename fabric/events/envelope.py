@@ -169,6 +169,14 @@ class FiringFailed(TaggedMessage):
     reason: str
 
 
+class NotificationSent(TaggedMessage):
+    """What a rule had to tell is told."""
+
+    kind: Literal["notification.sent"] = "notification.sent"
+    rule: str
+    id: str
+
+
 class SignalReceived(TaggedMessage):
     """An event from outside: a webhook, a schedule, a person."""
 
@@ -237,6 +245,7 @@ EventData = Annotated[
     | TriggerApplied
     | TriggerRemoved
     | FiringFailed
+    | NotificationSent
     | SignalReceived
     | DriftReported
     | CoordinatorElected

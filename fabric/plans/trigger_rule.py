@@ -50,7 +50,19 @@ class StartRound(Tagged):
         return RunRequest(model=self.model, selector=self.selector, rounds=1, base="latest")
 
 
-Action = Annotated[StartRun | StartRound | StartRollout, Field(discriminator="kind")]
+class Notify(Tagged):
+    """Tells people or another system, through one of the coordinator's channels."""
+
+    kind: Literal["notify"] = "notify"
+    to: str = Field(description="A channel, by its name in the coordinator's `notify`")
+    text: str = Field(
+        default="",
+        max_length=4000,
+        description="With $name for fields of the event; empty: its type and all its fields",
+    )
+
+
+Action = Annotated[StartRun | StartRound | StartRollout | Notify, Field(discriminator="kind")]
 
 
 class Schedule(Strict):
@@ -67,7 +79,7 @@ class TriggerRule(Strict):
     on: str = Field(default="", description="Event type; a trailing * matches any end")
     schedule: Schedule | None = Field(default=None, description="Instead of `on`: fires by the clock")
     where: str = Field(default="", description="Expression over the event's fields; empty: always")
-    do: Action = Field(description="What it starts: a `run`, a `round` or a `rollout`")
+    do: Action = Field(description="What it starts: a `run`, a `round` or a `rollout`; or `notify`")
     cooldown_s: float = Field(default=0.0, ge=0, description="Seconds after a firing in which nothing fires")
     policy: Literal["skip", "queue", "replace"] = Field(default="skip", description="If what it started is active")
     max_queue: int = Field(default=16, ge=1, description="With `queue`: more are skipped")

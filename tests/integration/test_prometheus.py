@@ -38,7 +38,9 @@ def shop() -> Iterator[dict[str, str]]:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, str]]:
     """An installation that may ask a Prometheus which is not there yet, and where that has to listen."""
     with receiving() as collector:
-        there = bring_up(tmp_path_factory.mktemp("watched"), "eu", 2, "--traces", collector.url)
+        there = bring_up(
+            tmp_path_factory.mktemp("watched"), "eu", 2, "--coordinator-set", f"traces={{endpoint: {collector.url}}}"
+        )
         yield there, there.state["apis"][0]
         there.run("down")
 
@@ -70,7 +72,7 @@ def test_a_roll_out_is_judged_by_what_prometheus_answers_and_stops_when_it_gives
     tmp_path: Path, shop: dict[str, str]
 ) -> None:
     with scraping(tmp_path / "db", {"shop": shop["# at"]}, "") as db:
-        there = bring_up(tmp_path / "home", "eu", 2, "--prometheus", db.url)
+        there = bring_up(tmp_path / "home", "eu", 2, "--coordinator-set", f"prometheus={{main: {{url: {db.url}}}}}")
         try:
             _judged(there, db, shop)
         finally:

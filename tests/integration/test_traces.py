@@ -40,7 +40,9 @@ def collector() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def traced(collector: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    there = bring_up(tmp_path_factory.mktemp("traced"), "eu", 2, "--traces", collector.url)
+    there = bring_up(
+        tmp_path_factory.mktemp("traced"), "eu", 2, "--coordinator-set", f"traces={{endpoint: {collector.url}}}"
+    )
     yield there
     there.run("down")
 

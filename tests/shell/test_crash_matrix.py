@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fedtide.coordinator.adapters.notices import Notices
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.run_services import RunStreams
@@ -139,7 +140,16 @@ async def coordinator(broker: FakeBroker, outside: Outside, ready: asyncio.Futur
         presence = Presence(broker, SUBJECTS, engine, group)
         alarms, starter = Alarms(engine, group), Starter(engine, RunModels(broker, SUBJECTS))
         handlers = CommandHandlers(
-            broker, SUBJECTS, engine, outside, starter, presence, alarms, None, RunStreams(broker, SUBJECTS, ["eu"])
+            broker,
+            SUBJECTS,
+            engine,
+            outside,
+            starter,
+            presence,
+            alarms,
+            None,
+            RunStreams(broker, SUBJECTS, ["eu"]),
+            Notices({}),
         )
         group.create_task(engine.run())
         engine.lead(Executor(handlers.handle, group).start)
