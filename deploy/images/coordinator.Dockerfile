@@ -3,7 +3,7 @@
 #   docker buildx build --platform linux/amd64,linux/arm64 -f deploy/images/coordinator.Dockerfile --sbom=true .
 ARG PYTHON=3.11-slim-bookworm
 FROM python:${PYTHON} AS build
-ARG EXTRAS=control,cluster,tracking,backup
+ARG EXTRAS=control,cluster,tracking,traces,backup
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/fedtide
 WORKDIR /src

@@ -226,6 +226,18 @@ def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
     assert {b["kind"] for b in objects} >= {"PodMonitor", "ServiceMonitor"}
 
 
+def test_secrets_that_the_coordinators_configuration_names_are_there() -> None:
+    objects = render(CLOUD, {"regions": ["eu"], "coordinator": {"secrets": ["slack"]}})
+    (pod,) = [
+        b["spec"]["template"]["spec"]
+        for b in objects
+        if b["metadata"]["name"] == "ft-coordinator" and "spec" in b and "template" in b["spec"]
+    ]
+    (mount,) = [m for m in pod["containers"][0]["volumeMounts"] if m["mountPath"].startswith("/etc/fedtide/secrets")]
+    assert mount["mountPath"] == "/etc/fedtide/secrets/slack" and mount["readOnly"]
+    assert {"name": mount["name"], "secret": {"secretName": "slack"}} in pod["volumes"]
+
+
 def test_the_coordinator_may_do_what_it_does_and_no_more() -> None:
     (role,) = [
         b
