@@ -19,7 +19,7 @@ from immutables import Map
 from fedtide.coordinator import bookkeeping, signals
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
-from fedtide.coordinator.fleet import fleet
+from fedtide.coordinator.fleet import fleet, forecast
 from fedtide.coordinator.identity import epochs, identities
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
@@ -144,6 +144,14 @@ def _budget(change: Change, data: cost_events.BudgetApplied) -> None:
 
 def _no_budget(change: Change, data: cost_events.BudgetRemoved) -> None:
     bookkeeping.budget_removed(change.world, data)
+
+
+def _usage(change: Change, data: cost_events.UsageReported) -> None:
+    free = change.world.free
+    for region, there in data.available.items():
+        if there.nodes:
+            share = min(1.0, there.free / there.nodes)
+            free[region] = forecast.after_sample(free.get(region, Map()), change.at, share)
 
 
 def _nothing(change: Change, data: Any) -> None:
@@ -423,7 +431,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     cost_events.BudgetApplied: _budget,
     cost_events.BudgetRemoved: _no_budget,
     cost_events.PricesApplied: _prices,
-    cost_events.UsageReported: _nothing,
+    cost_events.UsageReported: _usage,
     event_types.AlarmRang: _run_alarm_or_rollout_alarm,
     event_types.CoordinatorElected: _nothing,
     event_types.DriftReported: _nothing,

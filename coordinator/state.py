@@ -11,7 +11,7 @@ from immutables import Map
 
 from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
 from fedtide.coordinator.drafts import Draft
-from fedtide.coordinator.fleet import fleet
+from fedtide.coordinator.fleet import fleet, forecast
 from fedtide.coordinator.identity import epochs, identities
 from fedtide.coordinator.ledger import accounts, anomalies, budgets, valuation
 from fedtide.coordinator.models import registry
@@ -24,7 +24,19 @@ from fedtide.fabric.tensors.blobs import BlobRef
 
 T = TypeVar("T")
 
-_TABLES = ("nodes", "runs", "models", "rollouts", "triggers", "last_asked", "serving", "ledger", "budgets", "hourly")
+_TABLES = (
+    "nodes",
+    "runs",
+    "models",
+    "rollouts",
+    "triggers",
+    "last_asked",
+    "serving",
+    "ledger",
+    "budgets",
+    "hourly",
+    "free",
+)
 _SINGLE = ("identities", "epoch", "valuer", "hour", "metered")
 """What is one immutable thing."""
 
@@ -48,6 +60,8 @@ class World:
         self.valuer = valuation.Valuer(PriceBook())
         self.hourly: MutableMapping[str, anomalies.Hours] = {}
         """By `model/NAME` and `region/NAME`: what it has cost in each of the last hours."""
+        self.free: MutableMapping[str, forecast.Shares] = {}
+        """By region: when its nodes were there and idle."""
         self.metered = ""
         """The id of the last report of what no other event tells."""
         self.hour = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedtide.coordinator.ledger.booking import MOST_GPUS, pool_of
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
-from fedtide.fabric.events.costs import UsageReported, UsedFor
+from fedtide.fabric.events.costs import Availability, UsageReported, UsedFor
 from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.messages.usage import MOST, Usage
 from fedtide.fabric.plans.prices import Phase
@@ -78,6 +79,7 @@ class Metering:
         self._meter = Meter("self", helpers)
         self._began = self._looked = monotonic()
         self._heard_at: dict[str, float] = {}
+        self._busy: set[str] = set()
         self._pools: dict[str, set[str]] = {}
         self._kept: Kept | None = None
         with suppress(OSError, MalformedMessage):
@@ -96,6 +98,7 @@ class Metering:
         Of an agent that is older than this process, and was not heard by the one before, nobody knows what was logged.
         """
         now, at = Totals(boot=beat.boot, used=beat.used, wasted=beat.wasted, inferences=beat.inferences), monotonic()
+        (self._busy.add if beat.busy is not None else self._busy.discard)(node.name)
         before, heard_at = self._seen.get(node.name), self._heard_at.get(node.name)
         self._seen[node.name], self._heard_at[node.name] = now, at
         uptime = beat.uptime_s if beat.uptime_s is not None else LONGEST_S
@@ -157,14 +160,23 @@ class Metering:
     async def _log(self) -> None:
         items, self._items = self.unlogged(), {}
         used = [item for item in items if item.usage or item.inferences or item.stored_kb_s]
+        available = self.available()
         while used:
+            report = UsageReported(source="coordinator", items=used[:ITEMS_OF_ONE], available=available)
             try:
-                await self._engine.submit(UsageReported(source="coordinator", items=used[:ITEMS_OF_ONE]))
+                await self._engine.submit(report)
             except FedtideError:
                 for item in used:
                     self._add(item)
                 raise
-            used = used[ITEMS_OF_ONE:]
+            used, available = used[ITEMS_OF_ONE:], {}
+
+    def available(self) -> dict[str, Availability]:
+        """By region, now: how many nodes there are, and how many of them could train."""
+        nodes = self._engine.world.members()
+        of_all = Counter(node.region for node in nodes)
+        free = Counter(node.region for node in nodes if node.online and node.name not in self._busy)
+        return {region: Availability(nodes=count, free=free[region]) for region, count in of_all.items()}
 
     def save(self) -> None:
         """For the next process; without it, what is not logged is lost, and nothing else."""

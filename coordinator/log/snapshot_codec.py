@@ -33,11 +33,11 @@ from fedtide.fabric.events.envelope import Event, decode_event
 from fedtide.fabric.plans.prices import PriceBook
 from fedtide.fabric.tensors import blobs
 
-FORMAT = 3
+FORMAT = 4
 """The format of the states below. Change it with the first change of a state's fields after a release."""
 OLDEST = 3
 """An older snapshot has no ledger, and only the whole log can say what stands in it."""
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: lambda tables: {**tables, "free": {}}}
 """For each format, a function that turns its tables into those of the next format."""
 
 TABLES: dict[str, Any] = {
@@ -54,6 +54,7 @@ TABLES: dict[str, Any] = {
     "budgets": dict[str, budgets.Kept],
     "prices": PriceBook,
     "hourly": dict[str, Map[int, Decimal]],
+    "free": dict[str, Map[int, float]],
     "hour": int,
     "metered": str,
 }

@@ -23,12 +23,20 @@ class UsedFor(Message):
     stored_kb_s: Quantity = Field(default=0, description="Bytes in streams over time, in kB times seconds")
 
 
+class Availability(Message):
+    """Of one region's nodes, at one time."""
+
+    nodes: int = Field(ge=0)
+    free: int = Field(ge=0, description="Online, and without a task")
+
+
 class UsageReported(TaggedMessage):
     """What no other event tells: agents between tasks, coordinators, stores. Since the report before."""
 
     kind: Literal["usage.reported"] = "usage.reported"
     source: str = Field(description="Which process adds it up")
     items: list[UsedFor] = Field(max_length=10_000)
+    available: dict[str, Availability] = Field(default={}, description="By region, now; for forecasts")
 
 
 class PricesApplied(TaggedMessage):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import time
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -10,6 +12,7 @@ from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
+from fedtide.fabric.plans.windows import Window
 from fedtide.fabric.strict import Strict, Tagged
 
 SCHEDULE_TYPE = "dev.fedtide.schedule."
@@ -66,10 +69,35 @@ Action = Annotated[StartRun | StartRound | StartRollout | Notify, Field(discrimi
 
 
 class Schedule(Strict):
-    """Five-field cron, in a time zone."""
+    """Five-field cron, or a daily window of which the best hour is taken; in a time zone."""
 
-    cron: str = Field(description="Five fields: minute, hour, day of month, month, day of week")
-    timezone: str = Field(default="UTC", description="Of the five fields")
+    cron: str = Field(default="", description="Five fields: minute, hour, day of month, month, day of week")
+    when: str = Field(
+        default="",
+        description="Instead: `most-available within 02:00-06:00`, once in each such window, at the hour when most of "
+        "the nodes that it would ask are likely to be online and idle",
+    )
+    timezone: str = Field(default="UTC", description="Of the five fields, or of the window")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Schedule:
+        if bool(self.cron) == bool(self.when):
+            raise ValueError("needs either `cron` or `when`")
+        if self.when and _WITHIN.fullmatch(self.when) is None:
+            raise ValueError("`when` is written like: most-available within 02:00-06:00")
+        return self
+
+    @property
+    def window(self) -> Window | None:
+        """The times of day of `when`."""
+        found = _WITHIN.fullmatch(self.when)
+        if found is None:
+            return None
+        return Window(start=time.fromisoformat(found[1]), end=time.fromisoformat(found[2]))
+
+
+_TIME = r"((?:[01]\d|2[0-3]):[0-5]\d)"
+_WITHIN = re.compile(rf"most-available within {_TIME} ?- ?{_TIME}")
 
 
 class TriggerRule(Strict):

@@ -48,12 +48,12 @@ def _zone_of_node(name: str) -> ZoneInfo:
 
 def is_open(window: Window, at: datetime, local: str = "UTC") -> bool:
     """Whether `at` lies in the window, for a node whose time zone is `local`."""
-    return any(start <= at < end for start, end in _around(window, at, local))
+    return any(start <= at < end for start, end in openings(window, at, local))
 
 
 def opening(window: Window, at: datetime, local: str = "UTC") -> datetime:
     """When the window opened, if it is open at `at`; otherwise when it opens next."""
-    around = _around(window, at, local)
+    around = openings(window, at, local)
     return next((start for start, end in around if start <= at < end), None) or opens_at(window, at, local)
 
 
@@ -61,11 +61,11 @@ def opens_at(window: Window, at: datetime, local: str = "UTC") -> datetime:
     """`at` if the window is open, else when it opens next."""
     if is_open(window, at, local):
         return at
-    return min(start for start, _ in _around(window, at, local) if start > at)
+    return min(start for start, _ in openings(window, at, local) if start > at)
 
 
-def _around(window: Window, at: datetime, local: str) -> list[tuple[datetime, datetime]]:
-    """The openings from yesterday's to one in eight days, in UTC."""
+def openings(window: Window, at: datetime, local: str = "UTC") -> list[tuple[datetime, datetime]]:
+    """The openings from yesterday's to one in eight days, in UTC: when each begins and ends."""
     where = zone(window.timezone) if window.timezone is not None else _zone_of_node(local)
     today = at.astimezone(where).date()
     found = []

@@ -84,7 +84,7 @@ def test_of_the_times_that_passed_only_the_last_counts_and_only_if_it_is_not_lon
 async def test_a_schedule_fires_at_its_times_and_a_rule_that_is_removed_no_more(
     broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "next_after", lambda _, moment: moment + timedelta(seconds=0.02))
+    monkeypatch.setattr(schedules, "next_after", lambda _, moment, __: moment + timedelta(seconds=0.02))
     engine = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
     await engine.take_over(CoordinatorElected(name="one"))
     tasks = [asyncio.create_task(engine.run()), asyncio.create_task(schedules.keep(engine))]
@@ -115,7 +115,7 @@ async def test_a_time_that_fell_into_a_fail_over_is_made_up_for(
     running.cancel()
     missed = datetime.now(UTC)
     far = missed + timedelta(days=1)
-    monkeypatch.setattr(schedules, "next_after", lambda _, moment: missed if moment < missed else far)
+    monkeypatch.setattr(schedules, "next_after", lambda _, moment, __: missed if moment < missed else far)
     second = Engine(broker, SUBJECTS, EventLog(broker, SUBJECTS), Snapshots(broker, SUBJECTS))
     await second.take_over(CoordinatorElected(name="two"))
     tasks = [asyncio.create_task(second.run()), asyncio.create_task(schedules.keep(second))]
