@@ -27,6 +27,8 @@ from fedtide.coordinator.runs import rounds, runs
 from fedtide.coordinator.state import World
 from fedtide.coordinator.transitions import Transition
 from fedtide.edge_agent.config import AgentConfig, DriftLimits
+from fedtide.edge_agent.serving.node_metrics import NodeMetrics, NodeState
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans import rollout_plan as plan
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.round_policy import RoundPolicy, Selection, StopRule
@@ -139,6 +141,17 @@ def metrics() -> str:
     return "\n".join(rows)
 
 
+def node_metrics() -> str:
+    """As `metrics`, of a node."""
+    state = NodeState(ready=True, connected=True, training=False, used=Usage())
+    serving: Any = type("Empty", (), {"serving": dict})()
+    rows = ["| metric | type | is |", "|---|---|---|"]
+    for family in NodeMetrics(serving, lambda: state).registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+    return "\n".join(rows)
+
+
 def chart_values(file: Path) -> str:
     """The values of a chart, with the comments that stand beside or above them."""
     text = file.read_text(encoding="utf-8")
@@ -189,6 +202,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rollout-actions": lambda: actions(rollouts.ACTIONS),
     "wave-states": lambda: diagram(waves.TRANSITIONS),
     "metrics": metrics,
+    "node-metrics": node_metrics,
     "cloud-values": lambda: chart_values(CHARTS["cloud/fedtide"] / "values.yaml"),
     "edge-values": lambda: chart_values(CHARTS["k3s/fedtide-edge"] / "values.yaml"),
 }

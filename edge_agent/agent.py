@@ -26,6 +26,7 @@ from fedtide.edge_agent.samples.store import SampleStore, samples_file
 from fedtide.edge_agent.serving.footprint import shrink
 from fedtide.edge_agent.serving.inference_server import InferenceServer
 from fedtide.edge_agent.serving.nats_inference import NatsInference
+from fedtide.edge_agent.serving.node_metrics import NodeMetrics, NodeState
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.tasks.app_logs import AppLogs
 from fedtide.edge_agent.tasks.governor import Latency
@@ -66,6 +67,7 @@ class Agent:
         self._latency = Latency()
         self._boot = new_id("boot")
         self._meter, self._began = NodeMeter(), time.monotonic()
+        self._linked: Broker | None = None
         self._reported = 0
         self._joined = 0
         self._clock = FleetClock()
@@ -88,7 +90,9 @@ class Agent:
         if config.capture.share:
             self._serving.observers.append(capturer.observe)
         self._samples = SampleApi(config.node, samples, capturer, self._comparisons.labels_came)
-        await self._server.start(self._samples.routes())
+        metrics = NodeMetrics(self._serving, self._state)
+        self._serving.observers.append(metrics.observe)
+        await self._server.start(self._samples.routes(), metrics.routes())
         log.info("inference.listening", extra={"url": self._server.url})
         store = ModelStore(config.data_dir / "models")
         serve_from_disk(config, store, self._serving)
@@ -102,6 +106,20 @@ class Agent:
             self._serving.stop()
             await capturer.flush()
             samples.close()
+
+    def _state(self) -> NodeState:
+        """For `/metrics`; before the node has been connected, too."""
+        broker = self._linked
+        used, _ = self._meter.totals()
+        if broker is not None:
+            received, sent = broker.traffic
+            used += Usage(received_bytes=received, sent_bytes=sent)
+        return NodeState(
+            ready=self._server.ready,
+            connected=broker is not None and broker.is_connected,
+            training=broker is not None and self._tasks.busy is not None,
+            used=used,
+        )
 
     def _look_ready(self, store: ModelStore) -> None:
         """Ready: every model that this node should serve is served, by one of its releases."""
@@ -124,6 +142,7 @@ class Agent:
     async def _connected(self, store: ModelStore, access: Access) -> None:
         config = self._config
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", access, wait_s=None)
+        self._linked = broker
         self._tasks = TaskLoop(config, broker, self._latency, self._clock, self._cluster, self._meter)
         self._activation = Activation(
             config,

@@ -9,10 +9,11 @@ from typing import Any
 from aiohttp import web
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.serving.node_metrics import PATH
 from fedtide.fabric.process.web_access import TokenFile, is_loopback, why_foreign
 
-OPEN = ("/v2", "/v2/health/live", "/v2/health/ready")
-"""What probes ask."""
+OPEN = ("/v2", "/v2/health/live", "/v2/health/ready", PATH)
+"""What probes and Prometheus ask."""
 
 
 def access_middleware(config: AgentConfig) -> Any:

@@ -116,6 +116,11 @@ class Broker(StreamReads):
         return broker
 
     @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection just now; a lost one is looked for again."""
+        return bool(self._client.is_connected)
+
+    @property
     def traffic(self) -> tuple[int, int]:
         """Bytes of messages received and sent since this connection was made."""
         return self._client.stats["in_bytes"], self._client.stats["out_bytes"]

@@ -226,6 +226,18 @@ def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
     assert {b["kind"] for b in objects} >= {"PodMonitor", "ServiceMonitor"}
 
 
+def test_agents_are_scraped_by_the_port_that_they_have() -> None:
+    values = yaml.safe_load((EDGE / "examples/shops.yaml").read_text())
+    objects = render(EDGE, {**values, "podMonitor": {"enabled": True, "labels": {"release": "prom"}}})
+    (monitor,) = [b for b in objects if b["kind"] == "PodMonitor"]
+    (agent,) = [b for b in objects if b["kind"] == "DaemonSet"]
+    labels = agent["spec"]["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    ports = {p["name"] for c in agent["spec"]["template"]["spec"]["containers"] for p in c.get("ports", [])}
+    assert {e["port"] for e in monitor["spec"]["podMetricsEndpoints"]} <= ports
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+
+
 def test_secrets_that_the_coordinators_configuration_names_are_there() -> None:
     objects = render(CLOUD, {"regions": ["eu"], "coordinator": {"secrets": ["slack"]}})
     (pod,) = [

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fedtide.console.embedded.plan import free_ports
 from fedtide.fabric.messages.views import PlannedRollout, RolloutView
@@ -87,6 +88,22 @@ def test_the_open_inference_protocol_is_answered_as_it_says(there: Installation)
     assert _ask(there, "eu-1", f"/v2/models/scale/versions/{version}/ready")[0] == 200
     status, answer = _ask(there, "eu-1", "/v2/models/scale/infer", _request([1, 2, 3, 4, 5, 6], [2, 3]))
     assert (status, answer["id"], answer["outputs"][0]["shape"]) == (200, "42", [2, 3])
+
+
+def test_a_node_tells_prometheus_what_it_serves_and_how_fast(there: Installation) -> None:
+    def sample(name: str, **labels: str) -> float:
+        with urllib.request.urlopen(f"{there.node('eu-1').inference_url}/metrics", timeout=10) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        found = [s for f in families for s in f.samples if s.name == name and labels.items() <= s.labels.items()]
+        return sum(s.value for s in found)
+
+    version, _ = _answer(there, "eu-1")
+    before = sample("fedtide_inference_seconds_count", model="scale")
+    assert _ask(there, "eu-1", "/v2/models/scale/infer", _request([1, 2, 3]))[0] == 200
+    assert sample("fedtide_inference_seconds_count", model="scale") == before + 1
+    assert sample("fedtide_node_serves", model="scale", version=version) == 1
+    assert [sample(f"fedtide_node_{name}") for name in ("ready", "connected", "training")] == [1, 1, 0]
+    assert sample("fedtide_node_cpu_seconds_total") > 0 and sample("fedtide_node_received_bytes_total") > 0
 
 
 @pytest.mark.parametrize(
