@@ -29,6 +29,8 @@ from fedtide.fabric.plans.rollout_plan import QueryGate, QueryTemplate
 log = logging.getLogger(__name__)
 
 WITHIN_S = 10.0
+SETTLE_S = 0.2
+"""Events come in bursts: one look at the roll-outs for all of them."""
 MOST_BYTES = 1_000_000
 """Of one answer: a single value takes hundreds."""
 
@@ -61,6 +63,9 @@ class GateQueries:
                             self._asking.add(question)
                             group.create_task(self._ask_on(question), name=f"query-{question.rollout}-{question.gate}")
                     await events.get()
+                    await asyncio.sleep(SETTLE_S)
+                    while not events.empty():
+                        events.get_nowait()
 
     async def _ask_on(self, question: Question) -> None:
         try:

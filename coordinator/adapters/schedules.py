@@ -71,6 +71,8 @@ def _next_in(window: Window, timezone: str, moment: datetime, pick: Pick) -> dat
 
 def best_for(rule: TriggerRule, world: World) -> Pick:
     """By what is known of the regions of the nodes that a rule would ask."""
+    if rule.schedule is None or rule.schedule.window is None:
+        return _earliest
     selector = getattr(rule.do, "selector", {})
     nodes = Counter(node.region for node in world.members() if fleet.matches(node, selector))
     return lambda begin, end: forecast.best_time(begin, end, world.free, nodes)[0]
