@@ -87,7 +87,7 @@ class Prometheus(Strict):
     @field_validator("url")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        if not re.fullmatch(r"https?://[^\s?#]+", value):
+        if not re.fullmatch(r"https?://[^\s?#@]+", value):
             raise ValueError("is no URL, such as http://prometheus:9090")
         return value.rstrip("/")
 
@@ -101,7 +101,7 @@ class Webhook(Strict):
 
 
 class Slack(Strict):
-    """An incoming webhook of Slack, Mattermost or whatever takes {"text": ...}."""
+    """An incoming webhook of Slack, or of whatever takes {"text": ...}; only Slack's markup is taken out."""
 
     kind: Literal["slack"] = "slack"
     url_file: Path = Field(description="File with the URL, which is a secret")
@@ -127,6 +127,13 @@ class NatsSubject(Strict):
     credentials: Path | None = None
     ca_file: Path | None = None
 
+    @field_validator("url")
+    @classmethod
+    def _names_no_password(cls, value: str) -> str:
+        if "@" in value:
+            raise ValueError("holds a password: write it into `credentials`")
+        return value
+
 
 Channel = Annotated[Webhook | Slack | Email | NatsSubject, Field(discriminator="kind")]
 
@@ -142,7 +149,7 @@ class TraceRules(Strict):
     @field_validator("endpoint")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        if value and not re.fullmatch(r"https?://[^/\s]+/\S*", value):
+        if value and not re.fullmatch(r"https?://[^/\s@]+/[^\s@]*", value):
             raise ValueError("is no URL with a path, such as http://collector:4318/v1/traces")
         return value
 

@@ -5,7 +5,7 @@
 | (any) | an event came from outside | what it carried |
 | dev.fedtide.release.published | - | model, version, metric_<name>, traceparent, also current_version, ... |
 | dev.fedtide.rollout.completed / .rolledback | a roll-out ended | model, version, rollout, reason |
-| dev.fedtide.rollout.paused | a roll-out waits for a person | model, version, rollout, reason |
+| dev.fedtide.rollout.paused | a roll-out is paused | model, version, rollout, reason |
 | dev.fedtide.run.ended | a run ended | run, model, outcome, reason |
 | dev.fedtide.fleet.changed | a node came or went | node, here (is it online?), region, online (of all), region_online |
 | dev.fedtide.data.reported | a node told its sample count | node, region, samples, region_samples, fleet_samples |

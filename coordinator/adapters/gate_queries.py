@@ -7,28 +7,32 @@ configuration: whoever plans a roll-out cannot have it ask somebody else.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
+from time import monotonic
 from typing import Any, NamedTuple
 
 import aiohttp
+from pydantic_core import from_json
 
 from fedtide.coordinator.config import Prometheus
 from fedtide.coordinator.log.engine import Engine
-from fedtide.coordinator.rollouts import rollouts, waves
+from fedtide.coordinator.rollouts import gates, rollouts, waves
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.events.rollouts import QueryAnswered
-from fedtide.fabric.plans.rollout_plan import QueryGate, QueryTemplate
+from fedtide.fabric.plans.rollout_plan import UNANSWERED, QueryGate, QueryTemplate
 
 log = logging.getLogger(__name__)
 
 WITHIN_S = 10.0
+TELL_AGAIN_S = 60.0
+"""An answer that changes nothing is logged so often: that there is one counts."""
 SETTLE_S = 0.2
 """Events come in bursts: one look at the roll-outs for all of them."""
 MOST_BYTES = 1_000_000
@@ -36,11 +40,12 @@ MOST_BYTES = 1_000_000
 
 
 class Question(NamedTuple):
-    """One gate of one baking stage."""
+    """One gate of one stage, in the bake that began then."""
 
     rollout: str
     region: str
     stage: str
+    since: datetime
     gate: int
 
 
@@ -69,11 +74,20 @@ class GateQueries:
 
     async def _ask_on(self, question: Question) -> None:
         try:
-            while (gate := _gate_of(question, self._engine.world)) is not None:
-                value, reason = await self._ask(question, gate)
-                answered = QueryAnswered(**question._asdict(), value=value, reason=reason[:500])
-                with suppress(InvalidTransition):
-                    await self._engine.submit(answered)
+            told_at = -math.inf
+            while (found := _baking(question, self._engine.world)) is not None:
+                gate, wave = found
+                try:
+                    value, reason = await self._ask(question, gate)
+                except Exception as exc:  # whatever a server answers must end no coordinator
+                    log.exception("query.failed", extra={"rollout": question.rollout})
+                    value, reason = None, f"the answer cannot be read: {type(exc).__name__}"
+                before = wave.answers.get(str(question.gate), gates.UNASKED)
+                if is_news(gate, before, value) or monotonic() >= told_at + TELL_AGAIN_S:
+                    told_at = monotonic()
+                    answered = QueryAnswered(**question._asdict(), value=value, reason=reason[:500])
+                    with suppress(InvalidTransition):
+                        await self._engine.submit(answered)
                 await asyncio.sleep(gate.every_s)
         finally:
             self._asking.discard(question)
@@ -99,20 +113,25 @@ def open_questions(world: World) -> Iterator[Question]:
         asking = [number for number, gate in enumerate(plan.gates) if isinstance(gate, QueryGate)]
         for planned, wave in zip(plan.waves, rollout.waves, strict=True) if asking else ():
             if isinstance(wave, waves.Baking):
-                yield from (Question(key, planned.region, wave.stage, number) for number in asking)
+                yield from (Question(key, planned.region, wave.stage, wave.since, number) for number in asking)
 
 
-def _gate_of(question: Question, world: World) -> QueryGate | None:
-    """The gate of a question that is still open."""
+def is_news(gate: QueryGate, before: gates.Answers, value: float | None) -> bool:
+    """Whether an answer can decide more than those before it; a roll-out may be paused for weeks."""
+    after = gates.after_answer(gate, before, value, "", before.at)
+    return after.in_a_row == 1 or before.in_a_row < max(gate.times, UNANSWERED)
+
+
+def _baking(question: Question, world: World) -> tuple[QueryGate, waves.Baking] | None:
+    """The gate of a question that is still open, and its wave."""
     rollout = world.rollouts.get(question.rollout)
     if rollout is None or not rollouts.is_open(rollout):
         return None
     gate = rollout.facts.plan.gates[question.gate]
-    bakes = any(
-        planned.region == question.region and isinstance(wave, waves.Baking) and wave.stage == question.stage
-        for planned, wave in zip(rollout.facts.plan.waves, rollout.waves, strict=True)
-    )
-    return gate if bakes and isinstance(gate, QueryGate) else None
+    for planned, wave in zip(rollout.facts.plan.waves, rollout.waves, strict=True):
+        if planned.region == question.region and isinstance(wave, waves.Baking) and isinstance(gate, QueryGate):
+            return (gate, wave) if (wave.stage, wave.since) == (question.stage, question.since) else None
+    return None
 
 
 async def _answer(server: Prometheus, query: str) -> dict[str, Any]:
@@ -132,7 +151,7 @@ async def _answer(server: Prometheus, query: str) -> dict[str, Any]:
         if len(body) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES} bytes")
         try:
-            told = json.loads(body)
+            told = from_json(body)  # which knows no lone surrogates, and no depth without end
         except ValueError:
             raise ValueError(f"status {response.status}, and no JSON") from None
         if not isinstance(told, dict):
@@ -156,6 +175,6 @@ def value_of(answer: dict[str, Any]) -> tuple[float | None, str]:
             value = float(result[1])
         else:
             return None, f"the answer is a {kind}, not one value"
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None, "the answer cannot be read"
     return (value, "") if math.isfinite(value) else (None, f"the answer is {value}")

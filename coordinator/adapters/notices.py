@@ -39,6 +39,10 @@ SOURCE = "/fedtide/coordinator"
 MOST_TEXT = 10_000
 
 
+class _Answered(TransientError):
+    """The channel answered, and may take it later."""
+
+
 class Notices:
     """Sends through channels, by name."""
 
@@ -66,11 +70,16 @@ class Notices:
                         raise
                     except (OSError, FedtideError, aiohttp.ClientError, smtplib.SMTPException) as exc:
                         # The URL is a secret: of an error only what names no address.
-                        wrong = str(exc) if isinstance(exc, FedtideError) else type(exc).__name__
+                        wrong = exc.what if isinstance(exc, _Answered) else type(exc).__name__
                         log.info("notice.waits", extra={"rule": rule.name, "channel": rule.do.to, "reason": wrong})
                     await backoff.wait()
+        except ConfigError:
+            raise
         except TimeoutError:
             raise ConfigError(f"notify {rule.do.to}", f"takes nothing: {wrong or 'no answer'}") from None
+        except Exception as exc:  # a secret with a line break, a text that no header can hold, ...
+            log.exception("notice.failed", extra={"rule": rule.name, "channel": rule.do.to})
+            raise ConfigError(f"notify {rule.do.to}", f"cannot be sent: {type(exc).__name__}") from None
 
 
 def check(rule: TriggerRule, channels: Collection[str]) -> None:
@@ -152,37 +161,66 @@ async def _post(url: str, body: dict[str, Any], kind: str, headers: dict[str, st
             return
         said = f"status {response.status}"
         if response.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or response.status >= 500:
-            raise TransientError(said)
+            raise _Answered(said)
         raise ConfigError("the channel", f"refuses: {said}", "See its URL and token")
 
 
-def _mail(channel: Email, event: dict[str, Any]) -> None:
+def _of_a_header(text: str) -> str:
+    """One line. A field of an event could else hide a line break in an encoded word, which `email` decodes."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).replace("=?", "?").split())
+
+
+def _message(channel: Email, event: dict[str, Any]) -> EmailMessage:
     text = event["data"]["text"]
     message = EmailMessage()
     message["From"], message["To"] = channel.sender, ", ".join(channel.to)
-    message["Subject"] = " ".join(f"fedtide {event['subject']}: {text}".split())[:150]
+    message["Subject"] = _of_a_header(f"fedtide {event['subject']}: {text}")[:150]
     message["Date"] = format_datetime(datetime.now(UTC))
     message["Message-ID"] = f"<{event['id']}.{event['subject']}@fedtide>"
-    message["X-Fedtide-Type"] = " ".join(event["type"].split())
+    message["X-Fedtide-Type"] = _of_a_header(event["type"])[:150]
     data = {key: value for key, value in event["data"].items() if key != "text"}
     message.set_content(f"{text}\n\n{json.dumps(data, indent=1)}\n")
+    return message
+
+
+def _session(channel: Email) -> smtplib.SMTP:
+    """Connected, encrypted and logged in as the channel says."""
     context = ssl.create_default_context()
+    if channel.tls == "tls":
+        client: smtplib.SMTP = smtplib.SMTP_SSL(channel.host, channel.port, timeout=WITHIN_S, context=context)
+    else:
+        client = smtplib.SMTP(channel.host, channel.port, timeout=WITHIN_S)
     try:
-        if channel.tls == "tls":
-            client: smtplib.SMTP = smtplib.SMTP_SSL(channel.host, channel.port, timeout=WITHIN_S, context=context)
-        else:
-            client = smtplib.SMTP(channel.host, channel.port, timeout=WITHIN_S)
-        with client:
-            if channel.tls == "starttls":
-                client.starttls(context=context)
-            if channel.user:
-                password = channel.password_file.read_text().strip() if channel.password_file is not None else ""
-                client.login(channel.user, password)
-            client.send_message(message)
+        if channel.tls == "starttls":
+            client.starttls(context=context)
+        if channel.user:
+            password = channel.password_file.read_text().strip() if channel.password_file is not None else ""
+            client.login(channel.user, password)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _mail(channel: Email, event: dict[str, Any]) -> None:
+    try:
+        client = _session(channel)
+        try:
+            refused = client.send_message(_message(channel, event))
+        finally:
+            client.close()  # without a farewell: it has taken the message, or not
     except smtplib.SMTPAuthenticationError as exc:
-        raise ConfigError(
-            "the channel", f"refuses its login: {exc.smtp_code}", "See `user` and `password_file`"
-        ) from exc
+        if exc.smtp_code < _FINAL:
+            raise
+        remedy = "See `user` and `password_file`"
+        raise ConfigError("the channel", f"refuses its login: {exc.smtp_code}", remedy) from exc
     except smtplib.SMTPRecipientsRefused as exc:
-        refused = next(iter(exc.recipients))
-        raise ConfigError("the channel", f"the server takes nothing for {refused}", "See `to`") from exc
+        if all(code < _FINAL for code, _ in exc.recipients.values()):
+            raise  # greylisted: it takes them later
+        refused = exc.recipients
+    if refused:
+        raise ConfigError("the channel", f"the server takes nothing for {', '.join(refused)}", "See `to`")
+
+
+_FINAL = 500
+"""Codes of SMTP from here on will be the same tomorrow (RFC 5321, 4.2.1)."""

@@ -21,12 +21,13 @@ from fedtide.coordinator.state import World
 from fedtide.fabric.errors import ConfigError, InvalidTransition
 from fedtide.fabric.events.envelope import SignalReceived
 from fedtide.fabric.plans.trigger_rule import Schedule, Signal, TriggerRule
-from fedtide.fabric.plans.windows import Window, opening, openings
+from fedtide.fabric.plans.windows import Window, is_open, openings
 
 log = logging.getLogger(__name__)
 
 MAKE_UP_S = 600.0
 """A time that passed longer ago, unnoticed, is not made up for."""
+FORGOTTEN_AFTER = timedelta(days=3)
 UNSURE_S = 5.0
 """So long before its last event a leader that is gone may have missed a time: what it has fired does not fire again."""
 
@@ -65,17 +66,34 @@ def next_after(schedule: Schedule, moment: datetime, pick: Pick = _earliest) -> 
 
 
 def _next_in(window: Window, timezone: str, moment: datetime, pick: Pick) -> datetime:
-    picked = (pick(begin, end) for begin, end in openings(window, moment, timezone))
+    minute = timedelta(minutes=1)  # of a window that falls into the hour that clocks leave out
+    picked = (pick(begin, max(end, begin + minute)) for begin, end in openings(window, moment, timezone))
     return next(at for at in picked if at > moment)
 
 
-def best_for(rule: TriggerRule, world: World) -> Pick:
-    """By what is known of the regions of the nodes that a rule would ask."""
+Chosen = dict[tuple[str, datetime], datetime]
+"""By rule and beginning of a window: the time that was chosen when it had begun."""
+
+
+def best_for(rule: TriggerRule, world: World, chosen: Chosen, now: datetime) -> Pick:
+    """By what is known of the regions of the nodes that a rule would ask.
+
+    Once a window has begun, its time stays: what is seen meanwhile would make the hour that passes look best.
+    """
     if rule.schedule is None or rule.schedule.window is None:
         return _earliest
     selector = getattr(rule.do, "selector", {})
     nodes = Counter(node.region for node in world.members() if fleet.matches(node, selector))
-    return lambda begin, end: forecast.best_time(begin, end, world.free, nodes)[0]
+
+    def pick(begin: datetime, end: datetime) -> datetime:
+        if begin > now:
+            return forecast.best_time(begin, end, world.free, nodes)[0]
+        key = rule.name, begin
+        if key not in chosen:
+            chosen[key] = forecast.best_time(max(begin, min(now, end)), end, world.free, nodes)[0]
+        return chosen[key]
+
+    return pick
 
 
 async def keep(engine: Engine) -> None:
@@ -83,10 +101,17 @@ async def keep(engine: Engine) -> None:
     now = datetime.now(UTC)
     last = (engine.last_before_take_over or now) - timedelta(seconds=UNSURE_S)
     since = max(last, now - timedelta(seconds=MAKE_UP_S))
+    chosen: Chosen = {}
     with engine.watch() as changed:
         while True:
+            for key in [key for key in chosen if key[1] < datetime.now(UTC) - FORGOTTEN_AFTER]:
+                del chosen[key]
             rules = [t.rule for t in engine.world.triggers.values()]
-            due = [(rule, at) for rule in rules if (at := _next(rule, since, best_for(rule, engine.world))) is not None]
+            due = [
+                (rule, at)
+                for rule in rules
+                if (at := _next(rule, since, best_for(rule, engine.world, chosen, datetime.now(UTC)))) is not None
+            ]
             earliest = min((at for _, at in due), default=None)
             try:
                 seconds = None if earliest is None else max(0.0, (earliest - datetime.now(UTC)).total_seconds())
@@ -99,7 +124,7 @@ async def keep(engine: Engine) -> None:
             except TimeoutError:
                 since = now = datetime.now(UTC)
                 for rule, first in due:
-                    if (at := due_until(rule, first, now, best_for(rule, engine.world))) is not None:
+                    if (at := due_until(rule, first, now, best_for(rule, engine.world, chosen, now))) is not None:
                         await _fire(engine, rule, at)
 
 
@@ -123,18 +148,24 @@ def due_until(rule: TriggerRule, first: datetime, now: datetime, pick: Pick = _e
         if following is None:
             break
         at = following
-    return found if found is None or found >= now - timedelta(seconds=MAKE_UP_S) else None
+    if found is None or found >= now - timedelta(seconds=MAKE_UP_S):
+        return found
+    window = rule.schedule.window if rule.schedule is not None else None
+    still_open = window is not None and rule.schedule is not None and is_open(window, now, rule.schedule.timezone)
+    return found if still_open else None
 
 
-def _which(rule: TriggerRule, at: datetime) -> str:
+def which(rule: TriggerRule, at: datetime) -> str:
     """A window fires once, also if another of its hours looks better afterwards."""
     assert rule.schedule is not None
     window = rule.schedule.window
-    return (at if window is None else opening(window, at, rule.schedule.timezone)).isoformat()
+    if window is None:
+        return at.isoformat()
+    return max(begin for begin, _ in openings(window, at, rule.schedule.timezone) if begin <= at).isoformat()
 
 
 async def _fire(engine: Engine, rule: TriggerRule, at: datetime) -> None:
-    signal = Signal(id=f"schedule.{rule.name}.{_which(rule, at)}", type=rule.type)
+    signal = Signal(id=f"schedule.{rule.name}.{which(rule, at)}", type=rule.type)
     try:
         await engine.submit(SignalReceived(signal=signal), id=signal.id)
     except InvalidTransition as exc:

@@ -1,7 +1,7 @@
 """Sends traces to a collector, as OTLP over HTTP, if one is named; otherwise it costs nothing and loads nothing.
 
 Spans are made of the log's events here (`fedtide.coordinator.tracing`), also those of nodes: a node need not reach a
-collector, and its clock need not be right. What a collector does not take is lost, counted, and holds up nothing.
+collector, and its clock need not be right. What a collector does not take is lost, and holds up nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
+CLOSE_WITHIN_S = 2.0
 Handler = Callable[[Command], Awaitable[None]]
 
 
@@ -137,7 +139,10 @@ class _Sender:
         self._processor.on_end(_as_opentelemetry(span, self._resource))
 
     def close(self) -> None:
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+        """Send what is left, for a moment: a collector that is away delays no successor."""
+        ending = threading.Thread(target=self._processor.shutdown, daemon=True)
+        ending.start()
+        ending.join(CLOSE_WITHIN_S)
 
 
 def _as_opentelemetry(span: Span, resource: Resource) -> ReadableSpan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import assert_never
 
 from fedtide.coordinator.conditions import holds, names
@@ -46,24 +47,28 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """To one question so far: the last one, and how many in a row were as good, or as bad, or none at all."""
+    """To one question so far: the last one, and how many in a row were as good, or as bad, or none at all.
+
+    `at`: when the last one came.
+    """
 
     value: float | None = None
     reason: str = ""
     is_good: bool = False
     in_a_row: int = 0
+    at: datetime | None = None
 
 
 UNASKED = Answers()
 
 
-def after_answer(gate: QueryGate, before: Answers, value: float | None, reason: str) -> Answers:
+def after_answer(gate: QueryGate, before: Answers, value: float | None, reason: str, at: datetime | None) -> Answers:
     """With one more answer; no value: `reason` says why."""
     is_good = value is not None and not (
         (gate.most is not None and value > gate.most) or (gate.least is not None and value < gate.least)
     )
     is_same = (before.value is None, before.is_good) == (value is None, is_good)
-    return Answers(value, reason, is_good, before.in_a_row + 1 if is_same else 1)
+    return Answers(value, reason, is_good, before.in_a_row + 1 if is_same else 1, at)
 
 
 def total(parts: Iterable[Measured]) -> Measured:

@@ -252,12 +252,12 @@ def measure(wave: Wave, node: str, counter: int, measured: Measured) -> Wave:
     return with_nodes(wave, {node: replace(known, measured=measured)})
 
 
-def answered(plan: RolloutPlan, wave: Baking, event: QueryAnswered) -> Baking:
+def answered(plan: RolloutPlan, wave: Baking, event: QueryAnswered, at: datetime) -> Baking:
     gate = plan.gates[event.gate] if event.gate < len(plan.gates) else None
     if not isinstance(gate, QueryGate):
         return wave
     key = str(event.gate)
-    after = gates.after_answer(gate, wave.answers.get(key, gates.UNASKED), event.value, event.reason)
+    after = gates.after_answer(gate, wave.answers.get(key, gates.UNASKED), event.value, event.reason, at)
     return replace(wave, answers={**wave.answers, key: after})
 
 
@@ -268,9 +268,9 @@ def reported(facts: RolloutFacts, all_waves: tuple[Wave, ...], event: Report, at
         match event, wave:
             case RegionCached(region=region), Caching() if region == facts.plan.waves[index].region:
                 changed[index] = cached(facts, index, wave, event.wan_bytes, at)
-            case QueryAnswered(region=region, stage=stage), Baking(stage=now) if stage == now:
-                if region == facts.plan.waves[index].region:
-                    changed[index] = answered(facts.plan, wave, event)
+            case QueryAnswered(region=region), Baking() if region == facts.plan.waves[index].region:
+                if (event.stage, event.since) == (wave.stage, wave.since):
+                    changed[index] = answered(facts.plan, wave, event, at)
             case NodeMeasured(node=node), _:
                 changed[index] = measure(wave, node, event.counter, event.measured)
             case NodePhaseReported(phase="confirmed", node=node), TakenBack(restored=restored, cohort=cohort):
@@ -474,12 +474,23 @@ def _bake(facts: RolloutFacts, index: int, wave: Baking, judged: list[Judgement]
             return wave, (), WaveProblem(f"{here}: cannot be judged, {broken.reason}", failed=False)
         open_ = next((j for j in enforced if j.outcome != "pass"), None)
         if open_ is not None:
-            if plan.on_inconclusive == "pause":
+            if plan.on_inconclusive == "pause" and open_.gate != "query":  # its next answer decides
                 return wave, (), WaveProblem(f"{here}: {open_.reason}", failed=False)
             return wave, (), _late(plan, index, wave, at, open_.reason)
+        if (stale := _stale(plan, wave, at)) is not None:
+            return wave, (), _late(plan, index, wave, at, stale)
         if wave.stage == "canary" and plan.approve_after_canary:
             return wave, (), None
     return _next_stage(facts, index, wave, at)
+
+
+def _stale(plan: RolloutPlan, wave: Baking, at: datetime) -> str | None:
+    """Why what a query gate was answered says nothing of now: whoever asks was away."""
+    for number, gate in enumerate(plan.gates):
+        told = wave.answers.get(str(number), gates.UNASKED).at if isinstance(gate, QueryGate) and gate.enforce else None
+        if isinstance(gate, QueryGate) and told is not None and at > later(told, 2 * max(gate.every_s, 60.0) + 60.0):
+            return f"query: its last answer is {(at - told).total_seconds():.0f} s old"
+    return None
 
 
 def _late(plan: RolloutPlan, index: int, wave: Baking, at: datetime, reason: str) -> WaveProblem | None:

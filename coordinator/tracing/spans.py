@@ -41,6 +41,8 @@ from fedtide.fabric.events.runs import (
 from fedtide.fabric.trace_context import Origin, TraceContext, of_answer, of_offer
 
 Value = str | int | float | bool
+MOST_MOMENTS = 64
+"""Of one span: a node may repeat itself."""
 MOST_OPEN = 100_000
 """Beginnings that are remembered; of more, the oldest are forgotten."""
 
@@ -216,7 +218,9 @@ class Spans:
             self._moments.pop(oldest, None)
 
     def _add(self, context: TraceContext, moment: Moment) -> None:
-        self._moments[context] = (*self._moments.get(context, ()), moment)
+        known = self._moments.get(context, ())
+        if context in self._began and len(known) < MOST_MOMENTS:
+            self._moments[context] = (*known, moment)
 
     def _end(
         self,

@@ -105,6 +105,13 @@ def judge(state: Trigger, signal: Signal, at: datetime) -> tuple[FiringOutcome, 
         return "budget", f"all {limit} firings are spent"
     if state.last_fired_at is not None and at < later(state.last_fired_at, rule.cooldown_s):
         return "cooldown", f"fired {(at - state.last_fired_at).total_seconds():.1f} s ago, waits {rule.cooldown_s:g} s"
+    return _beside_what_is_active(state)
+
+
+def _beside_what_is_active(state: Trigger) -> tuple[FiringOutcome, str]:
+    rule = state.rule
+    if isinstance(rule.do, Notify) and len(state.asked) >= rule.max_queue:
+        return "queue full", f"{len(state.asked)} wait already for {rule.do.to}"
     if state.active is None or rule.policy == "replace":
         return "fired", ""
     if rule.policy == "skip":

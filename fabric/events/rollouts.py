@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -110,6 +111,7 @@ class QueryAnswered(TaggedMessage):
     rollout: str
     region: str
     stage: str
+    since: datetime = Field(description="When the bake began that it is about")
     gate: int = Field(ge=0, description="Which of the plan's gates, from 0")
     value: float | None = Field(default=None, allow_inf_nan=False)
     reason: str = Field(default="", max_length=500)

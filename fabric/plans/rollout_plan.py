@@ -137,8 +137,8 @@ class QueryGate(_Gate):
         description="PromQL with one value; $model, $version, $region, $rollout and $stage are filled in",
     )
     source: str = Field(default="main", description="Which server, by its name in the coordinator's `prometheus`")
-    most: float | None = Field(default=None, description="More than this fails")
-    least: float | None = Field(default=None, description="Less than this fails")
+    most: float | None = Field(default=None, allow_inf_nan=False, description="More than this fails")
+    least: float | None = Field(default=None, allow_inf_nan=False, description="Less than this fails")
     times: int = Field(default=1, ge=1, le=1000, description="Answers in a row that decide, for good or bad")
     every_s: float = Field(default=30.0, ge=1, le=86_400, description="Seconds between two questions")
 

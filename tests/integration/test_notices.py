@@ -24,6 +24,7 @@ from fedtide.coordinator.adapters import notices
 from fedtide.coordinator.adapters.notices import Notices, cloud_event, text_of
 from fedtide.coordinator.commands import Fire
 from fedtide.coordinator.config import Email, NatsSubject, Slack, Webhook
+from fedtide.coordinator.triggers.triggers import Firing, Trigger, judge
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.plans.trigger_rule import Notify, Signal, TriggerRule
@@ -135,14 +136,15 @@ async def test_mail_is_taken_by_an_smtp_server_and_no_field_can_add_a_header() -
     server.start()
     try:
         mail = Email(host="127.0.0.1", port=port, tls="none", sender="fedtide@example.org", to=["a@example.org"])
-        signal = BACK.model_copy(update={"fields": {"model": "digits\r\nBcc: evil@example.org", "ä": "ü"}})
+        hidden = "=?utf-8?q?=0D=0ABcc:_evil@example.org=0D=0A=0D=0Abody?="
+        signal = BACK.model_copy(update={"fields": {"model": f"digits\r\nCc: evil@example.org {hidden}", "ä": "ü"}})
         command = fired("mail", "$model went back")
         await Notices({"mail": mail}).send(Fire(command.rule, "notice-2", "cause", signal))
     finally:
         server.stop()
     (message,) = box.taken
-    assert message["Subject"] == "fedtide tell: digits Bcc: evil@example.org went back"
-    assert message["Bcc"] is None and message["X-RcptTo"] == "a@example.org"
+    assert message["Subject"].startswith("fedtide tell: digits Cc: evil@example.org ?utf-8?q?")
+    assert message["Bcc"] is None and message["Cc"] is None and message["X-RcptTo"] == "a@example.org"
     assert "digits" in message.get_payload()
 
 
@@ -159,6 +161,20 @@ async def test_nats_gets_the_cloud_event(hub: NatsServer) -> None:
         event = json.loads(await got.get())
     assert event["id"] == "notice-1" and event["data"]["model"] == "digits"
     await broker.close()
+
+
+def test_of_a_channel_that_takes_nothing_no_more_than_a_queue_waits() -> None:
+    rule = TriggerRule(name="tell", on=BACK.type, do=Notify(to="ops"), max_queue=2)
+    waits = tuple(Firing(BACK.model_copy(update={"id": f"e{n}"}), f"notice-{n}") for n in range(2))
+    assert judge(Trigger(rule, asked=waits[:1]), BACK, datetime.now(UTC))[0] == "fired"
+    assert judge(Trigger(rule, asked=waits), BACK, datetime.now(UTC))[0] == "queue full"
+
+
+async def test_a_secret_that_is_none_ends_in_the_rules_history(receiver: Receiver, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one\ntwo")
+    hook = Webhook(url_file=_file(tmp_path, receiver.url), token_file=tmp_path / "token")
+    with pytest.raises(ConfigError, match="cannot be sent: ValueError"):
+        await Notices({"ops": hook}).send(fired("ops"))
 
 
 def test_a_text_without_words_lists_what_is_known_and_unknown_names_stay() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fedtide.coordinator.adapters.gate_queries import Question, open_questions, value_of
+from fedtide.coordinator.adapters.gate_queries import is_news, open_questions, value_of
 from fedtide.coordinator.rollouts import rollouts
+from fedtide.coordinator.rollouts.gates import UNASKED, after_answer
 from fedtide.fabric.events.rollouts import QueryAnswered, RolloutResumeRequested
 from fedtide.fabric.plans.rollout_plan import Bake, QueryGate
 from tests.scenarios.build import Story, rollout, wave
@@ -24,8 +25,10 @@ def baking(**gate: Any) -> Story:
     return story
 
 
-def answered(value: float | None, reason: str = "", region: str = "eu", stage: str = "canary") -> QueryAnswered:
-    return QueryAnswered(rollout="ro-1", region=region, stage=stage, gate=0, value=value, reason=reason)
+def answered(story: Story, value: float | None, reason: str = "", **other: Any) -> QueryAnswered:
+    """To what is asked now."""
+    (question,) = open_questions(story.world)
+    return QueryAnswered(**{**question._asdict(), "value": value, "reason": reason, **other})
 
 
 def test_a_question_is_open_while_a_stage_bakes_and_its_answer_lets_the_next_begin() -> None:
@@ -33,19 +36,22 @@ def test_a_question_is_open_while_a_stage_bakes_and_its_answer_lets_the_next_beg
     story.tell(rollout(wave("eu", "e1", "e2"), gates=[GATE]))
     assert not list(open_questions(story.world))
     assert offers(confirm(story, "e1")) == []
-    assert list(open_questions(story.world)) == [Question("ro-1", "eu", "canary", 0)]
-    assert offers(story.tell(answered(0.05))) == ["e2"]
+    (question,) = open_questions(story.world)
+    assert (question.rollout, question.region, question.stage, question.gate) == ("ro-1", "eu", "canary", 0)
+    before = answered(story, 0.05)
+    assert offers(story.tell(before)) == ["e2"]
     assert not list(open_questions(story.world))
     confirm(story, "e2")
-    story.tell(answered(0.01))  # of the stage before
+    story.tell(before)  # of the stage before
+    story.tell(answered(story, 0.05, stage="canary"))
     assert not isinstance(state_of(story), rollouts.Completed)
-    story.tell(answered(0.01, stage="rest"))
+    story.tell(answered(story, 0.01))
     assert isinstance(state_of(story), rollouts.Completed)
 
 
 def test_a_value_out_of_bounds_takes_the_release_back_and_is_in_the_reason() -> None:
     story = baking()
-    story.tell(answered(0.06))
+    story.tell(answered(story, 0.06))
     assert isinstance(state_of(story), rollouts.RolledBack)
     assert state_of(story).reason == "eu, canary: query: 0.06, allowed at most 0.05, 1 of 1 in a row"
 
@@ -53,25 +59,56 @@ def test_a_value_out_of_bounds_takes_the_release_back_and_is_in_the_reason() -> 
 def test_as_many_in_a_row_as_the_plan_says_decide() -> None:
     story = baking(times=3, least=0)
     for value in (0.06, 0.06, 0.01, 0.01, -1, 0.01, 0.01):
-        story.tell(answered(value))
+        story.tell(answered(story, value))
         assert isinstance(state_of(story), rollouts.Rolling), value
     assert view_of(story).regions[0].gates[0].reason == (
         "query: 0.01, allowed at least 0 and at most 0.05, 2 of 3 in a row"
     )
-    assert offers(story.tell(answered(0.01))) == ["e2"]
+    assert offers(story.tell(answered(story, 0.01))) == ["e2"]
 
 
 def test_no_value_is_never_a_pass_and_after_three_a_person_is_asked() -> None:
     story = baking()
     for _ in range(2):
-        story.tell(answered(None, "the answer is nan"))
+        story.tell(answered(story, None, "the answer is nan"))
         assert isinstance(state_of(story), rollouts.Rolling)
-    story.tell(answered(None, "the answer is nan"))
+    story.tell(answered(story, None, "the answer is nan"))
     assert "cannot be judged, query: no value (3 of 3 in a row): the answer is nan" in state_of(story).reason
     assert list(open_questions(story.world))  # what holds when it goes on decides
+    of_the_bake_before = answered(story, 0.0)
     story.tell(RolloutResumeRequested(rollout="ro-1"))
+    assert offers(story.tell(of_the_bake_before)) == []
     assert isinstance(state_of(story), rollouts.Rolling)
-    assert offers(story.tell(answered(0.0))) == ["e2"]
+    assert offers(story.tell(answered(story, 0.0))) == ["e2"]
+
+
+def test_a_gate_that_nobody_has_asked_yet_is_no_reason_to_pause() -> None:
+    story = started(wave("eu", "e1", "e2"), gates=[GATE], on_inconclusive="pause")
+    confirm(story, "e1")
+    assert isinstance(state_of(story), rollouts.Rolling)
+
+
+def test_an_answer_of_long_ago_is_no_pass() -> None:
+    story = started(wave("eu", "e1", "e2"), gates=[GATE], bake=Bake(seconds=1800))
+    confirm(story, "e1")
+    story.tell(answered(story, 0.01))
+    assert offers(story.ring()) == []
+    assert getattr(state_of(story), "reason", "") == ""
+    assert offers(story.tell(answered(story, 0.01))) == ["e2"]
+
+
+def test_what_decides_nothing_more_is_no_news() -> None:
+    gate = QueryGate(query="up", least=1, times=4)
+    known = UNASKED
+    for value, news in ((1.0, True), (1.0, True), (1.0, True), (1.0, True), (1.0, False), (0.0, True), (None, True)):
+        assert is_news(gate, known, value) is news, value
+        known = after_answer(gate, known, value, "", None)
+
+
+@pytest.mark.parametrize("bound", ["most", "least"])
+def test_a_bound_is_a_number(bound: str) -> None:
+    with pytest.raises(ValidationError):
+        QueryGate.model_validate({"query": "up", bound: float("nan")})
 
 
 def test_one_that_is_not_enforced_only_shows() -> None:
@@ -92,6 +129,7 @@ def test_one_that_is_not_enforced_only_shows() -> None:
         ({"status": "success", "data": {"resultType": "scalar", "result": [1, "+Inf"]}}, "inf"),
         ({"status": "success", "data": {"resultType": "matrix", "result": []}}, "matrix"),
         ({"status": "success", "data": 7}, "cannot be read"),
+        ({"status": "success", "data": {"resultType": "scalar", "result": [1, 10**400]}}, "cannot be read"),
     ],
 )
 def test_an_answer_without_one_value_says_why(answer: dict[str, Any], says: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from immutables import Map
 from pydantic import ValidationError
 
-from fedtide.coordinator.adapters.schedules import best_for, next_after
+from fedtide.coordinator.adapters.schedules import Chosen, best_for, due_until, next_after, which
 from fedtide.coordinator.fleet import forecast
 from fedtide.coordinator.fleet.forecast import Shares, after_sample, best_time, expected
 from fedtide.fabric.events.costs import Availability, UsageReported
@@ -68,7 +68,35 @@ def test_regions_count_by_their_nodes_that_would_be_asked() -> None:
     everybody = TriggerRule(name="r", schedule=NIGHT, do=StartRound(model="m"))
     of_us = everybody.model_copy(update={"do": StartRound(model="m", selector={"region": "us"})})
     begin, end = MONDAY + timedelta(hours=2), MONDAY + timedelta(hours=6)
-    assert [best_for(rule, story.world)(begin, end).hour for rule in (everybody, of_us)] == [3, 5]
+    assert [best_for(rule, story.world, {}, MONDAY)(begin, end).hour for rule in (everybody, of_us)] == [3, 5]
+
+
+def test_a_time_that_was_chosen_stays_and_a_coordinator_that_comes_late_takes_the_best_of_the_rest() -> None:
+    story, rule = Story(), TriggerRule(name="r", schedule=NIGHT, do=StartRound(model="m"))
+    story.tell(joined("e1"))
+    story.world.free["eu"] = learnt(4)
+    chosen: Chosen = {}
+    at = MONDAY + timedelta(hours=2, minutes=30)
+    assert next_after(NIGHT, at, best_for(rule, story.world, chosen, at)) == MONDAY + timedelta(hours=4)
+    story.world.free["eu"] = learnt(2)  # what is seen of the hour that passes
+    later = at + timedelta(minutes=5)
+    assert next_after(NIGHT, later, best_for(rule, story.world, chosen, later)) == MONDAY + timedelta(hours=4)
+    story.world.free["eu"] = learnt(3)
+    late = MONDAY + timedelta(hours=4, minutes=40)
+    assert next_after(NIGHT, late - timedelta(minutes=10), best_for(rule, story.world, {}, late)) == late
+    assert due_until(rule, MONDAY + timedelta(hours=3), late) == MONDAY + timedelta(hours=3)
+    over = MONDAY + timedelta(hours=9)
+    assert due_until(rule, MONDAY + timedelta(hours=3), over) is None
+
+
+def test_two_windows_have_two_names_also_where_the_clock_leaves_one_out() -> None:
+    gap = Schedule(when="most-available within 02:00-03:00", timezone="Europe/Berlin")
+    rule = TriggerRule(name="r", schedule=gap, do=StartRound(model="m"))
+    moment, names = datetime(2026, 3, 27, 12, tzinfo=UTC), []
+    for _ in range(4):
+        moment = next_after(gap, moment)
+        names.append(which(rule, moment))
+    assert len(set(names)) == 4 and moment.day == 31
 
 
 def test_what_reports_say_is_in_the_world_and_the_same_after_a_restart() -> None:
