@@ -143,7 +143,8 @@ async def test_mail_is_taken_by_an_smtp_server_and_no_field_can_add_a_header() -
     finally:
         server.stop()
     (message,) = box.taken
-    assert message["Subject"].startswith("fedtide tell: digits Cc: evil@example.org ?utf-8?q?")
+    subject = " ".join(message["Subject"].split())  # long lines are folded
+    assert subject.startswith("fedtide tell: digits Cc: evil@example.org ?utf-8?q?")
     assert message["Bcc"] is None and message["Cc"] is None and message["X-RcptTo"] == "a@example.org"
     assert "digits" in message.get_payload()
 
