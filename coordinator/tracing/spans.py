@@ -14,8 +14,8 @@ A trace begins with the rule that fired, or the person who asked, and ends on th
             cache REGION
             node NODE                           from its offer; the phases are events of the span
 
-Ids are derived from names (`fedtide.fabric.trace_context`). What began before this process looked begins with the first
-thing that it sees of it.
+Ids are derived from names (`fedtide.fabric.trace_context`). Of what was under way when this process began to lead,
+runs, rounds, phases and roll-outs begin when the state says; an answer begins with its end.
 """
 
 from __future__ import annotations
