@@ -24,7 +24,6 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts import gates, rollouts, waves
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import InvalidTransition
-from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.events.rollouts import QueryAnswered
 from fedtide.fabric.plans.rollout_plan import UNANSWERED, QueryGate, QueryTemplate
 
@@ -59,18 +58,15 @@ class GateQueries:
 
     async def keep(self) -> None:
         """For ever."""
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        with self._engine.listening(events):
+        with self._engine.watch() as changed:
             async with asyncio.TaskGroup() as group:
                 while True:
                     for question in open_questions(self._engine.world):
                         if question not in self._asking:
                             self._asking.add(question)
                             group.create_task(self._ask_on(question), name=f"query-{question.rollout}-{question.gate}")
-                    await events.get()
+                    await changed()
                     await asyncio.sleep(SETTLE_S)
-                    while not events.empty():
-                        events.get_nowait()
 
     async def _ask_on(self, question: Question) -> None:
         try:

@@ -63,22 +63,19 @@ class Traces:
 
     async def keep(self) -> None:
         """For ever."""
-        if self._sender is None:
+        sender, spans = self._sender, Spans()
+        if sender is None:
             return
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        spans = Spans()
         spans.go_on(self._engine.world)
+
+        def look(event: Event) -> None:
+            for span in spans.of(event, self._engine.world):
+                sender.send(span)
+
         try:
-            with self._engine.listening(events):
-                while True:
-                    event = await events.get()
-                    try:
-                        for span in spans.of(event, self._engine.world):
-                            self._sender.send(span)
-                    except Exception:  # an error of ours must end no coordinator
-                        log.exception("trace.not_made", extra={"event": event.id})
+            await self._engine.show(look)
         finally:
-            await asyncio.to_thread(self._sender.close)
+            await asyncio.to_thread(sender.close)
 
     def _told(self, wrong: str) -> None:
         """From the sender's thread: what became of a batch."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -26,8 +24,6 @@ from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.events.rollouts import NodePhaseReported
 from fedtide.fabric.events.runs import RoundClosed
 from fedtide.fabric.trace_context import TraceContext, of_offer
-
-log = logging.getLogger(__name__)
 
 
 class WorldMetrics:
@@ -115,14 +111,7 @@ class Timings:
 
     async def keep(self) -> None:
         """For ever."""
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        with self._engine.listening(events):
-            while True:
-                event = await events.get()
-                try:
-                    self._observe(event)
-                except Exception:  # a figure that is missing must end no coordinator
-                    log.exception("timing.not_taken", extra={"event": event.id})
+        await self._engine.show(self._observe)
 
     def _observe(self, event: Event) -> None:
         match event.data:

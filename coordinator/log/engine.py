@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from fedtide.coordinator import reducers
 from fedtide.coordinator.commands import Commands
@@ -368,6 +368,20 @@ class Engine:
             yield
         finally:
             self._listeners.discard(events)
+
+    async def show(self, look: Callable[[Event], None]) -> NoReturn:
+        """Call `look` for every event that is logged from now on; for what only looks on.
+
+        An error of it is logged: a figure that is missing must end no coordinator.
+        """
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        with self.listening(events):
+            while True:
+                event = await events.get()
+                try:
+                    look(event)
+                except Exception:
+                    log.exception("event.look_failed", extra={"event": event.id, "kind": event.data.kind})
 
     @contextmanager
     def watch(self) -> Iterator[Callable[[], Awaitable[None]]]:
