@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
+import chart_values
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -152,36 +152,6 @@ def node_metrics() -> str:
     return "\n".join(rows)
 
 
-def chart_values(file: Path) -> str:
-    """The values of a chart, with the comments that stand beside or above them."""
-    text = file.read_text(encoding="utf-8")
-    root = yaml.compose(text)
-    assert isinstance(root, yaml.MappingNode), file
-    rows = _values(root, "", text.splitlines())
-    return "\n".join(["| value | default | is |", "|---|---|---|", *rows])
-
-
-def _values(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[str]:
-    for key, value in node.value:
-        path = f"{prefix}{key.value}"
-        if isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
-            if comment := _comment(lines, key.start_mark.line):
-                yield f"| `{path}` | | {comment} |"
-            yield from _values(value, f"{path}.", lines)
-        else:
-            shown = json.dumps(yaml.SafeLoader("").construct_object(value, deep=True))
-            yield f"| `{path}` | `{shown}` | {_comment(lines, key.start_mark.line)} |".replace("|  |", "| |")
-
-
-def _comment(lines: list[str], number: int) -> str:
-    """What stands behind a line; else above it."""
-    _, behind, text = lines[number].partition(" # ")
-    above: list[str] = []
-    while not behind and (before := lines[number - 1 - len(above)].strip()).startswith("# ") and number:
-        above.insert(0, before.removeprefix("# "))
-    return (text or " ".join(above)).strip().replace("|", "\\|")
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "agent-settings": lambda: settings(AgentConfig, inner=frozenset({"capture", "drift", "limits", "packages"})),
     "collector-settings": lambda: settings(DriftLimits, "limits."),
@@ -203,14 +173,16 @@ PARTS: dict[str, Callable[[], str]] = {
     "wave-states": lambda: diagram(waves.TRANSITIONS),
     "metrics": metrics,
     "node-metrics": node_metrics,
-    "cloud-values": lambda: chart_values(CHARTS["cloud/fedtide"] / "values.yaml"),
-    "edge-values": lambda: chart_values(CHARTS["k3s/fedtide-edge"] / "values.yaml"),
+    "cloud-values": lambda: chart_values.table(CHARTS["cloud/fedtide"] / "values.yaml"),
+    "edge-values": lambda: chart_values.table(CHARTS["k3s/fedtide-edge"] / "values.yaml"),
 }
 
 
-def pages() -> list[Path]:
-    """All pages that may have generated parts."""
-    return [*sorted(HERE.glob("*.md")), *(chart / "README.md" for chart in CHARTS.values())]
+def files() -> dict[Path, str]:
+    """All files that are generated, whole or in parts, as they should be."""
+    pages = [*sorted(HERE.glob("*.md")), *(chart / "README.md" for chart in CHARTS.values())]
+    schemas = {chart / "values.schema.json": chart_values.schema(chart / "values.yaml") for chart in CHARTS.values()}
+    return {page: generated(page.read_text(encoding="utf-8")) for page in pages} | schemas
 
 
 def generated(text: str) -> str:
@@ -224,11 +196,10 @@ def generated(text: str) -> str:
 
 
 def main() -> int:
-    for page in pages():
-        text = page.read_text(encoding="utf-8")
-        if (now := generated(text)) != text:
-            page.write_text(now, encoding="utf-8")
-            print(f"wrote {page}")
+    for file, now in files().items():
+        if now != file.read_text(encoding="utf-8"):
+            file.write_text(now, encoding="utf-8")
+            print(f"wrote {file}")
     return 0
 
 

@@ -70,3 +70,14 @@ def test_the_release_tests_itself_and_refuses_to_lose_its_streams(server: HelmSe
         larger = {**values["nats"], "storage": {**values["nats"].get("storage", {}), "size": "77Gi"}}
         with pytest.raises(helm.HelmError, match=r"fedtide k8s grow 77Gi"):
             cluster.upgrade(chart, "ft", {**values, "nats": larger}, **APPLIED)
+
+
+def test_a_second_release_in_the_namespace_leaves_the_custom_resources_to_the_first(server: HelmServer) -> None:
+    values: Object = yaml.safe_load((CLOUD / "examples/one-machine.yaml").read_text())
+    cluster = helm.Config(kubeconfig_content=server.kubeconfig(), namespace="fl")
+    with helm.Chart.load(str(CLOUD)) as chart:
+        cluster.install(chart, "first", values, create_namespace=True, **APPLIED)
+        with pytest.raises(helm.HelmError, match=r"operator of release first serves.*operator\.enabled=false"):
+            cluster.install(chart, "second", values, **APPLIED)
+        cluster.install(chart, "second", {**values, "operator": {"enabled": False}}, **APPLIED)
+        cluster.upgrade(chart, "first", values, **APPLIED)
