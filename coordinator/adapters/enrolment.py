@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import json
 import logging
 import secrets
@@ -28,19 +29,31 @@ from fedtide.fabric.events.identity import (
     NodeRevoked,
     RegionIssued,
     RegionRemoved,
+    RegionRenewalAnswer,
+    RegionRenewalRequest,
     RenewalRequest,
     proof_of,
+    proof_of_region,
 )
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.messages.views import AccountRights, Rights, RoleRights
 from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.accounts import RUNS, accounts
-from fedtide.fabric.nats.authority import AT_REST, NODE_LIFETIME_S, TRUST, Authority, Void
+from fedtide.fabric.nats.authority import (
+    AT_REST,
+    NODE_LIFETIME_S,
+    REGION_FILES,
+    REGION_LIFETIME_S,
+    REGION_SYSTEM,
+    TRUST,
+    Authority,
+    Void,
+)
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.permissions import SYSTEM
-from fedtide.fabric.nats.subjects import EnrolmentAsked, RenewalAsked, parse_as
+from fedtide.fabric.nats.subjects import COLLECTOR, EnrolmentAsked, RenewalAsked, parse_as
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +173,7 @@ class Enroller:
         if region not in self._regions:
             raise ConfigError("region", f"there is no region {region!r}", f"There are {', '.join(self._regions)}")
         made = self._authority.region_credentials(region)
-        keys = [c.key.public for name, c in made.items() if name != "system.creds"]
+        keys = revocable({name: c.key.public for name, c in made.items()})
         certificate = self._certificate(hosts) if hosts else {}
         expires_at = datetime.fromtimestamp(min(c.expires for c in made.values()), UTC)
         await self._engine.submit(RegionIssued(region=region, keys=keys, rotates=rotates, expires_at=expires_at))
@@ -184,14 +197,22 @@ class Enroller:
         await self._engine.submit(RegionRemoved(region=region))
 
     def _certificate(self, hosts: Sequence[str]) -> dict[str, str]:
+        ca_cert, ca_key = self._ca()
+        cert, key = certificates.server(ca_cert, ca_key, hosts)
+        return {CA_CERT: self._trusted(ca_cert), CERT: cert, KEY: key}
+
+    def _ca(self) -> tuple[str, str]:
+        """Certificate and key; raises CapabilityMissing."""
         ca = [self._folder / name for name in (CA_CERT, CA_KEY)]
         if not all(file.exists() for file in ca):
             raise CapabilityMissing("there is no authority here that signs certificates", "Use your own for the leaf")
-        ca_cert, ca_key = (file.read_text(encoding="utf-8") for file in ca)
-        cert, key = certificates.server(ca_cert, ca_key, hosts)
-        # The hub's certificate may be signed by another authority: nodes trust that one and ours.
+        cert, key = (file.read_text(encoding="utf-8") for file in ca)
+        return cert, key
+
+    def _trusted(self, ca_cert: str) -> str:
+        """The hub's certificate may be signed by another authority: nodes trust that one and ours."""
         hub = self._hub_ca.read_text(encoding="utf-8") if self._hub_ca is not None else ca_cert
-        return {CA_CERT: hub if hub == ca_cert else f"{hub.rstrip()}\n{ca_cert}", CERT: cert, KEY: key}
+        return hub if hub == ca_cert else f"{hub.rstrip()}\n{ca_cert}"
 
     async def rights(self) -> Rights:
         """Every account as the hub's servers know it now, with the rights of each role.
@@ -225,6 +246,8 @@ class Enroller:
     async def _on_renewal(self, message: Received) -> tuple[bytes, dict[str, str]]:
         asker = parse_as(RenewalAsked, message.subject)
         region, node = asker.region, asker.node
+        if node == COLLECTOR:
+            return to_json(await self._of_region(region, message.data)), {}
         try:
             asked = from_json(RenewalRequest, message.data, "renewal")
         except MalformedMessage as exc:
@@ -238,6 +261,41 @@ class Enroller:
         if not proven or not (is_known or rejoins):
             return _refusal("whoever asks does not hold both keys, the present one and the new one", "")
         return await self._issue(node, region, asked.key, renews=asked.renews, rejoins=rejoins)
+
+    async def _of_region(self, region: str, data: bytes) -> RegionRenewalAnswer:
+        """New credentials of a region's servers, asked for with those that they have."""
+        try:
+            asked = from_json(RegionRenewalRequest, data, "renewal")
+        except MalformedMessage as exc:
+            return RegionRenewalAnswer(error=exc.what)
+        text = proof_of_region(region, asked.keys, asked.csr)
+        if set(asked.keys) != set(REGION_FILES) or not all(map(nats_jwt.is_user_key, asked.keys.values())):
+            return RegionRenewalAnswer(error=f"public nkeys of users are asked for, for {', '.join(REGION_FILES)}")
+        if not nats_jwt.is_signed(asked.renews, text, asked.present):
+            return RegionRenewalAnswer(error="whoever asks does not hold the present key of the region's collector")
+        expires_at = datetime.now(UTC) + timedelta(seconds=REGION_LIFETIME_S)
+        try:
+            certificate = self._renewed_certificate(asked, text) if asked.csr else {}
+            issued = RegionIssued(
+                region=region, keys=revocable(asked.keys), rotates=False, expires_at=expires_at, renews=asked.renews
+            )
+            await self._engine.submit(issued)
+        except binascii.Error:
+            return RegionRenewalAnswer(error="`shown` is not base64")
+        except (InvalidTransition, CapabilityMissing) as exc:
+            log.warning("region.refused", extra={"region": region, "reason": str(exc)})
+            return RegionRenewalAnswer(error=exc.what, remedy=exc.remedy)
+        log.info("region.renewed", extra={"region": region})
+        trust = {TRUST: self._authority.trust(self._regions, self._void)}
+        return RegionRenewalAnswer(jwts=self._authority.region_jwts(region, asked.keys), files={**trust, **certificate})
+
+    def _renewed_certificate(self, asked: RegionRenewalRequest, text: bytes) -> dict[str, str]:
+        """Raises InvalidTransition: the present one is not ours, or not of whoever asks; CapabilityMissing."""
+        ca_cert, ca_key = self._ca()
+        made = certificates.renewed(
+            ca_cert, ca_key, asked.csr, asked.certificate, text, base64.b64decode(asked.shown, validate=True)
+        )
+        return {CA_CERT: self._trusted(ca_cert), CERT: made}
 
     def _may_rejoin(self, region: str, node: str, asked: RenewalRequest) -> bool:
         """Whether the node shows credentials that it got before the log was put back, and that it need not know of."""
@@ -276,6 +334,11 @@ class Enroller:
     def run_key(self, run: str, life: int) -> str:
         """The public key of the run's aggregators: it is withdrawn when the run has ended."""
         return self._authority.run_key(run, life).public
+
+
+def revocable(keys: Mapping[str, str]) -> list[str]:
+    """Of the keys of a region's processes, by file, those that can be withdrawn: not in the servers' own account."""
+    return [key for file, key in keys.items() if file != REGION_SYSTEM]
 
 
 def rights_in(name: str, claims: Mapping[str, Any]) -> AccountRights:

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedtide.fabric.errors import InvalidTransition
 
 CA_DAYS = 3650
 SERVER_DAYS = 825
@@ -39,21 +42,61 @@ def server(ca_cert: str, ca_key: str, hosts: Iterable[str], *, connects: bool = 
     """
     names = list(hosts)
     issuer = x509.load_pem_x509_certificate(ca_cert.encode())
-    signer = serialization.load_pem_private_key(ca_key.encode(), None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if connects else [])]
-    made = (
-        _builder(subject, issuer.subject, key.public_key(), SERVER_DAYS)
+    made = _of_server(issuer, ca_key, key.public_key(), subject, [_host(n) for n in names], usages)
+    return _pem(made), _key_pem(key)
+
+
+def _of_server(
+    issuer: x509.Certificate,
+    ca_key: str,
+    key: ec.EllipticCurvePublicKey,
+    subject: x509.Name,
+    hosts: Iterable[x509.GeneralName],
+    usages: Iterable[x509.ObjectIdentifier],
+) -> x509.Certificate:
+    signer = serialization.load_pem_private_key(ca_key.encode(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    return (
+        _builder(subject, issuer.subject, key, SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_host(n) for n in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())
     )
-    return _pem(made), _key_pem(key)
+
+
+def renewed(ca_cert: str, ca_key: str, csr: str, present: str, text: bytes, shown: bytes) -> str:
+    """A certificate for the key of a signing request, and for the hosts of the present one, as PEM.
+
+    Args:
+        present: a certificate of this authority that has not expired.
+        shown: `text`, signed with the key of that one (ECDSA, SHA-256).
+
+    Raises:
+        InvalidTransition: it is not of this authority, has expired, or is not of whoever asks.
+    """
+    issuer = x509.load_pem_x509_certificate(ca_cert.encode())
+    try:
+        request, before = x509.load_pem_x509_csr(csr.encode()), x509.load_pem_x509_certificate(present.encode())
+        key, held = request.public_key(), before.public_key()
+        before.verify_directly_issued_by(issuer)
+        usages = before.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        named = before.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(held, ec.EllipticCurvePublicKey):
+            raise ValueError("another kind of key than EC")
+        held.verify(shown, text, ec.ECDSA(hashes.SHA256()))
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as exc:
+        raise InvalidTransition(f"the present certificate is not renewed: {exc or type(exc).__name__}") from exc
+    if ExtendedKeyUsageOID.CLIENT_AUTH in usages or not request.is_signature_valid:
+        raise InvalidTransition("the present certificate is not renewed: it is not that of a leaf")
+    if before.not_valid_after_utc < datetime.now(UTC):
+        raise InvalidTransition("the present certificate has expired", "fedtide fleet region REGION --host HOST")
+    return _pem(_of_server(issuer, ca_key, key, before.subject, list(named), usages))
 
 
 def is_good(cert: str, hosts: Iterable[str]) -> bool:

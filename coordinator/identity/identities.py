@@ -131,7 +131,22 @@ def _region_removed(state: Identities, region: str, at: datetime) -> tuple[Ident
 
 
 def _region_issued(state: Identities, event: RegionIssued, at: datetime) -> tuple[Identities, Commands]:
+    """Raises InvalidTransition: a region may not renew with the key it names, or not so soon."""
     last, before = state.regions.get(event.region, ()), state.regions_before.get(event.region, ())
+    if event.renews:
+        if event.renews not in (*last, *before):
+            raise InvalidTransition(
+                f"region {event.region} has no such credentials (any more)", f"fedtide fleet region {event.region}"
+            )
+        if tuple(event.keys) == last:
+            return state, ()  # the answer was lost
+        if any(_is_taken(state, key) for key in event.keys):
+            raise InvalidTransition("a key belongs to another identity, or was withdrawn", "Make new ones")
+        ends = state.region_ends.get(event.region)
+        if before and ends and event.expires_at and event.expires_at - ends < RENEWAL_PAUSE:
+            raise InvalidTransition(f"region {event.region} got credentials today", "They are good for a year")
+        if event.renews in before:
+            last, before = before, last  # it never got the others
     gone = [*before, *(last if event.rotates else ())]
     state = replace(
         state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -54,6 +55,9 @@ class RegionIssued(TaggedMessage):
     """The servers and workers of a region got credentials.
 
     Those before stay good until the next time, or until they expire; with `rotates` they are withdrawn now.
+
+    Args:
+        renews: the key with which its servers asked for them: the credentials of that key are the ones that stay.
     """
 
     kind: Literal["identity.region_issued"] = "identity.region_issued"
@@ -61,6 +65,7 @@ class RegionIssued(TaggedMessage):
     keys: list[str]
     rotates: bool = True
     expires_at: datetime | None = None
+    renews: str = ""
 
 
 class RegionRemoved(TaggedMessage):
@@ -125,6 +130,41 @@ class RenewalRequest(Message):
     renews: str = ""
     present: str = ""
     jwt: str = ""
+
+
+class RegionRenewalRequest(Message):
+    """A region asks for new credentials of its servers, with those of its collector; the subject names the region.
+
+    Args:
+        keys: public nkeys by the file that they are for; their seeds stay where they were made.
+        renews: the key of the collector's present credentials.
+        present: `proof_of_region` signed with the seed of that one, base64.
+        csr: a certificate signing request (RFC 2986, PEM) for the leaf; empty: it has a certificate of its own.
+        certificate: the present one of the leaf, PEM; the new one answers for the same hosts.
+        shown: `proof_of_region` signed (ECDSA, SHA-256) with the key of that one, base64.
+    """
+
+    keys: dict[str, str]
+    renews: str
+    present: str
+    csr: str = ""
+    certificate: str = ""
+    shown: str = ""
+
+
+class RegionRenewalAnswer(Message):
+    """A JWT for each file that was named, and what else is new; or why there is none."""
+
+    jwts: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+    error: str = ""
+    remedy: str = ""
+
+
+def proof_of_region(region: str, keys: Mapping[str, str], csr: str) -> bytes:
+    """What a region signs to show that it holds its present keys."""
+    named = " ".join(f"{file}={key}" for file, key in sorted(keys.items()))
+    return f"fedtide credentials of region {region} for {named}\n{csr}".encode()
 
 
 def proof_of(region: str, node: str, key: str) -> bytes:

@@ -37,6 +37,13 @@ AT_REST = "at-rest.conf"
 COORDINATOR = "coordinator.creds"
 SYSTEM_CREDENTIALS = "system.creds"
 OPERATOR = "operator.seed"
+LEAF, REGION_SYSTEM, COLLECTOR, REGIONAL = REGION_FILES = (
+    "leaf.creds",
+    "system.creds",
+    "collector.creds",
+    "regional.creds",
+)
+"""Credentials of a region's processes."""
 
 NODE_LIFETIME_S = 90 * 86_400.0
 RUN_LIFETIME_S = 30 * 86_400.0
@@ -271,14 +278,21 @@ class Authority:
     def region_credentials(self, region: str) -> dict[str, Credentials]:
         """What the processes of a region need, by file name."""
 
-        def made(account: str, role: str, name: str, of: str = "") -> Credentials:
-            return self.credentials(account, role, name, region=of, lifetime_s=REGION_LIFETIME_S)
+        keys = {file: Key.new(nats_jwt.USER) for file in REGION_FILES}
+        jwts = self.region_jwts(region, {file: key.public for file, key in keys.items()})
+        return {file: Credentials(jwt, keys[file]) for file, jwt in jwts.items()}
 
+    def region_jwts(self, region: str, keys: Mapping[str, str]) -> dict[str, str]:
+        """Lets the holders of `keys` in as the processes of a region; both by the names in `REGION_FILES`."""
+        users = {
+            LEAF: (region_account(region), "leaf", f"leaf-{region}", ""),
+            REGION_SYSTEM: (SYSTEM, SYSTEM_LEAF, f"leaf-{region}", ""),
+            COLLECTOR: (NODES, COLLECTS, f"collector-{region}", region),
+            REGIONAL: (NODES, FOLDS, f"regional-{region}", region),
+        }
         return {
-            "leaf.creds": made(region_account(region), "leaf", f"leaf-{region}"),
-            "system.creds": made(SYSTEM, SYSTEM_LEAF, f"leaf-{region}"),
-            "collector.creds": made(NODES, COLLECTS, f"collector-{region}", region),
-            "regional.creds": made(NODES, FOLDS, f"regional-{region}", region),
+            file: self.user_jwt(account, role, name, keys[file], region=of, lifetime_s=REGION_LIFETIME_S)
+            for file, (account, role, name, of) in users.items()
         }
 
     def leaf_accounts(self, region: str) -> dict[str, str]:

@@ -183,12 +183,13 @@ def folder(subjects: Subjects) -> Permissions:
 
 
 def collector(subjects: Subjects) -> Permissions:
-    """A drift collector: it sums the drift sketches of a region's nodes."""
+    """A drift collector: it sums the sketches of a region's nodes. With its credentials a region renews its own."""
     root, here = subjects.root, f"$JS.{streams_of(REGION)}.API.DIRECT.GET"
     return Permissions(
         publish=(
             subjects.report(REGION, COLLECTOR, "drift-reported"),
             f"{root}.stay.{REGION}.{COLLECTOR}.>",
+            subjects.renewal(REGION, COLLECTOR),
             f"{here}.{STAY}",
             f"{here}.{STAY}.{root}.stay.{REGION}.{COLLECTOR}.>",
         ),

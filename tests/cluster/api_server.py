@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -49,6 +50,20 @@ class ApiServer:
         """Group, version, plural and kind of custom resources."""
         self.answers: dict[str, Object] = {}
         """By path: what has no object behind it."""
+
+    def kubeconfig(self) -> str:
+        """By what clients outside a cluster find it: the text of a file."""
+        cluster = {"name": "c", "cluster": {"server": self.url}}
+        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+        users = [{"name": "u", "user": {"token": "t"}}]
+        named = {"clusters": [cluster], "users": users, "contexts": [context], "current-context": "c"}
+        return json.dumps({"apiVersion": "v1", "kind": "Config", **named})
+
+    def kubeconfig_in(self, folder: Path) -> Path:
+        """The same as a file."""
+        file = folder / "kubeconfig"
+        file.write_text(self.kubeconfig())
+        return file
 
     def __enter__(self) -> ApiServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,13 +56,6 @@ MUTABLE = {
 
 class HelmServer(ApiServer):
     """Workloads are ready as soon as they are written; Jobs and Pods have succeeded."""
-
-    def kubeconfig(self) -> str:
-        cluster = {"name": "c", "cluster": {"server": self.url}}
-        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-        users = [{"name": "u", "user": {"token": "t"}}]
-        named = {"clusters": [cluster], "users": users, "contexts": [context], "current-context": "c"}
-        return json.dumps({"apiVersion": "v1", "kind": "Config", **named})
 
     def parse(self, raw: bytes) -> Any:
         return _protobuf_object(raw) if raw.startswith(b"k8s\0") else super().parse(raw)

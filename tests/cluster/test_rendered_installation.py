@@ -29,6 +29,7 @@ from fedtide.console.client import Client
 from fedtide.console.embedded.plan import free_ports, nats_server
 from fedtide.console.servers import Servers
 from fedtide.coordinator.identity.installation_secrets import API_TOKEN, Wants, complete
+from fedtide.edge_agent.identity.region_renewal import prepared
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.messages.requests import TokenRequest
 from tests.cluster.api_server import ApiServer
@@ -56,26 +57,18 @@ class Machine:
         (folder / "tmp").mkdir()
         self.environment = {
             **os.environ,
-            "KUBECONFIG": str(folder / "kubeconfig"),
+            "KUBECONFIG": str(self.api_server.kubeconfig_in(folder)),
             "HOME": NO_HOME,
             "TMPDIR": str(folder / "tmp"),
             "PYTHONPATH": str(GUARD),
             "QUIET_LOG": str(self.quiet_log),
         }
-        (folder / "kubeconfig").write_text(json.dumps(self._kubeconfig()))
         self.hub: subprocess.Popen[bytes]
+        self.leaf: subprocess.Popen[bytes]
+        self.edge_values: dict[str, Any] = {}
+        self.region: dict[str, str] = {}
         self.own: dict[str, str] = {}
         self.servers: dict[str, str] = {}
-
-    def _kubeconfig(self) -> dict[str, Any]:
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": self.api_server.url}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        }
 
     def here(self, text: str, pod: str) -> str:
         """Paths and addresses of a pod as those of this machine."""
@@ -218,6 +211,7 @@ def start_installed_cloud(
 def start_region(there: Machine, client: Client) -> None:
     made = client.send(endpoints.region_credentials("eu", [there.leaf_host, "127.0.0.1"]))
     values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made.accounts}}
+    there.edge_values = values
     objects = render(EDGE, {**values, "agent": {"config": {"heartbeat_s": 2, "open_inference": True}}})
     token = client.send(endpoints.create_join_token(TokenRequest(region="eu", uses=2))).token
     start_installed_region(there, client, objects, made.files, token)
@@ -230,7 +224,8 @@ def start_installed_region(
     files = config_maps(objects)
     there.mount("leaf", "etc/nats/config", {"nats.conf": files["nats.conf"], **included(secret)})
     there.mount("leaf", "etc/nats/region", secret)
-    there.start("leaf", nats_server(), "-c", str(there.folder / "leaf/etc/nats/config/nats.conf"))
+    there.region = secret
+    there.leaf = there.start("leaf", nats_server(), "-c", str(there.folder / "leaf/etc/nats/config/nats.conf"))
     config = there.mount("workers", "etc/fedtide/config", {"collector.json": files["collector.json"]})
     there.mount("workers", "etc/fedtide/region", secret)
     there.python("collector", "fedtide.edge_agent.drift.collector", str(config / "collector.json"))
@@ -315,6 +310,9 @@ def test_a_rotation_under_load_loses_nothing_and_drops_no_request(tmp_path: Path
             assert there.coordinator.wait(30) == 0
             there.start_coordinator(there.folder / "cloud/etc/fedtide/config/coordinator.json")
             until(lambda: _answers(client), "the coordinator", 60)
+            renew_region(there)
+            # Now those of the beginning are void: the leaf's link is cut, and comes back with the new ones.
+            client.send(endpoints.region_credentials("eu", []))
             *_, last = client.stream(endpoints.watch_run(run), timeout_s=90)
         assert last.state == "completed" and last.attempt == 1, last
         updates = [r.phases["train"].states.get("answered", 0) for r in last.rounds if r.round]
@@ -347,18 +345,41 @@ def asking(url: str) -> Iterator[list[int]]:
         asker.join()
 
 
-def is_alive(there: Machine) -> bool:
-    """As the hub's liveness probe finds out."""
-    script = config_maps(render(CLOUD, {"regions": ["eu"]}))["alive.sh"].replace("/tmp/seen", f"{there.folder}/seen")
-    monitor = f"http://127.0.0.1:{there.ports['monitor']}/healthz"
-    command, pid = ["sh", "-c", there.here(script, "hub"), "alive.sh", monitor], str(there.hub.pid)
-    return subprocess.run(command, env={**os.environ, "NATS_PID": pid}, check=False).returncode == 0
+def renew_region(there: Machine) -> None:
+    """As the edge chart's CronJob does it, but that the Secret is mounted again at once."""
+    assert is_alive(there, "leaf")
+    before = serial(there, "leaf_client")
+    data = {name: base64.b64encode(text.encode()).decode() for name, text in prepared(there.region).items()}
+    there.api_server.put(
+        "secrets", {"metadata": {"name": "fedtide-region", "namespace": there.namespace}, "data": data}
+    )
+    objects = render(EDGE, {**there.edge_values, "rotation": {"schedule": "41 4 * * 0"}})
+    (job,) = (b["spec"]["jobTemplate"]["spec"]["template"]["spec"] for b in objects if b["kind"] == "CronJob")
+    (container,) = job["initContainers"]
+    _, _, module = container["command"]
+    arguments = [there.here(text, "leaf") for text in container["args"]]
+    assert there.python("renewal", module, *arguments).wait(60) == 0, (there.folder / "renewal.log").read_text()
+    found = there.api_server.one("secrets", "fedtide-region")["data"]
+    there.region = {name: base64.b64decode(text).decode() for name, text in found.items() if text is not None}
+    there.mount("leaf", "etc/nats/config", included(there.region))
+    there.mount("leaf", "etc/nats/region", there.region)
+    assert is_alive(there, "leaf")
+    until(lambda: serial(there, "leaf_client") != before, "the leaf's new certificate")
 
 
-def serial(there: Machine) -> str:
+def is_alive(there: Machine, pod: str = "hub") -> bool:
+    """As the liveness probe of the hub, or of a region's leaf, finds out."""
+    chart = render(CLOUD, {"regions": ["eu"]}) if pod == "hub" else render(EDGE, there.edge_values)
+    script = config_maps(chart)["alive.sh"].replace("/tmp/seen", f"{there.folder}/seen-{pod}")
+    monitor = f"http://127.0.0.1:{there.ports['monitor' if pod == 'hub' else 'leaf_monitor']}/healthz"
+    command, process = ["sh", "-c", there.here(script, pod), "alive.sh", monitor], getattr(there, pod)
+    return subprocess.run(command, env={**os.environ, "NATS_PID": str(process.pid)}, check=False).returncode == 0
+
+
+def serial(there: Machine, port: str = "client") -> str:
     context = ssl.create_default_context(cadata=there.ca)
     with (
-        socket.create_connection(("127.0.0.1", there.ports["client"]), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", there.ports[port]), timeout=10) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
     ):
         return str((secure.getpeercert() or {})["serialNumber"])

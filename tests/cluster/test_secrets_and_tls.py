@@ -39,7 +39,6 @@ from fedtide.fabric.nats.backup_file import CONTENTS, Contents
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
 from tests.cluster.api_server import ApiServer, Object
-from tests.cluster.helm_server import HelmServer
 from tests.conftest import NatsServer
 
 HOSTS = ["localhost", "127.0.0.1"]
@@ -140,13 +139,12 @@ def test_an_installation_without_an_identity_takes_that_of_a_backup(tmp_path: Pa
             about.size = len(text)
             archive.addfile(about, io.BytesIO(text.encode()))
     with ApiServer() as server:
-        (tmp_path / "kubeconfig").write_text(HelmServer.kubeconfig(server))
         command = [sys.executable, "-m", identity_job.__name__, "--namespace", "fl", "--name", "ft"]
         command += ["--hosts", ",".join(HOSTS), "--regions", "eu", "--restore", f"file://{tmp_path}/"]
         for changed in ("ft-identity, ft-servers", "nothing"):
             done = subprocess.run(
                 command,
-                env={**os.environ, "KUBECONFIG": str(tmp_path / "kubeconfig")},
+                env={**os.environ, "KUBECONFIG": str(server.kubeconfig_in(tmp_path))},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -7,6 +7,8 @@ import base64
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,21 @@ import pytest
 from nats.aio.client import Client as Raw
 
 from fedtide.console import endpoints
+from fedtide.coordinator.identity import certificates
+from fedtide.edge_agent.identity import region_renewal
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
-from fedtide.fabric.events.identity import CredentialsAnswer, RenewalRequest, proof_of
+from fedtide.fabric.events.identity import CredentialsAnswer, RegionRenewalAnswer, RenewalRequest, proof_of
 from fedtide.fabric.nats import permissions
 from fedtide.fabric.nats.accounts import accounts, hub_of, streams_of
+from fedtide.fabric.nats.authority import REGION_FILES
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.nats.jwt import USER, Key
 from fedtide.fabric.nats.permissions import NODE, inbox
-from fedtide.fabric.nats.subjects import DOWN, ORDERS, STAY, UP, Subjects
+from fedtide.fabric.nats.subjects import COLLECTOR, DOWN, ORDERS, STAY, UP, Subjects
+from tests.cluster.api_server import ApiServer
 from tests.integration.installation import Installation, until
 from tests.served import config as agent_config
 
@@ -88,6 +94,7 @@ FOREIGN_SUBJECTS = [
     f"{ROOT}.ckpt.run-1.x",
     f"{ROOT}.rpc.enrol.eu.t1",
     f"{ROOT}.rpc.renew.eu.eu-2",
+    f"{ROOT}.rpc.renew.eu.collector",
     "_INBOX.coordinator.x",
     "$SYS.REQ.CLAIMS.UPDATE",
     *(f"$JS.API.STREAM.{verb}.{DOWN}" for verb in ("INFO", "PURGE", "DELETE", "UPDATE", "MSG.GET", "MSG.DELETE")),
@@ -229,6 +236,66 @@ async def test_credentials_are_given_to_who_holds_the_keys_only(installation: In
     ):
         raw = await broker.ask(Subjects().renewal("eu", "holder-1"), to_json(asked))
         assert "does not hold both keys" in from_json(CredentialsAnswer, raw, "answer").error
+    await broker.close()
+
+
+def _renewal(there: Installation, server: ApiServer, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What the edge chart's Job runs before it restarts pods."""
+    environment = {**os.environ, "KUBECONFIG": str(server.kubeconfig_in(folder))}
+    module = [sys.executable, "-m", "fedtide.edge_agent.identity.region_renewal"]
+    options = ["--namespace", "fl", "--secret", "fedtide-region", "--url", there.leaf("eu"), "--region", "eu"]
+    return subprocess.run([*module, *options], env=environment, capture_output=True, text=True, check=False)
+
+
+def _put_secret(server: ApiServer, files: region_renewal.Files) -> None:
+    data = {name: base64.b64encode(text.encode()).decode() for name, text in files.items()}
+    server.put("secrets", {"metadata": {"name": "fedtide-region", "namespace": "fl"}, "data": data})
+
+
+def _secret(server: ApiServer) -> dict[str, str]:
+    found = server.one("secrets", "fedtide-region")["data"]
+    return {name: base64.b64decode(text).decode() for name, text in found.items() if text is not None}
+
+
+async def test_a_region_renews_its_credentials(installation: Installation, tmp_path: Path) -> None:
+    made = await asyncio.to_thread(installation.client.send, endpoints.region_credentials("eu", []))
+    first = {**made.files, "ca.crt": certificates.authority("fedtide")[0]}
+    with ApiServer() as server:
+        _put_secret(server, first)
+        nothing = await asyncio.to_thread(_renewal, installation, server, tmp_path)
+        assert (nothing.returncode, nothing.stdout) == (0, "nothing to do: the credentials are of today\n")
+        # As a Job leaves it that was ended before it had an answer.
+        _put_secret(server, region_renewal.prepared(first))
+        done = await asyncio.to_thread(_renewal, installation, server, tmp_path)
+        assert done.stdout == "renewed\n", done.stderr
+        second = _secret(server)
+        assert set(second) == set(first)
+        assert {name for name in second if second[name] != first[name]} == {*REGION_FILES}
+        for number, files in enumerate((first, second)):
+            file = tmp_path / f"{number}.creds"
+            Credentials.parse(files["collector.creds"]).save(file)
+            await (await Broker.connect(installation.leaf("eu"), "either", Access(file))).close()
+
+        _put_secret(server, region_renewal.prepared(second))
+        refused = await asyncio.to_thread(_renewal, installation, server, tmp_path)
+        assert refused.returncode == ConfigError.exit_code
+        assert "region eu got credentials today" in refused.stderr
+        assert _secret(server) == second
+
+
+async def test_a_region_renews_with_its_own_present_key_only(installation: Installation, tmp_path: Path) -> None:
+    made = await asyncio.to_thread(installation.client.send, endpoints.region_credentials("us", []))
+    honest = region_renewal.question("us", region_renewal.prepared(made.files))
+    file = tmp_path / "collector.creds"
+    Credentials.parse(made.files["collector.creds"]).save(file)
+    broker = await Broker.connect(installation.leaf("us"), "region", Access(file))
+    for asked, why in (
+        (honest.model_copy(update={"keys": {**honest.keys, "leaf.creds": Key.new(USER).public}}), "does not hold"),
+        (honest.model_copy(update={"renews": "U", "present": ""}), "does not hold the present key"),
+        (honest.model_copy(update={"keys": {"leaf.creds": honest.renews}}), "public nkeys of users"),
+    ):
+        raw = await broker.ask(Subjects().renewal("us", COLLECTOR), to_json(asked))
+        assert why in from_json(RegionRenewalAnswer, raw, "answer").error
     await broker.close()
 
 

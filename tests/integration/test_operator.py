@@ -12,7 +12,6 @@ from typing import Any
 
 import kopf
 import pytest
-import yaml
 
 from fedtide.console import endpoints
 from fedtide.console.cli.try_command import LINE
@@ -38,7 +37,7 @@ def operating(server: ApiServer, there: Installation, folder: Path) -> Iterator[
     """The operator as the chart starts it, its resources served by `server`."""
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
     environment |= {
-        "KUBECONFIG": str(kubeconfig(server, folder)),
+        "KUBECONFIG": str(server.kubeconfig_in(folder)),
         "FEDTIDE_SERVER": there.state["apis"][0],
         "FEDTIDE_TOKEN": Home(there.home).api_token_file.read_text(),
         "POD_IP": "127.0.0.1",
@@ -56,22 +55,6 @@ def operating(server: ApiServer, there: Installation, folder: Path) -> Iterator[
 
 def serve(server: ApiServer) -> None:
     server.custom = [(GROUP, VERSION, plural, kind) for plural, kind in KINDS.items()]
-
-
-def kubeconfig(server: ApiServer, folder: Path) -> Path:
-    """What the operator finds outside a cluster."""
-    file = folder / "kubeconfig"
-    file.write_text(
-        yaml.safe_dump(
-            {
-                "current-context": "c",
-                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                "clusters": [{"name": "c", "cluster": {"server": server.url}}],
-                "users": [{"name": "u", "user": {"token": "t"}}],
-            }
-        )
-    )
-    return file
 
 
 def resource(plural: str, name: str, spec: Object) -> Object:
@@ -242,7 +225,7 @@ async def test_what_another_writes_while_it_looks_stays(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(server)
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(server, tmp_path)))
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig_in(tmp_path)))
     monkeypatch.setattr(following, "RETRY_S", 0.01)
     body = resource(ROLLOUTS, "shared", {"model": "scale", "version": 1})
     body["metadata"]["namespace"] = "elsewhere"
@@ -271,7 +254,7 @@ def test_what_is_left_after_an_uninstall_can_be_deleted(server: ApiServer, tmp_p
     command = [sys.executable, "-m", "fedtide.console.operator", "--namespace", "elsewhere", "--let-go"]
     for _ in range(2):
         subprocess.run(
-            command, env={**os.environ, "KUBECONFIG": str(kubeconfig(server, tmp_path))}, check=True, timeout=60
+            command, env={**os.environ, "KUBECONFIG": str(server.kubeconfig_in(tmp_path))}, check=True, timeout=60
         )
         assert server.one(TRIGGERS, "left")["metadata"]["finalizers"] == ["example.com/other"]
 

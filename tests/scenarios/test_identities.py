@@ -95,6 +95,29 @@ def test_a_region_has_the_credentials_of_the_time_before_until_the_next_ones_or_
     assert set(identities.void_in(story.world.identities, NODES)) == {"E1", "E2", "E3", "A"}
 
 
+def test_a_region_renews_with_what_it_has_and_that_is_what_stays(story: Story) -> None:
+    ends = START + timedelta(days=400)
+
+    def renewed_region(key: str, renews: str, days: float) -> RegionIssued:
+        after = ends + timedelta(days=days)
+        return RegionIssued(region="eu", keys=[key, f"{key}2"], rotates=False, expires_at=after, renews=renews)
+
+    story.tell(RegionIssued(region="eu", keys=["E1", "E12"], rotates=False, expires_at=ends))
+    story.tell(renewed_region("E2", "E1", 7))
+    assert not story.world.identities.withdrawn
+    story.tell(renewed_region("E2", "E1", 7))  # it asks again for the same: the answer was lost
+    with pytest.raises(InvalidTransition, match="got credentials today"):
+        story.tell(renewed_region("E3", "E1", 7.5))
+    story.tell(renewed_region("E3", "E1", 14))
+    assert set(story.world.identities.withdrawn) == {"E2", "E22"}, "those that it never wrote down"
+    assert story.world.identities.regions_before["eu"] == ("E1", "E12")
+    for renews, why in (("E2", "has no such credentials"), ("A", "has no such credentials")):
+        with pytest.raises(InvalidTransition, match=why):
+            story.tell(renewed_region("E4", renews, 30))
+    with pytest.raises(InvalidTransition, match="belongs to another identity"):
+        story.tell(renewed_region("E1", "E3", 30))
+
+
 def test_the_key_of_a_run_is_void_when_nothing_of_it_is_left(story: Story) -> None:
     story.tell(joined("a"), requested(), RunFailed(run="run-1", attempt=1, reason="x"))
     story.tell(RunCleanedUp(run="run-1", key="R"))
