@@ -21,6 +21,7 @@ from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
+from fedtide.coordinator.adapters.server_usage import ServerUsage
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.adapters.traces import Traces
@@ -210,6 +211,9 @@ async def _work(
         group.create_task(GateQueries(engine, config.prometheus).keep(), name="gate-queries")
         metering.begin()
         presence.hearers.append(metering.heard)
+        presence.worker_hearers.append(metering.heard_worker)
+        if links.system is not None:
+            await ServerUsage(metering.heard_server).listen(links.system)
         group.create_task(metering.keep(), name="metering")
         storage = StorageApi(housekeeping)
         launcher.prepare()

@@ -40,7 +40,6 @@ from fedtide.fabric.ids import new_id, unguessable
 from fedtide.fabric.messages.heartbeat import Heartbeat
 from fedtide.fabric.messages.orders import OrderList
 from fedtide.fabric.messages.tasks import Order
-from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
@@ -66,8 +65,8 @@ class Agent:
         self._server = InferenceServer(config, self._serving)
         self._latency = Latency()
         self._boot = new_id("boot")
-        self._meter, self._began = NodeMeter(), time.monotonic()
         self._linked: Broker | None = None
+        self._meter, self._began = NodeMeter(self._traffic), time.monotonic()
         self._reported = 0
         self._joined = 0
         self._clock = FleetClock()
@@ -107,13 +106,13 @@ class Agent:
             await capturer.flush()
             samples.close()
 
+    def _traffic(self) -> tuple[int, int]:
+        return self._linked.traffic if self._linked is not None else (0, 0)
+
     def _state(self) -> NodeState:
         """For `/metrics`; before the node has been connected, too."""
         broker = self._linked
         used, _ = self._meter.totals()
-        if broker is not None:
-            received, sent = broker.traffic
-            used += Usage(received_bytes=received, sent_bytes=sent)
         return NodeState(
             ready=self._server.ready,
             connected=broker is not None and broker.is_connected,
@@ -281,7 +280,6 @@ class Agent:
     def _beat(self, *, bye: bool = False) -> Heartbeat:
         trainer = self._tasks.trainer_pid
         used, wasted = self._meter.totals()
-        received, sent = self._broker.traffic
         return Heartbeat(
             rss_bytes=resident_bytes(),
             trainer_rss_bytes=resident_bytes(trainer) if trainer is not None else 0,
@@ -289,7 +287,7 @@ class Agent:
             stage=self._tasks.stage,
             serving=self._serving.serving(),
             inferences=self._serving.served,
-            used=used + Usage(received_bytes=received, sent_bytes=sent),
+            used=used,
             wasted=wasted,
             heartbeat_s=self._config.heartbeat_s,
             clock=time.time(),

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,12 +26,14 @@ from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, FedtideError, MalformedMessage, NotFound, RemoteError
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import FOLD_WORKER, HUB_REGION, STAY, UP, Subjects, up_stream
 from fedtide.fabric.nats.transfer import Source, put_blob, stream_blob
 from fedtide.fabric.nats.urls import NatsUrl
+from fedtide.fabric.nats.worker_meter import WorkerMeter
 from fedtide.fabric.process.until_signalled import until_signalled
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
@@ -72,7 +74,8 @@ class _Sum:
 class FoldWorker:
     """Answers fold requests; one at a time for each run."""
 
-    def __init__(self, config: FoldWorkerConfig, broker: Broker) -> None:
+    def __init__(self, config: FoldWorkerConfig, broker: Broker, meter: WorkerMeter) -> None:
+        self._meter = meter
         self._name = config.name
         self._run = config.run
         self._region = config.region
@@ -93,6 +96,7 @@ class FoldWorker:
         task.add_done_callback(self._tasks.discard)
 
     async def _respond(self, message: Received) -> None:
+        self._meter.leave()
         try:
             request = from_json(FoldRequest, message.data, "request")
             answer = await self._answer(request.plan, request) if request.plan is not None else FoldAnswer()
@@ -102,7 +106,9 @@ class FoldWorker:
         except Exception as exc:  # the requester must always get an answer
             log.exception("fold.crashed")
             answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
-        answer = answer.model_copy(update={"instance": self._instance})
+        # A shard belongs to its run's aggregator, which counts it with itself.
+        used = Usage() if self._run else self._meter.take()
+        answer = answer.model_copy(update={"instance": self._instance, "usage": used})
         await self._broker.respond(message, to_json(answer))
 
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
@@ -236,9 +242,12 @@ def plan_of(agreement: Agreement, run: str, key: str, shard: tuple[int, int] = (
 
 async def _serve(config: FoldWorkerConfig) -> None:
     broker = await Broker.connect(config.nats_url, f"fold-worker-{config.name}", config.access, wait_s=None)
-    await FoldWorker(config, broker).listen()
+    meter = WorkerMeter()
+    await FoldWorker(config, broker, meter).listen()
     log.info("fold.ready", extra={"worker": config.name})
-    await broker.until_closed()
+    subject = Subjects(config.tenant).telemetry(config.region, FOLD_WORKER)
+    async with nullcontext() if config.run else meter.telling(broker, subject):
+        await broker.until_closed()
 
 
 def main() -> int:

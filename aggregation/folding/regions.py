@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ from fedtide.aggregation.sums.agreement import Agreement
 from fedtide.aggregation.sums.weighted_sum import Partial
 from fedtide.fabric.errors import NotFound, RemoteError, TransientError
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
+from fedtide.fabric.messages.usage import MOST_CPUS, MOST_MEMORY, Usage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import FOLD_WORKER, UP, Subjects
 from fedtide.fabric.tensors.frame import decode
@@ -33,6 +35,12 @@ class Regions:
         self._storage = storage
         self._run = run
         self._plan: FoldPlan | None = None
+        self._used: dict[str, Usage] = {}
+
+    def take_used(self) -> dict[str, Usage]:
+        """What regional aggregators have used for this run since this was asked last, by region, as they say."""
+        used, self._used = self._used, {}
+        return used
 
     async def begin(self, key: str, agreement: Agreement, regions: Iterable[str]) -> frozenset[str]:
         """Begin a round. Returns the `regions` whose fold worker answers."""
@@ -78,7 +86,11 @@ class Regions:
         return True
 
     async def _ask(self, region: str, request: FoldRequest) -> FoldAnswer:
-        return await ask(self._broker, self._subject(region), request, f"the aggregator of {region}")
+        began = time.monotonic()
+        answer = await ask(self._broker, self._subject(region), request, f"the aggregator of {region}")
+        used = answer.usage.at_most(time.monotonic() - began, MOST_CPUS, MOST_MEMORY)
+        self._used[region] = self._used.get(region, Usage()) + used
+        return answer
 
     def _subject(self, region: str) -> str:
         return self._subjects.fold(region)

@@ -100,7 +100,14 @@ class Accounts:
         self._link.call(self._link.report(RoundAbandoned(**self._run, round=round_, trial=trial, reason=reason)))
 
     def closed(self, round_: int, metrics: dict[str, float], seconds: float) -> None:
-        event = RoundClosed(**self._run, round=round_, metrics=metrics, seconds=seconds, usage=self._link.used())
+        event = RoundClosed(
+            **self._run,
+            round=round_,
+            metrics=metrics,
+            seconds=seconds,
+            usage=self._link.used(),
+            regional=self._link.used_in_regions(),
+        )
         self._link.call(self._link.report(event))
 
     def restarted(self) -> None:

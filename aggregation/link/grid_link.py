@@ -82,6 +82,10 @@ class GridLink(RunLink):
         received, sent = (max(now - last, 0) for now, last in zip(traffic, before, strict=True))
         return Usage(**self._meter.mark()._asdict(), received_bytes=received, sent_bytes=sent)
 
+    def used_in_regions(self) -> dict[str, Usage]:
+        """What regional aggregators have used for this run since this was asked last."""
+        return self.ingest.regions.take_used()
+
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop from another thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -15,13 +15,14 @@ from pathlib import Path
 from time import monotonic
 
 from fedtide.coordinator.fleet.fleet import Node
-from fedtide.coordinator.ledger.booking import MOST_GPUS, pool_of
+from fedtide.coordinator.ledger.booking import AGGREGATORS, pool_of
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
 from fedtide.fabric.events.costs import Availability, UsageReported, UsedFor
 from fedtide.fabric.messages.heartbeat import Heartbeat
-from fedtide.fabric.messages.usage import MOST, Usage
+from fedtide.fabric.messages.usage import MOST, MOST_CPUS, MOST_MEMORY, Usage
+from fedtide.fabric.nats.subjects import COLLECTOR, FOLD_WORKER
 from fedtide.fabric.plans.prices import Phase
 from fedtide.fabric.process.files import write_atomically
 from fedtide.fabric.process.metering import Meter
@@ -35,6 +36,13 @@ LONGEST_S, SLACK_S = 7 * 86_400.0, 5.0
 MOST_POOLS, ITEMS_OF_ONE = 32, 1000
 """Of one region; and of one report."""
 MOST_INFERENCES_A_SECOND = 1e6
+SERVERS = "nats-servers"
+"""The pool of the hub's servers."""
+WORKERS: Mapping[str, tuple[str, Phase]] = {
+    COLLECTOR: ("collectors", "coordinate"),
+    FOLD_WORKER: (AGGREGATORS, "aggregate"),
+}
+"""Of a region: pool, and what they work for when it is for no run."""
 _Key = tuple[str, str, Phase, str]
 
 
@@ -97,24 +105,48 @@ class Metering:
 
         Of an agent that is older than this process, and was not heard by the one before, nobody knows what was logged.
         """
-        now, at = Totals(boot=beat.boot, used=beat.used, wasted=beat.wasted, inferences=beat.inferences), monotonic()
         (self._busy.add if beat.busy is not None else self._busy.discard)(node.name)
-        before, heard_at = self._seen.get(node.name), self._heard_at.get(node.name)
-        self._seen[node.name], self._heard_at[node.name] = now, at
-        uptime = beat.uptime_s if beat.uptime_s is not None else LONGEST_S
-        if before is None and uptime > at - self._began:
-            return
-        if before is None or before.boot != now.boot:
-            before = Totals(boot=now.boot, used=Usage(), wasted=Usage(), inferences=0)
-        seconds = min(at - heard_at if heard_at is not None else uptime, LONGEST_S) + SLACK_S
-        region, pool = node.region, self._pool(node)
-        served = min(max(now.inferences - before.inferences, 0), round(seconds * MOST_INFERENCES_A_SECOND))
+        new, seconds = self._news(node.name, beat)
+        region, pool, can = node.region, self._pool(node), node.capabilities
+        served = min(new.inferences, round(seconds * MOST_INFERENCES_A_SECOND))
         phase: Phase = "serve" if served else "idle"
-        used = _possible(now.used - before.used, node, seconds)
-        wasted = _possible(now.wasted - before.wasted, node, seconds)
-        self._add(UsedFor(region=region, pool=pool, phase=phase, usage=used, inferences=served))
+        used = new.used.at_most(seconds, can.cpus, can.memory_bytes)
+        wasted = new.wasted.at_most(seconds, can.cpus, can.memory_bytes)
+        if used or served:
+            self._add(UsedFor(region=region, pool=pool, phase=phase, usage=used, inferences=served))
         if wasted:
             self._add(UsedFor(region=region, pool=pool, phase="train", wasted="cancelled", usage=wasted))
+
+    def heard_worker(self, region: str, name: str, beat: Heartbeat) -> None:
+        """As `heard`, of a region's drift collector or regional aggregator: what the latter used for no run."""
+        new, seconds = self._news(f"{region}/{name}", beat)
+        used = new.used.at_most(seconds, MOST_CPUS, MOST_MEMORY)
+        pool, phase = WORKERS[name]
+        if used:
+            self._add(UsedFor(region=region, pool=pool, phase=phase, usage=used))
+
+    def heard_server(self, usage: Usage) -> None:
+        """Of a server of the hub, since it was heard last."""
+        self._add(UsedFor(pool=SERVERS, phase="coordinate", usage=usage))
+
+    def _news(self, key: str, beat: Heartbeat) -> tuple[Totals, float]:
+        """What is new in a heartbeat, and since how many seconds."""
+        now, at = Totals(boot=beat.boot, used=beat.used, wasted=beat.wasted, inferences=beat.inferences), monotonic()
+        nothing = Totals(boot=now.boot, used=Usage(), wasted=Usage(), inferences=0)
+        before, heard_at = self._seen.get(key), self._heard_at.get(key)
+        self._seen[key], self._heard_at[key] = now, at
+        uptime = beat.uptime_s if beat.uptime_s is not None else LONGEST_S
+        if before is None and uptime > at - self._began:
+            return nothing, 0.0
+        if before is None or before.boot != now.boot:
+            before = nothing
+        new = Totals(
+            boot=now.boot,
+            used=now.used - before.used,
+            wasted=now.wasted - before.wasted,
+            inferences=max(now.inferences - before.inferences, 0),
+        )
+        return new, min(at - heard_at if heard_at is not None else uptime, LONGEST_S) + SLACK_S
 
     def _pool(self, node: Node) -> str:
         """Nodes name their pools: a region has a limited number of them, and the rest is one."""
@@ -181,20 +213,8 @@ class Metering:
     def save(self) -> None:
         """For the next process; without it, what is not logged is lost, and nothing else."""
         world = self._engine.world
-        seen = {name: totals for name, totals in self._seen.items() if name in world.nodes}
+        seen = {name: totals for name, totals in self._seen.items() if name in world.nodes or "/" in name}
         try:
             write_atomically(self._file, to_json(Kept(after=world.metered, items=self.unlogged(), seen=seen)))
         except OSError as exc:
             log.warning("metering.not_kept", extra={"reason": str(exc)})
-
-
-def _possible(usage: Usage, node: Node, seconds: float) -> Usage:
-    """What a node can have used in so long."""
-    can = node.capabilities
-    return usage.model_copy(
-        update={
-            "cpu_us": min(usage.cpu_us, round(1e6 * seconds * can.cpus)),
-            "memory_kb_s": min(usage.memory_kb_s, round(seconds * can.memory_bytes / 1000)),
-            "gpu_us": min(usage.gpu_us, round(1e6 * seconds * MOST_GPUS)),
-        }
-    )

@@ -19,7 +19,7 @@ from fedtide.fabric.events.envelope import EventData, NodeOffline, NodeOnline
 from fedtide.fabric.messages.heartbeat import SLOWEST_HEARTBEAT_S, Heartbeat
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.subjects import Subjects, Telemetry, parse_as
+from fedtide.fabric.nats.subjects import RESERVED, Subjects, Telemetry, parse_as
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class Presence:
         self.heartbeats: dict[str, Heartbeat] = {}
         self.hearers: list[Callable[[Node, Heartbeat], None]] = []
         """Told of each heartbeat."""
+        self.worker_hearers: list[Callable[[str, str, Heartbeat], None]] = []
+        """Told of a region's drift collector and regional aggregator: region, name, heartbeat."""
         self.clock_ahead_s: dict[str, float] = {}
         """By how much each node's clock is ahead of this one, including the way of its heartbeat."""
         self._boots: dict[str, list[str]] = {}
@@ -74,6 +76,10 @@ class Presence:
         sender = parse_as(Telemetry, message.subject)
         name = sender.node
         beat = from_json(Heartbeat, message.data, f"heartbeat of {name}")
+        if name in RESERVED:
+            for hear_worker in self.worker_hearers:
+                hear_worker(sender.region, name, beat)
+            return
         node = self._engine.world.nodes.get(name)
         if self._members_only and identities.why_no_member(self._engine.world.identities, sender.region, name):
             return

@@ -131,4 +131,10 @@ def by_days(account: Account, before: int) -> Account:
 
 
 def quantities(usage: Usage) -> dict[Meter, int]:
-    return {"cpu": usage.cpu_us, "memory": usage.memory_kb_s, "gpu": usage.gpu_us}
+    return {
+        "cpu": usage.cpu_us,
+        "memory": usage.memory_kb_s,
+        "gpu": usage.gpu_us,
+        "received": usage.received_bytes,
+        "sent": usage.sent_bytes,
+    }

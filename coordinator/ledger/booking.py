@@ -35,8 +35,6 @@ from fedtide.fabric.plans.run_spec import RunSpec
 
 AGGREGATORS = "aggregators"
 """The pool of all aggregators."""
-MOST_GPUS = 16
-"""Of one node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ def _answer(context: Context, data: UpdateReceived | UpdateRefused, outcome: str
         return
     facts, asked_at = context.where.node(data.node), context.where.asked_at(data.round, data.phase)
     seconds = max((context.at - asked_at).total_seconds(), 0.0) if asked_at is not None else 0.0
-    usage = _possible(data.usage, facts, seconds)
+    usage = data.usage.at_most(seconds, facts.cpus, facts.memory_bytes) if facts is not None else Usage()
     used = {meter: quantity for meter, quantity in {**quantities(usage), **also}.items() if quantity}
     region, pool = (facts.region, facts.pool) if facts is not None else ("", "")
     if used:
@@ -167,6 +165,9 @@ def _round_closed(context: Context, data: RoundClosed) -> None:
     context.entry.set(answers=Map({k: a for k, a in answers.items() if a.place.round != data.round}))
     place = Place(context.hour, data.round)
     _aggregated(context.entry, place, data.attempt, data.usage)
+    if context.where.is_news:
+        for region, usage in data.regional.items():
+            context.entry.add(_aggregating(replace(place, region=region)), quantities(usage))
     if data.round and not _is_closed(context, data.round):
         context.entry.add(_aggregating(place), {"rounds": 1})
 
@@ -223,7 +224,7 @@ def _aggregating(place: Place) -> Place:
 def _aggregated(entry: Entry, place: Place, attempt: int, usage: Usage) -> None:
     reported, whole = entry.account.aggregators.get(str(attempt), (0, 0))
     _cpu(entry, place, attempt, reported + usage.cpu_us, whole)
-    entry.add(_aggregating(place), {"memory": usage.memory_kb_s, "gpu": usage.gpu_us})
+    entry.add(_aggregating(place), {**quantities(usage), "cpu": 0})
 
 
 def _cpu(entry: Entry, place: Place, attempt: int, reported: int, whole: int) -> None:
@@ -237,16 +238,6 @@ def _phase(name: str) -> str:
     """Actions of an app (`train.<action>`) are of the kind that they begin with."""
     kind = name.partition(".")[0]
     return kind if kind in ("train", "evaluate") else "other"
-
-
-def _possible(usage: Usage, facts: NodeFacts | None, seconds: float) -> Usage:
-    if facts is None:
-        return Usage()
-    return Usage(
-        cpu_us=min(usage.cpu_us, round(1e6 * seconds * facts.cpus)),
-        memory_kb_s=min(usage.memory_kb_s, round(seconds * facts.memory_bytes / 1000)),
-        gpu_us=min(usage.gpu_us, round(1e6 * seconds * MOST_GPUS)),
-    )
 
 
 BOOKS: Mapping[type, Callable[[Context, Any], None]] = {

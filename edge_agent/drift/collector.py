@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -28,6 +29,7 @@ from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import COLLECTOR, STAY, SketchOf, Subjects, parse_as
 from fedtide.fabric.nats.urls import NatsUrl
+from fedtide.fabric.nats.worker_meter import WorkerMeter
 from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.process.until_signalled import until_signalled
 from fedtide.fabric.strict import Strict
@@ -121,23 +123,26 @@ class Collector:
 
 async def serve(config: CollectorConfig) -> None:
     """Collect for every region of `config` until cancelled; an unreachable region is retried."""
+    meter = WorkerMeter()
     async with asyncio.TaskGroup() as group:
-        for region in config.regions:
-            group.create_task(_keep(config, region), name=f"collect-{region.region}")
+        for number, region in enumerate(config.regions):
+            # One process: all that it uses is told in one of its regions.
+            work = _keep(config, region, meter if number == 0 else None)
+            group.create_task(work, name=f"collect-{region.region}")
 
 
-async def _keep(config: CollectorConfig, region: RegionConfig) -> None:
+async def _keep(config: CollectorConfig, region: RegionConfig, meter: WorkerMeter | None) -> None:
     backoff = Backoff()
     while True:
         try:
-            await _collect(config, region)
+            await _collect(config, region, meter)
             backoff.reset()
         except FedtideError as exc:
             log.error("collector.waits", extra={"region": region.region, "reason": str(exc)})
         await backoff.wait()
 
 
-async def _collect(config: CollectorConfig, region: RegionConfig) -> None:
+async def _collect(config: CollectorConfig, region: RegionConfig, meter: WorkerMeter | None) -> None:
     subjects, access = Subjects(config.tenant), Access(region.credentials, region.ca_file)
     broker = await Broker.connect(region.nats_url, f"collector-{region.region}", access, wait_s=None)
 
@@ -150,7 +155,9 @@ async def _collect(config: CollectorConfig, region: RegionConfig) -> None:
     try:
         await Collector(broker, subjects, region.region, config.limits, report).listen()
         log.info("collector.ready", extra={"region": region.region})
-        await broker.until_closed()
+        subject = subjects.telemetry(region.region, COLLECTOR)
+        async with nullcontext() if meter is None else meter.telling(broker, subject):
+            await broker.until_closed()
     finally:
         await broker.close()
 

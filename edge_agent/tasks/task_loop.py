@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
@@ -29,10 +30,11 @@ from fedtide.fabric.errors import CapabilityMissing, FedtideError, MalformedMess
 from fedtide.fabric.flower.apps import unpack
 from fedtide.fabric.ids import flower_int, unguessable
 from fedtide.fabric.messages.tasks import Cancel, Reply, Task, WireError, WireMessage
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import DOWN, STAY, UP, Subjects
 from fedtide.fabric.nats.transfer import FileSink, Source, get_blob, put_blob, read_blob
-from fedtide.fabric.process.files import is_full, map_file
+from fedtide.fabric.process.files import is_full, map_file, write_atomically
 from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
@@ -125,7 +127,7 @@ class TaskLoop:
 
     async def _one(self, task: Task) -> None:
         key = task.task
-        self._meter.task_begins()
+        self._meter.task_begins(self._used_before(key))
         try:
             if self._clock.now() > task.expires_at:
                 return  # expired; a resumed run sends a new task
@@ -140,6 +142,7 @@ class TaskLoop:
             self._to_send.put_nowait(key)
         except asyncio.CancelledError:
             if key not in self._cancelled:
+                self._keep_used(key)
                 raise
             self._outbox.drop(key)
             self._forget_progress(key)
@@ -264,8 +267,25 @@ class TaskLoop:
 
     def _forget_progress(self, task: str) -> None:
         progress = self._progress(task)
-        for file in (progress, *progress.parent.glob(f"{task}.*.part")):
+        for file in (progress, self._used_file(task), *progress.parent.glob(f"{task}.*.part")):
             file.unlink(missing_ok=True)
+
+    def _used_file(self, task: str) -> Path:
+        return self._progress(task).with_name(f"{task}.used")
+
+    def _used_before(self, task: str) -> Usage:
+        """What a task took under an agent that was stopped before it was done."""
+        try:
+            return from_json(Usage, self._used_file(task).read_bytes(), "usage")
+        except (OSError, MalformedMessage):
+            return Usage()
+
+    def _keep_used(self, task: str) -> None:
+        """For the next agent. Without room for it the bill is too low, and nothing else is wrong."""
+        file = self._used_file(task)
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, to_json(self._meter.of_task()))
 
     def _how_far(self, task: str) -> int:
         """A number that changes whenever the task's trainer saves a checkpoint."""

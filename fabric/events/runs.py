@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedtide.fabric.ids import NAME
 from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.round_policy import Cause
 from fedtide.fabric.plans.run_spec import RunSpec
@@ -214,6 +215,9 @@ class RoundClosed(TaggedMessage):
     metrics: dict[str, float]
     seconds: float
     usage: Usage = Field(default=Usage(), description="Of the aggregator since its last report")
+    regional: dict[Annotated[str, Field(pattern=NAME)], Usage] = Field(
+        default={}, max_length=200, description="Of regional aggregators for this run since then, by region"
+    )
 
 
 class RunCompleted(TaggedMessage):

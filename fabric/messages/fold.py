@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.strict import Message, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -58,3 +59,4 @@ class FoldAnswer(Message):
     result: BlobRef | None = None
     weight: str = "0"
     terms: int = 0
+    usage: Usage = Field(default=Usage(), description="Of this process for the request, if it is a region's")

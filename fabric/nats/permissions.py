@@ -26,6 +26,7 @@ from fedtide.fabric.nats.subjects import (
     reply_consumer,
 )
 
+SERVER_STATISTICS = "$SYS.SERVER.*.STATSZ"
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
 NAME, REGION = "{{name()}}", "{{tag(region)}}"
 COORDINATOR, AGGREGATOR, NODE, JOINER, COLLECTS, FOLDS = (
@@ -173,6 +174,7 @@ def folder(subjects: Subjects) -> Permissions:
     return Permissions(
         publish=(
             f"{root}.up.{REGION}.{FOLD_WORKER}.blob.>",
+            subjects.telemetry(REGION, FOLD_WORKER),
             f"{here}.{UP}.{root}.up.{REGION}.*.blob.>",
             f"{here}.{STAY}.{root}.stay.{REGION}.*.blob.>",
         ),
@@ -188,6 +190,7 @@ def collector(subjects: Subjects) -> Permissions:
     return Permissions(
         publish=(
             subjects.report(REGION, COLLECTOR, "drift-reported"),
+            subjects.telemetry(REGION, COLLECTOR),
             f"{root}.stay.{REGION}.{COLLECTOR}.>",
             subjects.renewal(REGION, COLLECTOR),
             f"{here}.{STAY}",
@@ -242,8 +245,8 @@ def leaf_system() -> Permissions:
 
 
 def system() -> Permissions:
-    """The coordinator's connection to the system account: it publishes and reads accounts, and hears who connects."""
+    """The coordinator on the system account: it publishes and reads accounts, and hears who comes and what is used."""
     return Permissions(
         ("$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP"),
-        (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT"),
+        (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT", SERVER_STATISTICS),
     )

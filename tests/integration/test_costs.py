@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import time
 import venv
@@ -17,7 +19,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tests.integration.conftest import bring_up
-from tests.integration.installation import Installation
+from tests.integration.installation import Installation, until
 
 APP = Path(__file__).parents[1] / "apps" / "sums"
 PRICES = """\
@@ -41,13 +43,17 @@ def priced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 
 def _used_s(there: Installation) -> float:
-    """CPU seconds of coordinator, fork server, aggregators and agents, by the kernel."""
+    """CPU seconds of coordinator, fork server, aggregators, agents and collector, by the kernel."""
     coordinator = psutil.Process(there.child("coordinator"))
     (fork_server,) = [p for p in coordinator.children() if "--fork-server" in _command(p)]
     agents = [psutil.Process(there.child(f"agent-{region}-1")) for region in ("eu", "us")]
     trainers = [child for agent in agents for child in agent.children(recursive=True)]
     families = [fork_server, *agents, *trainers]
-    return _of(coordinator)[0] + sum(own + ended for own, ended in map(_of, families))
+    return (
+        _of(coordinator)[0]
+        + _of(psutil.Process(there.child("collector")))[0]
+        + sum(own + ended for own, ended in map(_of, families))
+    )
 
 
 def _of(process: psutil.Process) -> tuple[float, float]:
@@ -61,7 +67,9 @@ def _command(process: psutil.Process) -> str:
 
 
 def _booked_s(there: Installation) -> float:
-    return there.json("cost", "--by", "phase")["total"]["quantities"]["cpu"] / 1e6
+    """What is measured: the CPU time of nats-servers is an estimate."""
+    rows = there.json("cost", "--by", "pool")["rows"]
+    return sum(row["quantities"].get("cpu", 0) for row in rows if row["group"]["pool"] != "nats-servers") / 1e6
 
 
 def test_totals_agree_with_the_kernel_and_the_boards_questions_have_answers(priced: Installation) -> None:
@@ -92,6 +100,37 @@ def test_totals_agree_with_the_kernel_and_the_boards_questions_have_answers(pric
     assert "No price for memory" in explained
     assert priced.run("cost", "explain", "run-none").returncode != 0
     assert "planet" in priced.run("cost", "--by", "planet").stderr
+
+
+def test_what_a_task_took_under_an_agent_that_was_stopped_is_not_forgotten(priced: Installation) -> None:
+    def trained_s(agent: int) -> float:
+        return sum(own + ended for own, ended in map(_of, psutil.Process(agent).children(recursive=True)))
+
+    agent = priced.child("agent-eu-1")
+    before = trained_s(agent)
+    run = priced.json("run", "start", "--app", str(APP), "--rounds", "1", "--set", "burn=3.0")["run"]
+    until(lambda: trained_s(agent) > before + 1.0, "its trainer to work")
+    os.kill(agent, signal.SIGTERM)
+    assert priced.finish(run).state == "completed"
+    rows = priced.json("cost", "--by", "region", "--where", f"run={run}", "--where", "phase=train")["rows"]
+    used = {row["group"]["region"]: row["quantities"] for row in rows}
+    assert used["eu"]["cpu"] > 3_900_000, "it began anew"
+
+
+def test_between_runs_no_aggregator_is_paid_for_and_servers_and_collectors_are(priced: Installation) -> None:
+    def by_pool() -> dict[str, dict[str, int]]:
+        return {row["group"]["pool"]: row["quantities"] for row in priced.json("cost", "--by", "pool")["rows"]}
+
+    run = priced.json("run", "start", "--app", str(APP), "--rounds", "1")["run"]
+    assert priced.run("run", "wait", run).returncode == 0
+    priced.until_events("run.cleaned_up", about=run)
+    before = by_pool()
+    served = before.get("nats-servers", {}).get("memory", 0)
+    until(lambda: by_pool().get("nats-servers", {}).get("memory", 0) > served, "what a server used since")
+    until(lambda: "collectors" in by_pool(), "what a collector used")
+    after = by_pool()
+    assert after["aggregators"] == before["aggregators"], "scaled to zero: not a second, not a byte of memory"
+    assert after["nats-servers"]["received"] > 0
 
 
 def test_the_ledger_goes_out_in_the_columns_of_cloud_bills(priced: Installation, tmp_path: Path) -> None:

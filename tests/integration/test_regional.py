@@ -51,6 +51,9 @@ def test_regions_forward_one_sum_each_and_the_model_is_the_same(regional: Instal
     assert view.state == "completed", view.reason
     assert _model(regional, view) == flat
     assert [_forwarded(regional, region, view.run) for region in ("eu", "us")] == [2, 2]
+    costs = regional.json("cost", "--by", "region,phase", "--where", f"run={view.run}")["rows"]
+    summed = {row["group"]["region"]: row["quantities"]["cpu"] for row in costs if row["group"]["phase"] == "aggregate"}
+    assert set(summed) == {"cloud", "eu", "us"} and all(summed.values()), "who sums in a region costs there"
 
 
 def test_an_update_that_cannot_be_summed_is_refused_in_its_region(regional: Installation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 
 from fedtide.coordinator.adapters import metering as adapter
 from fedtide.coordinator.adapters.metering import Metering
+from fedtide.coordinator.adapters.server_usage import ServerUsage
 from fedtide.coordinator.fleet.fleet import Node
 from fedtide.coordinator.state import World
 from fedtide.edge_agent.tasks.node_meter import NodeMeter
 from fedtide.fabric.messages.heartbeat import Capabilities, Heartbeat
 from fedtide.fabric.messages.usage import MOST, Usage
+from fedtide.fabric.nats.subjects import COLLECTOR, FOLD_WORKER
 from fedtide.fabric.process import metering
 from fedtide.fabric.process.metering import Meter
 from tests.scenarios.build import START
@@ -93,7 +96,7 @@ def test_what_the_trainer_uses_between_tasks_is_the_nodes_and_a_cancelled_task_i
         return metering.Used(next(used) if meter._scope == "children" else 0, 0, 0)
 
     monkeypatch.setattr(Meter, "mark", mark)
-    meter = NodeMeter()
+    meter = NodeMeter(lambda: (0, 0))
     meter.task_begins()  # 1: idle
     assert meter.of_task() == Usage(cpu_us=2)
     meter.task_ends()
@@ -102,6 +105,8 @@ def test_what_the_trainer_uses_between_tasks_is_the_nodes_and_a_cancelled_task_i
     assert meter.totals() == (Usage(cpu_us=4), Usage(cpu_us=4)), "a task is under way: what it has used is its own"
     meter.task_ends()
     assert meter.totals() == (Usage(cpu_us=4 + 5), Usage(cpu_us=4))
+    meter.task_begins(Usage(cpu_us=100))  # 6: idle
+    assert meter.of_task() == Usage(cpu_us=100 + 7), "an agent that was stopped has left it"
 
 
 def test_usages_add_up_and_never_go_below_nothing() -> None:
@@ -163,6 +168,56 @@ def test_of_an_agent_that_nobody_knows_is_not_booked_what_it_used_before(
     assert counted(meter) == {"idle": 7}
     now[0] += 10.0
     assert sum(i.stored_kb_s for i in meter.unlogged()) == 50_000, "what is stored costs by time"
+
+
+def test_workers_of_a_region_tell_totals_as_well(tmp_path: Path, engine: SimpleNamespace) -> None:
+    file = tmp_path / "metering.json"
+    first = Metering(engine, dict, tuple, file)
+    for told in (100, 300):
+        first.heard_worker("eu", COLLECTOR, beat(told))
+    first.heard_worker("us", FOLD_WORKER, beat(50))
+    first.heard_worker("us", FOLD_WORKER, beat(50))
+    first.save()
+    second = Metering(engine, dict, tuple, file)
+    second.begin()
+    second.heard_worker("eu", COLLECTOR, beat(350))
+    booked = {(i.region, i.pool, i.phase): i.usage.cpu_us for i in second.unlogged() if i.region}
+    assert booked == {("eu", "collectors", "coordinate"): 350, ("us", "aggregators", "aggregate"): 50}
+
+
+async def test_servers_of_the_hub_tell_shares_of_a_core_and_totals_of_bytes() -> None:
+    heard: list[Usage] = []
+    now = [0.0]
+    usage = ServerUsage(heard.append, clock=lambda: now[0])
+
+    async def tell(at: float, cpu: float, received: int, name: str = "A") -> None:
+        now[0] = at
+        about = {"mem": 20_000_000, "cpu": cpu, "cores": 2, "received": {"msgs": 1, "bytes": received}}
+        body = {"server": {"id": name, "name": "hub"}, "statsz": about}
+        await usage.on_statistics(SimpleNamespace(data=json.dumps(body).encode()))
+
+    await tell(0.0, 50.0, 1000)
+    await tell(10.0, 50.0, 3000)
+    await tell(10.0, 99.0, 3000, name="B")
+    assert heard == [Usage(cpu_us=5_000_000, memory_kb_s=200_000, received_bytes=2000)]
+    await tell(20.0, 10_000.0, 0)
+    assert heard[-1] == Usage(cpu_us=20_000_000, memory_kb_s=200_000), "no more than its cores; counters began anew"
+    await tell(1000.0, 50.0, 10)
+    assert len(heard) == 2, "of a time in which nobody heard it nothing is known"
+
+
+def test_what_moves_while_a_node_has_a_task_is_the_tasks() -> None:
+    moved = [0, 0]
+    meter = NodeMeter(lambda: (moved[0], moved[1]))
+    moved[:] = 10, 1
+    meter.task_begins()
+    moved[:] = 510, 31
+    assert meter.totals()[0].received_bytes == 10
+    task = meter.of_task()
+    assert (task.received_bytes, task.sent_bytes) == (500, 30)
+    meter.task_ends()
+    moved[:] = 3, 2  # connected anew: the counters began at nothing
+    assert meter.totals()[0].sent_bytes == 1
 
 
 def test_a_damaged_file_is_left_and_counting_begins_anew(tmp_path: Path, engine: SimpleNamespace) -> None:

@@ -1,6 +1,6 @@
 """Moves every weight by a draw that is seeded by node and round; the `poisoned` node lies in its last weight.
 
-The first node takes `delay` seconds."""
+The first node takes `delay` seconds, and `burn` seconds of CPU time."""
 
 import time
 
@@ -25,6 +25,9 @@ def train(message: Message, context: Context) -> Message:
     pid = int(context.node_config["partition-id"])
     if pid == 0:
         time.sleep(float(context.run_config["delay"]))
+        until = time.process_time() + float(context.run_config["burn"])
+        while time.process_time() < until:
+            pass
     arrays = {k: a.numpy() for k, a in message.content["arrays"].items()}
     new = moved(arrays, pid, int(message.content["config"]["server-round"]))
     if pid == context.run_config["poisoned"]:
