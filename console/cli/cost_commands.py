@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedtide.console import endpoints, focus
+from fedtide.console import endpoints, focus, opencost
 from fedtide.console.cli import grammar
 from fedtide.console.cli.rule_files import read, validate
 from fedtide.console.cli.verbs import removes, shows
@@ -189,6 +189,40 @@ def export(
     else:
         raise ConfigError(str(file), "is neither .csv nor .parquet")
     say(f"{len(rows)} lines in {file}")
+
+
+@costs_app.command("reconcile")
+def reconcile(
+    file: Annotated[Path, typer.Argument(help=f"What OpenCost answers to {opencost.ASK}")],
+    output: Output = Format.table,
+) -> None:
+    """The ledger beside an OpenCost allocation of the cluster in the cloud: what aggregators used, and reserved."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc}") from exc
+    allocation = opencost.read(text, str(file))
+    where = "pool=aggregators,region=cloud"
+    view = Client.find().send(endpoints.costs("run", allocation.since, allocation.until, where))
+    found = opencost.compared(view.rows, allocation)
+    if output is not Format.table:
+        dump([each.model_dump(mode="json") for each in found], output)
+        return
+    show_rows(
+        [
+            {
+                "run": each.run,
+                f"ledger {view.currency}": money(each.ledger),
+                "OpenCost": money(each.opencost),
+                "difference": money(each.difference),
+                **{f"{meter} h": f"{ours:.4g} of {theirs:.4g}" for meter, (ours, theirs) in each.hours.items()},
+                "used": "-" if each.share_used is None else f"{each.share_used:.0%}",
+            }
+            for each in found
+        ],
+        output,
+    )
+    _hints(view)
 
 
 def _parquet(file: Path, rows: list[dict[str, str | None]]) -> None:

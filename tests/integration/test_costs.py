@@ -11,6 +11,7 @@ import subprocess
 import time
 import venv
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -144,6 +145,22 @@ def test_the_ledger_goes_out_in_the_columns_of_cloud_bills(priced: Installation,
     assert all(json.loads(row["Tags"])["fedtide.dev/phase"] for row in rows)
     assert parquet.read_table(tmp_path / "bill.parquet").num_rows >= len(rows)
     assert "neither" in priced.run("cost", "export", str(tmp_path / "bill.xls")).stderr
+
+
+def test_what_opencost_allocated_is_laid_beside_it(priced: Installation, tmp_path: Path) -> None:
+    run = priced.json("run", "ls")[0]["run"]
+    now = datetime.now(UTC)
+    window = {"start": f"{now:%Y-%m-%d}T00:00:00Z", "end": f"{now + timedelta(days=1):%Y-%m-%d}T00:00:00Z"}
+    pod = {"name": run, "window": window, "totalCost": 5.0, "cpuCoreHours": 2.0}
+    (tmp_path / "opencost.json").write_text(json.dumps({"code": 200, "data": [{run: pod}]}))
+    rows = {row["run"]: row for row in priced.json("cost", "reconcile", str(tmp_path / "opencost.json"))}
+    booked = priced.json("cost", "--by", "run", "--where", "pool=aggregators")["rows"]
+    assert {run: Decimal(row["ledger"]) for run, row in rows.items()} == {
+        row["group"]["run"]: Decimal(row["cost"]) for row in booked
+    }
+    assert float(rows[run]["opencost"]) == 5.0
+    table = priced.run("cost", "reconcile", str(tmp_path / "opencost.json"))
+    assert run in table.stdout and "of 2" in table.stdout, table.stderr
 
 
 def test_a_budget_holds_rounds_says_why_and_lets_them_go_on_when_it_is_raised(
