@@ -88,6 +88,13 @@ class FleetApi:
             twins=time.time() - presence.twins.get(name, 0.0) < TWINS_SHOWN_S,
         )
 
+    def warned(self) -> dict[str, list[str]]:
+        """What heartbeats say of nodes that needs a look, by node."""
+        presence = self._presence
+        names = {*presence.twins, *(n for n, ahead in presence.clock_ahead_s.items() if abs(ahead) > views.SKEW_S)}
+        known = [name for name in names if name in self._engine.world.nodes]
+        return {name: list(self.view(name).warnings) for name in known}
+
     async def _all(self, request: web.Request) -> web.Response:
         return answer(self.page(query_of(request, NodeListing)))
 

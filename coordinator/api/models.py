@@ -82,7 +82,10 @@ class ModelApi:
         return views.model(self._engine.world.model(name))
 
     async def _all(self, request: web.Request) -> web.Response:
-        return answer(page_of(query_of(request, Listing), sorted(self._engine.world.models), self.view))
+        return answer(self.page(query_of(request, Listing)))
+
+    def page(self, query: Listing) -> Page[ModelView]:
+        return page_of(query, sorted(self._engine.world.models), self.view)
 
     async def _one(self, request: web.Request) -> web.Response:
         return answer(self.view(name_in(request, "model")))

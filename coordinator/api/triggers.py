@@ -60,7 +60,10 @@ class TriggerApi:
         return trigger_view(self._engine.world.trigger(name))
 
     async def _all(self, request: web.Request) -> web.Response:
-        return answer(page_of(query_of(request, Listing), sorted(self._engine.world.triggers), self.view))
+        return answer(self.page(query_of(request, Listing)))
+
+    def page(self, query: Listing) -> Page[TriggerView]:
+        return page_of(query, sorted(self._engine.world.triggers), self.view)
 
     async def _one(self, request: web.Request) -> web.Response:
         return answer(self.view(name_in(request, "name")))

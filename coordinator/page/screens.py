@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from pydantic import Field
 
 from fedtide.coordinator.api.costs import CostApi, CostQuery
 from fedtide.coordinator.api.events import EventApi, EventListing, WhyOptions
@@ -25,7 +25,9 @@ from fedtide.coordinator.api.runs import RunApi, RunListing
 from fedtide.coordinator.api.storage import StorageApi
 from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.coordinator.page.curves import HEIGHT, WIDTH, Curve, curve
+from fedtide.coordinator.page.lineage import lineage
 from fedtide.coordinator.page.session import opened
+from fedtide.coordinator.page.sick import sick
 from fedtide.coordinator.page.words import FILTERS
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import FedtideError, NotFound
@@ -33,8 +35,9 @@ from fedtide.fabric.messages.views import RUN_ENDED, RunView
 from fedtide.fabric.process.web_access import TokenFile
 from fedtide.fabric.strict import Strict
 
+V = TypeVar("V")
 HERE = Path(__file__).parent
-PER_PAGE, ROUNDS_SHOWN, EVENTS_SHOWN = 100, 50, 100
+PER_PAGE, NUMBERED_SHOWN, EVENTS_SHOWN, SICK_SHOWN = 100, 50, 100, 20
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
@@ -88,6 +91,15 @@ class CostChoice(Strict):
     by: str = "model"
     where: str = ""
     days: int = 7
+    skip: int = Field(default=0, ge=0)
+
+
+class Skip(Strict):
+    skip: int = Field(default=0, ge=0)
+
+
+class Before(Strict):
+    before: int | None = Field(default=None, description="Only what is older than this round or version")
 
 
 class Page:
@@ -184,7 +196,8 @@ class Page:
             regions=apis.identity.regions(Listing(limit=PER_PAGE)),
             runs=[apis.runs.view(key) for key in active[-10:]],
             rollouts=rollouts[:5],
-            sick=[apis.fleet.view(name) for name in islice(_sick(world), 20)],
+            sick=sick(world, apis.fleet.warned()),
+            shown=SICK_SHOWN,
             command="fedtide status",
         )
 
@@ -207,8 +220,9 @@ class Page:
         return self._show(request, "runs", page=page, more=_more(request, page.next), command="fedtide run ls")
 
     async def _run(self, request: web.Request) -> web.Response:
-        key = request.match_info["run"]
+        key, asked = request.match_info["run"], query_of(request, Before)
         view = self._apis.runs.view(key)
+        rounds, before = _before(view.rounds[::-1], asked.before, lambda each: each.round)
         cost = await self._apis.costs.costs(CostQuery(by="phase,outcome", where=f"run={key}"))
         return self._show(
             request,
@@ -218,7 +232,8 @@ class Page:
             curves=_curves(view),
             width=WIDTH,
             height=HEIGHT,
-            rounds=view.rounds[-ROUNDS_SHOWN:][::-1],
+            rounds=rounds,
+            before=before,
             actions=() if view.state in RUN_ENDED else ACTIONS.get(view.state, ()),
             command=f"fedtide run show {key}",
         )
@@ -236,27 +251,30 @@ class Page:
         return self._show(request, "rollout", rollout=view, actions=actions, command=f"fedtide rollout show {key}")
 
     async def _models(self, request: web.Request) -> web.Response:
-        names = sorted(self._world().models)
-        views = [self._apis.models.view(name) for name in names[:PER_PAGE]]
-        return self._show(request, "models", models=views, total=len(names), command="fedtide model ls")
+        page = self._apis.models.page(query_of(request, Listing).model_copy(update={"limit": PER_PAGE}))
+        return self._show(request, "models", page=page, more=_more(request, page.next), command="fedtide model ls")
 
     async def _model(self, request: web.Request) -> web.Response:
-        name = request.match_info["model"]
+        name, asked = request.match_info["model"], query_of(request, Before)
         view = self._apis.models.view(name)
         versions = {r.digest: r.version for r in view.releases}
+        releases, before = _before(view.releases[::-1], asked.before, lambda release: release.version)
+        bases = {r.version: versions[b.digest] for r in releases if (b := r.lineage.base) and b.digest in versions}
         return self._show(
             request,
             "model",
             model=view,
+            releases=releases,
+            before=before,
             versions=versions,
+            drawing=lineage([release.version for release in releases], bases),
             served=self._world().served_by(name),
             command=f"fedtide model show {name}",
         )
 
     async def _triggers(self, request: web.Request) -> web.Response:
-        names = sorted(self._world().triggers)
-        views = [self._apis.triggers.view(name) for name in names[:PER_PAGE]]
-        return self._show(request, "triggers", rules=views, total=len(names), command="fedtide trigger ls")
+        page = self._apis.triggers.page(query_of(request, Listing).model_copy(update={"limit": PER_PAGE}))
+        return self._show(request, "triggers", page=page, more=_more(request, page.next), command="fedtide trigger ls")
 
     async def _costs(self, request: web.Request) -> web.Response:
         asked = query_of(request, CostChoice)
@@ -269,7 +287,8 @@ class Page:
             view=view,
             asked=asked,
             choices=("model", "region", "phase", "outcome", "run", "release", "by", "pool", "meter", "day", "app"),
-            rows=view.rows[:PER_PAGE],
+            rows=view.rows[asked.skip : asked.skip + PER_PAGE],
+            more=_next(request, asked.skip, len(view.rows)),
             most=max((row.cost for row in view.rows), default=0) or 1,
             budgets=self._apis.costs.budgets(Listing(limit=PER_PAGE)).items,
             command=f"fedtide cost --by {asked.by or '-'} --since {asked.days}d{where}",
@@ -284,23 +303,39 @@ class Page:
 
     async def _health(self, request: web.Request) -> web.Response:
         storage = await self._apis.storage.storage()
-        status = self._apis.models.status()
-        return self._show(request, "health", storage=storage, status_view=status, command="fedtide storage")
+        asked, found = query_of(request, Skip), sick(self._world(), self._apis.fleet.warned())
+        return self._show(
+            request,
+            "health",
+            storage=storage,
+            status_view=self._apis.models.status(),
+            sick=found[asked.skip : asked.skip + PER_PAGE],
+            all_sick=len(found),
+            more=_next(request, asked.skip, len(found)),
+            command="fedtide storage",
+        )
 
 
 def _newest(table: Mapping[str, Any]) -> list[str]:
     return list(table)[-20:][::-1]
 
 
-def _sick(world: World) -> Any:
-    """Nodes that are offline."""
-    return (name for name, node in world.nodes.items() if not node.online)
-
-
 def _curves(run: RunView) -> list[Curve]:
     names = list(dict.fromkeys(name for each in run.rounds for name in each.metrics))
     found = (curve(name, [(r.round, r.metrics.get(name)) for r in run.rounds]) for name in names[:12])
     return [each for each in found if each is not None]
+
+
+def _before(newest_first: list[V], before: int | None, number: Callable[[V], int]) -> tuple[list[V], int | None]:
+    """One page of what has numbers, and before which number the next one is; None: this was the last."""
+    found = [each for each in newest_first if before is None or number(each) < before]
+    shown = found[:NUMBERED_SHOWN]
+    return shown, number(shown[-1]) if len(found) > len(shown) else None
+
+
+def _next(request: web.Request, skip: int, total: int) -> str:
+    """As `_more`, of what has no names to go on from."""
+    return urlencode({**request.query, "skip": skip + PER_PAGE}) if skip + PER_PAGE < total else ""
 
 
 def _more(request: web.Request, after: str) -> str:

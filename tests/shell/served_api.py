@@ -68,9 +68,11 @@ def served_api(*story: EventData) -> Iterator[Served]:
     thread = threading.Thread(target=lambda: asyncio.run(_serve(story, ready, started, ending)), daemon=True)
     thread.start()
     assert started.wait(30)
-    yield ready[0]
-    ending.set()
-    thread.join(30)
+    try:
+        yield ready[0]
+    finally:
+        ending.set()
+        thread.join(30)
 
 
 async def _leads() -> None:

@@ -15,11 +15,12 @@ from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.http import application
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.page.curves import curve
-from fedtide.coordinator.page.screens import SCREENS, Page
+from fedtide.coordinator.page.lineage import lineage
+from fedtide.coordinator.page.screens import NUMBERED_SHOWN, SCREENS, Page
 from fedtide.coordinator.state import World
 from fedtide.fabric.events.costs import BudgetApplied, PricesApplied, UsageReported, UsedFor
 from fedtide.fabric.events.envelope import NodeOffline, TriggerApplied
-from fedtide.fabric.events.runs import AggregatorStarted, RunCompleted
+from fedtide.fabric.events.runs import AggregatorStarted, RoundClosed, RunCompleted
 from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.prices import Budget
 from fedtide.fabric.process.web_access import TokenFile
@@ -58,6 +59,9 @@ def api() -> Iterator[Served]:
         *(opened(2, "n1"), received(2, "n1"), closed(2, accuracy=0.75), produced()),
         *(RunCompleted(run="run-1", attempt=1), published(), rollout(wave("eu", "n1", "n3"), max_error=0.0, **gates)),
         *(cached("eu"), phase("n1", "failed", reason="no space left")),
+        *(TriggerApplied(rule=RULE.model_copy(update={"name": f"rule-{number:03}"})) for number in range(104)),
+        *(requested("run-2"), AggregatorStarted(run="run-2", attempt=1)),
+        *(RoundClosed(run="run-2", attempt=1, round=n, metrics={}, seconds=1.0) for n in range(1, 61)),
     ]
     with served_api(*story) as served:
         yield served
@@ -107,6 +111,39 @@ def test_a_roll_out_says_first_why_it_stopped_and_which_node_is_sick(api: Served
     overview = page(api, "")
     assert "rollouts/ro-1" in overview
     assert "fleet/n7" in overview
+
+
+def test_nodes_that_need_a_look_are_told_with_all_that_is_wrong_with_them(api: Served) -> None:
+    health = page(api, "health")
+    assert "3 of 3: away, warned of" in health
+    told = re.findall(r'fleet/(n\d+)">n\d+</a> \(\w+\): (.*)</li>', health)
+    assert [name for name, _ in told] == ["n1", "n2", "n7"]
+    why = dict(told)
+    assert "failed in a roll-out: no space left" in why["n1"] and 'href="./rollouts/ro-1"' in why["n1"]
+    assert "refused in a run: app_error" in why["n2"] and 'href="./runs/run-1"' in why["n2"]
+    assert "offline: &lt;script&gt;" in why["n7"]
+
+
+def test_what_is_numbered_is_shown_newest_first_a_page_at_a_time(api: Served) -> None:
+    first = page(api, "runs/run-2")
+    assert f"{NUMBERED_SHOWN} of 60, newest first" in first
+    assert 'href="?before=11"' in first
+    rest = page(api, "runs/run-2?before=11")
+    assert "10 of 60" in rest and 'rel="next"' not in rest
+    assert 'href="?after=rule-' in page(api, "triggers")
+    assert "4 of 105 rules" in page(api, "triggers?after=rule-099")
+
+
+def test_a_lineage_is_drawn_with_a_line_for_each_base() -> None:
+    drawn = lineage([5, 4, 3, 2], {5: 3, 4: 3, 3: 2, 2: 1})
+    xs = {dot.version: dot.x for dot in drawn.dots}
+    assert xs[5] == xs[3] == xs[2] != xs[4], "two releases of one base are beside each other, and meet in it"
+    assert len(drawn.lines) == 4
+    assert drawn.lines[1].count("C") == 1 and "C" not in drawn.lines[0]
+    assert drawn.lines[3].endswith(f"V{drawn.height:g}"), "to what is on the next page"
+    assert drawn.text_x > max(xs.values())
+    alone = lineage([2, 1], {})
+    assert alone.lines == [] and len({dot.x for dot in alone.dots}) == 1
 
 
 def test_costs_models_and_nodes_tell_theirs(api: Served) -> None:
