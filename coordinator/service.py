@@ -36,6 +36,7 @@ from fedtide.coordinator.api.http import application
 from fedtide.coordinator.api.identity import IdentityApi
 from fedtide.coordinator.api.models import ModelApi
 from fedtide.coordinator.api.parked import ParkedApi
+from fedtide.coordinator.api.process_metrics import ProcessMetrics
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.storage import StorageApi
@@ -233,6 +234,9 @@ async def _work(
         registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))
         timings = metrics.Timings(engine, registry, traced=bool(config.traces.endpoint))
         group.create_task(timings.keep(), name="timings")
+        processes = ProcessMetrics(engine, registry)
+        presence.worker_hearers.append(processes.heard_worker)
+        group.create_task(processes.keep(), name="process-metrics")
         routes = [
             *apis.routes(),
             ParkedApi(reports, executor, engine).routes(),

@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig
 from fedtide.coordinator.api.metrics import Timings, WorldMetrics
+from fedtide.coordinator.api.process_metrics import ProcessMetrics
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.rollouts import rollouts, waves
 from fedtide.coordinator.runs import rounds, runs
@@ -135,6 +136,7 @@ def metrics() -> str:
     registry = CollectorRegistry()
     registry.register(WorldMetrics(empty, empty, empty, empty, empty))
     Timings(empty, registry, traced=False)
+    ProcessMetrics(empty, registry)
     for family in registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
