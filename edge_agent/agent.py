@@ -23,6 +23,7 @@ from fedtide.edge_agent.releases.model_store import ModelStore
 from fedtide.edge_agent.samples.api import SampleApi
 from fedtide.edge_agent.samples.capture import Capturer
 from fedtide.edge_agent.samples.store import SampleStore, samples_file
+from fedtide.edge_agent.sandbox.levels import Level, offered
 from fedtide.edge_agent.serving.footprint import shrink
 from fedtide.edge_agent.serving.inference_server import InferenceServer
 from fedtide.edge_agent.serving.nats_inference import NatsInference
@@ -73,6 +74,7 @@ class Agent:
         self._epochs = Epochs(config.data_dir)
         self._other_log: asyncio.Queue[OrderList] = asyncio.Queue()
         self._cluster = ClusterView()
+        self._level: Level = "none" if config.sandbox == "off" else offered()
 
     async def run(self) -> None:
         """Serve models from disk at once; join the fleet once the broker is reachable.
@@ -142,7 +144,7 @@ class Agent:
         config = self._config
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", access, wait_s=None)
         self._linked = broker
-        self._tasks = TaskLoop(config, broker, self._latency, self._clock, self._cluster, self._meter)
+        self._tasks = TaskLoop(config, broker, self._latency, self._clock, self._cluster, self._meter, self._level)
         self._activation = Activation(
             config,
             store,
@@ -278,11 +280,10 @@ class Agent:
             await self._tasks.order(order)
 
     def _beat(self, *, bye: bool = False) -> Heartbeat:
-        trainer = self._tasks.trainer_pid
         used, wasted = self._meter.totals()
         return Heartbeat(
             rss_bytes=resident_bytes(),
-            trainer_rss_bytes=resident_bytes(trainer) if trainer is not None else 0,
+            trainer_rss_bytes=self._tasks.trainer_bytes,
             busy=self._tasks.busy,
             stage=self._tasks.stage,
             serving=self._serving.serving(),

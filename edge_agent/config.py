@@ -110,6 +110,13 @@ class AgentConfig(Strict):
     train_checkpoint_s: float = Field(
         default=20.0, ge=0, description="Seconds between checkpoints of a task that trains from a bundle"
     )
+    sandbox: Literal["auto", "off"] = Field(
+        default="auto", description="auto: apps are kept in the strongest sandbox that this machine offers"
+    )
+    hidden: list[Path] = Field(default=[], description="Files and folders that no app sees, beside the agent's own")
+    policy_file: Path | None = Field(
+        default=None, description="What this node's owner allows (TOML, written by root); none: everything"
+    )
     share_logs: bool = Field(default=True, description="Whether the coordinator may ask what apps print here")
     train_idle_s: float = Field(default=120.0, gt=0, description="Seconds after which an idle trainer process ends")
     inference_threads: int = Field(default=1, ge=1, description="Threads of one model run")

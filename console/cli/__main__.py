@@ -22,6 +22,7 @@ from fedtide.console.cli.fleet_commands import fleet_app
 from fedtide.console.cli.identity_commands import identity_app
 from fedtide.console.cli.k8s_commands import k8s_app
 from fedtide.console.cli.model_commands import infer, models_app
+from fedtide.console.cli.node_commands import node_app
 from fedtide.console.cli.region_commands import regions_app
 from fedtide.console.cli.rollout_commands import rollouts_app
 from fedtide.console.cli.run_commands import rounds_app, runs_app
@@ -64,6 +65,7 @@ app.command("try")(try_)
 app.add_typer(apps_app, name="app")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(identity_app, name="identity")
+app.add_typer(node_app, name="node")
 app.add_typer(regions_app, name="region")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(runs_app, name="run")

@@ -288,6 +288,7 @@ def _agent(
         "region": region,
         "nats_url": f"nats://127.0.0.1:{port}",
         "data_dir": str(home.root / "nodes" / node),
+        "hidden": [str(home.root)],
         "join_token_file": str(home.join_token_file),
         "heartbeat_s": 2.0,
         "train_threads": 1,

@@ -38,6 +38,7 @@ def node(
         inference_url=can.inference_url,
         agent_version=can.agent_version,
         python=can.python,
+        sandbox=can.sandbox,
         hardware=can.hardware,
         rss_bytes=heartbeat.rss_bytes if heartbeat is not None else None,
         trainer_rss_bytes=heartbeat.trainer_rss_bytes if heartbeat is not None else None,

@@ -16,6 +16,7 @@ from pathlib import Path
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
+from fedtide.edge_agent.owner_policy import Owner
 from fedtide.edge_agent.releases.download import ReleaseDownload
 from fedtide.edge_agent.releases.model_store import Current, ModelStore
 from fedtide.edge_agent.serving.footprint import shrink
@@ -181,6 +182,7 @@ class Activation:
             self._store.set_current(_current(desired, None, _good(current, None)))
             await self._report(desired, "confirmed", "nothing is served any more", 0)
             return
+        Owner(self._config.policy_file).policy().check_model(desired.model)
         await self._enter(desired, "downloading")
         terms = desired.terms
         download = ReleaseDownload(self._broker, self._subjects, self._config.region, terms.bytes_per_s)
@@ -276,6 +278,7 @@ def serve_from_disk(config: AgentConfig, store: ModelStore, serving: Serving) ->
             if release is None:
                 continue
             try:
+                Owner(config.policy_file).policy().check_model(current.model)
                 store.check(release)
                 serving.swap(load_release(config, store, release))
                 break

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.owner_policy import Owner
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import RemoteError
 from fedtide.fabric.flower.app_log import AppLog
@@ -35,7 +36,7 @@ class AppLogs:
 
     async def _page(self, message: Received) -> LogPage:
         asked = from_json(LogQuestion, message.data, "question")
-        if not self._config.share_logs:
+        if not (self._config.share_logs and Owner(self._config.policy_file).policy().logs):
             raise RemoteError("the node's owner keeps what apps print there", "Set share_logs in the agent's settings")
         log = AppLog(app_log_file(self._config.data_dir, parse_as(Question, message.subject).about))
         return LogPage.of(await asyncio.to_thread(lambda: list(log.lines(asked.after))))

@@ -97,7 +97,8 @@ class Governor:
                     _signal(group, signal.SIGSTOP if paused else signal.SIGCONT)
                 await asyncio.sleep(SLICE_S if share < 1 else self._look_s)
         finally:
-            _signal(group, signal.SIGCONT)
+            if paused:
+                _signal(group, signal.SIGCONT)
             self._waits = ""
 
     @property

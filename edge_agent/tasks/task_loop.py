@@ -14,17 +14,20 @@ from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.identity.cluster_node import ClusterView
 from fedtide.edge_agent.identity.node_config import node_config
+from fedtide.edge_agent.owner_policy import Owner, OwnerRefuses
 from fedtide.edge_agent.samples.source import SAMPLES
 from fedtide.edge_agent.samples.store import samples_file
+from fedtide.edge_agent.sandbox.levels import Level
 from fedtide.edge_agent.tasks import node_folders
 from fedtide.edge_agent.tasks.app_logs import app_log_file
 from fedtide.edge_agent.tasks.app_packages import AppPackages
+from fedtide.edge_agent.tasks.app_places import AppPlaces
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.node_meter import NodeMeter
 from fedtide.edge_agent.tasks.outbox import Outbox
 from fedtide.edge_agent.tasks.trainer import Trainer, TrainerCrashed
-from fedtide.edge_agent.training.job import Job
+from fedtide.edge_agent.training.job import STATE, Job
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import CapabilityMissing, FedtideError, MalformedMessage, TransientError
 from fedtide.fabric.flower.apps import unpack
@@ -58,7 +61,9 @@ class TaskLoop:
         clock: FleetClock,
         cluster: ClusterView,
         meter: NodeMeter,
+        level: Level,
     ) -> None:
+        """`level`: what apps are kept in here."""
         self._meter = meter
         self._clock = clock
         self._cluster = cluster
@@ -69,7 +74,9 @@ class TaskLoop:
         self._downloads = config.data_dir / "downloads"
         zone = config.timezone or machine_timezone()
         packages = AppPackages(config, self._fetch_of_app, self._show_stage)
-        self._trainer = Trainer(config, Governor(config.limits, zone, latency, self._show_stage), packages)
+        self._places, self._owner, self._level = AppPlaces(config), Owner(config.policy_file), level
+        governor = Governor(config.limits, zone, latency, self._show_stage)
+        self._trainer = Trainer(config, governor, packages, self._places, level)
         self._queue = FairQueue()
         self._queued = asyncio.Event()
         self._accepted: set[str] = set()
@@ -83,13 +90,13 @@ class TaskLoop:
         """Set when `busy` or `stage` changes."""
         for task in self._outbox.waiting():
             self._to_send.put_nowait(task)
-        (config.data_dir / "progress").mkdir(parents=True, exist_ok=True)
         self._tidied = -TIDY_EVERY_S
         self._tidy()
 
     @property
-    def trainer_pid(self) -> int | None:
-        return self._trainer.pid
+    def trainer_bytes(self) -> int:
+        """Resident memory of what trains."""
+        return self._trainer.resident_bytes
 
     async def order(self, order: Task | Cancel) -> None:
         """Accept a task, once for any number of deliveries; or cancel one, at any stage."""
@@ -127,7 +134,7 @@ class TaskLoop:
 
     async def _one(self, task: Task) -> None:
         key = task.task
-        self._meter.task_begins(self._used_before(key))
+        self._meter.task_begins(self._used_before(task))
         try:
             if self._clock.now() > task.expires_at:
                 return  # expired; a resumed run sends a new task
@@ -138,14 +145,14 @@ class TaskLoop:
             self._running = asyncio.create_task(self._train(task), name=f"train-{key}")
             reply = await self._running
             await self._commit(reply)
-            self._forget_progress(key)
+            self._forget_progress(task)
             self._to_send.put_nowait(key)
         except asyncio.CancelledError:
             if key not in self._cancelled:
-                self._keep_used(key)
+                self._keep_used(task)
                 raise
             self._outbox.drop(key)
-            self._forget_progress(key)
+            self._forget_progress(task)
             self._meter.task_was_cancelled()
             log.info("task.cancelled", extra={"task": key})
         finally:
@@ -194,6 +201,10 @@ class TaskLoop:
             except CapabilityMissing as exc:
                 message = _error(task, _LOAD_FAILED, str(exc))
                 break
+            except OwnerRefuses as exc:
+                log.warning("task.refused_by_owner", extra={"task": task.task, "reason": str(exc)})
+                message = _error(task, _LOAD_FAILED, str(exc))
+                break
             except FedtideError as exc:
                 message = _error(task, _APP_CRASHED, str(exc))
                 break
@@ -220,77 +231,89 @@ class TaskLoop:
     async def _answered(self, task: Task, out_dir: Path) -> WireMessage:
         """The reply of the trainer; a killed one is restarted as long as each gets further than the last."""
         while True:
-            saved = self._how_far(task.task)
+            saved = self._how_far(task)
             try:
                 return await self._answer(task, out_dir)
             except TrainerCrashed as exc:
-                if self._how_far(task.task) == saved:
+                if self._how_far(task) == saved:
                     raise
                 log.warning("task.goes_on", extra={"task": task.task, "reason": str(exc)})
 
     async def _answer(self, task: Task, out_dir: Path) -> WireMessage:
+        rule = self._owner.policy().rule_for(task.app, self._level)
         app_dir = self._config.data_dir / "apps" / task.app.bundle.digest
         if not app_dir.exists():
             unpack(bytes(await read_blob(self._source, self._subjects.blob, task.app.bundle)), app_dir)
             node_folders.forget_apps(self._config.data_dir)
         os.utime(app_dir)
-        task_file = out_dir / "task.json"
+        places, node = self._places.of_task(task.run, task.task), self._node_config()
+        # What goes down again first: while it is downloaded there is nothing to tidy.
+        files = {ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()}
+        confined = self._level != "none"
+        confinement = self._places.confinement(task.run, task.app.name, rule, node) if confined else None
+        places.open()
+        task_file = places.given / "task.json"
         task_file.write_bytes(to_json(task))
+        state = self._outbox.state_of(task.run)
         job = Job(
             run=task.run,
             task_file=task_file,
             log_file=app_log_file(self._config.data_dir, task.run).resolve(),
-            blobs={ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()},
+            blobs={digest: places.give(digest, file) for digest, file in files.items()},
             app_dir=app_dir.resolve(),
-            work_dir=(self._config.data_dir / "work" / task.run).resolve(),
-            state_file=self._outbox.state_of(task.run).resolve(),
-            progress_file=self._progress(task.task),
-            out_dir=out_dir.resolve(),
+            work_dir=(self._places.work / task.run).resolve(),
+            state_file=places.give(STATE, state) if state.exists() else places.given / STATE,
+            progress_file=self._places.progress(task.run, task.task),
+            out_dir=places.out,
             node_id=flower_int(self._config.node),
-            node_config=self._node_config(),
+            node_config=node,
             checkpoint_s=self._config.train_checkpoint_s,
+            confinement=confinement,
             threads=self._config.train_threads or 0,
         )
+        job.progress_file.parent.mkdir(parents=True, exist_ok=True)
         self._show(task.task, "training")
         log.info("task.training", extra={"task": task.task})
         await self._trainer.train(job, task.app)
         kept = {ref.digest for ref in task.message.bases()}
         for digest in kept:
-            job.blobs[digest].touch()
+            files[digest].touch()
         node_folders.forget_downloads(self._config.data_dir)
-        for path in [*(path for digest, path in job.blobs.items() if digest not in kept), task_file]:
+        for path in (path for digest, path in files.items() if digest not in kept):
             path.unlink(missing_ok=True)
-        return from_json(WireMessage, (out_dir / "message.json").read_bytes(), "message.json")
+        message = from_json(WireMessage, places.take("message.json", out_dir).read_bytes(), "message.json")
+        for name in {ref.digest for ref in message.blobs()} | ({STATE} if (places.out / STATE).exists() else set()):
+            places.take(name, out_dir)
+        places.close()
+        return message
 
-    def _progress(self, task: str) -> Path:
-        return (self._config.data_dir / "progress" / task).resolve()
-
-    def _forget_progress(self, task: str) -> None:
-        progress = self._progress(task)
-        for file in (progress, self._used_file(task), *progress.parent.glob(f"{task}.*.part")):
+    def _forget_progress(self, task: Task) -> None:
+        progress = self._places.progress(task.run, task.task)
+        for file in (progress, self._used_file(task), *progress.parent.glob(f"{task.task}.*.part")):
             file.unlink(missing_ok=True)
+        self._places.of_task(task.run, task.task).close()
 
-    def _used_file(self, task: str) -> Path:
-        return self._progress(task).with_name(f"{task}.used")
+    def _used_file(self, task: Task) -> Path:
+        return self._places.jobs / task.run / f"{task.task}.used"
 
-    def _used_before(self, task: str) -> Usage:
+    def _used_before(self, task: Task) -> Usage:
         """What a task took under an agent that was stopped before it was done."""
         try:
             return from_json(Usage, self._used_file(task).read_bytes(), "usage")
         except (OSError, MalformedMessage):
             return Usage()
 
-    def _keep_used(self, task: str) -> None:
+    def _keep_used(self, task: Task) -> None:
         """For the next agent. Without room for it the bill is too low, and nothing else is wrong."""
         file = self._used_file(task)
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, to_json(self._meter.of_task()))
 
-    def _how_far(self, task: str) -> int:
+    def _how_far(self, task: Task) -> int:
         """A number that changes whenever the task's trainer saves a checkpoint."""
         try:
-            return self._progress(task).stat().st_mtime_ns
+            return self._places.progress(task.run, task.task).stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 

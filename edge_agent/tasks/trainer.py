@@ -13,16 +13,21 @@ import os
 import resource
 import signal
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.identity.capabilities import resident_bytes
+from fedtide.edge_agent.sandbox.levels import Level
 from fedtide.edge_agent.tasks.app_packages import AppPackages
+from fedtide.edge_agent.tasks.app_places import AppPlaces, named_in
 from fedtide.edge_agent.tasks.governor import Governor, LimitExceeded
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
 from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.process.families import end_family
+from fedtide.fabric.process.metering import descendants
 from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.tensors.training_bundle import TRAINING
 
@@ -32,6 +37,20 @@ _FLOWER, _ONNX = "fedtide.edge_agent.training.flower", "fedtide.edge_agent.train
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+_FIRST_SIGNAL = 128
+SECRET_VARIABLES = frozenset({"FEDTIDE_JOIN_TOKEN", "FEDTIDE_TOKEN"})
+"""Of the agent's environment; apps need none of them."""
+
+
+class _Served(NamedTuple):
+    """What one trainer process can be used for. `named`: files that nodes' configuration lets its apps read."""
+
+    module: str
+    python: Path | None
+    network: bool
+    named: tuple[Path, ...]
+
+
 class TrainerCrashed(RemoteError):
     """The trainer process died under a task (signal, os._exit, out of memory)."""
 
@@ -39,18 +58,25 @@ class TrainerCrashed(RemoteError):
 class Trainer:
     """At most one trainer process, kept warm between tasks."""
 
-    def __init__(self, config: AgentConfig, governor: Governor, packages: AppPackages) -> None:
+    def __init__(
+        self, config: AgentConfig, governor: Governor, packages: AppPackages, places: AppPlaces, level: Level
+    ) -> None:
+        """`level`: what apps are kept in."""
         self._packages = packages
+        self._places = places
+        self._level = level
         self._config = config
         self._governor = governor
         self._process: asyncio.subprocess.Process | None = None
-        self._serves: tuple[str, Path | None] | None = None
-        """The process's module and interpreter."""
+        self._serves: _Served | None = None
         self._idle: asyncio.TimerHandle | None = None
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+    def resident_bytes(self) -> int:
+        """Of the process that serves apps and all that it has started."""
+        if self._process is None:
+            return 0
+        return sum(map(resident_bytes, (self._process.pid, *descendants(self._process.pid))))
 
     async def train(self, job: Job, app: AppRef) -> None:
         """Do one job; its reply is in `job.out_dir` (see fedtide.edge_agent.training).
@@ -65,10 +91,12 @@ class Trainer:
         if self._idle is not None:
             self._idle.cancel()
         await self._governor.until_allowed()
-        serves = module, await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
+        python = await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
+        network = job.confinement is None or job.confinement.network
+        serves = _Served(module, python, network, tuple(named_in(job.node_config)))
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
-        process = self._process or await self._start(*serves)
+        process = self._process or await self._start(serves)
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(job.model_dump_json().encode() + b"\n")
@@ -80,7 +108,7 @@ class Trainer:
             await self.stop()
             raise
         if not answer:
-            code = await process.wait()
+            code = self._exit_code(await process.wait())
             self._kill()
             raise TrainerCrashed(f"the trainer process ended ({_describe(code)}) before it answered")
         done = json.loads(answer)
@@ -113,20 +141,26 @@ class Trainer:
     def _kill(self) -> None:
         process, self._process, self._serves = self._process, None, None
         if process is not None and process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and whatever the app started
+            end_family(process.pid)
 
-    async def _start(self, module: str, python: Path | None) -> asyncio.subprocess.Process:
-        environment = dict(os.environ)
+    def _exit_code(self, code: int) -> int:
+        """Bubblewrap tells of a signal as shells do."""
+        return _FIRST_SIGNAL - code if self._level == "bubblewrap" and code > _FIRST_SIGNAL else code
+
+    async def _start(self, serves: _Served) -> asyncio.subprocess.Process:
+        environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
         if self._config.train_threads is not None:
             environment |= dict.fromkeys(THREAD_VARIABLES, str(self._config.train_threads))
-        work = self._config.data_dir / "trainer"
+        work = self._places.trainer
         work.mkdir(parents=True, exist_ok=True)
+        wrapped = self._level == "bubblewrap"
+        before = self._places.bubblewrapped(network=serves.network, named=serves.named) if wrapped else []
         with (work / "trainer.log").open("wb") as logfile:  # apps write into the logs of their runs
             self._process = await asyncio.create_subprocess_exec(
-                str(python or sys.executable),
+                *before,
+                str(serves.python or sys.executable),
                 "-m",
-                module,
+                serves.module,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=logfile,
@@ -135,8 +169,8 @@ class Trainer:
                 preexec_fn=self._become_polite,
                 start_new_session=True,  # a process group: it is paused and ended with all it started
             )
-        self._serves = module, python
-        log.info("trainer.started", extra={"pid": self._process.pid, "runs": module})
+        self._serves = serves
+        log.info("trainer.started", extra={"pid": self._process.pid, "runs": serves.module, "sandbox": self._level})
         return self._process
 
     def _become_polite(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from fedtide.edge_agent.sandbox.confine import Confinement
 from fedtide.fabric.strict import ConfigValues, Strict
 
 STATE = "state"
@@ -27,4 +28,5 @@ class Job(Strict):
     node_id: int
     node_config: ConfigValues = Field(description="Flower's node config")
     checkpoint_s: float
+    confinement: Confinement | None = Field(default=None, description="None: whatever the agent may")
     threads: int = Field(description="Threads of numeric libraries; 0: one per core")

@@ -21,14 +21,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedtide.edge_agent.sandbox.confine import enter
 from fedtide.edge_agent.training.job import Job
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.flower.app_log import AppLog, mark_records
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
+from fedtide.fabric.process.families import is_dead
 from fedtide.fabric.process.files import is_full
 from fedtide.fabric.process.metering import descendants
-from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.process.parent_death import adopt_orphans, die_with_parent
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, frame_size
 
@@ -48,6 +50,7 @@ def serve(do: Do) -> int:
     in the same way.
     """
     logs.to_stderr()
+    adopt_orphans()
     return _Parent(do, answers=os.dup(1)).run()
 
 
@@ -129,6 +132,7 @@ class _Parent:
             self._child.begin(job["run"], Path(job["log_file"]))
         child = self._child
         child.task = Path(job["out_dir"]).name
+        os.kill(child.pid, signal.SIGCONT)
         with suppress(BrokenPipeError):  # it is dead: it has no answer
             os.write(child.jobs, line + b"\n")
         _end(before)
@@ -137,6 +141,9 @@ class _Parent:
             self._end_like(child)
         while self._take_output(child, wait=False):
             pass
+        # Threads of the app stand still until its next task, and what it has started ends.
+        os.kill(child.pid, signal.SIGSTOP)
+        self._end_strays()
         found = json.loads(answer)
         self._wanted |= set(found.pop("loaded")) - sys.modules.keys()
         os.write(self._answers, json.dumps(found).encode() + b"\n")
@@ -184,6 +191,17 @@ class _Parent:
             os.close(number)
         return _Child(pid, job_in, answer_out, text_out)
 
+    def _end_strays(self) -> None:
+        """End whatever an app has started, also what has got away from its family."""
+        own = {each.pid for each in (self._child, self._spare) if each is not None}
+        while strays := [pid for pid in descendants(os.getpid()) if pid not in own and not is_dead(pid)]:
+            for pid in strays:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in strays:
+                with suppress(ChildProcessError):  # it is the app's to bury
+                    os.waitpid(pid, 0)
+
     def _end_like(self, child: _Child) -> None:
         """End as the child did: the agent sees one process."""
         while self._take_output(child, wait=False):
@@ -216,14 +234,18 @@ def _load(module: str) -> None:
 
 def _be_child(do: Do, answers: int) -> None:
     """Never returns: what is of the parent must not be undone here."""
-    code = 1
+    code, confined = 1, False
     try:
         die_with_parent()
         mark_records()
         for line in sys.stdin.buffer:
             answer: dict[str, object] = {"done": True}
+            job = Job.model_validate_json(line)
+            if job.confinement is not None and not confined:
+                enter(job.confinement)  # one child serves one run
+                confined = True
             try:
-                do(Job.model_validate_json(line))
+                do(job)
             except OSError as exc:
                 if not is_full(exc):
                     raise

@@ -117,6 +117,7 @@ class NodeView(Strict):
     inference_url: str
     agent_version: str
     python: str = ""
+    sandbox: str = Field(default="", description="What apps are kept in there; empty: not told")
     hardware: str = ""
     rss_bytes: int | None = None
     trainer_rss_bytes: int | None = None

@@ -13,6 +13,7 @@ from fedtide.edge_agent.config import AgentConfig, load
 from fedtide.edge_agent.tasks import node_folders
 from fedtide.edge_agent.tasks import trainer as trainer_module
 from fedtide.edge_agent.tasks.app_packages import AppPackages
+from fedtide.edge_agent.tasks.app_places import AppPlaces
 from fedtide.edge_agent.tasks.fair_queue import FairQueue
 from fedtide.edge_agent.tasks.governor import Governor, Latency
 from fedtide.edge_agent.tasks.outbox import STORED_FOR_S, Outbox
@@ -96,8 +97,9 @@ async def test_a_node_without_flower_says_what_to_install(tmp_path: Path, monkey
     job = Job(**paths, run="r", blobs={}, node_id=1, node_config={}, checkpoint_s=0.0, threads=1)
     app = AppRef(name="a", bundle=BlobRef(digest="a" * 64, size_bytes=1))
     packages = AppPackages(config, fetch=None, show=print)
+    trainer = Trainer(config, Governor(config.limits, "UTC", Latency(), print), packages, AppPlaces(config), "none")
     with pytest.raises(CapabilityMissing, match=r"fedtide\[train\]"):
-        await Trainer(config, Governor(config.limits, "UTC", Latency(), print), packages).train(job, app)
+        await trainer.train(job, app)
 
 
 def test_preprocessing_steps_follow_one_another() -> None:

@@ -1,0 +1,133 @@
+"""What this node's owner allows: a file that the cloud cannot write, looked at before each task and each release.
+
+```toml
+sandbox = "landlock"        # the least that apps are kept in: none, landlock, bubblewrap
+logs = false                # what apps print stays here
+models = ["digits*"]        # releases of these may be served
+
+[[apps]]                    # the first that fits an app holds; of an app that none fits nothing runs
+name = "digits"
+digests = ["9f2c..."]       # of its bundle; none: any
+network = false
+data = ["/srv/digits"]      # what it may read beside its own; "/": all but what is the agent's
+```
+
+Without a file everything is allowed, as far as the node can tell apps from itself.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from fedtide.edge_agent.sandbox.levels import Level, is_enough
+from fedtide.fabric.errors import ConfigError, RemoteError
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.strict import Strict
+from fedtide.fabric.validation import config_error
+
+EVERYTHING = Path("/")
+_OTHERS_WRITE = 0o022
+
+
+class OwnerRefuses(RemoteError):
+    """This node's owner does not allow it; the message says which rule."""
+
+
+class AppRule(Strict):
+    """What the apps that it fits may do."""
+
+    name: str = Field(default="*", description="Of the app, as its pyproject.toml has it; * and ? stand for others")
+    digests: list[str] = Field(default=[], description="Of its bundle; none: any")
+    network: bool = Field(default=False, description="Whether it may reach anything beside this machine")
+    data: list[Path] = Field(default=[], description="What it may read beside its own; /: all that is not the agent's")
+
+    def fits(self, app: AppRef) -> bool:
+        return fnmatchcase(app.name, self.name) and (not self.digests or app.bundle.digest in self.digests)
+
+
+class OwnerPolicy(Strict):
+    """The file's content."""
+
+    training: bool = Field(default=True, description="Whether anything trains here")
+    logs: bool = Field(default=True, description="Whether the cloud may read what apps print here")
+    sandbox: Level = Field(default="landlock", description="The least that apps are kept in")
+    models: list[str] = Field(default=["*"], description="Of which releases may be served; * and ? stand for others")
+    apps: list[AppRule] = Field(default=[], description="The first that fits holds; none: nothing trains")
+
+    def rule_for(self, app: AppRef, level: Level) -> AppRule:
+        """What an app may do here.
+
+        Args:
+            level: what this node keeps apps in.
+
+        Raises:
+            OwnerRefuses: it may not run.
+        """
+        if not self.training:
+            raise OwnerRefuses("the owner of this node allows no training (training = false)")
+        if not is_enough(level, self.sandbox):
+            raise OwnerRefuses(
+                f"the owner of this node demands a sandbox (sandbox = {self.sandbox!r}), and it has {level!r}",
+                "Install bubblewrap, or a kernel with Landlock (5.13)",
+            )
+        for rule in self.apps:
+            if rule.fits(app):
+                return rule
+        raise OwnerRefuses(f"the owner of this node has no rule ([[apps]]) for {app.name!r}, {app.bundle.digest[:12]}")
+
+    def check_model(self, model: str) -> None:
+        """Raises OwnerRefuses: no release of it may be served here."""
+        if not any(fnmatchcase(model, each) for each in self.models):
+            raise OwnerRefuses(f"the owner of this node lets no model {model!r} be served (models = {self.models})")
+
+
+OPEN = OwnerPolicy(sandbox="none", apps=[AppRule(network=True, data=[EVERYTHING])])
+"""What holds where no file is configured."""
+
+
+def read(file: Path) -> OwnerPolicy:
+    """Raises ConfigError: it is not there, is not a policy, or others than root can write it."""
+    try:
+        about, text = file.stat(), file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc}", "Nothing trains until it can") from exc
+    if about.st_mode & _OTHERS_WRITE or about.st_uid not in (0, _overflow_uid()):
+        raise ConfigError(str(file), "can be written by others than root", f"chown root {file}; chmod 644 {file}")
+    return parse(text, str(file))
+
+
+def parse(text: str, path: str) -> OwnerPolicy:
+    """Raises ConfigError naming the field."""
+    try:
+        return OwnerPolicy.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(path, f"is not TOML: {exc}") from exc
+    except ValidationError as exc:
+        raise config_error(exc, OwnerPolicy, path) from exc
+
+
+def _overflow_uid() -> int:
+    """By which a user namespace shows the real root (user_namespaces(7)), unless this process could be it."""
+    nobody = 65534
+    return nobody if os.geteuid() != nobody else 0
+
+
+class Owner:
+    """The policy as it is now."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def policy(self) -> OwnerPolicy:
+        """Raises OwnerRefuses: the file cannot be read, so nothing is allowed."""
+        if self._file is None:
+            return OPEN
+        try:
+            return read(self._file)
+        except ConfigError as exc:
+            raise OwnerRefuses(f"this node's policy is no good: {exc}") from exc

@@ -1,0 +1,64 @@
+"""`python -m fedtide.edge_agent.policy_check FILE`: what an owner's policy allows, of all, of an app, of a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedtide.edge_agent import owner_policy
+from fedtide.edge_agent.owner_policy import AppRule, OwnerPolicy, OwnerRefuses
+from fedtide.edge_agent.sandbox.levels import Level, is_enough, offered
+from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef
+
+
+def told(policy: OwnerPolicy, level: Level) -> str:
+    """The policy in words, for a node that keeps apps in `level`."""
+    lines = [f"this machine keeps apps in: {level} (the policy demands {policy.sandbox})"]
+    if not is_enough(level, policy.sandbox):
+        lines.append("so nothing trains here: install bubblewrap, or a kernel with Landlock (5.13)")
+    lines.append(f"training: {_yes(policy.training)}; what apps print may be read: {_yes(policy.logs)}")
+    lines.append(f"models that may be served: {', '.join(policy.models) or 'none'}")
+    lines += [f"app {number}: {_rule(rule)}" for number, rule in enumerate(policy.apps, 1)]
+    return "\n".join([*lines, *([] if policy.apps else ["no [[apps]]: no app may train"])])
+
+
+def _rule(rule: AppRule) -> str:
+    of = f", digests {', '.join(d[:12] for d in rule.digests)}" if rule.digests else ""
+    data = ", ".join(map(str, rule.data)) or "nothing beside its own"
+    return f"{rule.name}{of}: network {_yes(rule.network)}; reads {data}"
+
+
+def _yes(value: bool) -> str:  # a value to be shown
+    return "yes" if value else "no"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--app", default="", help="What would hold for an app of this name")
+    parser.add_argument("--digest", default="0" * 64, help="Of its bundle")
+    parser.add_argument("--model", default="", help="Whether a release of it may be served")
+    asked = parser.parse_args()
+    level = offered()
+    try:
+        policy = owner_policy.read(asked.file)
+        if asked.model:
+            policy.check_model(asked.model)
+        if asked.app:
+            app = AppRef(name=asked.app, bundle=BlobRef(digest=asked.digest, size_bytes=1))
+            print(_rule(policy.rule_for(app, level)))
+        elif asked.model:
+            print(f"{asked.model} may be served")
+        else:
+            print(told(policy, level))
+    except (ConfigError, OwnerRefuses) as exc:
+        print(exc, file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What an app may see, write and reach on a node."""

@@ -1,0 +1,42 @@
+"""A process confines itself to what one run may see: the last thing that it does before it loads the app."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from pydantic import Field
+
+from fedtide.edge_agent.sandbox import capabilities, landlock, syscalls
+from fedtide.edge_agent.sandbox.visible import devices
+from fedtide.fabric.strict import Strict
+
+
+class Confinement(Strict):
+    """What one run may see and do on this node."""
+
+    read: list[Path] = Field(description="Files and folders that it may read")
+    write: list[Path] = Field(description="Folders that it may write")
+    home: Path = Field(description="Its home, which the runs of its app share")
+    network: bool
+
+
+def enter(allowed: Confinement) -> None:
+    """Give up everything else, for good, for this process and all that it starts. Only with a single thread.
+
+    Raises:
+        OSError: the kernel does not let it.
+    """
+    scratch = allowed.home / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"HOME": str(allowed.home), "TMPDIR": str(scratch)}
+    tempfile.tempdir = None  # it is looked for again
+    if landlock.abi():
+        write = [*allowed.write, allowed.home, *devices()]
+        landlock.restrict(allowed.read, write, tcp=allowed.network)
+    else:
+        landlock.no_new_privileges()
+    capabilities.drop_all(platform.machine())
+    syscalls.forbid(network=allowed.network)

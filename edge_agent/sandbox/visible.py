@@ -1,0 +1,77 @@
+"""Which files an app may see. Pure but for looking at folders."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+SYSTEM = tuple(map(Path, ("/bin", "/lib", "/lib32", "/lib64", "/opt", "/proc", "/sbin", "/sys", "/usr")))
+_ETC = (
+    "ca-certificates",
+    "fonts",
+    "gai.conf",
+    "group",
+    "host.conf",
+    "hosts",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "machine-id",
+    "mime.types",
+    "nsswitch.conf",
+    "OpenCL",
+    "passwd",
+    "pki",
+    "protocols",
+    "resolv.conf",
+    "services",
+    "ssl",
+    "timezone",
+    "vulkan",
+)
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm", "dri", "kfd", "dxg")
+
+
+def system() -> list[Path]:
+    """What programs need to run at all: libraries, this interpreter with its packages, names and certificates."""
+    names = [Path("/etc", name) for name in _ETC]
+    # A resolver's files may be elsewhere, and links lead there.
+    real = [path.resolve() for path in names if path.is_symlink()]
+    return [*SYSTEM, *names, *real, *interpreter()]
+
+
+def interpreter() -> list[Path]:
+    """Where this interpreter and what it imports are."""
+    found = {Path(sys.prefix), Path(sys.base_prefix), *(Path(entry) for entry in sys.path if entry)}
+    return sorted({*found, *(path.resolve() for path in found)})
+
+
+def devices() -> list[Path]:
+    """What an app may write to, or ask, below /dev: GPUs too."""
+    return [*(Path("/dev", name) for name in _DEVICES), *sorted(Path("/dev").glob("nvidia*"))]
+
+
+def all_but(hidden: Collection[Path], root: Path = Path("/")) -> Iterator[Path]:
+    """Paths that together hold all below `root` but what is hidden. What comes later beside those is not seen."""
+    there = {path.resolve() for path in hidden}
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if path in there or entry.is_symlink():
+            continue
+        if any(path in each.parents for each in there):
+            yield from all_but(there, path)
+        else:
+            yield path
+
+
+def beneath(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether a path is one of the folders, or in one."""
+    real = path.resolve()
+    return any(real.is_relative_to(folder.resolve()) for folder in folders)

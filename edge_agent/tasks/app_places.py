@@ -1,0 +1,122 @@
+"""Where the files of a run are on this node, and what beside them its app may see."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtide.edge_agent.config import AgentConfig
+from fedtide.edge_agent.owner_policy import EVERYTHING, AppRule
+from fedtide.edge_agent.sandbox import bubblewrap, visible
+from fedtide.edge_agent.sandbox.confine import Confinement
+from fedtide.edge_agent.tasks.app_logs import app_log_file
+from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.strict import ConfigValues
+
+_SQLITE = ("", "-wal", "-shm")
+_SECRETS = tuple(map(Path, ("/etc/fedtide", "/run/secrets", "/var/run/secrets")))
+"""Where charts and Kubernetes mount what is the agent's."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlaces:
+    """`given`: what the app gets, and cannot change; `out`: its answer."""
+
+    given: Path
+    out: Path
+
+    def open(self) -> None:
+        """Make both, empty."""
+        self.close()
+        for folder in (self.given, self.out):
+            folder.mkdir(parents=True)
+
+    def close(self) -> None:
+        for folder in (self.given, self.out):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def give(self, name: str, file: Path) -> Path:
+        """A file of the agent, under another name, without a copy."""
+        target = self.given / name
+        target.unlink(missing_ok=True)
+        os.link(file, target)
+        return target
+
+    def take(self, name: str, folder: Path) -> Path:
+        """Move a file of the answer to the agent.
+
+        Raises:
+            MalformedMessage: it is not there, or no file of its own: a link would be read with the agent's rights.
+        """
+        source = self.out / name
+        try:
+            about = source.lstat()
+        except FileNotFoundError as exc:
+            raise MalformedMessage(f"the app's process left no {name}") from exc
+        if not source.is_file() or source.is_symlink() or about.st_nlink != 1:
+            raise MalformedMessage(f"the app left {name} as a link")
+        return source.replace(folder / name)
+
+
+class AppPlaces:
+    """All below the agent's data folder."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._root = config.data_dir.resolve()
+        self._environments = (config.packages.folder or self._root / "environments").resolve()
+        self.jobs, self.apps, self.work = (self._root / name for name in ("jobs", "apps", "work"))
+        self.homes, self.trainer = self._root / "homes", self._root / "trainer"
+        self._logs = app_log_file(self._root, "x").parent
+
+    def of_task(self, run: str, task: str) -> TaskPlaces:
+        return TaskPlaces(self.jobs / run / "in" / task, self.jobs / run / "out" / task)
+
+    def progress(self, run: str, task: str) -> Path:
+        """The checkpoint of a task that takes long."""
+        return self.jobs / run / "progress" / task
+
+    @property
+    def hidden(self) -> list[Path]:
+        """What no app sees: the agent's files, its secrets, and what its configuration names beside them."""
+        config = self._config
+        files = (config.credentials, config.join_token_file, config.http_token_file, config.policy_file)
+        named = [self._root, *config.hidden, *(file for file in files if file is not None)]
+        return [path.resolve() for path in (*named, *_SECRETS)]
+
+    def confinement(self, run: str, app: str, rule: AppRule, node_config: ConfigValues) -> Confinement:
+        """What the process of a run may see and do.
+
+        Args:
+            app: its name: its runs share a home, for what they download.
+            node_config: as the app gets it. What it names is for the app to read.
+        """
+        own = [self.work / run, *(self.jobs / run / name for name in ("out", "progress"))]
+        for folder in (*own, home := self.homes / app, self.jobs / run / "in"):
+            folder.mkdir(parents=True, exist_ok=True)
+        os.utime(home)
+        data = visible.all_but(self.hidden) if EVERYTHING in rule.data else rule.data
+        read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", self.apps, self._environments]
+        return Confinement(read=read, write=own, home=home, network=rule.network)
+
+    def bubblewrapped(self, *, network: bool, named: Iterable[Path]) -> list[str]:
+        """What stands before the command line of the trainer process, which serves all apps.
+
+        Args:
+            named: what nodes' configuration lets apps read.
+        """
+        write = [self.jobs, self.work, self.homes, self.trainer, self._logs]
+        for folder in (*write, self.apps, self._environments):
+            folder.mkdir(parents=True, exist_ok=True)
+        read = [self.apps, self._environments, *named]
+        return bubblewrap.command(self.hidden, read, write, network=network, cwd=self.trainer)
+
+
+def named_in(node_config: ConfigValues) -> list[Path]:
+    """Files and folders of this machine that a node's configuration names: whoever wrote it wants them read."""
+    absolute = [value for value in node_config.values() if isinstance(value, str) and value.startswith("/")]
+    found = [Path(f"{value}{suffix}") for value in absolute for suffix in _SQLITE]
+    return [path for path in found if path.exists() and path != EVERYTHING]

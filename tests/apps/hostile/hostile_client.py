@@ -1,0 +1,166 @@
+"""An app that tries what it must not: each attempt is a metric, 1 if it worked."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+app, server = ClientApp(), ServerApp()
+
+
+def reads(path: Path) -> float:
+    try:
+        path.read_bytes()
+    except OSError:
+        return 0.0
+    return 1.0
+
+
+def lists(path: Path) -> float:
+    try:
+        return float(bool(os.listdir(path)))
+    except OSError:
+        return 0.0
+
+
+def writes(path: Path) -> float:
+    try:
+        path.write_text("x")
+    except OSError:
+        return 0.0
+    return 1.0
+
+
+def others() -> list[int]:
+    """Processes that are not this one or its own parent's."""
+    mine = {os.getpid(), os.getppid(), 1}
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) not in mine]
+
+
+def environment(pid: int) -> float:
+    """Of a thread of the kernel it is empty, for everybody."""
+    try:
+        found = Path(f"/proc/{pid}/environ").read_bytes()
+        return float(bool(found))
+    except OSError:
+        return 0.0
+
+
+def signals() -> float:
+    for pid in others():
+        with contextlib.suppress(OSError):
+            os.kill(pid, 0)
+            return 1.0
+    return 0.0
+
+
+def traces() -> float:
+    libc = ctypes.CDLL(None)
+    for pid in [*others(), os.getppid()]:
+        if libc.ptrace(16, pid, 0, 0) == 0:  # PTRACE_ATTACH
+            return 1.0
+    return 0.0
+
+
+def connects(family: int, address: tuple[str, int]) -> float:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as there:
+            there.connect(address)
+            there.sendto(b"x", address)
+    except OSError:
+        return 0.0
+    return 1.0
+
+
+def look(data: Path, node: dict[str, str]) -> dict[str, float]:
+    return {
+        "credentials": reads(data / "identity.creds"),
+        "token": reads(Path(node["hidden"])),
+        "samples": reads(data / "samples.sqlite"),
+        "other-state": reads(data / "runs" / "run-0.state") + lists(data / "runs"),
+        "other-work": lists(data / "work" / "run-0"),
+        "other-answers": lists(data / "outbox") + lists(data / "jobs" / "run-0"),
+        "own-code": writes(Path(__file__)),
+        "system": writes(Path("/usr/x")) + writes(Path(sys.prefix) / "x"),
+        "environment": sum(environment(pid) for pid in [*others(), os.getppid()]),
+        "secrets": float("FEDTIDE_JOIN_TOKEN" in os.environ),
+        "signals": signals(),
+        "traces": traces(),
+        "ungranted": reads(Path(node["ungranted"])),
+    }
+
+
+def allowed(node: dict[str, str]) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile("w") as scratch:
+        scratch.write("x")
+    return {
+        "work": writes(Path("mine.txt")),
+        "home": writes(Path.home() / "kept.txt"),
+        "granted": reads(Path(node["granted"])),
+        "subprocess": float(subprocess.run([sys.executable, "-c", "print(1)"], check=False).returncode == 0),
+    }
+
+
+def network() -> dict[str, float]:
+    families = {"ipv4": (socket.AF_INET, "127.0.0.1"), "ipv6": (socket.AF_INET6, "::1")}
+    return {name: connects(family, (host, 9)) for name, (family, host) in families.items()}
+
+
+def outlive(work: Path) -> None:
+    """A process that leaves its family, and a thread."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            (work / "daemon").write_text("")
+            while True:
+                (work / "daemon").write_text(str(time.time()))
+                time.sleep(0.02)
+        os._exit(0)
+
+    def count() -> None:
+        while True:
+            (work / "thread").write_text(str(time.time()))
+            time.sleep(0.02)
+
+    threading.Thread(target=count, daemon=True).start()
+    while not ((work / "daemon").exists() and (work / "thread").exists()):
+        time.sleep(0.01)
+
+
+def links(data: Path, job: Path) -> None:
+    """Its answer as a link to what it may not read: the agent could."""
+    (job / "message.json").symlink_to(data / "identity.creds")
+    os._exit(0)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    attempt = str(context.run_config["attempt"])
+    # What is a whole path in a node's configuration is granted: these are not.
+    node = {name: str(value).removeprefix("at:") for name, value in context.node_config.items()}
+    work = Path.cwd()
+    data = Path(node["data"])
+    found: dict[str, float] = {}
+    if attempt == "look":
+        found = {**look(data, node), **{f"may-{name}": done for name, done in allowed(node).items()}, **network()}
+    elif attempt == "outlive":
+        outlive(work)
+    elif attempt == "link":
+        links(data, next((data / "jobs").glob("*/out/*")))
+    elif attempt == "bomb":
+        while True:
+            os.fork()
+    content = RecordDict({"arrays": ArrayRecord({}), "metrics": MetricRecord({**found, "num-examples": 1.0})})
+    return Message(content, reply_to=message)

@@ -1,0 +1,174 @@
+"""An app that does what it likes, on a node that keeps it where it belongs: each attempt is made, for real."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedtide.edge_agent.fleet_clock import FleetClock
+from fedtide.edge_agent.identity.cluster_node import ClusterView
+from fedtide.edge_agent.sandbox.levels import ORDER, Level, is_enough, offered
+from fedtide.edge_agent.tasks.governor import Latency
+from fedtide.edge_agent.tasks.node_meter import NodeMeter
+from fedtide.edge_agent.tasks.task_loop import TaskLoop
+from fedtide.fabric.messages.tasks import Reply, Task, Values, WireMessage
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.tensors.blobs import BlobRef
+from tests.conftest import APPS
+from tests.served import config
+from tests.training import jobs
+
+LEVELS = [level for level in ORDER[1:] if is_enough(offered(), level)]
+DIGEST = "1" * 64
+POLICY = """
+[[apps]]
+name = "hostile"
+network = {network}
+data = ["{granted}"]
+"""
+
+
+class Node:
+    """A node's task loop, and what lies on its disk."""
+
+    def __init__(self, folder: Path, level: Level, *, network: bool = False, policy: str | None = None) -> None:
+        self.data, self.level, self.folder = folder / "node", level, folder
+        for file in ("identity.creds", "samples.sqlite", "runs/run-0.state", "work/run-0/x", "jobs/run-0/out/t/x"):
+            (self.data / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.data / file).write_text("secret")
+        for name in ("hidden", "ungranted", "granted"):
+            (folder / name).mkdir()
+            (folder / name / "file").write_text("x")
+        shutil.copytree(APPS / "hostile", self.data / "apps" / DIGEST)
+        written = folder / "policy.toml"
+        granted = folder / "granted"
+        written.write_text(POLICY.format(network=str(network).lower(), granted=granted) if policy is None else policy)
+        named = {name: f"at:{folder}/{name}/file" for name in ("hidden", "ungranted", "granted")}
+        self.config = config(
+            self.data,
+            hidden=[folder / "hidden"],
+            policy_file=written,
+            node_config={**named, "data": f"at:{self.data}"},
+        )
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[TaskLoop]:
+        broker = type("Nobody", (), {"streams_of": str, "hub_of": str})()
+        loop = TaskLoop(
+            self.config, broker, Latency(), FleetClock(), ClusterView(), NodeMeter(lambda: (0, 0)), self.level
+        )
+        running = asyncio.create_task(loop.run())
+        try:
+            yield loop
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def answer(self, loop: TaskLoop, attempt: str, name: str = "t1", run: str = "run-1") -> WireMessage:
+        await loop.order(task(attempt, name, run))
+        pending = self.data / "outbox" / "pending" / name / "reply.json"
+        async with asyncio.timeout(60):
+            while not pending.exists():  # noqa: ASYNC110  # the loop tells nobody but the broker
+                await asyncio.sleep(0.02)
+        return Reply.model_validate_json(pending.read_bytes()).message
+
+
+def task(attempt: str, name: str, run: str) -> Task:
+    message = jobs.message("train", {}, {})
+    app = AppRef(name="hostile", bundle=BlobRef(digest=DIGEST, size_bytes=1))
+    made = jobs.task(message, {"attempt": attempt})
+    return made.model_copy(update={"task": name, "run": run, "app": app})
+
+
+def metrics(message: WireMessage) -> dict[str, float]:
+    assert message.error is None, message.error
+    assert message.content is not None
+    found = message.content["metrics"]
+    assert isinstance(found, Values)
+    return {name: float(value) for name, value in found.values.items()}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_it_sees_what_it_was_granted_and_nothing_else(
+    level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDTIDE_JOIN_TOKEN", "ft1.secret")
+    node = Node(tmp_path, level)
+    async with node.working() as loop:
+        found = metrics(await node.answer(loop, "look"))
+    assert {name for name, value in found.items() if name.startswith("may-") and value != 1} == set()
+    others = {name: value for name, value in found.items() if not name.startswith("may-") and name != "num-examples"}
+    assert len(others) > 12
+    assert {name for name, value in others.items() if value} == set()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_without_a_policy_it_sees_the_machine_but_for_what_is_the_agents(level: Level, tmp_path: Path) -> None:
+    node = Node(tmp_path, level)
+    node.config = node.config.model_copy(update={"policy_file": None})
+    async with node.working() as loop:
+        found = metrics(await node.answer(loop, "look"))
+    done = {name for name, value in found.items() if value}
+    assert done == {
+        *(f"may-{name}" for name in ("work", "home", "granted", "subprocess")),
+        *("ungranted", "ipv4", "ipv6", "num-examples"),
+    }
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_nothing_of_it_outlives_its_task(level: Level, tmp_path: Path) -> None:
+    node = Node(tmp_path, level)
+    work = node.data / "work" / "run-1"
+    async with node.working() as loop:
+        await node.answer(loop, "outlive")
+        # The answer came after the end of both: nobody writes any more.
+        before = {name: (work / name).read_text() for name in ("daemon", "thread")}
+        assert (await node.answer(loop, "look", name="t2", run="run-2")).error is None
+        assert {name: (work / name).read_text() for name in before} == before
+    assert psutil.Process().children(recursive=True) == []
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_an_answer_that_is_a_link_is_none(level: Level, tmp_path: Path) -> None:
+    node = Node(tmp_path, level)
+    async with node.working() as loop:
+        answer = await node.answer(loop, "link")
+    assert answer.error is not None
+    assert "secret" not in answer.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ("training = false", "training = false"),
+        ('sandbox = "bubblewrap"\n[[apps]]\n', "demands a sandbox (sandbox = 'bubblewrap'), and it has 'landlock'"),
+        ('[[apps]]\nname = "digits*"\n', "has no rule ([[apps]]) for 'hostile', 111111111111"),
+        ('[[apps]]\ndigests = ["2222"]\n', "has no rule"),
+        ("[[apps]]\nnetwrk = true", "apps.0.netwrk: there is no such field"),
+        ("apps = [", "is not TOML"),
+    ],
+)
+async def test_what_the_owner_does_not_allow_does_not_begin(policy: str, why: str, tmp_path: Path) -> None:
+    node = Node(tmp_path, "landlock", policy=policy)
+    async with node.working() as loop:
+        answer = await node.answer(loop, "look")
+    assert answer.error is not None
+    assert why in answer.error.reason
+    assert not (node.data / "work" / "run-1").exists()
+
+
+async def test_a_policy_that_others_can_write_allows_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path, "landlock")
+    (tmp_path / "policy.toml").chmod(0o666)
+    async with node.working() as loop:
+        answer = await node.answer(loop, "look")
+        assert answer.error is not None
+        assert "can be written by others than root" in answer.error.reason
+        (tmp_path / "policy.toml").chmod(0o644)
+        assert (await node.answer(loop, "look", name="t2")).error is None, "it is looked at again for each task"
