@@ -32,13 +32,13 @@ class _Window(BaseModel):
 
 
 class _Properties(BaseModel):
-    labels: dict[str, str] = {}
+    labels: dict[str, str] | None = None
 
 
 class _Allocation(BaseModel):
     name: str
     window: _Window
-    properties: _Properties = _Properties()
+    properties: _Properties | None = None
     cpu_hours: Decimal = Field(default=Decimal(0), alias="cpuCoreHours", ge=0)
     ram_byte_hours: Decimal = Field(default=Decimal(0), alias="ramByteHours", ge=0)
     gpu_hours: Decimal = Field(default=Decimal(0), alias="gpuHours", ge=0)
@@ -81,7 +81,8 @@ def read(text: str, path: str) -> Allocation:
         raise ConfigError(path, "holds no allocation", f"Ask for a time with runs: {ASK}")
     runs: dict[str, Allocated] = {}
     for each in found:
-        run = each.properties.labels.get(_SANITIZED) or each.properties.labels.get(LABEL) or each.name
+        labels = (each.properties.labels if each.properties is not None else None) or {}
+        run = labels.get(_SANITIZED) or labels.get(LABEL) or each.name
         name = NO_RUN if run.startswith("__") else run
         runs.setdefault(name, Allocated()).add(
             each.cost, cpu=each.cpu_hours, memory=each.ram_byte_hours / 10**9, gpu=each.gpu_hours

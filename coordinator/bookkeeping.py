@@ -187,7 +187,8 @@ def _where(world: World, name: str, is_news: bool) -> booking.Where:
         tally = state.phases.get(phase) if state is not None else None
         return tally.opened_at if tally is not None and tally.opened_at is not None else run.facts.requested_at
 
-    return booking.Where(node, release_bytes, asked_at, is_news, works=isinstance(run, runs.Running))
+    is_working = isinstance(run, runs.Running)
+    return booking.Where(node, release_bytes, asked_at, is_news, works=is_working, is_region=world.has_region)
 
 
 def _of_budgets(world: World, event: Event, name: str, account: Account, lines: list[Valued]) -> Iterator[Signal]:

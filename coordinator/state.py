@@ -182,6 +182,10 @@ class World:
         releases = (r for m in self.models.values() for r in m.releases)
         return next((r for r in releases if r.manifest.lineage.run == run), None)
 
+    def has_region(self, name: str) -> bool:
+        """Whether a region of this name has nodes, or had credentials."""
+        return name in self.identities.regions or any(node.region == name for node in self.nodes.values())
+
     def served_by(self, model: str) -> dict[int, int]:
         """How many nodes serve each version of a model; those that most serve first."""
         counts = Counter(ref.digest for ref in self.serving.get(model, {}).values())

@@ -115,6 +115,8 @@ class Agent:
         """For `/metrics`; before the node has been connected, too."""
         broker = self._linked
         used, _ = self._meter.totals()
+        received, sent = self._traffic()
+        used = used.model_copy(update={"received_bytes": received, "sent_bytes": sent})  # with those of tasks
         return NodeState(
             ready=self._server.ready,
             connected=broker is not None and broker.is_connected,

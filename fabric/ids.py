@@ -13,13 +13,18 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 _TOKEN = re.compile(NAME)
 
 
+def is_token(value: str) -> bool:
+    """Whether it can stand as one token of a subject."""
+    return _TOKEN.fullmatch(value) is not None
+
+
 def check_token(path: str, value: str) -> str:
     """Return `value` if it can stand as one token of a subject.
 
     Raises:
         ConfigError: anything but 1 to 63 letters, digits, `-` and `_`.
     """
-    if not _TOKEN.fullmatch(value):
+    if not is_token(value):
         raise ConfigError(path, f"{value!r} is not a valid name", "Use 1 to 63 letters, digits, '-' or '_'")
     return value
 

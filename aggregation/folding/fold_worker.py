@@ -76,6 +76,7 @@ class FoldWorker:
 
     def __init__(self, config: FoldWorkerConfig, broker: Broker, meter: WorkerMeter) -> None:
         self._meter = meter
+        self._working = 0
         self._name = config.name
         self._run = config.run
         self._region = config.region
@@ -96,7 +97,10 @@ class FoldWorker:
         task.add_done_callback(self._tasks.discard)
 
     async def _respond(self, message: Received) -> None:
-        self._meter.leave()
+        if not self._working:
+            self._meter.leave()
+        self._working += 1
+        request = None
         try:
             request = from_json(FoldRequest, message.data, "request")
             answer = await self._answer(request.plan, request) if request.plan is not None else FoldAnswer()
@@ -106,8 +110,11 @@ class FoldWorker:
         except Exception as exc:  # the requester must always get an answer
             log.exception("fold.crashed")
             answer = FoldAnswer(error=f"{type(exc).__name__}: {exc}")
-        # A shard belongs to its run's aggregator, which counts it with itself.
-        used = Usage() if self._run else self._meter.take()
+        finally:
+            self._working -= 1
+        # A shard belongs to its run's aggregator, which counts it with itself. A ping asks while others are at work.
+        is_work = request is not None and request.plan is not None
+        used = self._meter.take() if is_work and not self._run else Usage()
         answer = answer.model_copy(update={"instance": self._instance, "usage": used})
         await self._broker.respond(message, to_json(answer))
 

@@ -53,7 +53,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.permissions import SYSTEM
-from fedtide.fabric.nats.subjects import COLLECTOR, EnrolmentAsked, RenewalAsked, parse_as
+from fedtide.fabric.nats.subjects import REGIONS_OWN, EnrolmentAsked, RenewalAsked, parse_as
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class Enroller:
     async def _on_renewal(self, message: Received) -> tuple[bytes, dict[str, str]]:
         asker = parse_as(RenewalAsked, message.subject)
         region, node = asker.region, asker.node
-        if node == COLLECTOR:
+        if node == REGIONS_OWN:
             return to_json(await self._of_region(region, message.data)), {}
         try:
             asked = from_json(RenewalRequest, message.data, "renewal")
@@ -272,29 +272,36 @@ class Enroller:
         if set(asked.keys) != set(REGION_FILES) or not all(map(nats_jwt.is_user_key, asked.keys.values())):
             return RegionRenewalAnswer(error=f"public nkeys of users are asked for, for {', '.join(REGION_FILES)}")
         if not nats_jwt.is_signed(asked.renews, text, asked.present):
-            return RegionRenewalAnswer(error="whoever asks does not hold the present key of the region's collector")
-        expires_at = datetime.now(UTC) + timedelta(seconds=REGION_LIFETIME_S)
+            return RegionRenewalAnswer(error="whoever asks does not hold a present key of the region")
+        keys, identities_now = revocable(asked.keys), self._engine.world.identities
         try:
-            certificate = self._renewed_certificate(asked, text) if asked.csr else {}
-            issued = RegionIssued(
-                region=region, keys=revocable(asked.keys), rotates=False, expires_at=expires_at, renews=asked.renews
-            )
-            await self._engine.submit(issued)
-        except binascii.Error:
-            return RegionRenewalAnswer(error="`shown` is not base64")
-        except (InvalidTransition, CapabilityMissing) as exc:
+            if identities_now.regions.get(region) != tuple(keys):  # else the answer was lost
+                expires_at = datetime.now(UTC) + timedelta(seconds=REGION_LIFETIME_S)
+                issued = RegionIssued(
+                    region=region, keys=keys, rotates=False, expires_at=expires_at, renews=asked.renews
+                )
+                await self._engine.submit(issued)
+        except InvalidTransition as exc:
             log.warning("region.refused", extra={"region": region, "reason": str(exc)})
             return RegionRenewalAnswer(error=exc.what, remedy=exc.remedy)
-        log.info("region.renewed", extra={"region": region})
+        certificate, note = {}, ""
+        try:
+            certificate = self._renewed_certificate(asked, text) if asked.csr else {}
+        except (InvalidTransition, CapabilityMissing) as exc:
+            note = exc.what  # it is from elsewhere, and whoever made it renews it
+        log.info("region.renewed", extra={"region": region, "certificate": note or bool(certificate)})
         trust = {TRUST: self._authority.trust(self._regions, self._void)}
-        return RegionRenewalAnswer(jwts=self._authority.region_jwts(region, asked.keys), files={**trust, **certificate})
+        jwts = self._authority.region_jwts(region, asked.keys)
+        return RegionRenewalAnswer(jwts=jwts, files={**trust, **certificate}, note=note)
 
     def _renewed_certificate(self, asked: RegionRenewalRequest, text: bytes) -> dict[str, str]:
         """Raises InvalidTransition: the present one is not ours, or not of whoever asks; CapabilityMissing."""
         ca_cert, ca_key = self._ca()
-        made = certificates.renewed(
-            ca_cert, ca_key, asked.csr, asked.certificate, text, base64.b64decode(asked.shown, validate=True)
-        )
+        try:
+            shown = base64.b64decode(asked.shown, validate=True)
+        except binascii.Error as exc:
+            raise InvalidTransition("`shown` is not base64") from exc
+        made = certificates.renewed(ca_cert, ca_key, asked.csr, asked.certificate, text, shown)
         return {CA_CERT: self._trusted(ca_cert), CERT: made}
 
     def _may_rejoin(self, region: str, node: str, asked: RenewalRequest) -> bool:

@@ -20,8 +20,9 @@ from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import FedtideError, MalformedMessage
 from fedtide.fabric.events.costs import Availability, UsageReported, UsedFor
+from fedtide.fabric.ids import is_token
 from fedtide.fabric.messages.heartbeat import Heartbeat
-from fedtide.fabric.messages.usage import MOST, MOST_CPUS, MOST_MEMORY, Usage
+from fedtide.fabric.messages.usage import MOST, MOST_CPUS, MOST_MEMORY, Usage, possible
 from fedtide.fabric.nats.subjects import COLLECTOR, FOLD_WORKER
 from fedtide.fabric.plans.prices import Phase
 from fedtide.fabric.process.files import write_atomically
@@ -87,6 +88,8 @@ class Metering:
         self._meter = Meter("self", helpers)
         self._began = self._looked = monotonic()
         self._heard_at: dict[str, float] = {}
+        self._left: dict[str, tuple[Usage, int]] = {}
+        """By who tells: what it can have used beyond what was booked, and inferences."""
         self._busy: set[str] = set()
         self._pools: dict[str, set[str]] = {}
         self._kept: Kept | None = None
@@ -106,12 +109,10 @@ class Metering:
         Of an agent that is older than this process, and was not heard by the one before, nobody knows what was logged.
         """
         (self._busy.add if beat.busy is not None else self._busy.discard)(node.name)
-        new, seconds = self._news(node.name, beat)
-        region, pool, can = node.region, self._pool(node), node.capabilities
-        served = min(new.inferences, round(seconds * MOST_INFERENCES_A_SECOND))
+        can = node.capabilities
+        new = self._news(node.name, beat, can.cpus, can.memory_bytes)
+        region, pool, served, used, wasted = node.region, self._pool(node), new.inferences, new.used, new.wasted
         phase: Phase = "serve" if served else "idle"
-        used = new.used.at_most(seconds, can.cpus, can.memory_bytes)
-        wasted = new.wasted.at_most(seconds, can.cpus, can.memory_bytes)
         if used or served:
             self._add(UsedFor(region=region, pool=pool, phase=phase, usage=used, inferences=served))
         if wasted:
@@ -119,8 +120,9 @@ class Metering:
 
     def heard_worker(self, region: str, name: str, beat: Heartbeat) -> None:
         """As `heard`, of a region's drift collector or regional aggregator: what the latter used for no run."""
-        new, seconds = self._news(f"{region}/{name}", beat)
-        used = new.used.at_most(seconds, MOST_CPUS, MOST_MEMORY)
+        if not is_token(region):  # it is a part of a line's key
+            return
+        used = self._news(f"{region}/{name}", beat, MOST_CPUS, MOST_MEMORY).used
         pool, phase = WORKERS[name]
         if used:
             self._add(UsedFor(region=region, pool=pool, phase=phase, usage=used))
@@ -129,24 +131,33 @@ class Metering:
         """Of a server of the hub, since it was heard last."""
         self._add(UsedFor(pool=SERVERS, phase="coordinate", usage=usage))
 
-    def _news(self, key: str, beat: Heartbeat) -> tuple[Totals, float]:
-        """What is new in a heartbeat, and since how many seconds."""
+    def _news(self, key: str, beat: Heartbeat, cpus: int, memory_bytes: int) -> Totals:
+        """What is new in a heartbeat, as far as it was possible.
+
+        What is possible grows with the time, and is used up: however often it is told, and from whichever start on.
+        """
         now, at = Totals(boot=beat.boot, used=beat.used, wasted=beat.wasted, inferences=beat.inferences), monotonic()
         nothing = Totals(boot=now.boot, used=Usage(), wasted=Usage(), inferences=0)
         before, heard_at = self._seen.get(key), self._heard_at.get(key)
         self._seen[key], self._heard_at[key] = now, at
+        slack = possible(SLACK_S, cpus, memory_bytes), round(SLACK_S * MOST_INFERENCES_A_SECOND)
+        left, left_inferences = self._left.setdefault(key, slack)
         uptime = beat.uptime_s if beat.uptime_s is not None else LONGEST_S
         if before is None and uptime > at - self._began:
-            return nothing, 0.0
+            return nothing
         if before is None or before.boot != now.boot:
             before = nothing
-        new = Totals(
-            boot=now.boot,
-            used=now.used - before.used,
-            wasted=now.wasted - before.wasted,
-            inferences=max(now.inferences - before.inferences, 0),
-        )
-        return new, min(at - heard_at if heard_at is not None else uptime, LONGEST_S) + SLACK_S
+        first = min(uptime, at - self._began)
+        seconds = min(at - heard_at if heard_at is not None else first, LONGEST_S)
+        left = left + possible(seconds, cpus, memory_bytes)
+        left_inferences += round(seconds * MOST_INFERENCES_A_SECOND)
+        used = (now.used - before.used).within(left)
+        wasted = (now.wasted - before.wasted).within(left - used)
+        inferences = min(max(now.inferences - before.inferences, 0), left_inferences)
+        # Not for ever: who was quiet for a month cannot have used it all in its last second.
+        most = possible(LONGEST_S, cpus, memory_bytes)
+        self._left[key] = ((left - used - wasted).within(most), left_inferences - inferences)
+        return Totals(boot=now.boot, used=used, wasted=wasted, inferences=inferences)
 
     def _pool(self, node: Node) -> str:
         """Nodes name their pools: a region has a limited number of them, and the rest is one."""
@@ -197,7 +208,7 @@ class Metering:
             report = UsageReported(source="coordinator", items=used[:ITEMS_OF_ONE], available=available)
             try:
                 await self._engine.submit(report)
-            except FedtideError:
+            except BaseException:  # also when this is stopped while the log waits
                 for item in used:
                     self._add(item)
                 raise

@@ -57,7 +57,8 @@ class ProcessMetrics:
             case UpdateRefused(category=category):
                 self._answers.labels(category).inc()
             case RoundClosed(usage=usage, regional=regional):
-                self._used({"cloud": usage, **regional})
+                there = {name: used for name, used in regional.items() if self._engine.world.has_region(name)}
+                self._used({**there, "cloud": usage})
             case RunCompleted(usage=usage) | RunFailed(usage=usage):
                 self._used({"cloud": usage})
             case AggregatorExited(code=code, preempted=preempted):

@@ -91,15 +91,17 @@ class RunApi:
             ),
         ]
 
-    def view(self, key: str) -> RunView:
+    def view(self, key: str, *, rounds_too: bool = True) -> RunView:
+        """`rounds_too`: with its rounds, of which each names all its nodes."""
         world = self._engine.world
         state, release = world.run(key), world.release_of(key)
         return views.run(
             state,
             publishing=world.is_publishing(key),
             version=release.manifest.version if release is not None else None,
-            matching=sum(selection.why_not(n, state.facts.spec) is None for n in world.nodes.values()),
+            matching=lambda: sum(selection.why_not(n, state.facts.spec) is None for n in world.nodes.values()),
             doing=lambda node: views.doing(key, world.nodes.get(node), self._presence.heartbeats.get(node)),
+            rounds_too=rounds_too,
         )
 
     def _state(self, key: str) -> RunState:
@@ -109,7 +111,7 @@ class RunApi:
     async def _all(self, request: web.Request) -> web.Response:
         return answer(self.page(query_of(request, RunListing)))
 
-    def page(self, query: RunListing) -> Page[RunView]:
+    def page(self, query: RunListing, *, rounds_too: bool = True) -> Page[RunView]:
         matching = [
             key
             for key, run in self._engine.world.runs.items()
@@ -117,7 +119,7 @@ class RunApi:
             and query.app in ("", run.facts.spec.app.name)
             and query.state in ("", self._state(key))
         ]
-        return page_of(query, matching, self.view)
+        return page_of(query, matching, partial(self.view, rounds_too=rounds_too))
 
     async def _start(self, request: web.Request) -> web.Response:
         key, asked = key_of(request, "run"), await read_body(request, RunRequest)

@@ -61,6 +61,7 @@ class Where:
     """When the nodes of a phase of a round were asked."""
     is_news: bool = True
     works: bool = True
+    is_region: Callable[[str], bool] = lambda _: True
 
 
 def subject(event: Event) -> str:
@@ -167,6 +168,8 @@ def _round_closed(context: Context, data: RoundClosed) -> None:
     _aggregated(context.entry, place, data.attempt, data.usage)
     if context.where.is_news:
         for region, usage in data.regional.items():
+            if not context.where.is_region(region):
+                continue  # an aggregator could make up any number
             context.entry.add(_aggregating(replace(place, region=region)), quantities(usage))
     if data.round and not _is_closed(context, data.round):
         context.entry.add(_aggregating(place), {"rounds": 1})

@@ -19,7 +19,9 @@ _PER: Mapping[str, tuple[Meter, int]] = {
     "node updated": ("nodes_updated", 1),
     "1000 inferences": ("inferences", 1000),
 }
-_COUNTED = frozenset({"updates", "rounds", "releases", "nodes_updated", "inferences", "wan_avoided"})
+_COUNTED = frozenset(
+    {"updates", "rounds", "releases", "nodes_updated", "inferences", "wan_avoided", "received", "sent"}
+)
 """What need not have a price."""
 _SIX = Decimal("1e-6")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-ROW, LANE, MARGIN = 34.0, 22.0, 16.0
+ROW, LANE, MARGIN, TEXT = 34.0, 22.0, 16.0, 420.0
+MOST_LANES = 12
+"""Of more, the rest share the last one."""
 
 
 class Dot(NamedTuple):
@@ -20,6 +22,7 @@ class Lineage(NamedTuple):
     dots: list[Dot]
     lines: list[str]
     text_x: float
+    width: float
     height: float
 
 
@@ -43,14 +46,16 @@ def lineage(versions: Sequence[int], base_of: Mapping[int, int]) -> Lineage:
         lanes[lane] = base_of.get(version)
     dots = [Dot(version, _x(lane_of[version]), _y(row)) for version, row in rows.items()]
     lines = [_line(dot, lane_of, rows, base_of[dot.version]) for dot in dots if dot.version in base_of]
-    return Lineage(dots, lines, _x(max(lane_of.values(), default=0) + 1), _y(len(versions) - 0.5))
+    text_x = _x(max(lane_of.values(), default=0) + 1)
+    return Lineage(dots, lines, text_x, text_x + TEXT, _y(len(versions) - 0.5))
 
 
 def _free(lanes: list[int | None]) -> int:
     for number, wanted in enumerate(lanes):
         if wanted is None:
             return number
-    lanes.append(None)
+    if len(lanes) < MOST_LANES:
+        lanes.append(None)
     return len(lanes) - 1
 
 

@@ -29,6 +29,8 @@ from fedtide.coordinator.page.lineage import lineage
 from fedtide.coordinator.page.session import opened
 from fedtide.coordinator.page.sick import sick
 from fedtide.coordinator.page.words import FILTERS
+from fedtide.coordinator.rollouts.rollouts import Paused
+from fedtide.coordinator.runs.runs import Ended
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import FedtideError, NotFound
 from fedtide.fabric.messages.views import RUN_ENDED, RunView
@@ -90,7 +92,7 @@ class Apis:
 class CostChoice(Strict):
     by: str = "model"
     where: str = ""
-    days: int = 7
+    days: int = Field(default=7, ge=1, le=36_500)
     skip: int = Field(default=0, ge=0)
 
 
@@ -187,6 +189,10 @@ class Page:
         apis, world = self._apis, self._world()
         week = await apis.costs.costs(CostQuery(since=datetime.now(UTC) - timedelta(days=7)))
         rollouts = [view for key in _newest(world.rollouts) if (view := apis.rollouts.view(key)).state != "superseded"]
+        stopped = [apis.rollouts.view(key) for key, each in world.rollouts.items() if isinstance(each, Paused)]
+        stopped += [view for view in rollouts if view.state == "rolledback"]
+        failed = [key for key in _newest(world.runs) if _has_failed(world, key)]
+        budgets = [view for view in apis.costs.budgets(Listing(limit=1000)).items if view.holds]
         active = [key for key, _ in world.active_runs()]
         return self._show(
             request,
@@ -194,8 +200,11 @@ class Page:
             status_view=apis.models.status(),
             week=week,
             regions=apis.identity.regions(Listing(limit=PER_PAGE)),
-            runs=[apis.runs.view(key) for key in active[-10:]],
+            runs=[(apis.runs.view(key, rounds_too=False), len(world.runs[key].rounds)) for key in active[-10:]],
             rollouts=rollouts[:5],
+            stopped=stopped,
+            held=budgets,
+            failed=[apis.runs.view(key, rounds_too=False) for key in failed[:5]],
             sick=sick(world, apis.fleet.warned()),
             shown=SICK_SHOWN,
             command="fedtide status",
@@ -216,8 +225,10 @@ class Page:
 
     async def _runs(self, request: web.Request) -> web.Response:
         query = query_of(request, RunListing).model_copy(update={"limit": PER_PAGE})
-        page = self._apis.runs.page(query)
-        return self._show(request, "runs", page=page, more=_more(request, page.next), command="fedtide run ls")
+        page, world = self._apis.runs.page(query, rounds_too=False), self._world()
+        rounds = {view.run: len(world.runs[view.run].rounds) for view in page.items}
+        more = _more(request, page.next)
+        return self._show(request, "runs", page=page, rounds=rounds, more=more, command="fedtide run ls")
 
     async def _run(self, request: web.Request) -> web.Response:
         key, asked = request.match_info["run"], query_of(request, Before)
@@ -289,8 +300,8 @@ class Page:
             choices=("model", "region", "phase", "outcome", "run", "release", "by", "pool", "meter", "day", "app"),
             rows=view.rows[asked.skip : asked.skip + PER_PAGE],
             more=_next(request, asked.skip, len(view.rows)),
-            most=max((row.cost for row in view.rows), default=0) or 1,
-            budgets=self._apis.costs.budgets(Listing(limit=PER_PAGE)).items,
+            total=view.total.cost or 1,
+            budgets=self._apis.costs.budgets(Listing(limit=PER_PAGE)),
             command=f"fedtide cost --by {asked.by or '-'} --since {asked.days}d{where}",
         )
 
@@ -303,17 +314,24 @@ class Page:
 
     async def _health(self, request: web.Request) -> web.Response:
         storage = await self._apis.storage.storage()
+        fullest = sorted(storage.streams, key=lambda each: -(each.size_bytes / each.max_bytes if each.max_bytes else 0))
         asked, found = query_of(request, Skip), sick(self._world(), self._apis.fleet.warned())
         return self._show(
             request,
             "health",
-            storage=storage,
+            streams=fullest[:PER_PAGE],
+            all_streams=len(fullest),
             status_view=self._apis.models.status(),
             sick=found[asked.skip : asked.skip + PER_PAGE],
             all_sick=len(found),
             more=_next(request, asked.skip, len(found)),
             command="fedtide storage",
         )
+
+
+def _has_failed(world: World, key: str) -> bool:
+    run = world.runs[key]
+    return isinstance(run, Ended) and run.outcome == "failed"
 
 
 def _newest(table: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,8 @@ from fedtide.coordinator.state import World
 
 LOOKED_AT = 20
 """So many of the newest runs and roll-outs."""
+NO_FAULT = frozenset({"not_needed", "stale"})
+"""Of a node: others were enough, or nobody wanted it any more."""
 V = TypeVar("V")
 Reason = tuple[str, str, str]
 """Node, why, and where more of it is told."""
@@ -52,24 +54,34 @@ def _warned(warned: Mapping[str, Sequence[str]]) -> Iterator[Reason]:
 
 
 def _failed(world: World) -> Iterator[Reason]:
+    """By the newest roll-out that has tried each node: what it did before is over."""
+    known: set[str] = set()
     for key, rollout in _newest(world.rollouts):
         for wave in rollout.waves:
             for name, state in waves.nodes_of(wave).items():
-                if waves.is_failed(state):
+                failed = waves.is_failed(state)
+                if failed and name not in known:
                     yield name, f"failed in a roll-out: {state.reason or state.phase}", f"rollouts/{key}"
+                if failed or state.phase == "confirmed":
+                    known.add(name)
 
 
 def _refused(world: World) -> Iterator[Reason]:
+    """By the newest run in which each node has answered."""
+    known: set[str] = set()
     for key, run in _newest(world.runs):
-        refusals = Counter(
+        tallies = [tally for each in run.rounds.values() for tally in each.phases.values()]
+        faults = Counter(
             (name, refused.category)
-            for each in run.rounds.values()
-            for tally in each.phases.values()
+            for tally in tallies
             for name, refused in tally.refused.items()
+            if refused.category not in NO_FAULT
         )
-        for (name, category), count in refusals.items():
-            times = f", {count} times" if count > 1 else ""
-            yield name, f"refused in a run: {category}{times}", f"runs/{key}"
+        for (name, category), count in faults.items():
+            if name not in known:
+                times = f", {count} times" if count > 1 else ""
+                yield name, f"answers refused: {category.replace('_', ' ')}{times}", f"runs/{key}"
+        known |= {name for tally in tallies for name in tally.received} | {name for name, _ in faults}
 
 
 def _newest(table: Mapping[str, V]) -> list[tuple[str, V]]:

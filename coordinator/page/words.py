@@ -38,6 +38,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
+def of(count: int, thing: str) -> str:
+    """So many of them: 1 round, 2 rounds."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def money(value: Decimal, currency: str) -> str:
     if 0 < value < Decimal("0.001"):
         return f"< 0.001 {currency}"
@@ -47,7 +52,10 @@ def money(value: Decimal, currency: str) -> str:
 def amount(quantity: int, meter: Meter) -> str:
     unit = SHOWN_IN[meter]
     value = Decimal(quantity) / UNITS[meter][unit]
-    return f"{quantity:,}" if unit == "1" else f"{value:.4g} {unit}{'s' if unit == 'hour' else ''}"
+    if unit == "1":
+        return f"{quantity:,}"
+    small = bool(quantity) and value < Decimal("0.001")
+    return f"{'< 0.001' if small else f'{value:.4g}'} {unit}{'s' if unit == 'hour' else ''}"
 
 
 FILTERS: dict[str, Any] = {
@@ -56,5 +64,6 @@ FILTERS: dict[str, Any] = {
     "moment": moment,
     "number": number,
     "money": money,
+    "of": of,
     "amount": amount,
 }

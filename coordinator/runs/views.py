@@ -23,13 +23,21 @@ def doing(run: str, node: fleet.Node | None, heartbeat: Heartbeat | None) -> str
     return heartbeat.stage if heartbeat is not None and works_for_run else "queued"
 
 
-def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int, doing: Doing) -> RunView:
+def run(
+    state: runs.Run,
+    *,
+    publishing: bool,
+    version: int | None,
+    matching: Callable[[], int],
+    doing: Doing,
+    rounds_too: bool = True,
+) -> RunView:
     """A run with its rounds.
 
     Args:
         publishing: the model that it produced is not a release yet, so the view does not call the run completed.
         version: of the release that the run produced.
-        matching: nodes that are online and that its selector matches.
+        matching: counts the nodes that are online and that its selector matches; only asked if that is shown.
         doing: what an awaited node is doing for this run.
     """
     facts = state.facts
@@ -45,20 +53,20 @@ def run(state: runs.Run, *, publishing: bool, version: int | None, matching: int
         attempt=state.attempt,
         requested_at=facts.requested_at,
         selector=facts.spec.selector,
-        participants=sorted(runs.participants(state)),
-        rounds=[_round(r, doing) for _, r in sorted(state.rounds.items())],
+        participants=sorted(runs.participants(state)) if rounds_too else [],
+        rounds=[_round(r, doing) for _, r in sorted(state.rounds.items())] if rounds_too else [],
         seconds=None if seconds is None else round(seconds, 3),
     )
 
 
-def _waiting(state: runs.Run, matching: int) -> str:
+def _waiting(state: runs.Run, matching: Callable[[], int]) -> str:
     if not isinstance(state, runs.Running):
         return ""
     if state.waits or not state.started:
         return state.waits
     if any(number or each.phases for number, each in state.rounds.items()):  # in round 0 only a custom main asks
         return ""
-    return f"no round yet; {matching} matching nodes are online (the app may wait for more)"
+    return f"no round yet; {matching()} matching nodes are online (the app may wait for more)"
 
 
 def run_state(state: runs.Run, *, publishing: bool) -> RunState:

@@ -1,8 +1,9 @@
 """`python -m fedtide.edge_agent.identity.region_renewal`: a region's servers get new credentials.
 
-It asks the coordinator over the region's own server, with the collector's credentials, and writes the answer into the
-region's Secret. Seeds and the leaf's private key are made here and stay in that Secret: they are there before it asks,
-so a Job that was ended in between asks again for the same. What a region had before stays good until the next time.
+It asks the coordinator over the region's own server, with credentials that are for nothing else, and writes the answer
+into the region's Secret. Seeds and the leaf's private key are made here and stay in that Secret: they are there before
+it asks, so a Job that was ended in between asks again for the same. What a region had before stays good until the next
+time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kubernetes import client
@@ -29,12 +31,11 @@ from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, FedtideError, TransientError
 from fedtide.fabric.events.identity import RegionRenewalAnswer, RegionRenewalRequest, proof_of_region
 from fedtide.fabric.nats import jwt as nats_jwt
-from fedtide.fabric.nats.authority import COLLECTOR, REGION_FILES
+from fedtide.fabric.nats.authority import REGION_FILES, RENEWAL
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.nats.jwt import Key
-from fedtide.fabric.nats.subjects import COLLECTOR as COLLECTS
-from fedtide.fabric.nats.subjects import Subjects
+from fedtide.fabric.nats.subjects import REGIONS_OWN, Subjects
 
 Files = Mapping[str, str]
 CA, CERT, KEY = "ca.crt", "tls.crt", "tls.key"
@@ -46,7 +47,7 @@ CONNECT_S, ANSWER_S = 30.0, 20.0
 
 def is_due(files: Files, now: float) -> bool:
     """Whether the present credentials are a day old."""
-    return now - float(nats_jwt.read(Credentials.parse(files[COLLECTOR]).jwt)["iat"]) > NOT_AGAIN_S
+    return now - float(nats_jwt.read(Credentials.parse(files[RENEWAL]).jwt)["iat"]) > NOT_AGAIN_S
 
 
 def prepared(files: Files) -> Files:
@@ -54,12 +55,13 @@ def prepared(files: Files) -> Files:
     if PENDING in files:
         return files
     made = {name: Key.new(nats_jwt.USER).seed for name in REGION_FILES}
-    return {**files, PENDING: json.dumps({**made, **({KEY: _new_key()} if CERT in files else {})})}
+    with_certificate = CERT in files and _is_ec(files.get(KEY, ""))  # ours are
+    return {**files, PENDING: json.dumps({**made, **({KEY: _new_key()} if with_certificate else {})})}
 
 
 def question(region: str, files: Files) -> RegionRenewalRequest:
     """What to ask, given prepared files."""
-    seeds, present = json.loads(files[PENDING]), Credentials.parse(files[COLLECTOR]).key
+    seeds, present = json.loads(files[PENDING]), Credentials.parse(files[RENEWAL]).key
     keys = {name: Key.of(seeds[name]).public for name in REGION_FILES}
     csr = _signing_request(seeds[KEY]) if KEY in seeds else ""
     text = proof_of_region(region, keys, csr)
@@ -89,21 +91,21 @@ def adopted(files: Files, answer: RegionRenewalAnswer) -> Files:
 async def ask(url: str, tenant: str, region: str, files: Files) -> RegionRenewalAnswer:
     """Raises TransientError: region or hub do not answer; CredentialsRefused: the present credentials are void."""
     with tempfile.TemporaryDirectory() as folder:
-        ca, shown = Path(folder) / CA, Path(folder) / COLLECTOR
+        ca, shown = Path(folder) / CA, Path(folder) / RENEWAL
         ca.write_text(files[CA], encoding="utf-8")
-        Credentials.parse(files[COLLECTOR]).save(shown)
+        Credentials.parse(files[RENEWAL]).save(shown)
         broker = await Broker.connect(url, f"renewal-{region}", Access(shown, ca), wait_s=CONNECT_S)
         try:
             raw = await broker.ask(
-                Subjects(tenant).renewal(region, COLLECTS), to_json(question(region, files)), timeout_s=ANSWER_S
+                Subjects(tenant).renewal(region, REGIONS_OWN), to_json(question(region, files)), timeout_s=ANSWER_S
             )
         finally:
             await broker.close()
     return from_json(RegionRenewalAnswer, raw, "answer")
 
 
-def renew(api: Any, namespace: str, secret: str, url: str, tenant: str, region: str) -> bool:
-    """Renew what is in the Secret; returns whether it was time.
+def renew(api: Any, namespace: str, secret: str, url: str, tenant: str, region: str) -> str:
+    """Renew what is in the Secret; returns what became of it.
 
     Raises:
         ConfigError: the Secret is not that of a region, or the coordinator refuses.
@@ -115,16 +117,17 @@ def renew(api: Any, namespace: str, secret: str, url: str, tenant: str, region: 
     if missing := {*REGION_FILES, CA} - set(files):
         raise ConfigError(secret, f"has no {', '.join(sorted(missing))}", f"fedtide fleet region {region}")
     if PENDING not in files and not is_due(files, time.time()):
-        return False
+        return "nothing to do: the credentials are of today"
     ready = prepared(files)
     _patch(api, namespace, secret, {PENDING: ready[PENDING]})
     try:
-        new = adopted(ready, asyncio.run(ask(url, tenant, region, ready)))
+        answer = asyncio.run(ask(url, tenant, region, ready))
+        new = adopted(ready, answer)
     except ConfigError:
         _patch(api, namespace, secret, {PENDING: None})  # the next try has other keys
         raise
     _patch(api, namespace, secret, {**new, PENDING: None})
-    return True
+    return f"renewed, but not the certificate: {answer.note}" if answer.note else "renewed"
 
 
 def _patch(api: Any, namespace: str, secret: str, files: Mapping[str, str | None]) -> None:
@@ -140,9 +143,15 @@ def _new_key() -> str:
 
 def _key(pem: str) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(pem.encode(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(KEY, "is no EC key: it is not of this installation's authority", "Renew it where it is from")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
+
+
+def _is_ec(pem: str) -> bool:
+    try:
+        return isinstance(serialization.load_pem_private_key(pem.encode(), None), ec.EllipticCurvePrivateKey)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
 
 
 def _signing_request(pem: str) -> str:
@@ -169,7 +178,7 @@ def main() -> int:
         remedy = f"The Job's service account needs to get and patch the Secret {asked.secret}"
         print(f"fedtide region renewal: the API server says {exc.status} {exc.reason}. {remedy}", file=sys.stderr)
         return TransientError.exit_code
-    print("renewed" if done else "nothing to do: the credentials are of today")
+    print(done)
     return 0
 
 

@@ -133,11 +133,11 @@ class RenewalRequest(Message):
 
 
 class RegionRenewalRequest(Message):
-    """A region asks for new credentials of its servers, with those of its collector; the subject names the region.
+    """A region asks for new credentials of its processes; the subject names the region.
 
     Args:
         keys: public nkeys by the file that they are for; their seeds stay where they were made.
-        renews: the key of the collector's present credentials.
+        renews: a key of the region's present credentials.
         present: `proof_of_region` signed with the seed of that one, base64.
         csr: a certificate signing request (RFC 2986, PEM) for the leaf; empty: it has a certificate of its own.
         certificate: the present one of the leaf, PEM; the new one answers for the same hosts.
@@ -157,6 +157,7 @@ class RegionRenewalAnswer(Message):
 
     jwts: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+    note: str = Field(default="", description="Why there is no new certificate among the files")
     error: str = ""
     remedy: str = ""
 

@@ -15,6 +15,8 @@ MOST = 2**53
 """Of any quantity: JSON readers keep whole numbers up to here. 285 years of a core; 104 days of a terabyte."""
 MOST_GPUS = 16
 """Of one machine."""
+LARGEST_CPUS, LARGEST_MEMORY = 4096, 2**46
+"""Of one machine."""
 MOST_CPUS, MOST_MEMORY = 64, 2**38
 """Of a process whose machine is not known."""
 FASTEST_LINK = 12_500_000_000
@@ -41,15 +43,25 @@ class Usage(Message):
         """What came since `before`; nothing where that was more (a counter that began anew)."""
         return Usage(**{name: max(getattr(self, name) - getattr(before, name), 0) for name in QUANTITIES})
 
+    def within(self, most: Usage) -> Usage:
+        """As far as it is not more than `most`, each quantity for itself."""
+        return Usage(**{name: min(getattr(self, name), getattr(most, name)) for name in QUANTITIES})
+
     def at_most(self, seconds: float, cpus: int, memory_bytes: int) -> Usage:
         """As far as a machine of that size can have used it in that time."""
-        return Usage(
-            cpu_us=min(self.cpu_us, round(1e6 * seconds * cpus)),
-            memory_kb_s=min(self.memory_kb_s, round(seconds * memory_bytes / 1000)),
-            gpu_us=min(self.gpu_us, round(1e6 * seconds * MOST_GPUS)),
-            received_bytes=min(self.received_bytes, round(seconds * FASTEST_LINK)),
-            sent_bytes=min(self.sent_bytes, round(seconds * FASTEST_LINK)),
-        )
+        return self.within(possible(seconds, cpus, memory_bytes))
+
+
+def possible(seconds: float, cpus: int, memory_bytes: int) -> Usage:
+    """All that a machine can use in a time; of what it says of its size no more is believed than there is."""
+    cpus, memory_bytes = min(cpus, LARGEST_CPUS), min(memory_bytes, LARGEST_MEMORY)
+    return Usage(
+        cpu_us=min(round(1e6 * seconds * cpus), MOST),
+        memory_kb_s=min(round(seconds * memory_bytes / 1000), MOST),
+        gpu_us=min(round(1e6 * seconds * MOST_GPUS), MOST),
+        received_bytes=min(round(seconds * FASTEST_LINK), MOST),
+        sent_bytes=min(round(seconds * FASTEST_LINK), MOST),
+    )
 
 
 QUANTITIES = ("cpu_us", "memory_kb_s", "gpu_us", "received_bytes", "sent_bytes")

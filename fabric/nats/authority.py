@@ -25,7 +25,7 @@ from fedtide.fabric.nats import permissions
 from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, Account, accounts, leaf_account, region_account
 from fedtide.fabric.nats.credentials import Credentials, write_secret
 from fedtide.fabric.nats.jwt import Key
-from fedtide.fabric.nats.permissions import AGGREGATOR, COLLECTS, FOLDS, JOINER, NODE, SYSTEM, SYSTEM_LEAF
+from fedtide.fabric.nats.permissions import AGGREGATOR, COLLECTS, FOLDS, JOINER, NODE, RENEWS, SYSTEM, SYSTEM_LEAF
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.strict import Strict
 
@@ -37,11 +37,12 @@ AT_REST = "at-rest.conf"
 COORDINATOR = "coordinator.creds"
 SYSTEM_CREDENTIALS = "system.creds"
 OPERATOR = "operator.seed"
-LEAF, REGION_SYSTEM, COLLECTOR, REGIONAL = REGION_FILES = (
+LEAF, REGION_SYSTEM, COLLECTOR, REGIONAL, RENEWAL = REGION_FILES = (
     "leaf.creds",
     "system.creds",
     "collector.creds",
     "regional.creds",
+    "renewal.creds",
 )
 """Credentials of a region's processes."""
 
@@ -289,6 +290,7 @@ class Authority:
             REGION_SYSTEM: (SYSTEM, SYSTEM_LEAF, f"leaf-{region}", ""),
             COLLECTOR: (NODES, COLLECTS, f"collector-{region}", region),
             REGIONAL: (NODES, FOLDS, f"regional-{region}", region),
+            RENEWAL: (NODES, RENEWS, f"renewal-{region}", region),
         }
         return {
             file: self.user_jwt(account, role, name, keys[file], region=of, lifetime_s=REGION_LIFETIME_S)

@@ -19,6 +19,7 @@ from fedtide.fabric.nats.subjects import (
     FOLD_WORKER,
     HUB_REGION,
     ORDERS,
+    REGIONS_OWN,
     RELEASES,
     STAY,
     UP,
@@ -29,13 +30,14 @@ from fedtide.fabric.nats.subjects import (
 SERVER_STATISTICS = "$SYS.SERVER.*.STATSZ"
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
 NAME, REGION = "{{name()}}", "{{tag(region)}}"
-COORDINATOR, AGGREGATOR, NODE, JOINER, COLLECTS, FOLDS = (
+COORDINATOR, AGGREGATOR, NODE, JOINER, COLLECTS, FOLDS, RENEWS = (
     "coordinator",
     "aggregator",
     "node",
     "joiner",
     "collector",
     "folder",
+    "renewer",
 )
 SYSTEM, SYSTEM_LEAF = "system", "system-leaf"
 _KIB = 1024
@@ -86,6 +88,7 @@ def roles(subjects: Subjects) -> Mapping[str, Mapping[str, Permissions]]:
             JOINER: joiner(subjects),
             COLLECTS: collector(subjects),
             FOLDS: folder(subjects),
+            RENEWS: renewer(subjects),
         },
     }
 
@@ -185,20 +188,24 @@ def folder(subjects: Subjects) -> Permissions:
 
 
 def collector(subjects: Subjects) -> Permissions:
-    """A drift collector: it sums the sketches of a region's nodes. With its credentials a region renews its own."""
+    """A drift collector: it sums the drift sketches of a region's nodes."""
     root, here = subjects.root, f"$JS.{streams_of(REGION)}.API.DIRECT.GET"
     return Permissions(
         publish=(
             subjects.report(REGION, COLLECTOR, "drift-reported"),
             subjects.telemetry(REGION, COLLECTOR),
             f"{root}.stay.{REGION}.{COLLECTOR}.>",
-            subjects.renewal(REGION, COLLECTOR),
             f"{here}.{STAY}",
             f"{here}.{STAY}.{root}.stay.{REGION}.{COLLECTOR}.>",
         ),
         subscribe=(f"{inbox(COLLECTS)}.>", subjects.drifts(REGION, "*", "*")),
         subscriptions=64,
     )
+
+
+def renewer(subjects: Subjects) -> Permissions:
+    """What asks for new credentials of a region's processes, now and then, and does nothing else."""
+    return Permissions((subjects.renewal(REGION, REGIONS_OWN),), (f"{inbox(RENEWS)}.>",), subscriptions=8)
 
 
 def leaf(subjects: Subjects, region: str) -> Permissions:

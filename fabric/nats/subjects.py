@@ -63,7 +63,9 @@ COLLECTOR = "collector"
 FOLD_WORKER = "fold"
 """Takes the place of the node in the subjects of partial sums."""
 
-RESERVED = (COLLECTOR, FOLD_WORKER)
+REGIONS_OWN = "region"
+"""In the place of a node, where a region asks for itself."""
+RESERVED = (COLLECTOR, FOLD_WORKER, REGIONS_OWN)
 """Used in place of a node's name: no node may have one of these names."""
 
 LOG_OF = "-log"

@@ -355,7 +355,7 @@ def renew_region(there: Machine) -> None:
     )
     objects = render(EDGE, {**there.edge_values, "rotation": {"schedule": "41 4 * * 0"}})
     (job,) = (b["spec"]["jobTemplate"]["spec"]["template"]["spec"] for b in objects if b["kind"] == "CronJob")
-    (container,) = job["initContainers"]
+    (container,) = job["containers"]
     _, _, module = container["command"]
     arguments = [there.here(text, "leaf") for text in container["args"]]
     assert there.python("renewal", module, *arguments).wait(60) == 0, (there.folder / "renewal.log").read_text()

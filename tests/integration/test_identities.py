@@ -31,7 +31,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
 from fedtide.fabric.nats.jwt import USER, Key
 from fedtide.fabric.nats.permissions import NODE, inbox
-from fedtide.fabric.nats.subjects import COLLECTOR, DOWN, ORDERS, STAY, UP, Subjects
+from fedtide.fabric.nats.subjects import DOWN, ORDERS, REGIONS_OWN, STAY, UP, Subjects
 from tests.cluster.api_server import ApiServer
 from tests.integration.installation import Installation, until
 from tests.served import config as agent_config
@@ -94,7 +94,7 @@ FOREIGN_SUBJECTS = [
     f"{ROOT}.ckpt.run-1.x",
     f"{ROOT}.rpc.enrol.eu.t1",
     f"{ROOT}.rpc.renew.eu.eu-2",
-    f"{ROOT}.rpc.renew.eu.collector",
+    f"{ROOT}.rpc.renew.eu.region",
     "_INBOX.coordinator.x",
     "$SYS.REQ.CLAIMS.UPDATE",
     *(f"$JS.API.STREAM.{verb}.{DOWN}" for verb in ("INFO", "PURGE", "DELETE", "UPDATE", "MSG.GET", "MSG.DELETE")),
@@ -273,7 +273,7 @@ async def test_a_region_renews_its_credentials(installation: Installation, tmp_p
         assert {name for name in second if second[name] != first[name]} == {*REGION_FILES}
         for number, files in enumerate((first, second)):
             file = tmp_path / f"{number}.creds"
-            Credentials.parse(files["collector.creds"]).save(file)
+            Credentials.parse(files["renewal.creds"]).save(file)
             await (await Broker.connect(installation.leaf("eu"), "either", Access(file))).close()
 
         _put_secret(server, region_renewal.prepared(second))
@@ -283,18 +283,36 @@ async def test_a_region_renews_its_credentials(installation: Installation, tmp_p
         assert _secret(server) == second
 
 
+async def test_a_leafs_certificate_that_is_from_elsewhere_stays_and_the_credentials_are_renewed(
+    installation: Installation, tmp_path: Path
+) -> None:
+    made = await asyncio.to_thread(installation.client.send, endpoints.region_credentials("eu", []))
+    cert, key = certificates.server(*certificates.authority("of the company"), ["leaf.example.com"])
+    files = {**made.files, "ca.crt": cert, "tls.crt": cert, "tls.key": key}
+    with ApiServer() as server:
+        # Whatever was asked for in this installation today: it is the answer of before.
+        first = region_renewal.prepared(files)
+        _put_secret(server, first)
+        done = await asyncio.to_thread(_renewal, installation, server, tmp_path)
+        if done.returncode:
+            assert "got credentials today" in done.stderr
+            return
+        assert done.stdout.startswith("renewed, but not the certificate: there is no authority here"), done.stdout
+        assert (_secret(server)["tls.crt"], _secret(server)["tls.key"]) == (cert, key)
+
+
 async def test_a_region_renews_with_its_own_present_key_only(installation: Installation, tmp_path: Path) -> None:
     made = await asyncio.to_thread(installation.client.send, endpoints.region_credentials("us", []))
     honest = region_renewal.question("us", region_renewal.prepared(made.files))
-    file = tmp_path / "collector.creds"
-    Credentials.parse(made.files["collector.creds"]).save(file)
+    file = tmp_path / "renewal.creds"
+    Credentials.parse(made.files["renewal.creds"]).save(file)
     broker = await Broker.connect(installation.leaf("us"), "region", Access(file))
     for asked, why in (
         (honest.model_copy(update={"keys": {**honest.keys, "leaf.creds": Key.new(USER).public}}), "does not hold"),
-        (honest.model_copy(update={"renews": "U", "present": ""}), "does not hold the present key"),
+        (honest.model_copy(update={"renews": "U", "present": ""}), "does not hold a present key"),
         (honest.model_copy(update={"keys": {"leaf.creds": honest.renews}}), "public nkeys of users"),
     ):
-        raw = await broker.ask(Subjects().renewal("us", COLLECTOR), to_json(asked))
+        raw = await broker.ask(Subjects().renewal("us", REGIONS_OWN), to_json(asked))
         assert why in from_json(RegionRenewalAnswer, raw, "answer").error
     await broker.close()
 

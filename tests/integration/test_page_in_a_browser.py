@@ -106,6 +106,12 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Browser,
 def test_a_page_is_live_and_its_buttons_do_what_they_say(browser: Browser, there: Installation) -> None:
     page = opened(browser, there, "desktop", "dark")
     expect(page.locator("#live")).to_have_text("live")
+    page.focus("main a")  # what is looked at stays so when something happens elsewhere
+    focused, events = page.evaluate("document.activeElement.textContent"), page.locator(".tiles b").last.text_content()
+    (there.home / "prices.yaml").write_text("currency: EUR\nprices: []\n")
+    assert there.run("price", "apply", str(there.home / "prices.yaml")).returncode == 0
+    expect(page.locator(".tiles b").last).not_to_have_text(events or "", timeout=15_000)
+    assert page.evaluate("document.activeElement.textContent") == focused
     page.goto(page.url + "runs")
     expect(page.get_by_role("row")).to_have_count(2)
     expect(page.locator("#live")).to_have_text("live")

@@ -30,6 +30,7 @@ from fedtide.fabric.events.rollouts import RolloutAbortRequested, RolloutResumeR
 from fedtide.fabric.events.runs import (
     AggregatorExited,
     AggregatorStarted,
+    RoundClosed,
     RunCancelRequested,
     RunCleanedUp,
     RunCompleted,
@@ -535,6 +536,14 @@ def test_old_hours_of_nobody_are_summed_up_by_day_and_cost_the_same() -> None:
     story.tell(UsageReported(source="c", items=[UsedFor(region="us", phase="idle", usage=HOUR)]), after_s=60)
     assert len(story.world.ledger[""].lines) < lines / 5
     assert spent(story.world)[()] == before + Decimal("0.04")
+
+
+def test_an_aggregator_cannot_make_up_regions() -> None:
+    story = a_run()
+    used = {name: Usage(cpu_us=7) for name in ("eu", "x1", "x2")}
+    story.tell(opened(1, "a"), RoundClosed(run="run-1", attempt=1, round=1, metrics={}, seconds=1.0, regional=used))
+    regions = {line.split("/")[2] for line in story.world.ledger["run-1"].lines}
+    assert "eu" in regions and not {"x1", "x2"} & regions
 
 
 def test_a_round_that_is_closed_again_after_a_crash_is_booked_once() -> None:

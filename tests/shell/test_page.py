@@ -20,7 +20,7 @@ from fedtide.coordinator.page.screens import NUMBERED_SHOWN, SCREENS, Page
 from fedtide.coordinator.state import World
 from fedtide.fabric.events.costs import BudgetApplied, PricesApplied, UsageReported, UsedFor
 from fedtide.fabric.events.envelope import NodeOffline, TriggerApplied
-from fedtide.fabric.events.runs import AggregatorStarted, RoundClosed, RunCompleted
+from fedtide.fabric.events.runs import AggregatorStarted, RoundClosed, RunCompleted, RunFailed
 from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.prices import Budget
 from fedtide.fabric.process.web_access import TokenFile
@@ -61,6 +61,8 @@ def api() -> Iterator[Served]:
         *(cached("eu"), phase("n1", "failed", reason="no space left")),
         *(TriggerApplied(rule=RULE.model_copy(update={"name": f"rule-{number:03}"})) for number in range(104)),
         *(requested("run-2"), AggregatorStarted(run="run-2", attempt=1)),
+        *(requested("run-3"), AggregatorStarted(run="run-3", attempt=1)),
+        RunFailed(run="run-3", attempt=1, reason="KeyError: pixels"),
         *(RoundClosed(run="run-2", attempt=1, round=n, metrics={}, seconds=1.0) for n in range(1, 61)),
     ]
     with served_api(*story) as served:
@@ -111,6 +113,8 @@ def test_a_roll_out_says_first_why_it_stopped_and_which_node_is_sick(api: Served
     overview = page(api, "")
     assert "rollouts/ro-1" in overview
     assert "fleet/n7" in overview
+    assert "failed: KeyError: pixels" in overview, "what went wrong is told first"
+    assert overview.index("KeyError: pixels") < overview.index('class="tiles"')
 
 
 def test_nodes_that_need_a_look_are_told_with_all_that_is_wrong_with_them(api: Served) -> None:
@@ -120,7 +124,7 @@ def test_nodes_that_need_a_look_are_told_with_all_that_is_wrong_with_them(api: S
     assert [name for name, _ in told] == ["n1", "n2", "n7"]
     why = dict(told)
     assert "failed in a roll-out: no space left" in why["n1"] and 'href="./rollouts/ro-1"' in why["n1"]
-    assert "refused in a run: app_error" in why["n2"] and 'href="./runs/run-1"' in why["n2"]
+    assert "answers refused: app error" in why["n2"] and 'href="./runs/run-1"' in why["n2"]
     assert "offline: &lt;script&gt;" in why["n7"]
 
 
@@ -142,6 +146,8 @@ def test_a_lineage_is_drawn_with_a_line_for_each_base() -> None:
     assert drawn.lines[1].count("C") == 1 and "C" not in drawn.lines[0]
     assert drawn.lines[3].endswith(f"V{drawn.height:g}"), "to what is on the next page"
     assert drawn.text_x > max(xs.values())
+    wide = lineage(list(range(40, 0, -1)), dict.fromkeys(range(2, 41), 1))
+    assert wide.text_x < 400 and wide.width > wide.text_x + 300, "there is room for the text, however many branches"
     alone = lineage([2, 1], {})
     assert alone.lines == [] and len({dot.x for dot in alone.dots}) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import subprocess
@@ -218,6 +219,48 @@ def test_what_moves_while_a_node_has_a_task_is_the_tasks() -> None:
     meter.task_ends()
     moved[:] = 3, 2  # connected anew: the counters began at nothing
     assert meter.totals()[0].sent_bytes == 1
+
+
+def test_who_tells_often_or_as_a_new_start_each_time_cannot_have_used_more_than_the_time_allows(
+    tmp_path: Path, engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(adapter, "monotonic", lambda: now[0])
+    meter = Metering(engine, dict, tuple, tmp_path / "metering.json")
+    for number in range(2000):
+        now[0] += 0.001
+        lie = Usage(cpu_us=MOST, received_bytes=MOST)
+        meter.heard_worker("eu", COLLECTOR, Heartbeat(used=lie, boot=f"b{number}", uptime_s=0.0))
+        meter.heard(node(), Heartbeat(used=lie, inferences=MOST, boot=f"b{number}", uptime_s=0.0))
+    booked = {i.pool: i for i in meter.unlogged()}
+    assert booked["collectors"].usage.cpu_us <= 64 * (2 + adapter.SLACK_S) * 1e6
+    assert booked["big-box"].usage.cpu_us <= (2 + adapter.SLACK_S) * 1e6, "it has one core"
+    assert booked["big-box"].inferences <= (2 + adapter.SLACK_S) * adapter.MOST_INFERENCES_A_SECOND
+    meter.heard_worker("a/b", COLLECTOR, beat(5))
+    assert all("/" not in i.region for i in meter.unlogged())
+
+
+def test_a_machine_is_not_believed_to_be_larger_than_there_are() -> None:
+    assert Usage(cpu_us=MOST).at_most(1.0, 2**40, 2**60) == Usage(cpu_us=4096 * 10**6)
+
+
+async def test_what_could_not_be_logged_is_kept_also_when_it_is_stopped_meanwhile(
+    tmp_path: Path, engine: SimpleNamespace
+) -> None:
+    waits = asyncio.Event()
+
+    async def submit(_: object) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    engine.submit, engine.world.members = submit, list
+    meter = Metering(engine, dict, tuple, tmp_path / "metering.json")
+    meter.heard(node(), beat(100))
+    logging_it = asyncio.create_task(meter._log())
+    await waits.wait()
+    logging_it.cancel()
+    await asyncio.gather(logging_it, return_exceptions=True)
+    assert counted(meter) == {"idle": 100}
 
 
 def test_a_damaged_file_is_left_and_counting_begins_anew(tmp_path: Path, engine: SimpleNamespace) -> None:

@@ -45,6 +45,7 @@ def test_pods_are_laid_beside_what_their_processes_used() -> None:
             },
             {"fedtide/pod-x": allocation("fedtide/pod-x", 1.0, label="run-1", cpuCoreHours=2.0, gpuHours=1.0)},
             None,
+            {"x": {**allocation("__idle__", 0.5), "properties": None}},
         ],
     }
     found = opencost.read(json.dumps(answer), "a.json")

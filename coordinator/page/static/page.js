@@ -7,12 +7,21 @@ async function refresh() {
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
   if (!answer.ok || answer.redirected) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-  if (!fresh || fresh.innerHTML === main().innerHTML) return;
-  const focused = document.activeElement && document.activeElement.id;
-  const open = [...main().querySelectorAll("details[open][id]")].map((each) => each.id);
-  main().innerHTML = fresh.innerHTML;
-  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  if (fresh) become(main(), fresh);
+}
+
+// What is the same stays where it is: with the focus, what is scrolled, and what is open.
+function become(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeName !== fresh.nodeName || old.id !== fresh.id) return old.replaceWith(fresh.cloneNode(true));
+  if (old.nodeType !== Node.ELEMENT_NODE) { old.nodeValue = fresh.nodeValue; return; }
+  for (const { name } of [...old.attributes])
+    if (!fresh.hasAttribute(name) && !(name === "open" && old.nodeName === "DETAILS")) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes)
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  const [now, then] = [[...old.childNodes], [...fresh.childNodes]];
+  then.forEach((each, n) => (n < now.length ? become(now[n], each) : old.append(each.cloneNode(true))));
+  now.slice(then.length).forEach((each) => each.remove());
 }
 
 let waiting = 0;
