@@ -43,7 +43,7 @@ class Client:
     """An installation. Every method asks it anew: nothing is cached.
 
     Raises:
-        ConfigError: no installation is up here and FEDTIDE_SERVER names none.
+        NotFound: no installation is up here, and FEDTIDE_SERVER names none.
     """
 
     def __init__(self) -> None:
@@ -149,12 +149,16 @@ class Run:
 
     @property
     def rounds(self) -> pd.DataFrame:
-        """A row a round: its metrics, participants, bytes up and down, seconds."""
+        """A row a round: its metrics, participants, bytes up and down, seconds.
+
+        A metric that has the name of one of our columns is `metric.NAME`.
+        """
+        own = ("round", "participants", "refused", "bytes_up", "bytes_down", "seconds")
         rows = [
             {
                 "round": r.round,
-                **r.metrics,
-                "participants": len(r.phases["train"].received) if "train" in r.phases else 0,
+                **{f"metric.{name}" if name in own else name: value for name, value in r.metrics.items()},
+                "participants": len({n for name, p in r.phases.items() if _trains(name) for n in p.received}),
                 "refused": sum(len(phase.refused) for phase in r.phases.values()),
                 "bytes_up": r.bytes_up,
                 "bytes_down": r.bytes_down,
@@ -162,7 +166,7 @@ class Run:
             }
             for r in self.view.rounds
         ]
-        return _frame(rows, "round", ("round", "participants", "refused", "bytes_up", "bytes_down", "seconds"))
+        return _frame(rows, "round", own)
 
     def watch(self) -> Run:
         """Wait for the end, with a line for each round.
@@ -260,6 +264,11 @@ class Rollout:
 
     def __repr__(self) -> str:
         return f"<Rollout {self.name}: {self.view.state}>"
+
+
+def _trains(phase: str) -> bool:
+    """Actions of an app are `train.<action>`."""
+    return phase.partition(".")[0] == "train"
 
 
 def _frame(rows: list[dict[str, Any]], index: str | None, columns: Any) -> pd.DataFrame:
