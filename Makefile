@@ -40,8 +40,12 @@ lint: setup
 	mypy
 	lint-imports
 
+BUBBLEWRAP ?= /usr/bin/bwrap
+$(BUBBLEWRAP):
+	apt-get install --yes --no-install-recommends bubblewrap || echo "the sandbox is tried without namespaces: as root, apt-get install bubblewrap"
+
 # A suite that hangs ends with the stacks of its threads: twice its limit is no slow machine.
-test: lint
+test: lint $(BUBBLEWRAP)
 	timeout --signal=ABRT 1500 python -m pytest --durations 25
 
 CHROMIUM ?= /usr/bin/chromium
@@ -52,7 +56,7 @@ PROMETHEUS ?= /usr/bin/prometheus
 $(PROMETHEUS):
 	apt-get install --yes --no-install-recommends prometheus || { echo "rules and gates are tried on a real Prometheus: as root, apt-get install prometheus"; exit 1; }
 
-test-slow: setup $(CHROMIUM) $(PROMETHEUS)
+test-slow: setup $(BUBBLEWRAP) $(CHROMIUM) $(PROMETHEUS)
 	CHROMIUM=$(CHROMIUM) python -m pytest -m slow
 
 # The same apps on each minor version of Flower that is supported.
