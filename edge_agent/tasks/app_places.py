@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from fedtide.edge_agent.sandbox import bubblewrap, visible
 from fedtide.edge_agent.sandbox.confine import Confinement
 from fedtide.edge_agent.tasks.app_logs import app_log_file
 from fedtide.fabric.errors import MalformedMessage
+from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.strict import ConfigValues
 
 _SQLITE = ("", "-wal", "-shm")
@@ -87,19 +89,20 @@ class AppPlaces:
         named = [self._root, *config.hidden, *(file for file in files if file is not None)]
         return [path.resolve() for path in (*named, *_SECRETS)]
 
-    def confinement(self, run: str, app: str, rule: AppRule, node_config: ConfigValues) -> Confinement:
+    def confinement(self, run: str, app: AppRef, rule: AppRule, node_config: ConfigValues) -> Confinement:
         """What the process of a run may see and do.
 
         Args:
-            app: its name: its runs share a home, for what they download.
+            app: the runs of apps of its name share a home, for what they download.
             node_config: as the app gets it. What it names is for the app to read.
         """
         own = [self.work / run, *(self.jobs / run / name for name in ("out", "progress"))]
-        for folder in (*own, home := self.homes / app, self.jobs / run / "in"):
+        for folder in (*own, home := self.homes / _folder_of(app.name), self.jobs / run / "in"):
             folder.mkdir(parents=True, exist_ok=True)
         os.utime(home)
         data = visible.all_but(self.hidden) if EVERYTHING in rule.data else rule.data
-        read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", self.apps, self._environments]
+        code = self.apps / app.bundle.digest
+        read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", code, self._environments]
         return Confinement(read=read, write=own, home=home, network=rule.network)
 
     def bubblewrapped(self, *, network: bool, named: Iterable[Path]) -> list[str]:
@@ -113,6 +116,11 @@ class AppPlaces:
             folder.mkdir(parents=True, exist_ok=True)
         read = [self.apps, self._environments, *named]
         return bubblewrap.command(self.hidden, read, write, network=network, cwd=self.trainer)
+
+
+def _folder_of(app: str) -> str:
+    """An app may have any name: none is a path."""
+    return hashlib.sha256(app.encode()).hexdigest()[:32]
 
 
 def named_in(node_config: ConfigValues) -> list[Path]:

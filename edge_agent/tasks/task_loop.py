@@ -250,7 +250,7 @@ class TaskLoop:
         # What goes down again first: while it is downloaded there is nothing to tidy.
         files = {ref.digest: await self._download(task.run, ref) for ref in task.message.blobs()}
         confined = self._level != "none"
-        confinement = self._places.confinement(task.run, task.app.name, rule, node) if confined else None
+        confinement = self._places.confinement(task.run, task.app, rule, node) if confined else None
         places.open()
         task_file = places.given / "task.json"
         task_file.write_bytes(to_json(task))

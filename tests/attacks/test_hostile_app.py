@@ -121,6 +121,17 @@ async def test_without_a_policy_it_sees_the_machine_but_for_what_is_the_agents(l
     }
 
 
+async def test_its_name_is_no_way_out(tmp_path: Path) -> None:
+    node = Node(tmp_path, LEVELS[0], policy='[[apps]]\nname = "*"\n')
+    order = task("look", "t1", "run-1")
+    async with node.working() as loop:
+        await loop.order(order.model_copy(update={"app": order.app.model_copy(update={"name": "../../.."})}))
+        found = metrics(await node.answer(loop, "look", name="t2"))
+    assert not found["credentials"] and not found["own-code"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"node", "policy.toml", "hidden", "ungranted", "granted"}
+    assert len(list((node.data / "homes").iterdir())) == 2
+
+
 @pytest.mark.parametrize("level", LEVELS)
 async def test_nothing_of_it_outlives_its_task(level: Level, tmp_path: Path) -> None:
     node = Node(tmp_path, level)
