@@ -23,7 +23,10 @@ def check(
 ) -> None:
     """What a policy allows on this machine, and what is wrong with it."""
     options = {"--app": app, "--digest": digest, "--model": model}
-    given = [part for option, value in options.items() if value for part in (option, value)]
+    given = [f"{option}={value}" for option, value in options.items() if value]
     # The agent's own words: this package does not know it.
-    module = [sys.executable, "-m", "fedtide.edge_agent.policy_check"]
-    raise typer.Exit(subprocess.run([*module, str(file), *given], check=False).returncode)
+    command = [sys.executable, "-m", "fedtide.edge_agent.policy_check", *given, "--", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    typer.echo(done.stdout, nl=False)
+    typer.echo(done.stderr, nl=False, err=True)
+    raise typer.Exit(done.returncode)

@@ -111,11 +111,24 @@ class AppPlaces:
         Args:
             named: what nodes' configuration lets apps read.
         """
-        write = [self.jobs, self.work, self.homes, self.trainer, self._logs]
-        for folder in (*write, self.apps, self._environments):
+        return bubblewrap.command(
+            self.hidden, [*self._readable, *named], self._writable, network=network, cwd=self.trainer
+        )
+
+    def shown(self) -> tuple[int, ...]:
+        """Which folders that command shows (by inode): of one that was made anew a running process sees the old one."""
+        folders = (*self._writable, *self._readable)
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        read = [self.apps, self._environments, *named]
-        return bubblewrap.command(self.hidden, read, write, network=network, cwd=self.trainer)
+        return tuple(folder.stat().st_ino for folder in folders)
+
+    @property
+    def _writable(self) -> list[Path]:
+        return [self.jobs, self.work, self.homes, self.trainer, self._logs]
+
+    @property
+    def _readable(self) -> list[Path]:
+        return [self.apps, self._environments]
 
 
 def _folder_of(app: str) -> str:

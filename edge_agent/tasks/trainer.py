@@ -49,6 +49,7 @@ class _Served(NamedTuple):
     python: Path | None
     network: bool
     named: tuple[Path, ...]
+    shown: tuple[int, ...]
 
 
 class TrainerCrashed(RemoteError):
@@ -93,7 +94,8 @@ class Trainer:
         await self._governor.until_allowed()
         python = await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
         network = job.confinement is None or job.confinement.network
-        serves = _Served(module, python, network, tuple(named_in(job.node_config)))
+        shown = self._places.shown() if self._level == "bubblewrap" else ()
+        serves = _Served(module, python, network, tuple(named_in(job.node_config)), shown)
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
         process = self._process or await self._start(serves)

@@ -17,7 +17,7 @@ from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, hub_of, region_accou
 from fedtide.fabric.nats.authority import TRUST, Authority
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
-from fedtide.fabric.nats.permissions import AGGREGATOR, COLLECTS, FOLDS, JOINER, NODE, Permissions
+from fedtide.fabric.nats.permissions import AGGREGATOR, COLLECTS, FOLDS, JOINER, NODE, RENEWS, Permissions
 from fedtide.fabric.nats.streams import mirror_consumer
 from fedtide.fabric.nats.subjects import (
     CACHE,
@@ -65,6 +65,7 @@ ROLES = (
     Role(NODE, NODES, "eu-1", "eu", "eu"),
     Role(JOINER, NODES, "t1", "eu"),
     Role(COLLECTS, NODES, "collector-eu", "eu", "eu"),
+    Role(RENEWS, NODES, "renewal-eu", "eu", "eu"),
     Role(FOLDS, NODES, "regional-eu", "eu", "eu"),
     Role(AGGREGATOR, RUNS, "run-1", "hub"),
     Role("leaf", region_account("eu"), "leaf-eu", "hub"),

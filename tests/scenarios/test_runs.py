@@ -155,7 +155,7 @@ def test_an_aggregator_that_ran_out_of_memory_gets_a_larger_machine() -> None:
 
 def _reason(story: Story) -> str:
     state = story.world.run("run-1")
-    return views.run(state, publishing=False, version=None, matching=1, doing=lambda _: "").reason
+    return views.run(state, publishing=False, version=None, matching=lambda: 1, doing=lambda _: "").reason
 
 
 def test_crashes_are_counted_anew_after_each_closed_round() -> None:
