@@ -33,6 +33,7 @@ def tidy(data_dir: Path) -> None:
         (data_dir / "runs", "*.state", STATE_KEPT_S),
         (data_dir / "downloads", "*", DOWNLOAD_KEPT_S),
         (data_dir / "jobs", "*", WORK_KEPT_S),
+        (data_dir / "progress", "*", DOWNLOAD_KEPT_S),  # of versions before the sandbox
         (data_dir / "homes", "*", APP_KEPT_S),
         (data_dir / "work", "*", WORK_KEPT_S),
         (app_log_file(data_dir, "x").parent, "*", LOG_KEPT_S),

@@ -13,7 +13,7 @@ class Held(Columns):
 
     def __init__(self, columns, hold):
         super().__init__(columns)
-        self._hold, self._reads = Path(hold), 0
+        self._hold, self._reads = Path(hold).expanduser(), 0
 
     def read(self, indices):
         self._reads += 1
