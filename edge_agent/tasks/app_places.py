@@ -73,6 +73,8 @@ class AppPlaces:
         self.jobs, self.apps, self.work = (self._root / name for name in ("jobs", "apps", "work"))
         self.homes, self.trainer = self._root / "homes", self._root / "trainer"
         self._logs = app_log_file(self._root, "x").parent
+        self._confined: tuple[object, Confinement] | None = None
+        """What was asked last, and the answer: of one run after the other."""
 
     def of_task(self, run: str, task: str) -> TaskPlaces:
         return TaskPlaces(self.jobs / run / "in" / task, self.jobs / run / "out" / task)
@@ -96,6 +98,9 @@ class AppPlaces:
             app: the runs of apps of its name share a home, for what they download.
             node_config: as the app gets it. What it names is for the app to read.
         """
+        asked = run, app.bundle.digest, rule, node_config
+        if self._confined is not None and self._confined[0] == asked:
+            return self._confined[1]  # looking at all folders takes as long as a small task
         own = [self.work / run, *(self.jobs / run / name for name in ("out", "progress"))]
         for folder in (*own, home := self.homes / _folder_of(app.name), self.jobs / run / "in"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,9 @@ class AppPlaces:
         data = visible.all_but(self.hidden) if EVERYTHING in rule.data else rule.data
         code = self.apps / app.bundle.digest
         read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", code, self._environments]
-        return Confinement(read=read, write=own, home=home, network=rule.network)
+        found = Confinement(read=read, write=own, home=home, network=rule.network)
+        self._confined = asked, found
+        return found
 
     def bubblewrapped(self, *, network: bool, named: Iterable[Path]) -> list[str]:
         """What stands before the command line of the trainer process, which serves all apps.
