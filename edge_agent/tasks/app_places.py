@@ -98,13 +98,13 @@ class AppPlaces:
             app: the runs of apps of its name share a home, for what they download.
             node_config: as the app gets it. What it names is for the app to read.
         """
-        asked = run, app.bundle.digest, rule, node_config
-        if self._confined is not None and self._confined[0] == asked:
-            return self._confined[1]  # looking at all folders takes as long as a small task
         own = [self.work / run, *(self.jobs / run / name for name in ("out", "progress"))]
         for folder in (*own, home := self.homes / _folder_of(app.name), self.jobs / run / "in"):
             folder.mkdir(parents=True, exist_ok=True)
         os.utime(home)
+        asked = run, app.bundle.digest, rule, node_config
+        if self._confined is not None and self._confined[0] == asked:
+            return self._confined[1]  # looking at all folders takes as long as a small task
         data = visible.all_but(self.hidden) if EVERYTHING in rule.data else rule.data
         code = self.apps / app.bundle.digest
         read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", code, self._environments]
