@@ -380,7 +380,7 @@ class Engine:
                 event = await events.get()
                 try:
                     look(event)
-                except Exception:
+                except Exception:  # an error of who looks on must end no coordinator
                     log.exception("event.look_failed", extra={"event": event.id, "kind": event.data.kind})
 
     @contextmanager

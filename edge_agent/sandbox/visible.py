@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 SYSTEM = tuple(map(Path, ("/bin", "/lib", "/lib32", "/lib64", "/opt", "/proc", "/sbin", "/sys", "/usr")))
@@ -69,9 +69,3 @@ def all_but(hidden: Collection[Path], root: Path = Path("/")) -> Iterator[Path]:
             yield from all_but(there, path)
         else:
             yield path
-
-
-def beneath(path: Path, folders: Iterable[Path]) -> bool:
-    """Whether a path is one of the folders, or in one."""
-    real = path.resolve()
-    return any(real.is_relative_to(folder.resolve()) for folder in folders)

@@ -159,8 +159,5 @@ def train(message: Message, context: Context) -> Message:
         outlive(work)
     elif attempt == "link":
         links(data, next((data / "jobs").glob("*/out/*")))
-    elif attempt == "bomb":
-        while True:
-            os.fork()
     content = RecordDict({"arrays": ArrayRecord({}), "metrics": MetricRecord({**found, "num-examples": 1.0})})
     return Message(content, reply_to=message)
