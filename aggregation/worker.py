@@ -16,8 +16,8 @@ from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.grid.nats_grid import NatsGrid
 from fedtide.aggregation.grid.round_reports import Accounts
 from fedtide.aggregation.link.app_output import AppOutput
-from fedtide.aggregation.link.cohorts import End
 from fedtide.aggregation.link.grid_link import GridLink
+from fedtide.aggregation.link.mandates import End
 from fedtide.aggregation.release.onnx_export import export
 from fedtide.aggregation.release.onnx_parts import cut
 from fedtide.aggregation.rounds.driver import RoundDriver
@@ -35,6 +35,7 @@ from fedtide.fabric.plans.release import Privacy, ReleaseManifest, decode_releas
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, encode
 from fedtide.fabric.trace_context import TraceContext
+from fedtide.fabric.trust.claims import produced_claim
 
 log = logging.getLogger(__name__)
 
@@ -219,5 +220,7 @@ def _publish(
         base=config.spec.base,
         privacy=privacy,
     )
-    link.call(link.report(produced))
+    signer = link.mandates.signer
+    signed = {"signature": signer.sign(produced_claim(produced)), "mandate": signer.mandate} if signer.mandate else {}
+    link.call(link.report(produced.model_copy(update=signed)))
     return ""

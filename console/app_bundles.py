@@ -14,6 +14,7 @@ import typer
 from fedtide.console import endpoints
 from fedtide.console.app_wheels import Machine, gathered
 from fedtide.console.client import Client
+from fedtide.console.publishing import signed
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.flower.app_files import app_files, bundle
 from fedtide.fabric.flower.apps import AppDescription, describe
@@ -74,7 +75,9 @@ def pushed(
         bundle=client.send(endpoints.put_bundle(packed(app, run_config, train))),
         requirements=worth_naming(described.dependencies) if train is TrainWith.flower else [],
     )
-    return named.model_copy(update={"wheels": _wheels(client, app, described)}) if with_wheels else named
+    if with_wheels:
+        named = named.model_copy(update={"wheels": _wheels(client, app, described)})
+    return signed(named)
 
 
 def _wheels(client: Client, app: Path, described: AppDescription) -> dict[str, BlobRef]:

@@ -54,6 +54,16 @@ class Home:
         return self.root / "identity"
 
     @property
+    def trust(self) -> Path:
+        """Folder of the offline keys, for as long as nobody has taken them away."""
+        return self.root / "trust"
+
+    @property
+    def release_authority(self) -> Path:
+        """Folder of the release authority: its key, and what it has signed."""
+        return self.root / "release-authority"
+
+    @property
     def join_token_file(self) -> Path:
         return self.root / "config" / "join-token"
 

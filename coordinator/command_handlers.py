@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.notices import Notices
@@ -69,8 +71,12 @@ class CommandHandlers:
         enroller: Enroller | None,
         streams: RunStreams,
         notices: Notices,
+        director: Director,
+        attesting: Attesting,
     ) -> None:
         self._notices = notices
+        self._director = director
+        self._attesting = attesting
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
@@ -80,7 +86,7 @@ class CommandHandlers:
         self._alarms = alarms
         self._enroller = enroller
         self._streams = streams
-        self._distribution = Distribution(broker, subjects)
+        self._distribution = Distribution(broker, subjects, director)
         self._handlers: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             AnnouncePresence: self._announce_presence,
             CacheRelease: self._cache_release,
@@ -203,8 +209,9 @@ class CommandHandlers:
     async def _cancel_tasks(self, run: str) -> None:
         """Replace every task of the run that is still in the stream by its cancellation."""
         for subject in await self._broker.subjects_of(DOWN, self._subjects.tasks_of(run)):
-            cancel = Cancel(task=parse_as(OrderFor, subject).name, run=run)
-            await self._broker.publish(subject, to_json(cancel), ttl_s=3600)
+            cancel = to_json(Cancel(task=parse_as(OrderFor, subject).name, run=run))
+            signed = self._director.headers(subject, cancel)
+            await self._broker.publish(subject, cancel, ttl_s=3600, headers=signed)
 
     async def _remove_data(self, run: str, life: int, *, keeps_checkpoints: bool) -> None:
         await self._streams.remove(run, keeps_checkpoints=keeps_checkpoints)
@@ -237,8 +244,11 @@ class CommandHandlers:
             ),
         )
         await self._distribution.keep(produced.run, manifest)
-        ref = await self._distribution.store(manifest)
-        await self._engine.submit(ReleasePublished(release=ref, manifest=manifest), id=f"{produced.run}.released")
+        raw = to_json(manifest)
+        attestation = await self._attesting.of_run(produced, manifest, raw)
+        ref = await self._distribution.store(raw)
+        published = ReleasePublished(release=ref, manifest=manifest, attestation=attestation)
+        await self._engine.submit(published, id=f"{produced.run}.released")
 
 
 class AggregatorReports:

@@ -163,6 +163,10 @@ class CoordinatorConfig(Strict):
         default=None,
         description="Authority and credentials, made by `fedtide up` or the Helm hook; without it the broker is open",
     )
+    releases_signed_by: Literal["authority", "people"] = Field(
+        default="authority",
+        description="Who vouches for what runs have made: the release authority, or people with `fedtide model sign`",
+    )
     ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
     regions: list[str] = Field(max_length=MOST_REGIONS, description="Regions whose leaf servers take part")
     tenant: str = Field(default="default", description="As for agents")

@@ -20,7 +20,7 @@ from fedtide.coordinator import bookkeeping, signals
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet import fleet, forecast
-from fedtide.coordinator.identity import epochs, identities
+from fedtide.coordinator.identity import epochs, identities, trust
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
@@ -167,6 +167,22 @@ def _node(change: Change, data: fleet.NodeEvent) -> None:
     change.world.nodes[data.node] = node
     change.commands += commands
     change.effects.append(PresenceChanged(node))
+
+
+def _node_told(change: Change, data: fleet.NodeEvent) -> None:
+    """What a node says, or what is said of it, that leaves it as present as it was."""
+    change.world.nodes[data.node], commands = fleet.step(change.world.nodes.get(data.node), data, change.at)
+    change.commands += commands
+
+
+def _trust(change: Change, data: identity_events.TrustEvent) -> None:
+    change.world.trust = trust.step(change.world.trust, data)
+
+
+def _attested(change: Change, data: event_types.ReleaseAttested) -> None:
+    if data.model not in change.world.models:
+        raise InvalidTransition(f"{data.kind} of a model {data.model} that is not there")
+    change.effects.append(ModelTouched(data.model, data))
 
 
 def _presence_changed(change: Change, effect: PresenceChanged) -> None:
@@ -441,6 +457,7 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     event_types.NodeOffline: _node,
     event_types.NodeOnline: _node,
     event_types.NotificationSent: _notified,
+    event_types.ReleaseAttested: _attested,
     event_types.ReleasePublished: _published,
     event_types.SignalReceived: _nothing,
     event_types.TriggerApplied: _rule_applied,
@@ -452,10 +469,14 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     identity_events.NodeEnrolled: _identity,
     identity_events.LogBegun: _log_begun,
     identity_events.LogRestored: _log_restored,
+    identity_events.NodeQuarantined: _node_told,
     identity_events.NodeRemoved: _removed,
     identity_events.NodeRevoked: _identity,
+    identity_events.OrderRefused: _node_told,
     identity_events.RegionIssued: _identity,
     identity_events.RegionRemoved: _region_removed,
+    identity_events.TrustPublished: _trust,
+    identity_events.TrustVouched: _trust,
     rollout_events.NodeMeasured: _rollout,
     rollout_events.NodePhaseReported: _phase,
     rollout_events.QueryAnswered: _rollout,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from fedtide.coordinator.adapters import schedules
+from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
 from fedtide.coordinator.adapters.gate_queries import GateQueries
@@ -41,6 +43,7 @@ from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.storage import StorageApi
 from fedtide.coordinator.api.triggers import TriggerApi
+from fedtide.coordinator.api.trust import TrustApi
 from fedtide.coordinator.command_handlers import AggregatorReports, CommandHandlers
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.executor import Executor
@@ -139,19 +142,32 @@ async def _work(
     group: asyncio.TaskGroup,
 ) -> None:
     broker, subjects = links.broker, Subjects(config.tenant)
-    enroller = None
+    director, enroller = Director(engine, config.identity_dir), None
     if links.authority is not None and links.system is not None:
-        enroller = Enroller(broker, links.system, engine, links.authority, config)
+        enroller = Enroller(broker, links.system, engine, links.authority, config, director)
     members_only = enroller is not None
     launcher = _launcher(config, enroller, AggregatorReports(broker, subjects, engine), engine)
     starter, presence = (
-        Starter(engine, RunModels(broker, subjects), config.tracking, config.prometheus.keys()),
+        Starter(engine, RunModels(broker, subjects), config.tracking, config.prometheus.keys(), director),
         Presence(broker, subjects, engine, group, members_only=members_only),
     )
     alarms = Alarms(engine, group)
     streams = RunStreams(broker, subjects, config.regions)
+    by_people = config.releases_signed_by == "people"
+    attesting = Attesting(broker, subjects, engine, director, by_people=by_people)
     handlers = CommandHandlers(
-        broker, subjects, engine, launcher, starter, presence, alarms, enroller, streams, Notices(config.notify)
+        broker,
+        subjects,
+        engine,
+        launcher,
+        starter,
+        presence,
+        alarms,
+        enroller,
+        streams,
+        Notices(config.notify),
+        director,
+        attesting,
     )
     traces = Traces(engine, config.traces, config.name)
     executor = Executor(traces.around(handlers.handle), group)
@@ -181,13 +197,15 @@ async def _work(
         await topology.ensure_hub()
         group.create_task(engine.run(), name="engine")
         await until_done(log, "parked.waits", reports.parked.load)
+        await director.begin()  # before anything is ordered
         engine.lead(executor.start)
+        group.create_task(director.keep(), name="director")
         await guard.settle(engine)
         topology.epoch = engine.world.epoch.id
         group.create_task(guard.keep(engine), name="log-mark")
         await presence.start()
-        await RunServices(broker, subjects, engine, streams).listen()
-        await OrderLists(broker, subjects, config.regions, engine).listen()
+        await RunServices(broker, subjects, engine, streams, director).listen()
+        await OrderLists(broker, subjects, config.regions, engine, director).listen()
         if enroller is not None:
             await enroller.listen()
             group.create_task(enroller.keep_accounts(), name="accounts")
@@ -206,7 +224,12 @@ async def _work(
         group.create_task(schedules.keep(engine), name="schedules")
         group.create_task(housekeeping.run(), name="housekeeping")
         tracking = RunTracking(engine, Distribution(broker, subjects), config.tracking, config.data_dir)
-        more_warnings = lambda: [*tracking.warnings(), *traces.warnings(), *_ending_credentials(config)]  # noqa: E731
+        more_warnings = lambda: [  # noqa: E731
+            *tracking.warnings(),
+            *traces.warnings(),
+            *director.warnings(),
+            *_ending_credentials(config),
+        ]
         group.create_task(tracking.keep(), name="tracking")
         group.create_task(traces.keep(), name="traces")
         group.create_task(GateQueries(engine, config.prometheus).keep(), name="gate-queries")
@@ -218,7 +241,7 @@ async def _work(
         group.create_task(metering.keep(), name="metering")
         storage = StorageApi(housekeeping)
         launcher.prepare()
-        questions = NodeQuestions(broker, subjects)
+        questions = NodeQuestions(broker, subjects, director)
         apis = Apis(
             models=ModelApi(broker, subjects, engine, housekeeping, more_warnings),
             fleet=FleetApi(engine, presence, questions),
@@ -229,6 +252,7 @@ async def _work(
             identity=IdentityApi(engine, enroller, config.regions, topology.unserved),
             storage=storage,
             costs=CostApi(engine, metering),
+            trust=TrustApi(engine, director, attesting),
         )
         registry = CollectorRegistry()
         registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))

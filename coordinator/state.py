@@ -12,7 +12,7 @@ from immutables import Map
 from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
 from fedtide.coordinator.drafts import Draft
 from fedtide.coordinator.fleet import fleet, forecast
-from fedtide.coordinator.identity import epochs, identities
+from fedtide.coordinator.identity import epochs, identities, trust
 from fedtide.coordinator.ledger import accounts, anomalies, budgets, valuation
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
@@ -37,7 +37,7 @@ _TABLES = (
     "hourly",
     "free",
 )
-_SINGLE = ("identities", "epoch", "valuer", "hour", "metered")
+_SINGLE = ("identities", "epoch", "trust", "valuer", "hour", "metered")
 """What is one immutable thing."""
 
 
@@ -68,6 +68,7 @@ class World:
         """The newest hour in the ledger, since 1970."""
         self.identities = identities.Identities()
         self.epoch = epochs.Epoch()
+        self.trust = trust.Trust()
         self._below: World | None = None
 
     def draft(self) -> World:
@@ -181,6 +182,11 @@ class World:
         """The release that a run produced, once it is published."""
         releases = (r for m in self.models.values() for r in m.releases)
         return next((r for r in releases if r.manifest.lineage.run == run), None)
+
+    def attestation_of(self, release: BlobRef) -> BlobRef | None:
+        """Who vouches for a release, if anybody does."""
+        found = (r.attestation for m in self.models.values() for r in m.releases if r.ref == release)
+        return next(found, None)
 
     def has_region(self, name: str) -> bool:
         """Whether a region of this name has nodes, or had credentials."""

@@ -18,6 +18,7 @@ from fedtide.edge_agent.identity.capabilities import collect, resident_bytes
 from fedtide.edge_agent.identity.cluster_node import ASK_EVERY_S, ClusterView
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
 from fedtide.edge_agent.identity.epochs import Epochs
+from fedtide.edge_agent.identity.node_trust import NodeTrust, trust_store
 from fedtide.edge_agent.releases.activation import Activation, serve_from_disk
 from fedtide.edge_agent.releases.model_store import ModelStore
 from fedtide.edge_agent.samples.api import SampleApi
@@ -36,6 +37,7 @@ from fedtide.edge_agent.tasks.task_loop import TaskLoop
 from fedtide.fabric.encoding import from_json, one_of_from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused, MalformedMessage, TransientError
 from fedtide.fabric.events.envelope import Event, EventData, NodeJoined
+from fedtide.fabric.events.identity import OrderRefused
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
 from fedtide.fabric.ids import new_id, unguessable
 from fedtide.fabric.messages.heartbeat import Heartbeat
@@ -48,11 +50,11 @@ from fedtide.fabric.nats.subjects import OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
 from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.trace_context import TRACEPARENT, TraceContext, within
+from fedtide.fabric.trust.refusals import Untrusted
 
 log = logging.getLogger(__name__)
 
 NOT_LET_IN_S = 15.0
-ANSWER_WITHIN_S = 10.0
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 
@@ -84,6 +86,7 @@ class Agent:
         """
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
+        self._store_of_trust = trust_store(config)
         samples = SampleStore(samples_file(config.data_dir), config.capture.max_bytes, config.capture.max_age_s)
         capturer = Capturer(config.capture, samples, self._clock)
         self._comparisons = Comparisons(self._serving, samples, self._report_measured)
@@ -134,7 +137,7 @@ class Agent:
         refused = False
         while True:
             try:
-                access = await Enrolment(self._config).access(refused=refused)
+                access = await Enrolment(self._config, self._store_of_trust).access(refused=refused)
                 await self._connected(store, access)
             except (CredentialsRefused, EnrolmentRefused, BrokerUnavailable, ConfigError) as exc:
                 # By turns with those that are stored: a token may be spent, and they may be good.
@@ -146,7 +149,10 @@ class Agent:
         config = self._config
         self._broker = broker = await Broker.connect(config.nats_url, f"agent-{config.node}", access, wait_s=None)
         self._linked = broker
-        self._tasks = TaskLoop(config, broker, self._latency, self._clock, self._cluster, self._meter, self._level)
+        self._trust = trust = NodeTrust(config, self._store_of_trust, broker, self._report_refused)
+        self._tasks = TaskLoop(
+            config, broker, self._latency, self._clock, self._cluster, self._meter, self._level, trust
+        )
         self._activation = Activation(
             config,
             store,
@@ -156,6 +162,7 @@ class Agent:
             self._comparisons.begin,
             self._comparisons.end,
             self._clock,
+            trust,
         )
         self._activation.swapped = lambda: self._look_ready(store)
         drift = DriftWatch(config, broker)
@@ -191,9 +198,10 @@ class Agent:
     async def _take_part(self) -> None:
         region, node = self._config.region, self._config.node
         await self._broker.subscribe(self._subjects.live_node(region, node), self._on_live)
-        await NatsInference(self._broker, self._serving).listen(self._subjects, region, node)
-        await self._samples.listen(self._broker, self._subjects, region)
-        await AppLogs(self._config).listen(self._broker, self._subjects)
+        guarded = self._trust.guarded
+        await NatsInference(self._broker, self._serving).listen(self._subjects, region, node, guarded)
+        await self._samples.listen(self._broker, self._subjects, region, guarded)
+        await AppLogs(self._config).listen(self._broker, self._subjects, guarded)
         self._broker.when_reconnected(self._catch_up)
         shrink()
         if self._cluster.is_there:
@@ -243,11 +251,12 @@ class Agent:
 
     async def _catch_up(self) -> None:
         """Read the messages missed while disconnected. Which there are the coordinator knows; its answer is a hint."""
-        question = self._subjects.orders(self._config.region, self._config.node)
 
         async def ask() -> OrderList:
             began = time.monotonic()
-            answer = from_json(OrderList, await self._broker.ask(question, timeout_s=ANSWER_WITHIN_S), "orders")
+            answer, is_believed = await self._trust.orders()
+            if not is_believed:
+                return answer  # what it names is checked by itself
             if answer.now is not None:
                 self._clock.told(answer.now, time.monotonic() - began)
             if self._epochs.is_another(answer.epoch):
@@ -257,7 +266,7 @@ class Agent:
         for subject in (await until_done(log, "agent.waits_for_orders", ask)).subjects:
             try:
                 await self._read_order(subject)
-            except MalformedMessage as exc:
+            except (MalformedMessage, Untrusted) as exc:
                 log.warning("agent.order_refused", extra={"reason": str(exc)})
 
     async def _on_live(self, message: Received) -> None:
@@ -274,11 +283,13 @@ class Agent:
             return  # it comes live, once the region has it
         with within(TraceContext.parse(stored.headers.get(TRACEPARENT))):
             if address.kind == "desired":
+                await self._trust.desired(stored)
                 await self._activation.want(from_json(Desired, stored.data, subject))
                 return
             order = one_of_from_json(_ORDER, stored.data, subject)
             if (order.run, order.task) != (address.run, address.name):
                 raise MalformedMessage(f"{subject!r} holds an order of another run or task")
+            await self._trust.order(stored, order)
             await self._tasks.order(order)
 
     def _beat(self, *, bye: bool = False) -> Heartbeat:
@@ -323,6 +334,10 @@ class Agent:
         self._reported += 1
         data = NodeMeasured(rollout=desired.rollout, node=self._config.node, counter=desired.counter, measured=measured)
         await self._publish(data, f"{self._config.node}.measured.{self._boot}.{self._reported}")
+
+    async def _report_refused(self, data: OrderRefused) -> None:
+        self._reported += 1
+        await self._publish(data, f"{self._config.node}.refused.{self._boot}.{self._reported}")
 
     async def _publish(self, data: EventData, key: str) -> None:
         """Report durably: the region's stream has it before this returns."""

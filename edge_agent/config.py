@@ -81,6 +81,9 @@ class AgentConfig(Strict):
     )
     join_token: str = Field(default="", description="Token for the first enrolment", repr=False)
     join_token_file: Path | None = Field(default=None, description="File that holds the join token")
+    trust_root: Path | None = Field(
+        default=None, description="The root that this node follows (trust-root.json); none: its join token names one"
+    )
     data_dir: Path = Field(default=Path("fedtide-node"), description="Model store, outbox and run state")
     labels: dict[str, str] = Field(default={}, description="Selected by `--nodes key=value` and by roll-outs")
     node_config: ConfigValues = Field(default={}, description="Flower's node config, e.g. partition-id")

@@ -5,8 +5,12 @@ sandbox = "landlock"        # the least that apps are kept in: none, landlock, b
 logs = false                # what apps print stays here
 models = ["digits*"]        # releases of these may be served
 
+signers = ["publisher-*"]    # roles of the installation's metadata that this node follows; none: all
+hours = {start = "22:00", end = "06:00"}   # when apps may run, in this machine's time zone
+
 [[apps]]                    # the first that fits an app holds; of an app that none fits nothing runs
 name = "digits"
+publisher = "publisher-al"  # the role that must vouch for it; * and ? stand for others
 digests = ["9f2c..."]       # of its bundle; none: any
 network = false
 data = ["/srv/digits"]      # what it may read beside its own; "/": all but what is the agent's
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -27,6 +32,7 @@ from pydantic import Field, ValidationError
 from fedtide.edge_agent.sandbox.levels import Level, is_enough
 from fedtide.fabric.errors import ConfigError, RemoteError
 from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.plans.windows import Window
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.validation import config_error
 
@@ -42,12 +48,18 @@ class AppRule(Strict):
     """What the apps that it fits may do."""
 
     name: str = Field(default="*", description="Of the app, as its pyproject.toml has it; * and ? stand for others")
+    publisher: str = Field(default="*", description="The role that vouches for it; * and ? stand for others")
     digests: list[str] = Field(default=[], description="Of its bundle; none: any")
+    cpus: float | None = Field(default=None, gt=0, description="Cores that it may use, where cgroups are delegated")
+    memory_bytes: int | None = Field(default=None, ge=1, description="Memory that it may use; more ends the task")
+    processes: int = Field(default=512, ge=1, description="Processes and threads that it may have at a time")
+    gpu: bool = Field(default=True, description="Whether it sees this machine's GPUs")
     network: bool = Field(default=False, description="Whether it may reach anything beside this machine")
     data: list[Path] = Field(default=[], description="What it may read beside its own; /: all that is not the agent's")
 
-    def fits(self, app: AppRef) -> bool:
-        return fnmatchcase(app.name, self.name) and (not self.digests or app.bundle.digest in self.digests)
+    def fits(self, app: AppRef, publishers: Collection[str]) -> bool:
+        vouched = self.publisher == "*" or any(fnmatchcase(each, self.publisher) for each in publishers)
+        return fnmatchcase(app.name, self.name) and vouched and (not self.digests or app.bundle.digest in self.digests)
 
 
 class OwnerPolicy(Strict):
@@ -57,13 +69,18 @@ class OwnerPolicy(Strict):
     logs: bool = Field(default=True, description="Whether the cloud may read what apps print here")
     sandbox: Level = Field(default="landlock", description="The least that apps are kept in")
     models: list[str] = Field(default=["*"], description="Of which releases may be served; * and ? stand for others")
+    signers: list[str] = Field(
+        default=["*"], description="Roles of the installation's metadata that count here; * and ? stand for others"
+    )
+    hours: Window | None = Field(default=None, description="When apps may run; a task waits for its beginning")
     apps: list[AppRule] = Field(default=[], description="The first that fits holds; none: nothing trains")
 
-    def rule_for(self, app: AppRef, level: Level) -> AppRule:
+    def rule_for(self, app: AppRef, level: Level, publishers: Collection[str] = ()) -> AppRule:
         """What an app may do here.
 
         Args:
             level: what this node keeps apps in.
+            publishers: the roles that vouch for it; none, where nothing is signed.
 
         Raises:
             OwnerRefuses: it may not run.
@@ -75,10 +92,25 @@ class OwnerPolicy(Strict):
                 f"the owner of this node demands a sandbox (sandbox = {self.sandbox!r}), and it has {level!r}",
                 "Install bubblewrap, or a kernel with Landlock (5.13)",
             )
+        self._check_signers(f"app {app.name!r}", publishers)
+        counting = [each for each in publishers if self._counts(each)]
         for rule in self.apps:
-            if rule.fits(app):
+            if rule.fits(app, counting):
                 return rule
         raise OwnerRefuses(f"the owner of this node has no rule ([[apps]]) for {app.name!r}, {app.bundle.digest[:12]}")
+
+    def check_release(self, model: str, signers: Collection[str]) -> None:
+        """Raises OwnerRefuses: none of those who vouch for it counts here."""
+        self.check_model(model)
+        self._check_signers(f"a release of {model!r}", signers)
+
+    def _check_signers(self, what: str, signers: Collection[str]) -> None:
+        if self.signers != ["*"] and not any(map(self._counts, signers)):
+            by = f"it is signed by {', '.join(sorted(signers))}" if signers else "nobody has signed it"
+            raise OwnerRefuses(f"the owner of this node follows signers = {self.signers} only; {what}: {by}")
+
+    def _counts(self, signer: str) -> bool:
+        return any(fnmatchcase(signer, each) for each in self.signers)
 
     def check_model(self, model: str) -> None:
         """Raises OwnerRefuses: no release of it may be served here."""

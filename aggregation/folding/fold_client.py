@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import MalformedMessage, TransientError
@@ -16,6 +16,15 @@ _FOLD_S = 600.0
 _AT_ONCE = 16
 
 
+Sign = Callable[[str, bytes], dict[str, str]]
+"""From a subject and a body to the headers of its signature."""
+
+
+def unsigned(_: str, __: bytes) -> dict[str, str]:
+    """Among the processes of one aggregator."""
+    return {}
+
+
 async def instance_of(broker: Broker, subject: str) -> str:
     """The instance id of the worker that answers on a subject.
 
@@ -26,20 +35,23 @@ async def instance_of(broker: Broker, subject: str) -> str:
     return _understood(raw, subject).instance
 
 
-async def ask(broker: Broker, subject: str, request: FoldRequest, who: str) -> FoldAnswer:
+async def ask(broker: Broker, subject: str, request: FoldRequest, who: str, sign: Sign = unsigned) -> FoldAnswer:
     """Send a request and return the answer; the worker is pinged while it works.
+
+    Args:
+        sign: the headers by which a worker of somebody else knows who asks.
 
     Raises:
         TransientError: the worker does not answer, restarted meanwhile, or reports a failure.
     """
     first = await instance_of(broker, subject)
     data = to_json(request)
-    asking = asyncio.create_task(broker.ask(subject, data, timeout_s=_FOLD_S))
+    asking = asyncio.create_task(broker.ask_with_headers(subject, data, sign(subject, data), timeout_s=_FOLD_S))
     try:
         while not (await asyncio.wait({asking}, timeout=_LOOK_S))[0]:
             if await instance_of(broker, subject) != first:
                 raise TransientError(f"{who} was started again while it worked")
-        return _understood(asking.result(), who)
+        return _understood(asking.result().data, who)
     finally:
         if not asking.done():
             asking.cancel()

@@ -23,7 +23,7 @@ from fedtide.aggregation.sums.fixed_point import FixedPoint
 from fedtide.aggregation.sums.round_sum import RoundSum, StreamingUpdate, UpdateRollback, Weight
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import BrokerUnavailable, FedtideError, MalformedMessage, NotFound, RemoteError
+from fedtide.fabric.errors import BrokerUnavailable, ConfigError, FedtideError, MalformedMessage, NotFound, RemoteError
 from fedtide.fabric.ids import new_id
 from fedtide.fabric.messages.fold import FoldAnswer, FoldEntry, FoldFault, FoldPlan, FoldRequest
 from fedtide.fabric.messages.usage import Usage
@@ -38,6 +38,11 @@ from fedtide.fabric.process.until_signalled import until_signalled
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.tensors.blobs import CHUNK_BYTES
 from fedtide.fabric.tensors.frame import TensorSpec, encode
+from fedtide.fabric.trust.chain import Chain, order_path
+from fedtide.fabric.trust.link import TrustLink
+from fedtide.fabric.trust.refusals import Untrusted
+from fedtide.fabric.trust.signatures import Vouched
+from fedtide.fabric.trust.store import TrustStore
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +60,11 @@ class FoldWorkerConfig(Strict):
     tenant: str = Field(default="default", description="As for agents")
     credentials: Path | None = Field(default=None, description="Its `.creds` file")
     ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
+    trust_root: Path | None = Field(
+        default=None,
+        description="The root that a region's worker follows (trust-root.json); none: it believes anybody",
+    )
+    data_dir: Path | None = Field(default=None, description="Where it keeps the metadata that it has verified")
 
     @property
     def access(self) -> Access:
@@ -75,6 +85,8 @@ class FoldWorker:
     """Answers fold requests; one at a time for each run."""
 
     def __init__(self, config: FoldWorkerConfig, broker: Broker, meter: WorkerMeter) -> None:
+        self._trust = _trust_of(config, broker)
+        self._path = order_path(config.region, FOLD_WORKER)
         self._meter = meter
         self._working = 0
         self._name = config.name
@@ -103,6 +115,8 @@ class FoldWorker:
         request = None
         try:
             request = from_json(FoldRequest, message.data, "request")
+            if request.plan is not None:
+                await self._check(message, request.plan)
             answer = await self._answer(request.plan, request) if request.plan is not None else FoldAnswer()
         except FedtideError as exc:
             log.warning("fold.failed", extra={"reason": str(exc)})
@@ -117,6 +131,19 @@ class FoldWorker:
         used = self._meter.take() if is_work and not self._run else Usage()
         answer = answer.model_copy(update={"instance": self._instance, "usage": used})
         await self._broker.respond(message, to_json(answer))
+
+    async def _check(self, message: Received, plan: FoldPlan) -> None:
+        """Raises Untrusted: whoever asks has no mandate of that run."""
+        trust = self._trust
+        if trust is None:
+            return
+
+        def ordered(chain: Chain, now: float) -> Vouched:
+            return trust.messages.check(chain, self._path, message.subject, message.data, message.headers, now)
+
+        vouched = await trust.verified(ordered)
+        if vouched is not None and (vouched.mandate is None or vouched.mandate.run != plan.run):
+            raise Untrusted("wrong_target", f"whoever asks to fold for run {plan.run} has no mandate of it")
 
     async def _answer(self, plan: FoldPlan, request: FoldRequest) -> FoldAnswer:
         while True:
@@ -245,6 +272,23 @@ def plan_of(agreement: Agreement, run: str, key: str, shard: tuple[int, int] = (
         max_terms=agreement.max_terms,
         shard=shard,
     )
+
+
+def _trust_of(config: FoldWorkerConfig, broker: Broker) -> TrustLink | None:
+    """Of a region's worker; those of a run belong to its aggregator, and are reached by nobody else.
+
+    Raises:
+        ConfigError: the root cannot be read.
+    """
+    if config.run or config.trust_root is None:
+        return None
+    try:
+        root = config.trust_root.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError("trust_root", f"cannot be read: {exc.strerror}", "fedtide fleet region REGION") from exc
+    folder = config.data_dir or config.trust_root.parent / f"trust-of-{config.name}"
+    question = Subjects(config.tenant).orders(config.region, FOLD_WORKER)
+    return TrustLink(TrustStore(folder, root), broker, question, order_path(config.region, FOLD_WORKER))
 
 
 async def _serve(config: FoldWorkerConfig) -> None:

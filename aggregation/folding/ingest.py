@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.folding.fold_client import Sign
 from fedtide.aggregation.folding.in_flight import Node, RefusalCategory
 from fedtide.aggregation.folding.regions import Regions
 from fedtide.aggregation.folding.shards import Shards
@@ -83,9 +84,9 @@ class Ingest:
         self.shards = shards
 
     @classmethod
-    def of(cls, broker: Broker, storage: Storage, config: WorkerConfig) -> Ingest:
-        """For one run."""
-        regions = Regions(broker, Subjects(config.tenant), storage, config.run)
+    def of(cls, broker: Broker, storage: Storage, config: WorkerConfig, sign: Sign) -> Ingest:
+        """For one run; `sign` as of `Regions`."""
+        regions = Regions(broker, Subjects(config.tenant), storage, config.run, sign)
         return cls(storage, regions, Shards(broker, storage, config), config.work_dir / "incoming")
 
     def fold_into(self, expect: Expect | None) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
-from fedtide.aggregation.folding.fold_client import ask, in_steps, instance_of
+from fedtide.aggregation.folding.fold_client import Sign, ask, in_steps, instance_of, unsigned
 from fedtide.aggregation.folding.fold_worker import plan_of
 from fedtide.aggregation.folding.storage import Storage
 from fedtide.aggregation.sums.agreement import Agreement
@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 class Regions:
     """One run's partial sums, for one round after the other."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, storage: Storage, run: str) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, storage: Storage, run: str, sign: Sign = unsigned) -> None:
+        """`sign`: what tells regions who asks."""
         self._broker = broker
+        self._sign = sign
         self._subjects = subjects
         self._storage = storage
         self._run = run
@@ -87,7 +89,7 @@ class Regions:
 
     async def _ask(self, region: str, request: FoldRequest) -> FoldAnswer:
         began = time.monotonic()
-        answer = await ask(self._broker, self._subject(region), request, f"the aggregator of {region}")
+        answer = await ask(self._broker, self._subject(region), request, f"the aggregator of {region}", self._sign)
         used = answer.usage.at_most(time.monotonic() - began, MOST_CPUS, MOST_MEMORY)
         self._used[region] = self._used.get(region, Usage()) + used
         return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived
 from fedtide.aggregation.link.grid_link import GridLink
 from fedtide.aggregation.link.phase_id import PhaseId
+from fedtide.fabric import merkle
 from fedtide.fabric.events.runs import (
     RoundAbandoned,
     RoundClosed,
@@ -19,9 +21,17 @@ from fedtide.fabric.events.runs import (
     UpdateReceived,
     UpdateRefused,
 )
-from fedtide.fabric.messages.tasks import Reply
+from fedtide.fabric.messages.tasks import Arrays, Reply
 from fedtide.fabric.messages.usage import Usage
 from fedtide.fabric.plans.round_policy import Cause
+
+
+def _leaf(round_: int, node: str, reply: Reply) -> str:
+    """Of one update: its node, and the bytes of its tensors (blobs by their digests, small ones by their own)."""
+    content = reply.message.content or {}
+    arrays = [each for _, each in sorted(content.items()) if isinstance(each, Arrays)]
+    digests = [a.blob.digest if a.blob is not None else hashlib.sha256(a.inline or b"").hexdigest() for a in arrays]
+    return merkle.leaf(f"{round_}\n{node}\n{','.join(digests)}".encode())
 
 
 class Accounts:
@@ -31,6 +41,8 @@ class Accounts:
         self._link = link
         self._run: dict[str, Any] = {"run": config.run, "attempt": config.attempt}
         self.bytes_moved = 0
+        self._leaves: dict[int, dict[str, str]] = {}
+        """By round and node: a leaf of the tree of updates that count."""
         self._times: dict[int, tuple[float, float]] = {}
         """By round: when it opened, and when its last answer came."""
 
@@ -74,6 +86,8 @@ class Accounts:
     def received(self, place: PhaseId, node: str, reply: Reply, *, size: int, staleness: int) -> None:
         self.bytes_moved += size
         self._note(place.round)
+        if place.phase == "train":
+            self._leaves.setdefault(place.round, {})[node] = _leaf(place.round, node, reply)
         event = UpdateReceived(
             **self._at(place),
             node=node,
@@ -87,6 +101,8 @@ class Accounts:
 
     def refused(self, place: PhaseId, node: str, category: str, reason: str, arrived: Arrived | None = None) -> None:
         """Report that there is no answer of `node` that counts; `arrived`: the one that does not."""
+        if place.phase == "train":
+            self._leaves.get(place.round, {}).pop(node, None)  # one that was received first
         reply, size = (arrived.reply, arrived.size_bytes) if arrived is not None else (None, 0)
         usage = reply.usage if reply is not None else Usage()
         told = {"category": category, "reason": reason[:2000], "usage": usage, "bytes_up": size}
@@ -100,8 +116,10 @@ class Accounts:
         self._link.call(self._link.report(RoundAbandoned(**self._run, round=round_, trial=trial, reason=reason)))
 
     def closed(self, round_: int, metrics: dict[str, float], seconds: float) -> None:
+        leaves = [leaf for _, leaf in sorted(self._leaves.pop(round_, {}).items())]
         event = RoundClosed(
             **self._run,
+            updates=merkle.root(leaves) if leaves else "",
             round=round_,
             metrics=metrics,
             seconds=seconds,

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import NoReturn
 
 from fedtide.aggregation.config import WorkerConfig
+from fedtide.aggregation.link.mandates import SUPERSEDED_CODE, End, Mandates
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.messages.run_questions import Cohort, CohortQuestion
 from fedtide.fabric.nats.broker import Broker
@@ -17,20 +17,17 @@ from fedtide.fabric.process.retry import until_done
 
 log = logging.getLogger(__name__)
 
-End = Callable[[int], NoReturn]
-"""Ends this process at once with an exit code, without waiting for Flower's thread."""
 FRESH_S = 0.25
 LOOK_AGAIN_S = 10.0
 """Presence messages are not stored and may be missed: ask again after this many seconds."""
-SUPERSEDED_CODE = 76
-"""Exit code of an aggregator that is not its run's current attempt, or whose run is over."""
 
 
 class Cohorts:
     """Asks the coordinator; `news` is set when a node comes online or goes offline."""
 
-    def __init__(self, broker: Broker, config: WorkerConfig, end: End) -> None:
+    def __init__(self, broker: Broker, config: WorkerConfig, end: End, mandates: Mandates) -> None:
         self._broker = broker
+        self._mandates = mandates
         self._config = config
         self._end = end
         self._question = Subjects(config.tenant).asked_by_run(config.run, "cohort")
@@ -55,6 +52,7 @@ class Cohorts:
         if answer.superseded:
             log.critical("grid.superseded", extra={"run": run, "attempt": attempt})
             self._end(SUPERSEDED_CODE)
+        await self._mandates.keep_fresh(answer.director)
         self._last = asyncio.get_running_loop().time(), frozenset(answer.online)
         return answer
 

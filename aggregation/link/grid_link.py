@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fedtide.aggregation.config import WorkerConfig
-from fedtide.aggregation.link.cohorts import End
+from fedtide.aggregation.link.mandates import End
 from fedtide.aggregation.link.run_link import RunLink
 from fedtide.fabric.messages.logs import LogLine
 from fedtide.fabric.messages.usage import Usage

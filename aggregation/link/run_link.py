@@ -27,7 +27,8 @@ from fedtide.aggregation.folding.in_flight import (
 )
 from fedtide.aggregation.folding.ingest import Ingest, RefusedUpdate
 from fedtide.aggregation.folding.storage import Storage
-from fedtide.aggregation.link.cohorts import SUPERSEDED_CODE, Cohorts, End
+from fedtide.aggregation.link.cohorts import Cohorts
+from fedtide.aggregation.link.mandates import SUPERSEDED_CODE, End, Mandates
 from fedtide.aggregation.link.phase_id import place_of
 from fedtide.aggregation.link.reply_ledger import (
     Acknowledge,
@@ -95,6 +96,7 @@ class RunLink:
     storage: Storage
     ingest: Ingest
     cohorts: Cohorts
+    mandates: Mandates
 
     def __init__(self, config: WorkerConfig, end: End) -> None:
         self._config = config
@@ -129,13 +131,14 @@ class RunLink:
         """Start listening for replies; `stop` closes the connection."""
         self._broker = broker
         self.storage = Storage(self._broker, self._config)
-        self.ingest = Ingest.of(self._broker, self.storage, self._config)
-        self.cohorts = Cohorts(self._broker, self._config, self._end)
+        self.mandates = Mandates(self._broker, self._config, self._end)
+        self.ingest = Ingest.of(self._broker, self.storage, self._config, self.mandates.signer.headers)
+        self.cohorts = Cohorts(self._broker, self._config, self._end, self.mandates)
         await self._broker.subscribe(self._subjects.all_presence, self._on_presence)
         await self._broker.subscribe(self._subjects.order(self._config.run), self._on_order)
         self._broker.when_reconnected(self._on_reconnect)
         taking_over = until_done(log, "grid.waits_for_coordinator", self._take_over_replies)
-        await asyncio.gather(taking_over, self._read_order())
+        await asyncio.gather(taking_over, self._read_order(), self.mandates.renew())
         needed = [(f"replies-{region}", self._listen(n, region)) for n, region in enumerate(self._config.regions)]
         for name, work in [("connection", self._broker.until_closed()), ("replies", self._take_in()), *needed]:
             task = asyncio.create_task(work, name=name)
@@ -287,8 +290,15 @@ class RunLink:
         subject = self._subjects.task(node.region, node.name, self._config.run, task.task)
         with suppress(StaleWriter):  # an earlier attempt has sent it
             ttl_s = max(1.0, task.expires_at - time.time())
+            body = to_json(task)
             with within(self._trace_of(task, node)):
-                await self._broker.publish(subject, to_json(task), expected_last_of_subject=0, ttl_s=ttl_s)
+                await self._broker.publish(
+                    subject,
+                    body,
+                    expected_last_of_subject=0,
+                    ttl_s=ttl_s,
+                    headers=self.mandates.signer.headers(subject, body),
+                )
 
     def _trace_of(self, task: Task, node: Node) -> TraceContext | None:
         run, place = current(), place_of(task.task, self._config.run)
@@ -297,10 +307,11 @@ class RunLink:
         return of_answer(run, place.round, place.trial, place.phase, node.name)
 
     async def _publish_cancel(self, task: str, node: Node) -> None:
-        order = Cancel(task=task, run=self._config.run)
+        order = to_json(Cancel(task=task, run=self._config.run))
         subject = self._subjects.task(node.region, node.name, self._config.run, task)
         try:
-            await self._broker.publish(subject, to_json(order), ttl_s=CANCEL_TTL_S)
+            signed = self.mandates.signer.headers(subject, order)
+            await self._broker.publish(subject, order, ttl_s=CANCEL_TTL_S, headers=signed)
         except TransientError as exc:
             log.warning("grid.cancel_not_sent", extra={"task": task, "reason": str(exc)})
 

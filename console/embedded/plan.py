@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from fedtide.console.embedded import migration, nats_config
 from fedtide.console.home import Home
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.ids import check_token
-from fedtide.fabric.nats.authority import FILE, OPERATOR, TRUST, Authority
+from fedtide.fabric.nats.authority import FILE, OPERATOR, SIGNER, TRUST, Authority
 from fedtide.fabric.nats.credentials import Credentials, write_secret
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
+from fedtide.fabric.trust.installation import RELEASES_KEY, ROOT, ROOTS
+from fedtide.fabric.trust.installation import begin as begin_trust
 
 MAX_NODES = 200
 MAX_COORDINATORS = 3
@@ -114,6 +117,7 @@ def lay_out(
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port, broker, secret))
     packages = {"folder": str(home.root / "environments"), "index": app_index}
     hub_url = f"nats://127.0.0.1:{hub_port}"
+    children.append(_release_authority(home, config_dir, hub_url))
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
         more = {"packages": packages, **(coordinator or {})}
@@ -150,6 +154,7 @@ def _identities(home: Home, config_dir: Path, regions: list[str]) -> Authority:
         write_secret(home.identity / OPERATOR, operator_seed)
     elif (migrated := Authority.migrated(file.read_bytes())) is not None:
         migration.begin(home, migrated, regions)
+    _trust(home, Authority.load(home.identity))
     if not home.api_token_file.exists():
         write_secret(home.api_token_file, secrets.token_urlsafe(32))
     authority = Authority.load(home.identity)
@@ -160,6 +165,23 @@ def _identities(home: Home, config_dir: Path, regions: list[str]) -> Authority:
             for name, credentials in authority.region_credentials(region).items():
                 credentials.save(folder / name)
     return authority
+
+
+def _trust(home: Home, authority: Authority) -> None:
+    """Keys of root, director, publisher and release authority, made the first time. They are for the owner to move."""
+    signer = home.release_authority / SIGNER
+    if not signer.exists():
+        authority.of_release_authority().save(signer)
+    if (home.identity / ROOTS).exists():
+        return
+    begun = begin_trust(datetime.now(UTC))
+    for folder, files in (
+        (home.trust, begun.offline),
+        (home.release_authority, begun.authority),
+        (home.identity, begun.coordinator),
+    ):
+        for name in sorted(files, key=lambda name: name == ROOTS):  # the last: it says that the others are there
+            write_secret(folder / name, files[name])
 
 
 def _check(regions: list[str], nodes_per_region: int) -> None:
@@ -253,9 +275,30 @@ def _coordinator(
     return Child(name, (sys.executable, "-m", "fedtide.coordinator", str(file)))
 
 
+def _release_authority(home: Home, config_dir: Path, hub_url: str) -> Child:
+    folder, file = home.release_authority, config_dir / "release-authority.json"
+    config = {
+        "nats_url": hub_url,
+        "credentials": str(folder / SIGNER),
+        "key": str(folder / RELEASES_KEY),
+        "roots": str(folder / ROOTS),
+        "folder": str(folder),
+    }
+    file.write_text(json.dumps(config, indent=2))
+    return Child("release-authority", (sys.executable, "-m", "fedtide.coordinator.release_authority", str(file)))
+
+
 def _regional(home: Home, config_dir: Path, region: str, port: int) -> Child:
     file = config_dir / f"regional-{region}.json"
-    config = {"name": region, **_in_region(home, region, port, "regional")}
+    root = home.root / "config" / ROOT
+    write_secret(root, json.loads((home.identity / ROOTS).read_text())[0])
+    folder = home.root / "regional" / region
+    config = {
+        "name": region,
+        **_in_region(home, region, port, "regional"),
+        "trust_root": str(root),
+        "data_dir": str(folder),
+    }
     file.write_text(json.dumps(config, indent=2))
     return Child(f"regional-{region}", (sys.executable, "-m", "fedtide.aggregation.folding.fold_worker", str(file)))
 

@@ -166,7 +166,7 @@ class Supervisor:
         await self._stop(lambda name: name.startswith("coordinator"))
         # Only now: a running coordinator would start them again.
         self._stop_aggregators()
-        await self._stop(lambda name: name == "collector" or name.startswith("regional-"))
+        await self._stop(lambda name: name in ("collector", "release-authority") or name.startswith("regional-"))
         await self._stop(lambda name: name == "hub" or name.startswith("leaf-"))
 
     async def _stop(self, chosen: Callable[[str], bool]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.commands import CacheRelease, SetDesired
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.rollouts import rollouts
@@ -18,12 +19,15 @@ from fedtide.fabric.errors import DigestMismatch, MalformedMessage, NotFound
 from fedtide.fabric.events.rollouts import RegionCached, RegionCacheFailed
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.compare_and_set import replace_stored
+from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.rate_limit import Pace
 from fedtide.fabric.nats.subjects import CACHE, ORDERS, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import Source, put_blob, read_blob, stream_blob
 from fedtide.fabric.plans.release import ReleaseManifest, decode_release
 from fedtide.fabric.plans.rollout_plan import Desired
 from fedtide.fabric.tensors.blobs import MANIFEST_CHUNK, BlobRef
+from fedtide.fabric.trust.refusals import Untrusted
+from fedtide.fabric.trust.signatures import signatures_in
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +38,11 @@ KEPT_RELEASES = 2
 class Distribution:
     """Carries out what roll-outs ask for. Each command may run twice."""
 
-    def __init__(self, broker: Broker, subjects: Subjects) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, director: Director | None = None) -> None:
+        """`director`: signs desired states."""
         self._broker = broker
         self._subjects = subjects
+        self._director = director
 
     async def keep(self, run: str, manifest: ReleaseManifest) -> None:
         """Keep the blobs that a run has made for a release, under names that only the coordinator may write.
@@ -61,9 +67,13 @@ class Distribution:
             await self._broker.publish(f"{base}.{MANIFEST_CHUNK}", chunk_list.encode())
         await self._broker.purge(RELEASES, self._subjects.release_uploads(run))
 
-    async def store(self, manifest: ReleaseManifest) -> BlobRef:
-        parts: list[bytes | memoryview] = [to_json(manifest)]
-        return await put_blob(self._broker, self._subjects.release_blob, RELEASES, parts, ttl_s=None)
+    async def store(self, content: bytes) -> BlobRef:
+        """Keep a release's manifest, or its attestation."""
+        return await put_blob(self._broker, self._subjects.release_blob, RELEASES, [content], ttl_s=None)
+
+    async def read(self, ref: BlobRef) -> bytes:
+        """Raises NotFound: it is not there (any more)."""
+        return bytes(await read_blob(Source(self._broker, RELEASES), self._subjects.release_blob, ref))
 
     async def onnx(self, manifest: ReleaseManifest) -> bytes:
         """The ONNX file of a release, whole."""
@@ -84,7 +94,8 @@ class Distribution:
         if not rollouts.wants_cache(engine.world.rollout(rollout), region):
             return
         try:
-            sent = await self._fill(region, command.release, Pace(command.bytes_per_s))
+            attestation = engine.world.attestation_of(command.release)
+            sent = await self._fill(region, command.release, attestation, Pace(command.bytes_per_s))
         except (DigestMismatch, MalformedMessage, NotFound) as exc:
             await engine.submit(RegionCacheFailed(rollout=rollout, region=region, reason=str(exc)))
             return
@@ -92,10 +103,10 @@ class Distribution:
         await engine.submit(cached, id=f"{rollout}.{region}.{command.counter}.cached")
         await self._sweep(region, engine.world)
 
-    async def _fill(self, region: str, release: BlobRef, pace: Pace) -> int:
+    async def _fill(self, region: str, release: BlobRef, attestation: BlobRef | None, pace: Pace) -> int:
         """Copy the blobs that the region lacks; returns how many bytes were sent."""
         sent = 0
-        for ref in await self._blobs(release):
+        for ref in [*await self._blobs(release), *([attestation] if attestation is not None else [])]:
             if not await self._has(region, ref):
                 await self._copy(region, ref, pace)
                 sent += ref.size_bytes
@@ -112,11 +123,31 @@ class Distribution:
             expires_at=expires_at,
             terms=command.terms,
             generation=world.epoch.generation,
+            attestation=world.attestation_of(command.release) if command.release is not None else None,
         )
-        subject = self._subjects.desired(node.region, node.name, command.model)
+        subject, data = self._subjects.desired(node.region, node.name, command.model), to_json(desired)
+        signed = self._director.headers(subject, data) if self._director is not None else {}
         await replace_stored(
-            self._broker, ORDERS, subject, to_json(desired), lambda stored: _replaces(desired, stored, subject)
+            self._broker, ORDERS, subject, data, lambda stored: _replaces(desired, stored, subject), signed
         )
+
+    async def sign_again(self, subject: str) -> None:
+        """Sign a stored desired state with the keys that count now, if it was with others."""
+        if self._director is None or not self._director.is_used:
+            return
+        stored = await self._broker.last(ORDERS, subject)
+        if stored is None or self._is_signed(stored):
+            return
+        signed = self._director.headers(subject, stored.data)
+        await replace_stored(self._broker, ORDERS, subject, stored.data, lambda now: now == stored.data, headers=signed)
+
+    def _is_signed(self, stored: Received) -> bool:
+        assert self._director is not None
+        try:
+            by = signatures_in(stored.headers)
+        except Untrusted:
+            return False
+        return not set(self._director.key_ids.split(",")).isdisjoint(by)
 
     async def _blobs(self, release: BlobRef) -> list[BlobRef]:
         raw = await read_blob(Source(self._broker, RELEASES), self._subjects.release_blob, release)
@@ -166,12 +197,14 @@ def _replaces(desired: Desired, stored: bytes, subject: str) -> bool:
 
 def kept_blobs(region: str, world: World) -> frozenset[str] | None:
     """Digests of what a region must keep; None if the registry does not know all of what is in use."""
-    manifests = {r.ref: r.manifest for m in world.models.values() for r in m.releases}
+    releases = [r for m in world.models.values() for r in m.releases]
+    manifests = {r.ref: r.manifest for r in releases}
     used = set(_in_use(region, world))
     if not used <= manifests.keys():
         log.warning("cache.not_swept", extra={"region": region, "reason": "a release in use is in no model"})
         return None
-    return frozenset(ref.digest for release in used for ref in [*manifests[release].served, release])
+    attestations = {r.ref: [r.attestation] if r.attestation is not None else [] for r in releases}
+    return frozenset(ref.digest for each in used for ref in [*manifests[each].served, each, *attestations[each]])
 
 
 def _in_use(region: str, world: World) -> Iterable[BlobRef]:

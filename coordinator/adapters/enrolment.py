@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.identity import certificates, identities
 from fedtide.coordinator.identity.installation_secrets import CA_CERT, CA_KEY, CERT, KEY
@@ -71,8 +72,15 @@ class Enroller:
     """Answers while this coordinator leads. `system` is a connection to the servers' own account."""
 
     def __init__(
-        self, broker: Broker, system: Broker, engine: Engine, authority: Authority, config: CoordinatorConfig
+        self,
+        broker: Broker,
+        system: Broker,
+        engine: Engine,
+        authority: Authority,
+        config: CoordinatorConfig,
+        director: Director,
     ) -> None:
+        self._director = director
         self._broker = broker
         self._system = system
         self._engine = engine
@@ -148,7 +156,9 @@ class Enroller:
             by=by,
         )
         await self._engine.submit(created)
-        body = json.dumps({"t": name, "j": made.jwt, "s": made.key.seed}).encode()
+        # Whom the node believes from its first moment on: the token comes from its owner, what it hears does not.
+        pin = {"r": self._director.pin} if self._director.pin else {}
+        body = json.dumps({"t": name, "j": made.jwt, "s": made.key.seed, **pin}).encode()
         return f"ft1.{base64.urlsafe_b64encode(body).decode()}"
 
     async def revoke_token(self, name: str) -> None:
@@ -180,6 +190,7 @@ class Enroller:
         return {
             TRUST: self._authority.trust(self._regions, self._void),
             AT_REST: self._authority.at_rest(region),
+            **self._director.root_file(),
             **{name: c.text for name, c in made.items()},
             **certificate,
         }

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.fleet.fleet import Node
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, NotFound, TransientError
@@ -39,9 +40,10 @@ class Inferred:
 class NodeQuestions:
     """Asks through the region's leaf, so it works wherever tasks reach the node."""
 
-    def __init__(self, broker: Broker, subjects: Subjects) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, director: Director) -> None:
         self._broker = broker
         self._subjects = subjects
+        self._director = director
 
     async def infer(
         self, node: Node, model: str, body: bytes, header_length: str, version: str, timeout_s: float
@@ -90,7 +92,8 @@ class NodeQuestions:
         if not node.online:
             raise NotFound(f"node {node.name} is offline: {node.reason}", "See `fedtide fleet ls`")
         try:
-            return await self._broker.ask_with_headers(subject, body, headers, timeout_s=timeout_s)
+            signed = self._director.at_headers(subject, body)
+            return await self._broker.ask_with_headers(subject, body, {**headers, **signed}, timeout_s=timeout_s)
         except BrokerUnavailable as exc:
             raise NodeSilent(
                 f"node {node.name} did not answer within {timeout_s:g} s", "It may be busy, frozen or cut off"

@@ -19,6 +19,7 @@ from decimal import Decimal
 from pydantic import BaseModel
 
 from fedtide.coordinator import bookkeeping
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.runs import rounds, runs, selection
@@ -28,6 +29,8 @@ from fedtide.fabric.messages.run_questions import (
     BacklogQuestion,
     Cohort,
     CohortQuestion,
+    MandateGiven,
+    MandateWanted,
     Member,
     Purge,
     Purged,
@@ -173,14 +176,18 @@ class _Grants:
 class RunServices:
     """Answers aggregators while this coordinator leads."""
 
-    def __init__(self, broker: Broker, subjects: Subjects, engine: Engine, streams: RunStreams) -> None:
+    def __init__(
+        self, broker: Broker, subjects: Subjects, engine: Engine, streams: RunStreams, director: Director
+    ) -> None:
         self._broker = broker
         self._subjects = subjects
         self._engine = engine
         self._streams = streams
+        self._director = director
         self._grants = _Grants(engine)
         self._answers: Mapping[str, Answerer] = {
             "cohort": self._cohort,
+            "mandate": self._mandate,
             "replies": self._replies,
             "backlog": self._backlog,
             "purge": self._purge,
@@ -207,13 +214,24 @@ class RunServices:
         share = 1.0
         if question.phase and not _is_open(world.run(run), question):
             if (held := await self._grants.until_settled(run, question.round)) is not None:
-                return Cohort(online=online, held=held)
+                return Cohort(online=online, held=held, director=self._director.key_ids)
             share = bookkeeping.share_of_nodes(world, run, datetime.now(UTC))
         busy, least = world.tasks_of_others(run), question.needed
         chosen = selection.choose(nodes, spec, asking, busy, world.last_asked, share, least)
         return Cohort(
             nodes=[Member(name=n.name, region=n.region, codecs=n.capabilities.codecs) for n in chosen],
             online=online,
+            director=self._director.key_ids,
+        )
+
+    async def _mandate(self, run: str, data: bytes) -> MandateGiven:
+        asked = from_json(MandateWanted, data, "question")
+        if not self._is_current(run, asked.attempt):
+            return MandateGiven(superseded=True)
+        spec = self._engine.world.run(run).facts.spec
+        for_s = 2 * spec.policy.deadline_s * (1 + spec.policy.max_staleness)
+        return MandateGiven(
+            mandate=self._director.mandate(run, asked.attempt, spec.app.bundle.digest, asked.key, for_s)
         )
 
     async def _replies(self, run: str, data: bytes) -> RepliesReady:

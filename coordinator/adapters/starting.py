@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pydantic import ValidationError
 
 from fedtide.coordinator.adapters import tracking
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.config import TrackingRules
 from fedtide.coordinator.fleet import fleet
@@ -41,8 +42,10 @@ class Starter:
         models: RunModels,
         tracking_rules: TrackingRules = _ANYWHERE,
         prometheus: Collection[str] = (),
+        director: Director | None = None,
     ) -> None:
-        """`prometheus`: names of the servers that gates may ask."""
+        """`prometheus`: names of the servers that gates may ask. `director`: knows whose apps nodes train."""
+        self._director = director
         self._prometheus = prometheus
         self._tracking = tracking_rules
         self._engine = engine
@@ -69,6 +72,8 @@ class Starter:
         base = _base(world, asked) if start is None else None
         asked = asked.model_copy(update={"track": asked.track or _track_of(world, asked)})
         spec = asked.resolved(asked.app or _app_of(world, asked), base, config, start)
+        if self._director is not None:
+            self._director.check_app(spec.app)
         _check_packages(world, spec)
         tracking.check(spec.track, self._tracking)
         if spec.purpose == "evaluate" and spec.base is None:
@@ -108,7 +113,14 @@ class Starter:
             if isinstance(gate, QueryGate) and gate.source not in self._prometheus:
                 known = f"Known: {', '.join(sorted(self._prometheus))}" if self._prometheus else _NO_PROMETHEUS
                 raise ConfigError(f"gates.{number}.source", f"the coordinator knows no {gate.source!r}", known)
-        return plan(asked, model, world.members(), world.serving.get(model.name, {}))
+        planned = plan(asked, model, world.members(), world.serving.get(model.name, {}))
+        if world.trust.is_used and world.attestation_of(planned.release) is None:
+            raise ConfigError(
+                "version",
+                f"{planned.model}@{planned.version} is signed by nobody: no node would serve it",
+                f"fedtide model sign {planned.model} {planned.version} --key KEY",
+            )
+        return planned
 
     async def retry(self, key: str, by: str) -> None:
         """Offer a roll-out's release again to nodes that failed, under a counter of its own."""

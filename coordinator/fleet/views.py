@@ -46,11 +46,15 @@ def node(
         serving=heartbeat.serving if heartbeat is not None else {},
         inferences=heartbeat.inferences if heartbeat is not None else None,
         clock_ahead_s=clock_ahead_s,
-        warnings=list(_warnings(clock_ahead_s, twins=twins)),
+        warnings=list(_warnings(state, clock_ahead_s, twins=twins)),
+        refused=dict(state.refused),
+        quarantined=state.quarantined,
     )
 
 
-def _warnings(clock_ahead_s: float | None, *, twins: bool) -> Iterator[str]:
+def _warnings(state: Node, clock_ahead_s: float | None, *, twins: bool) -> Iterator[str]:
+    if state.quarantined:
+        yield f"it is quarantined: {state.quarantined}"
     if clock_ahead_s is not None and abs(clock_ahead_s) > SKEW_S:
         yield f"its clock is {abs(clock_ahead_s):.0f} s {'ahead' if clock_ahead_s > 0 else 'behind'}: set up NTP"
     if twins:

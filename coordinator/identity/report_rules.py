@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedtide.fabric.events.envelope import DriftReported, EventData, ModelProduced, NodeJoined, ReleasePublished
+from fedtide.fabric.events.identity import OrderRefused
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported
 from fedtide.fabric.nats.subjects import COLLECTOR, HUB_REGION, Report
 
@@ -25,7 +26,7 @@ def why_refused(sender: Report, data: EventData) -> str | None:
     match data:
         case NodeJoined(node=node, region=theirs):
             return None if (node, theirs) == (who, region) else _foreign(who, f"{data.kind} of {node}")
-        case NodePhaseReported(node=node) | NodeMeasured(node=node):
+        case NodePhaseReported(node=node) | NodeMeasured(node=node) | OrderRefused(node=node):
             return None if node == who else _foreign(who, f"{data.kind} of {node}")
         case _:
             return _foreign(who, data.kind)

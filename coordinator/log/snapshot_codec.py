@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from fedtide.coordinator import state as world
 from fedtide.coordinator.fleet import fleet
-from fedtide.coordinator.identity import epochs, identities
+from fedtide.coordinator.identity import epochs, identities, trust
 from fedtide.coordinator.ledger import accounts, budgets
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts, waves
@@ -37,7 +37,9 @@ FORMAT = 4
 """The format of the states below. Change it with the first change of a state's fields after a release."""
 OLDEST = 3
 """An older snapshot has no ledger, and only the whole log can say what stands in it."""
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: lambda tables: {**tables, "free": {}}}
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    3: lambda tables: {**tables, "free": {}, "trust": {}},
+}
 """For each format, a function that turns its tables into those of the next format."""
 
 TABLES: dict[str, Any] = {
@@ -50,6 +52,7 @@ TABLES: dict[str, Any] = {
     "last_asked": dict[str, datetime],
     "identities": identities.Identities,
     "epoch": epochs.Epoch,
+    "trust": trust.Trust,
     "ledger": dict[str, accounts.Account],
     "budgets": dict[str, budgets.Kept],
     "prices": PriceBook,

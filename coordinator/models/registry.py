@@ -9,18 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedtide.coordinator.commands import Commands, PublishRelease
-from fedtide.fabric.events.envelope import ModelProduced, ReleasePublished
+from fedtide.fabric.events.envelope import ModelProduced, ReleaseAttested, ReleasePublished
 from fedtide.fabric.events.rollouts import RolloutRetryRequested, RolloutStarted
 from fedtide.fabric.plans.release import ReleaseManifest
 from fedtide.fabric.tensors.blobs import BlobRef
 
-ModelEvent = ModelProduced | ReleasePublished | RolloutStarted | RolloutRetryRequested
+ModelEvent = ModelProduced | ReleasePublished | ReleaseAttested | RolloutStarted | RolloutRetryRequested
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
+    """`attestation`: its provenance with the signatures of those who vouch for it; None: nobody has yet."""
+
     ref: BlobRef
     manifest: ReleaseManifest
+    attestation: BlobRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,14 @@ def step(state: Model, event: ModelEvent) -> tuple[Model, Commands]:
                 return state, ()
             version = len(state.releases) + len(state.producing) + 1
             return replace(state, producing=(*state.producing, (event, version))), (PublishRelease(event, version),)
-        case ReleasePublished(release=ref, manifest=manifest):
+        case ReleaseAttested(release=ref, attestation=attestation):
+            signed = (replace(r, attestation=attestation) if r.ref == ref else r for r in state.releases)
+            return replace(state, releases=tuple(signed)), ()
+        case ReleasePublished(release=ref, manifest=manifest, attestation=attestation):
             if any(r.ref == ref for r in state.releases):
                 return state, ()
             left = tuple(p for p in state.producing if p[0].run != manifest.lineage.run)
-            releases = sorted((*state.releases, Release(ref, manifest)), key=lambda r: r.manifest.version)
+            releases = sorted((*state.releases, Release(ref, manifest, attestation)), key=lambda r: r.manifest.version)
             return replace(state, releases=tuple(releases), producing=left), ()
         case RolloutStarted(counter=counter) | RolloutRetryRequested(counter=counter):
             return replace(state, counter=max(state.counter, counter + 1)), ()

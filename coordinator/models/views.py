@@ -22,4 +22,5 @@ def release(state: Release) -> ReleaseView:
         metrics={name: value if math.isfinite(value) else None for name, value in manifest.metrics.items()},
         labels=manifest.export.labels,
         lineage=manifest.lineage,
+        signed=state.attestation is not None,
     )

@@ -24,6 +24,7 @@ from fedtide.coordinator.api.routes import Route
 from fedtide.coordinator.api.runs import RunApi, RunListing
 from fedtide.coordinator.api.storage import StorageApi
 from fedtide.coordinator.api.triggers import TriggerApi
+from fedtide.coordinator.api.trust import TrustApi
 from fedtide.coordinator.page.curves import HEIGHT, WIDTH, Curve, curve
 from fedtide.coordinator.page.lineage import lineage
 from fedtide.coordinator.page.session import opened
@@ -83,6 +84,7 @@ class Apis:
     identity: IdentityApi
     storage: StorageApi
     costs: CostApi
+    trust: TrustApi
 
     def routes(self) -> list[list[Route]]:
         """Of all of them."""

@@ -95,6 +95,8 @@ class Closed:
     metrics: Mapping[str, float]
     seconds: float
     before: tuple[str, ...] = ()
+    updates: str = ""
+    """Root of the Merkle tree of its updates; empty: nothing was trained, or nobody told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +164,9 @@ def _closed(state: Round | None, event: RoundClosed) -> Round:
     if isinstance(state, Closed):
         return state
     if state is None:
-        return Closed(event.round, 1, {}, event.metrics, event.seconds)
-    return Closed(event.round, state.trial, state.phases, event.metrics, event.seconds, state.before)
+        return Closed(event.round, 1, {}, event.metrics, event.seconds, updates=event.updates)
+    closed = Closed(event.round, state.trial, state.phases, event.metrics, event.seconds, state.before)
+    return replace(closed, updates=event.updates)
 
 
 def _opened(state: Round | None, event: RoundOpened, at: datetime) -> Round:

@@ -72,6 +72,8 @@ def why_not(node: Node, spec: RunSpec) -> str | None:
     missing = sorted(set(selection.needs) - set(capabilities.extras))
     if not node.online:
         return f"offline: {node.reason}"
+    if node.quarantined:
+        return f"is quarantined: {node.quarantined}"
     if not capabilities.schedulable:
         return "is cordoned or being drained"
     if (reason := protocol.why_not(capabilities.protocol)) is not None:

@@ -63,6 +63,7 @@ def needed(world: World, at: datetime, snapshot: str = "", *, members_only: bool
     blobs: list[BlobRef] = []
     for release in releases:
         blobs += [*release.manifest.served, release.manifest.arrays, release.ref]
+        blobs += [release.attestation] if release.attestation is not None else []
     return Needed(
         runs=frozenset(active) | publishing,
         logs=frozenset(key for key, run in world.runs.items() if runs.has_ended_since(run, at - runs.RESUMABLE_FOR)),

@@ -22,6 +22,7 @@ from fedtide.fabric.nats.credentials import Access, Credentials, write_secret
 from fedtide.fabric.nats.jwt import Key
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.process.retry import until_done
+from fedtide.fabric.trust.store import TrustStore
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +40,14 @@ class EnrolmentRefused(FedtideError):
 
 
 class JoinToken:
-    """`ft1.` and base64 of a name and credentials that allow nothing but to enrol."""
+    """`ft1.` and base64 of a name and credentials that allow nothing but to enrol; `pin`: of the root to follow."""
 
     def __init__(self, text: str) -> None:
         try:
             body = json.loads(base64.urlsafe_b64decode(text.strip().removeprefix(PREFIX)))
             self.name = str(body["t"])
             self.credentials = Credentials(str(body["j"]), Key.of(str(body["s"])))
+            self.pin = str(body.get("r", ""))
         except (ValueError, KeyError, TypeError, MalformedMessage) as exc:
             remedy = "Copy it whole, as `fedtide fleet token create` printed it"
             raise ConfigError("join_token", "is not a join token", remedy) from exc
@@ -54,8 +56,10 @@ class JoinToken:
 class Enrolment:
     """Finds this node's credentials, or asks for them."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, store: TrustStore) -> None:
+        """`store`: learns which root the join token names."""
         self.config = config
+        self._store = store
         self._file = config.credentials or config.data_dir / "identity.creds"
 
     async def access(self, *, refused: bool = False) -> Access:
@@ -68,6 +72,7 @@ class Enrolment:
             EnrolmentRefused: the token does not admit this node, or no longer does.
             ConfigError: the configured join token is malformed.
         """
+        self._pin_first()
         holder = self._holder()
         own = holder == (self.config.node, self.config.region)
         # Whether they have expired is for the server to say: this machine's clock may be wrong by years.
@@ -84,6 +89,11 @@ class Enrolment:
             return Access(None, self.config.ca_file)
         await self._enrol(token)
         return Access(self._file, self.config.ca_file)
+
+    def _pin_first(self) -> None:
+        """A node that follows no root yet follows that of its token, also if it needs no credentials."""
+        if not self._store.is_pinned and (token := self._token()) is not None and token.pin:
+            self._store.set_pin(token.pin)
 
     def _holder(self) -> tuple[str, str] | None:
         """Name and region of the node whose credentials are stored here; None if there are none."""
@@ -119,6 +129,8 @@ class Enrolment:
                 raise
             finally:
                 await broker.close()
+        if token.pin:
+            self._store.set_pin(token.pin)
         Credentials(jwt, key).save(self._file)
         self._key_file.unlink(missing_ok=True)
         log.info("agent.enrolled", extra={"node": config.node, "region": config.region})

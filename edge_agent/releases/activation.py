@@ -16,7 +16,8 @@ from pathlib import Path
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
-from fedtide.edge_agent.owner_policy import Owner
+from fedtide.edge_agent.identity.node_trust import NodeTrust
+from fedtide.edge_agent.owner_policy import Owner, OwnerRefuses
 from fedtide.edge_agent.releases.download import ReleaseDownload
 from fedtide.edge_agent.releases.model_store import Current, ModelStore
 from fedtide.edge_agent.serving.footprint import shrink
@@ -31,6 +32,7 @@ from fedtide.fabric.plans.windows import opens_at
 from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.trace_context import TraceContext, within
+from fedtide.fabric.trust.provenance import MOST_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +59,10 @@ class Activation:
         compare: Compare,
         settled: Callable[[str], None],
         clock: FleetClock,
+        trust: NodeTrust,
     ) -> None:
         self._clock = clock
+        self._trust = trust
         self.swapped: Callable[[], None] = lambda: None
         """Called when a model is served by another release, or again."""
         self._config = config
@@ -81,6 +85,8 @@ class Activation:
         """Accept a desired state. A model's highest counter wins; for equal counters, the newest message."""
         known = self._latest.get(desired.model)
         if known is not None and (desired.order < known.order or desired == known):
+            if desired.order < known.order:
+                await self._trust.refused("desired", "rollback", desired.model, f"{desired.order} after {known.order}")
             return
         if desired.expires_at is not None and self._clock.now() > desired.expires_at and not self._has_seen(desired):
             log.info("release.offer_expired", extra={"rollout": desired.rollout, "counter": desired.counter})
@@ -124,6 +130,7 @@ class Activation:
         current = self._store.current_of(desired.model)
         if current is not None and desired.order < current.order:
             reason = f"counter {desired.counter} is lower than {current.counter}, which this node has seen"
+            await self._trust.refused("desired", "rollback", desired.model, reason)
             await self._report(desired, "rejected", reason, 0)
             return
         try:
@@ -134,6 +141,8 @@ class Activation:
         except _Superseded:
             await self._report(desired, "superseded", "a newer desired state arrived", 0)
         except Exception as exc:  # no error of a release may stop the serving
+            if isinstance(exc, OwnerRefuses):
+                await self._trust.refused("release", "owner", desired.model, exc.what)
             if not isinstance(exc, FedtideError | OSError):
                 log.exception("release.failed")
             self._fall_back(desired, current)
@@ -237,9 +246,19 @@ class Activation:
         self._check_latest(desired)
 
     async def _fetch(self, desired: Desired, release: BlobRef, download: ReleaseDownload) -> Path:
+        """Raises Untrusted: nobody who may vouches for it."""
+
+        async def vouched(manifest: bytes) -> bytes:
+            ref = desired.attestation
+            envelope = await download.small(ref) if ref is not None and ref.size_bytes <= MOST_BYTES else b""
+            name = f"{desired.model} {release.digest[:12]}"
+            roles = await self._trust.release(manifest, envelope.decode(errors="replace"), name)
+            Owner(self._config.policy_file).policy().check_release(desired.model, roles)
+            return envelope
+
         async def fetch() -> Path:
             self._check_latest(desired)
-            return await self._store.fetch(download, desired.model, release)
+            return await self._store.fetch(download, desired.model, release, vouched)
 
         return await until_done(log, "release.waits", fetch, release=release.digest)
 

@@ -34,12 +34,16 @@ class ReleaseDownload:
 
     async def manifest(self, release: BlobRef) -> tuple[ReleaseManifest, bytes]:
         """Raises NotFound, DigestMismatch, MalformedMessage, BrokerUnavailable."""
-        try:
-            raw = bytes(await read_blob(self._cache, self._in_cache, release))
-        except NotFound:
-            self.wan_bytes += release.size_bytes
-            raw = bytes(await read_blob(self._hub, self._subjects.release_blob, release))
+        raw = await self.small(release)
         return decode_release(raw), raw
+
+    async def small(self, ref: BlobRef) -> bytes:
+        """A blob of a release that fits into memory. Raises NotFound, DigestMismatch, BrokerUnavailable."""
+        try:
+            return bytes(await read_blob(self._cache, self._in_cache, ref))
+        except NotFound:
+            self.wan_bytes += ref.size_bytes
+            return bytes(await read_blob(self._hub, self._subjects.release_blob, ref))
 
     async def files(self, manifest: ReleaseManifest, folder: Path, local: Local) -> None:
         """Fetch the ONNX file and the smoke sample into `folder`; resumes an interrupted download.

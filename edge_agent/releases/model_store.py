@@ -1,6 +1,6 @@
 """Releases on a node's disk: fetched whole, verified, then made current by one rename.
 
-    releases/<digest>/            manifest.json, model.onnx, smoke.safetensors
+    releases/<digest>/            manifest.json, attestation.json, model.onnx, smoke.safetensors
     releases/<digest>.part/       a download that may be resumed
     current/<model>.json          what is served: counter, release, and the last-known-good before it
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from fedtide.edge_agent.releases.download import Local, ReleaseDownload
@@ -87,8 +87,13 @@ class ModelStore:
         except OSError as exc:
             raise MalformedMessage(f"release {release.digest[:12]} is not whole on this node") from exc
 
-    async def fetch(self, download: ReleaseDownload, model: str, release: BlobRef) -> Path:
+    async def fetch(
+        self, download: ReleaseDownload, model: str, release: BlobRef, vouched: Callable[[bytes], Awaitable[bytes]]
+    ) -> Path:
         """Fetch a release's files into a staging folder, checking every chunk; resumes a partial download.
+
+        Args:
+            vouched: checks who vouches for a manifest, and gives what they have signed; it raises if nobody does.
 
         Raises:
             NotFound, DigestMismatch, BrokerUnavailable: as `fedtide.fabric.nats.transfer.get_blob`.
@@ -98,16 +103,18 @@ class ModelStore:
         if self.has(release):
             try:
                 self.check(release)
+                await vouched((self.folder(release) / "manifest.json").read_bytes())
                 return self.folder(release)
             except (DigestMismatch, MalformedMessage) as exc:
                 log.warning("release.damaged", extra={"release": release.digest, "reason": str(exc)})
         manifest, raw = await download.manifest(release)
         if manifest.model != model:
             raise MalformedMessage(f"release {release.digest[:12]} is of model {manifest.model!r}, not {model!r}")
-        staging = self._part(release)
+        attestation, staging = await vouched(raw), self._part(release)
         try:
             staging.mkdir(exist_ok=True)
             (staging / "manifest.json").write_bytes(raw)
+            (staging / "attestation.json").write_bytes(attestation)
         except OSError as exc:
             raise TransientError(f"cannot store release: {exc.strerror}", "Free disk space on the node") from exc
         await download.files(manifest, staging, self._local())
@@ -140,7 +147,8 @@ class ModelStore:
             return
         for path in _checked_files(release, staging):
             sync(path)
-        sync(staging / "manifest.json")
+        for name in ("manifest.json", "attestation.json"):
+            sync(staging / name)
         sync(staging)
         staging.rename(target)
         sync(self._releases)

@@ -20,7 +20,7 @@ from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import ConfigError, RemoteError
 from fedtide.fabric.messages.requests import ForgetRequest, LabelsRequest, SamplesQuestion
 from fedtide.fabric.messages.views import LabelsMatched, SampleCounts, SamplesForgotten, SamplesView
-from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.broker import Answerer, Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.node_answers import answered
 from fedtide.fabric.nats.subjects import ALL_MODELS, Question, Subjects, parse_as
@@ -45,9 +45,11 @@ class SampleApi:
             web.delete("/v2/models/{model}/samples", self._on_forget),
         ]
 
-    async def listen(self, broker: Broker, subjects: Subjects, region: str) -> None:
+    async def listen(
+        self, broker: Broker, subjects: Subjects, region: str, guarded: Callable[[Answerer], Answerer]
+    ) -> None:
         """Answer the coordinator's questions."""
-        await broker.answer(subjects.samples(region, self._node, "*"), self._on_question)
+        await broker.answer(subjects.samples(region, self._node, "*"), guarded(self._on_question))
 
     async def counts(self) -> SamplesView:
         await self._capturer.flush()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 
 from fedtide.edge_agent.serving.inference_server import answer, status_of
 from fedtide.edge_agent.serving.protocol import HEADER_LENGTH
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.fabric.errors import NotFound, RemoteError, TransientError
-from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.broker import Answerer, Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import Question, Subjects, parse_as
 
@@ -36,8 +37,8 @@ class NatsInference:
         self._broker = broker
         self._serving = serving
 
-    async def listen(self, subjects: Subjects, region: str, node: str) -> None:
-        await self._broker.answer(subjects.infer(region, node, "*"), self._answer)
+    async def listen(self, subjects: Subjects, region: str, node: str, guarded: Callable[[Answerer], Answerer]) -> None:
+        await self._broker.answer(subjects.infer(region, node, "*"), guarded(self._answer))
 
     async def _answer(self, message: Received) -> tuple[bytes, dict[str, str]]:
         model, length = parse_as(Question, message.subject).about, message.headers.get(HEADER_LENGTH)

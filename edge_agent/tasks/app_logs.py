@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
@@ -11,7 +12,7 @@ from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import RemoteError
 from fedtide.fabric.flower.app_log import AppLog
 from fedtide.fabric.messages.logs import LogPage, LogQuestion
-from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.broker import Answerer, Broker
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.node_answers import answered
 from fedtide.fabric.nats.subjects import Question, Subjects, parse_as
@@ -28,8 +29,9 @@ class AppLogs:
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
 
-    async def listen(self, broker: Broker, subjects: Subjects) -> None:
-        await broker.answer(subjects.logs(self._config.region, self._config.node, "*"), self._on_question)
+    async def listen(self, broker: Broker, subjects: Subjects, guarded: Callable[[Answerer], Answerer]) -> None:
+        subject = subjects.logs(self._config.region, self._config.node, "*")
+        await broker.answer(subject, guarded(self._on_question))
 
     async def _on_question(self, message: Received) -> tuple[bytes, dict[str, str]]:
         return await answered(self._page(message))

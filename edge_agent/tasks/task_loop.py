@@ -14,6 +14,7 @@ from fedtide.edge_agent.fleet_clock import FleetClock
 from fedtide.edge_agent.identity.capabilities import machine_timezone
 from fedtide.edge_agent.identity.cluster_node import ClusterView
 from fedtide.edge_agent.identity.node_config import node_config
+from fedtide.edge_agent.identity.node_trust import NodeTrust
 from fedtide.edge_agent.owner_policy import Owner, OwnerRefuses
 from fedtide.edge_agent.samples.source import SAMPLES
 from fedtide.edge_agent.samples.store import samples_file
@@ -42,6 +43,7 @@ from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.trace_context import TraceContext, current, within
+from fedtide.fabric.trust.refusals import Untrusted
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,10 @@ class TaskLoop:
         cluster: ClusterView,
         meter: NodeMeter,
         level: Level,
+        trust: NodeTrust,
     ) -> None:
         """`level`: what apps are kept in here."""
+        self._trust = trust
         self._meter = meter
         self._clock = clock
         self._cluster = cluster
@@ -198,11 +202,10 @@ class TaskLoop:
             except TransientError as exc:
                 log.warning("task.waits", extra={"task": task.task, "reason": str(exc)})
                 await backoff.wait()
-            except CapabilityMissing as exc:
-                message = _error(task, _LOAD_FAILED, str(exc))
-                break
-            except OwnerRefuses as exc:
-                log.warning("task.refused_by_owner", extra={"task": task.task, "reason": str(exc)})
+            except (CapabilityMissing, OwnerRefuses, Untrusted) as exc:
+                log.warning("task.refused", extra={"task": task.task, "reason": str(exc)})
+                if isinstance(exc, OwnerRefuses):
+                    await self._trust.refused("app", "owner", task.app.name, exc.what)
                 message = _error(task, _LOAD_FAILED, str(exc))
                 break
             except FedtideError as exc:
@@ -240,7 +243,8 @@ class TaskLoop:
                 log.warning("task.goes_on", extra={"task": task.task, "reason": str(exc)})
 
     async def _answer(self, task: Task, out_dir: Path) -> WireMessage:
-        rule = self._owner.policy().rule_for(task.app, self._level)
+        publishers = await self._trust.app(task.app)
+        rule = self._owner.policy().rule_for(task.app, self._level, publishers)
         app_dir = self._config.data_dir / "apps" / task.app.bundle.digest
         if not app_dir.exists():
             unpack(bytes(await read_blob(self._source, self._subjects.blob, task.app.bundle)), app_dir)

@@ -21,10 +21,14 @@ from fedtide.fabric.events.identity import (
     LogBegun,
     LogRestored,
     NodeEnrolled,
+    NodeQuarantined,
     NodeRemoved,
     NodeRevoked,
+    OrderRefused,
     RegionIssued,
     RegionRemoved,
+    TrustPublished,
+    TrustVouched,
 )
 from fedtide.fabric.events.rollouts import (
     NodeMeasured,
@@ -110,6 +114,8 @@ class ModelProduced(TaggedMessage):
     metrics: dict[str, float]
     base: BlobRef | None = None
     privacy: Privacy | None = None
+    signature: str = Field(default="", max_length=200, description="Of the run's aggregator (fabric.trust.claims)")
+    mandate: str = Field(default="", max_length=4000, description="What lets that aggregator speak for the run")
 
 
 class DriftReported(TaggedMessage):
@@ -137,6 +143,16 @@ class ReleasePublished(TaggedMessage):
     kind: Literal["release.published"] = "release.published"
     release: BlobRef
     manifest: ReleaseManifest
+    attestation: BlobRef | None = Field(default=None, description="Its provenance, signed; None: nobody has signed it")
+
+
+class ReleaseAttested(TaggedMessage):
+    """A release that was published before it was signed is signed now."""
+
+    kind: Literal["release.attested"] = "release.attested"
+    model: str
+    release: BlobRef
+    attestation: BlobRef
 
 
 class AlarmRang(TaggedMessage):
@@ -227,6 +243,7 @@ EventData = Annotated[
     | RunCompleted
     | RunFailed
     | ReleasePublished
+    | ReleaseAttested
     | RolloutStarted
     | RolloutAbortRequested
     | RolloutRollbackRequested
@@ -258,6 +275,10 @@ EventData = Annotated[
     | LogRestored
     | RegionRemoved
     | RegionIssued
+    | TrustPublished
+    | TrustVouched
+    | OrderRefused
+    | NodeQuarantined
     | UsageReported
     | PricesApplied
     | BudgetApplied

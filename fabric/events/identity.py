@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedtide.fabric.ids import NAME
+from fedtide.fabric.messages.trust import RefusalKind, Refused
 from fedtide.fabric.strict import Message, TaggedMessage
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -97,6 +98,46 @@ class NodeRemoved(TaggedMessage):
     node: Name
 
 
+class TrustPublished(TaggedMessage):
+    """Metadata that offline keys have signed: roots after those that are known, and what is delegated to whom."""
+
+    kind: Literal["trust.published"] = "trust.published"
+    roots: list[str] = []
+    targets: str = ""
+    by: str = ""
+
+
+class TrustVouched(TaggedMessage):
+    """An online key says that the metadata are still these."""
+
+    kind: Literal["trust.vouched"] = "trust.vouched"
+    version: int = Field(ge=1)
+    timestamp: str
+    snapshot: str
+
+
+class OrderRefused(TaggedMessage):
+    """A node did not follow what came, because of who had signed it, or because its owner does not allow it."""
+
+    kind: Literal["node.refused"] = "node.refused"
+    node: Name
+    what: Refused
+    refusal: RefusalKind
+    about: str = Field(default="", max_length=200, description="A task, model, app, ...")
+    reason: str = Field(default="", max_length=1000)
+
+
+class NodeQuarantined(TaggedMessage):
+    """What a node has learned is not wanted: it is asked to train no more until this is taken back."""
+
+    kind: Literal["node.quarantined"] = "node.quarantined"
+    node: Name
+    reason: str = Field(default="", max_length=1000)
+    by: str = ""
+    lifted: bool = Field(default=False, description="It may train again")
+
+
+TrustEvent = TrustPublished | TrustVouched
 IdentityEvent = (
     JoinTokenCreated | JoinTokenRevoked | NodeEnrolled | NodeRevoked | RegionIssued | NodeRemoved | RegionRemoved
 )

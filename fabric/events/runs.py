@@ -214,6 +214,9 @@ class RoundClosed(TaggedMessage):
     round: int
     metrics: dict[str, float]
     seconds: float
+    updates: str = Field(
+        default="", max_length=64, description="Root of the Merkle tree of the updates that count (fabric.merkle)"
+    )
     usage: Usage = Field(default=Usage(), description="Of the aggregator since its last report")
     regional: dict[Annotated[str, Field(pattern=NAME)], Usage] = Field(
         default={}, max_length=200, description="Of regional aggregators for this run since then, by region"

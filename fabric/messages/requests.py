@@ -36,6 +36,19 @@ class RevokeRequest(Request):
     reason: str = Field(default="", max_length=1000)
 
 
+class QuarantineRequest(Request):
+    """Ask a node to train no more; with `lift`: again."""
+
+    reason: str = Field(default="", max_length=1000)
+    lift: bool = False
+
+
+class AttestationRequest(Request):
+    """The statement of a release, with the signatures of those who vouch for it (a DSSE envelope, JSON)."""
+
+    envelope: str = Field(max_length=2 << 20)
+
+
 class RegionRequest(Request):
     """Names under which nodes reach the region's leaf; with `rotates` the credentials before are withdrawn at once."""
 

@@ -38,6 +38,7 @@ class Cohort(Message):
     online: list[str] = []
     superseded: bool = False
     held: str = ""
+    director: str = Field(default="", description="Whose mandates count now: ids of keys")
 
 
 class RepliesWanted(Message):
@@ -66,6 +67,24 @@ class ReplyBacklog(Message):
 
     waiting: int = 0
     unacknowledged: int = 0
+    superseded: bool = False
+
+
+class MandateWanted(Message):
+    """Let me speak for the run: with this key, for so long.
+
+    Args:
+        key: an Ed25519 public key, hexadecimal.
+    """
+
+    attempt: int
+    key: Digest
+
+
+class MandateGiven(Message):
+    """`mandate`: what the director has signed; empty: this installation signs nothing. `superseded`: as in `Cohort`."""
+
+    mandate: str = ""
     superseded: bool = False
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
+from fedtide.fabric.messages.trust import TrustMetadata
 from fedtide.fabric.plans.release import Lineage
 from fedtide.fabric.plans.rollout_plan import Gate, Measured, NodePhase, OnFailure
 from fedtide.fabric.plans.trigger_rule import Signal, TriggerRule
@@ -126,6 +127,97 @@ class NodeView(Strict):
     inferences: int | None = None
     clock_ahead_s: float | None = None
     warnings: list[str] = []
+    refused: dict[str, int] = Field(default={}, description="What it did not follow, by why")
+    quarantined: str = Field(default="", description="Why it is not asked to train; empty: it is")
+
+
+class DelegationView(Strict):
+    """To whom something is delegated."""
+
+    role: str
+    keys: list[str] = Field(description="Their ids")
+    threshold: int = Field(description="How many of them must sign")
+    paths: list[str] = Field(description="What they may sign: orders/REGION/NODE, apps/APP, releases/MODEL/VERSION")
+
+
+class TrustView(Strict):
+    """Who may say what in this installation."""
+
+    metadata: TrustMetadata
+    pin: str = Field(description="VERSION:SHA256 of the newest root, as join tokens name it")
+    root_expires: datetime
+    targets_expires: datetime
+    roles: list[DelegationView]
+
+
+class AttestationView(Strict):
+    """A release's manifest as it is stored, and what is said of it: signed, or to be signed."""
+
+    model: str
+    version: int
+    manifest: str
+    envelope: str = Field(description="DSSE envelope of an in-toto statement, JSON")
+    signed: bool
+    trust: TrustMetadata = Field(description="The metadata by which the signatures are judged")
+
+
+class LineageNode(Strict):
+    model: str
+    version: int
+    run: str
+    rounds: int
+    updates: int
+    participants: int
+    signed: bool
+
+
+class LineageView(Strict):
+    """What a release was made from, the nearest first, and what was made from it."""
+
+    release: LineageNode
+    ancestors: list[LineageNode]
+    descendants: list[LineageNode]
+    served_by: list[str]
+
+
+class ContributionView(Strict):
+    """Rounds of a run in which an update of the node counts."""
+
+    run: str
+    model: str
+    rounds: list[int]
+
+
+class InfluencedView(Strict):
+    model: str
+    version: int
+    through: str = Field(description="The run that counted its update, or the release that it began from")
+
+
+class ServedView(Strict):
+    node: str
+    model: str
+    version: int
+
+
+class ProposalView(Strict):
+    """How a model goes on without a node's updates."""
+
+    model: str
+    roll_back_to: int | None = Field(description="The newest release without them; None: there is none")
+    roll_back: list[str] = Field(description="Commands; none: no node serves what has them")
+    retrain_from: str = Field(description="RUN/ROUND or version; empty: from the beginning")
+    retrain: str = Field(description="A command")
+
+
+class InfluenceView(Strict):
+    """What a node's updates have influenced."""
+
+    node: str
+    contributions: list[ContributionView]
+    releases: list[InfluencedView]
+    served: list[ServedView] = Field(description="Nodes that serve such a release now")
+    proposals: list[ProposalView]
 
 
 class RefusalView(Strict):
@@ -191,6 +283,7 @@ class ReleaseView(Strict):
     metrics: dict[str, float | None]
     labels: list[str]
     lineage: Lineage
+    signed: bool = Field(default=False, description="Whether those who may vouch for it have")
 
 
 class ModelView(Strict):

@@ -36,6 +36,7 @@ AT_REST = "at-rest.conf"
 """A part of `jetstream { }`: with which key a server encrypts what it stores."""
 COORDINATOR = "coordinator.creds"
 SYSTEM_CREDENTIALS = "system.creds"
+SIGNER = "signer.creds"
 OPERATOR = "operator.seed"
 LEAF, REGION_SYSTEM, COLLECTOR, REGIONAL, RENEWAL = REGION_FILES = (
     "leaf.creds",
@@ -158,6 +159,10 @@ class Authority:
             COORDINATOR: self.credentials(CORE, permissions.COORDINATOR, "coordinator", lifetime_s=lifetime_s).text,
             SYSTEM_CREDENTIALS: self.credentials(SYSTEM, SYSTEM, "coordinator", lifetime_s=lifetime_s).text,
         }
+
+    def of_release_authority(self) -> Credentials:
+        """New credentials of the release authority."""
+        return self.credentials(CORE, permissions.SIGNS, "release-authority")
 
     def public(self, account: str) -> str:
         """The public key of an account."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -229,14 +229,15 @@ class Broker(StreamReads):
         expected_last_of_subject: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float = 10.0,
+        headers: Mapping[str, str] | None = None,
     ) -> Ack:
-        """Store one message in the stream that captures `subject`.
+        """Store one message in the stream that captures `subject`; `headers` are stored with it.
 
         Raises:
             StaleWriter: `expected_last` is not the stream's last sequence, or the subject's.
             BrokerUnavailable: not confirmed in time (it may be stored: publish again with the same id).
         """
-        headers: dict[str, str] = {}
+        headers = dict(headers or {})
         if message_id is not None:
             headers["Nats-Msg-Id"] = message_id
         if expected_last is not None:

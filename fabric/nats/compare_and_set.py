@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fedtide.fabric.errors import StaleWriter
 from fedtide.fabric.nats.broker import Broker
@@ -12,7 +12,12 @@ log = logging.getLogger(__name__)
 
 
 async def replace_stored(
-    broker: Broker, stream: str, subject: str, data: bytes, replaces: Callable[[bytes], bool]
+    broker: Broker,
+    stream: str,
+    subject: str,
+    data: bytes,
+    replaces: Callable[[bytes], bool],
+    headers: Mapping[str, str] | None = None,
 ) -> bool:
     """Store `data` as the last message of `subject`, unless what is there says otherwise.
 
@@ -31,7 +36,7 @@ async def replace_stored(
             return False
         expected = last.sequence if last is not None else 0
         try:
-            await broker.publish(subject, data, expected_last_of_subject=expected)
+            await broker.publish(subject, data, expected_last_of_subject=expected, headers=headers)
             return True
         except StaleWriter:
             log.info("stored.changed_meanwhile", extra={"subject": subject, "read": expected})

@@ -30,8 +30,9 @@ from fedtide.fabric.nats.subjects import (
 SERVER_STATISTICS = "$SYS.SERVER.*.STATSZ"
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
 NAME, REGION = "{{name()}}", "{{tag(region)}}"
-COORDINATOR, AGGREGATOR, NODE, JOINER, COLLECTS, FOLDS, RENEWS = (
+COORDINATOR, SIGNS, AGGREGATOR, NODE, JOINER, COLLECTS, FOLDS, RENEWS = (
     "coordinator",
+    "signer",
     "aggregator",
     "node",
     "joiner",
@@ -81,7 +82,7 @@ def inbox(role: str, name: str = NAME) -> str:
 def roles(subjects: Subjects) -> Mapping[str, Mapping[str, Permissions]]:
     """By account, then by role, but for those of regions (`leaf`)."""
     return {
-        CORE: {COORDINATOR: Permissions((">",), (">",))},
+        CORE: {COORDINATOR: Permissions((">",), (">",)), SIGNS: signer(subjects)},
         RUNS: {AGGREGATOR: aggregator(subjects)},
         NODES: {
             NODE: node(subjects),
@@ -139,6 +140,11 @@ def node(subjects: Subjects) -> Permissions:
     )
 
 
+def signer(subjects: Subjects) -> Permissions:
+    """The release authority: it answers, and nothing else."""
+    return Permissions((), (subjects.signing,), answers=True, subscriptions=4)
+
+
 def aggregator(subjects: Subjects) -> Permissions:
     """One run's aggregator and its shards. It reads that run's updates; it may ask any node to train for that run."""
     root, consumer = subjects.root, reply_consumer(NAME)
@@ -178,6 +184,7 @@ def folder(subjects: Subjects) -> Permissions:
         publish=(
             f"{root}.up.{REGION}.{FOLD_WORKER}.blob.>",
             subjects.telemetry(REGION, FOLD_WORKER),
+            subjects.orders(REGION, FOLD_WORKER),
             f"{here}.{UP}.{root}.up.{REGION}.*.blob.>",
             f"{here}.{STAY}.{root}.stay.{REGION}.*.blob.>",
         ),

@@ -31,6 +31,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
     rpc.enrol.<region>.<token>                    a new node asks for credentials    plain
     rpc.renew.<region>.<node>                     a node asks for fresh ones         plain
     rpc.orders.<region>.<node>                    a node asks which orders it has    plain
+    rpc.sign.release                              the release authority is asked     plain, hub only
 
 The node comes before the name, so one wildcard covers one node's whole permission. Blobs and the
 tasks that need them share one stream: a mirror keeps its order, so a node that sees a task finds
@@ -295,6 +296,11 @@ class Subjects:
 
     def orders(self, region: str, node: str) -> str:
         return self.rpc(f"orders.{region}.{node}")
+
+    @property
+    def signing(self) -> str:
+        """The release authority."""
+        return self.rpc("sign.release")
 
     def fold(self, region: str) -> str:
         """The fold worker of a region."""

@@ -54,6 +54,7 @@ class Desired(Message):
     expires_at: float | None = Field(default=None, description="Unix seconds after which the offer expires")
     terms: Terms = Terms()
     generation: int = Field(default=0, ge=0)
+    attestation: BlobRef | None = Field(default=None, description="Of the release: who vouches for it")
 
     @property
     def order(self) -> tuple[int, int]:

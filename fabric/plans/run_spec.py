@@ -17,6 +17,7 @@ from fedtide.fabric.strict import ConfigValues, Strict
 from fedtide.fabric.tensors.blobs import BlobRef
 
 LabelName = Annotated[str, Field(pattern=NAME)]
+KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 WheelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.+!-]+\.whl$")]
 
 
@@ -30,6 +31,9 @@ class AppRef(Strict):
     )
     wheels: dict[WheelName, BlobRef] = Field(
         default={}, max_length=200, description="Wheels that travel with it, by name"
+    )
+    signatures: dict[KeyId, Annotated[str, Field(max_length=2000)]] = Field(
+        default={}, max_length=16, description="Of its publisher (fabric.trust.claims), by key"
     )
 
 

@@ -17,7 +17,16 @@ from fedtide.fabric.nats.accounts import CORE, NODES, RUNS, hub_of, region_accou
 from fedtide.fabric.nats.authority import TRUST, Authority
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
-from fedtide.fabric.nats.permissions import AGGREGATOR, COLLECTS, FOLDS, JOINER, NODE, RENEWS, Permissions
+from fedtide.fabric.nats.permissions import (
+    AGGREGATOR,
+    COLLECTS,
+    FOLDS,
+    JOINER,
+    NODE,
+    RENEWS,
+    SIGNS,
+    Permissions,
+)
 from fedtide.fabric.nats.streams import mirror_consumer
 from fedtide.fabric.nats.subjects import (
     CACHE,
@@ -68,6 +77,7 @@ ROLES = (
     Role(RENEWS, NODES, "renewal-eu", "eu", "eu"),
     Role(FOLDS, NODES, "regional-eu", "eu", "eu"),
     Role(AGGREGATOR, RUNS, "run-1", "hub"),
+    Role(SIGNS, CORE, "release-authority", "hub"),
     Role("leaf", region_account("eu"), "leaf-eu", "hub"),
 )
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from fedtide.edge_agent.identity.enrolment import Enrolment
+from fedtide.edge_agent.identity.node_trust import trust_store
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.nats.accounts import NODES
@@ -86,7 +87,8 @@ async def test_what_the_others_train_is_the_same_to_the_byte(installation: Insta
     undisturbed = await asyncio.to_thread(_trained, installation)
     token = (await asyncio.to_thread(installation.run, "fleet", "token", "create")).stdout.strip()
     url = installation.leaf("eu")
-    access = await Enrolment(agent_config(tmp_path, node="evil-1", nats_url=url, join_token=token)).access()
+    config = agent_config(tmp_path, node="evil-1", nats_url=url, join_token=token)
+    access = await Enrolment(config, trust_store(config)).access()
     assert access.credentials is not None
     fuzzer = Fuzzer(urlsplit(url).port or 0, Credentials.load(access.credentials), "evil-1")
     coordinator = psutil.Process(installation.child("coordinator"))

@@ -34,6 +34,15 @@ data = ["{granted}"]
 """
 
 
+async def _vouched_by_nobody(*_: object) -> frozenset[str]:
+    """Here nothing is signed."""
+    return frozenset()
+
+
+async def _said_to_nobody(*_: object) -> None:
+    """There is no coordinator."""
+
+
 class Node:
     """A node's task loop, and what lies on its disk."""
 
@@ -60,8 +69,9 @@ class Node:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[TaskLoop]:
         broker = type("Nobody", (), {"streams_of": str, "hub_of": str})()
+        trust = type("Unsigned", (), {"app": _vouched_by_nobody, "refused": _said_to_nobody})()
         loop = TaskLoop(
-            self.config, broker, Latency(), FleetClock(), ClusterView(), NodeMeter(lambda: (0, 0)), self.level
+            self.config, broker, Latency(), FleetClock(), ClusterView(), NodeMeter(lambda: (0, 0)), self.level, trust
         )
         running = asyncio.create_task(loop.run())
         try:

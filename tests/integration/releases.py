@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,14 +13,19 @@ from onnx import TensorProto, helper, numpy_helper
 from fedtide.aggregation.release.onnx_parts import cut
 from fedtide.console import endpoints
 from fedtide.coordinator.identity.report_rules import IMPORT
-from fedtide.fabric.events.envelope import Event, ModelProduced, ReleasePublished
+from fedtide.fabric.events.envelope import Event, ModelProduced, ReleasePublished, decode_event
+from fedtide.fabric.events.runs import RunRequested
 from fedtide.fabric.ids import new_id
-from fedtide.fabric.nats.subjects import HUB_REGION, RELEASES, Subjects
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.subjects import EVENTS, HUB_REGION, RELEASES, Subjects
 from fedtide.fabric.nats.transfer import put_blob
 from fedtide.fabric.plans.release import Export, Lineage, ReleaseManifest
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, Tensor, encode
+from fedtide.fabric.trust.claims import produced_claim
+from fedtide.fabric.trust.provenance import sealed, statement
+from fedtide.fabric.trust.signatures import Mandate, RunSigner, mandate_of
 from tests.conftest import APPS
 from tests.hub import Hub
 from tests.integration.installation import Installation, until
@@ -81,9 +87,26 @@ async def produce(
     ):
         keep[name] = await put_blob(broker, SUBJECTS.release_blob, RELEASES, parts, ttl_s=None)
     produced = ModelProduced(run=run, model=model, export=Export(), metrics={"accuracy": factor}, **keep)
+    if hub.director:
+        speaker = RunSigner()
+        app = await _app_of(broker, run)
+        mandate = Mandate(run=run, attempt=1, app=app, key=speaker.key, ends_at=time.time() + 3600)
+        speaker.mandate = mandate_of(hub.director, mandate)
+        signature = speaker.sign(produced_claim(produced))
+        produced = produced.model_copy(update={"signature": signature, "mandate": speaker.mandate})
     event = Event.now("test", produced, id=new_id("produced"))
     await broker.publish(SUBJECTS.report(HUB_REGION, run, "model-produced"), event.model_dump_json().encode())
     await broker.close()
+
+
+async def _app_of(broker: Broker, run: str) -> str:
+    """The digest of what the newest run trains, as the log has it."""
+    stored = await broker.last(EVENTS, SUBJECTS.event("run", "requested"))
+    assert stored is not None
+    data = decode_event(stored.data).data
+    assert isinstance(data, RunRequested)
+    assert data.run == run
+    return data.spec.app.bundle.digest
 
 
 async def publish(
@@ -111,8 +134,11 @@ async def publish(
         export=export or Export(),
         lineage=Lineage(app=app, run=f"run-{model}-{version}", rounds=1, participants=1, updates=1),
     )
-    ref = await keep([manifest.model_dump_json().encode()])
-    event = Event.now("test", ReleasePublished(release=ref, manifest=manifest))
+    raw = manifest.model_dump_json().encode()
+    ref = await keep([raw])
+    vouched = sealed(statement(raw, {}), hub.releases)
+    attestation = await keep([vouched.encode()]) if hub.releases else None
+    event = Event.now("test", ReleasePublished(release=ref, manifest=manifest, attestation=attestation))
     await broker.publish(SUBJECTS.report(HUB_REGION, IMPORT, "release-published"), event.model_dump_json().encode())
     await broker.close()
     return ref

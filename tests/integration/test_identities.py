@@ -21,6 +21,7 @@ from fedtide.console import endpoints
 from fedtide.coordinator.identity import certificates
 from fedtide.edge_agent.identity import region_renewal
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
+from fedtide.edge_agent.identity.node_trust import trust_store
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError, CredentialsRefused
 from fedtide.fabric.events.identity import CredentialsAnswer, RegionRenewalAnswer, RenewalRequest, proof_of
@@ -172,7 +173,8 @@ async def test_without_credentials_nobody_gets_in(installation: Installation) ->
 
 def _enrolment(there: Installation, folder: Path, token: str, node: str, region: str = "eu") -> Enrolment:
     url = there.leaf(region)
-    return Enrolment(agent_config(folder / node, node=node, region=region, nats_url=url, join_token=token))
+    config = agent_config(folder / node, node=node, region=region, nats_url=url, join_token=token)
+    return Enrolment(config, trust_store(config))
 
 
 def _token(there: Installation, *options: str) -> str:

@@ -208,7 +208,7 @@ async def test_inference_over_nats_speaks_the_same_bytes(node: Node, tmp_path: P
     node.serving.swap(model(tmp_path, 2))
     here, there = await Broker.connect(hub.url, "node"), await Broker.connect(hub.url, "client")
     subjects = Subjects()
-    await NatsInference(here, node.serving).listen(subjects, "eu", "n1")
+    await NatsInference(here, node.serving).listen(subjects, "eu", "n1", lambda handler: handler)
     values = np.ones((1, 3), np.float32)
     head = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}],

@@ -204,6 +204,7 @@ class FakeBroker(Broker):
         expected_last_of_subject: int | None = None,
         ttl_s: float | None = None,
         timeout_s: float = 10.0,
+        headers: Mapping[str, str] | None = None,
     ) -> Ack:
         self._needs_server(subject)
         stream = self._server.stream_of(subject)
@@ -217,6 +218,7 @@ class FakeBroker(Broker):
             raise StaleWriter(f"wrong last sequence: {stream.last_of(subject)}")
         stream.last += 1
         headers = {
+            **(headers or {}),
             "Nats-Sequence": str(stream.last),
             "Nats-Subject": subject,
             "Nats-Time-Stamp": datetime.now(UTC).isoformat(),

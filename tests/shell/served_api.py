@@ -12,6 +12,8 @@ from pathlib import Path
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.presence import Presence
@@ -30,6 +32,7 @@ from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.storage import StorageApi
 from fedtide.coordinator.api.triggers import TriggerApi
+from fedtide.coordinator.api.trust import TrustApi
 from fedtide.coordinator.commands import AnnouncePresence, Command
 from fedtide.coordinator.executor import Executor
 from fedtide.coordinator.log.engine import Engine
@@ -101,7 +104,8 @@ async def _serve(
         await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")
         housekeeping = Housekeeping(broker, SUBJECTS, engine, [], Path("nowhere"), _leads, {}, members_only=False)
         executor.start("evt-1", (AnnouncePresence("n1", "online"),))
-        questions = NodeQuestions(broker, SUBJECTS)
+        director = Director(engine, None)
+        questions = NodeQuestions(broker, SUBJECTS, director)
         apis = Apis(
             models=ModelApi(broker, SUBJECTS, engine, housekeeping),
             fleet=FleetApi(engine, presence, questions),
@@ -112,6 +116,7 @@ async def _serve(
             identity=IdentityApi(engine, None, ["eu"], {}),
             storage=StorageApi(housekeeping),
             costs=CostApi(engine, Metering(engine, dict, tuple, Path("nowhere"))),
+            trust=TrustApi(engine, director, Attesting(broker, SUBJECTS, engine, director, by_people=True)),
         )
         registry = CollectorRegistry()
         registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))

@@ -14,6 +14,7 @@ import pytest
 from fedtide.aggregation.config import WorkerConfig
 from fedtide.aggregation.folding.in_flight import Arrived, Inbox, Node
 from fedtide.aggregation.link.run_link import RunLink
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
@@ -160,7 +161,7 @@ async def test_an_attempt_that_was_replaced_deletes_nothing_and_learns_that_it_m
     for data in (requested(), AggregatorStarted(run="run-1", attempt=1)):
         apply(engine.world, Story().event(data))
     apply(engine.world, Story().event(AggregatorExited(run="run-1", attempt=1, code=-9, reason="killed")))
-    services = RunServices(broker, SUBJECTS, engine, RunStreams(broker, SUBJECTS, ["eu"]))
+    services = RunServices(broker, SUBJECTS, engine, RunStreams(broker, SUBJECTS, ["eu"]), Director(engine, None))
     await services.listen()
     chunk = f"{SUBJECTS.update_blob('eu', 'n1', 'run-1', 'a' * 64)}.0"
     await broker.publish(chunk, b"update")

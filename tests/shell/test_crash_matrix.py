@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.notices import Notices
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_models import RunModels
@@ -150,6 +152,8 @@ async def coordinator(broker: FakeBroker, outside: Outside, ready: asyncio.Futur
             None,
             RunStreams(broker, SUBJECTS, ["eu"]),
             Notices({}),
+            director := Director(engine, None),
+            Attesting(broker, SUBJECTS, engine, director, by_people=True),
         )
         group.create_task(engine.run())
         engine.lead(Executor(handlers.handle, group).start)

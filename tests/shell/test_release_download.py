@@ -94,14 +94,19 @@ async def region() -> AsyncIterator[Region]:
     await broker.close()
 
 
+async def unsigned(_: bytes) -> bytes:
+    """Where nothing is signed."""
+    return b""
+
+
 async def test_of_a_release_with_the_same_graph_only_the_changed_tensor_is_fetched(
     region: Region, tmp_path: Path
 ) -> None:
     store = ModelStore(tmp_path)
     first, second = await region.release(two_layers(1, 2), 1), await region.release(two_layers(1, 3), 2)
-    store.stage(first, await store.fetch(region.download(), "scale", first))
+    store.stage(first, await store.fetch(region.download(), "scale", first, unsigned))
     download = region.download()
-    store.stage(second, await store.fetch(download, "scale", second))
+    store.stage(second, await store.fetch(download, "scale", second, unsigned))
     assert (store.folder(second) / "model.onnx").read_bytes() == two_layers(1, 3)
     assert download.reused_bytes > len(two_layers(1, 3)) - 80 * 80 * 4
     assert download.wan_bytes == 0
@@ -112,7 +117,7 @@ async def test_what_the_region_lacks_comes_from_the_hub_and_is_counted(region: R
     ref = await region.release(content, 1, into=RELEASES)
     download = region.download()
     # The hub's domain: here it is the same server, whose domain is `hub`.
-    await store.fetch(download, "scale", ref)
+    await store.fetch(download, "scale", ref, unsigned)
     assert download.wan_bytes >= len(content)
 
 
@@ -123,42 +128,42 @@ async def test_a_tampered_chunk_is_refused_and_nothing_is_staged(region: Region,
     await region.broker.publish(f"{SUBJECTS.cache_blob('eu', big.digest)}.0", b"x" * big.size_bytes)
     store = ModelStore(tmp_path)
     with pytest.raises(DigestMismatch):
-        await store.fetch(region.download(), "scale", ref)
+        await store.fetch(region.download(), "scale", ref, unsigned)
     assert not store.has(ref)
 
 
 async def test_a_release_that_is_nowhere_is_not_found(region: Region, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        await ModelStore(tmp_path).fetch(region.download(), "scale", ref_of(b"nothing"))
+        await ModelStore(tmp_path).fetch(region.download(), "scale", ref_of(b"nothing"), unsigned)
 
 
 async def test_a_file_that_changed_on_the_disk_is_not_staged_and_fetched_anew(region: Region, tmp_path: Path) -> None:
     store, content = ModelStore(tmp_path), two_layers(1, 2)
     ref = await region.release(content, 1)
-    staging = await store.fetch(region.download(), "scale", ref)
+    staging = await store.fetch(region.download(), "scale", ref, unsigned)
     damaged = bytearray(content)
     damaged[len(content) // 2] ^= 1
     (staging / "model.onnx").write_bytes(bytes(damaged))
     with pytest.raises(DigestMismatch, match=r"model\.onnx"):
         store.stage(ref, staging)
-    store.stage(ref, await store.fetch(region.download(), "scale", ref))
+    store.stage(ref, await store.fetch(region.download(), "scale", ref, unsigned))
     assert (store.folder(ref) / "model.onnx").read_bytes() == content
 
 
 async def test_an_interrupted_download_goes_on_where_it_was(region: Region, tmp_path: Path) -> None:
     store, content = ModelStore(tmp_path), two_layers(1, 2)
     ref = await region.release(content, 1)
-    staging = await store.fetch(region.download(), "scale", ref)
+    staging = await store.fetch(region.download(), "scale", ref, unsigned)
     for part in cut(content)[:3]:  # what is there already is gone from the region
         await region.broker.purge(CACHE, f"{SUBJECTS.cache_blob('eu', ref_of(bytes(part)).digest)}.0")
-    store.stage(ref, await store.fetch(region.download(), "scale", ref))
+    store.stage(ref, await store.fetch(region.download(), "scale", ref, unsigned))
     assert not staging.exists()
 
 
 async def test_a_release_of_another_model_is_refused(region: Region, tmp_path: Path) -> None:
     ref = await region.release(two_layers(1, 2), 1)
     with pytest.raises(MalformedMessage, match="is of model 'scale'"):
-        await ModelStore(tmp_path).fetch(region.download(), "other", ref)
+        await ModelStore(tmp_path).fetch(region.download(), "other", ref, unsigned)
 
 
 @pytest.mark.parametrize(

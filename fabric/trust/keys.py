@@ -1,0 +1,94 @@
+"""Keys that sign: files (PEM, PKCS #8, perhaps with a passphrase), or a token through PKCS #11."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from fedtide.fabric.errors import CapabilityMissing, ConfigError
+from fedtide.fabric.nats.credentials import write_secret
+from fedtide.fabric.trust.libraries import CryptoSigner, Key, Signer, SSlibKey
+
+PASSPHRASE = "FEDTIDE_KEY_PASSPHRASE"  # noqa: S105  # the name of a variable
+"""Environment variable: of the keys' files."""
+PKCS11 = "hsm:"
+"""Begins the name of a key on a token (securesystemslib's URI); PYKCS11LIB names the token's library."""
+
+
+def new() -> CryptoSigner:
+    """A new Ed25519 key."""
+    return CryptoSigner.generate_ed25519()
+
+
+def save(signer: CryptoSigner, file: Path, passphrase: str = "") -> None:
+    """Write a private key; only its owner can read it."""
+    how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    key: Any = load_pem_private_key(signer.private_bytes, None)  # the library's own writing knows no passphrase
+    write_secret(file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how).decode())
+
+
+def load(name: str | Path, *, public: Key | None = None) -> Signer:
+    """The signer of a file, or of a token (`hsm:...`, which needs to know its public key).
+
+    Raises:
+        ConfigError: it cannot be read, or needs another passphrase.
+        CapabilityMissing: a token is named, and the library for it is not installed.
+    """
+    text = str(name)
+    if text.startswith(PKCS11):
+        return _on_token(text, public)
+    try:
+        pem = Path(text).read_bytes()
+    except OSError as exc:
+        raise ConfigError(text, f"cannot be read: {exc.strerror}") from exc
+    return parsed(pem, text)
+
+
+def parsed(pem: bytes, path: str) -> CryptoSigner:
+    """The signer of a private key (PEM). Raises ConfigError."""
+    passphrase = os.environ.get(PASSPHRASE, "").encode() or None
+    try:
+        key: Any = load_pem_private_key(pem, passphrase if b"ENCRYPTED" in pem else None)
+        return CryptoSigner(key)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(path, "is no private key, or its passphrase is another", f"Set {PASSPHRASE}") from exc
+
+
+def public_of(file: Path) -> SSlibKey:
+    """The public key of a file, which may hold the private one. Raises ConfigError."""
+    try:
+        pem = file.read_bytes()
+    except OSError as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from exc
+    if b"PRIVATE KEY" in pem:
+        found = parsed(pem, str(file)).public_key
+        assert isinstance(found, SSlibKey)
+        return found
+    try:
+        key: Any = load_pem_public_key(pem)
+        return SSlibKey.from_crypto(key)
+    except ValueError as exc:
+        raise ConfigError(str(file), "is no public key (PEM)", "openssl pkey -in KEY -pubout") from exc
+
+
+def _on_token(uri: str, public: Key | None) -> Signer:
+    try:
+        from securesystemslib.signer import HSMSigner
+    except ImportError as exc:
+        raise CapabilityMissing("keys on tokens need a library", "pip install 'fedtide[pkcs11]'") from exc
+    try:
+        if public is None:
+            _, public = HSMSigner.import_(HSMSigner.SCHEME_KEYID)
+        return HSMSigner.from_priv_key_uri(uri, public, lambda _: os.environ.get(PASSPHRASE, ""))
+    except Exception as exc:  # a token's library says what is wrong in its own ways
+        raise ConfigError(uri, f"the token does not work: {exc}", "Is PYKCS11LIB set, and the token there?") from exc
