@@ -17,6 +17,7 @@ from fedtide.fabric.messages import requests
 from fedtide.fabric.messages import views as v
 from fedtide.fabric.messages.cost_views import BudgetView, CostLine, CostView
 from fedtide.fabric.messages.logs import LogPage
+from fedtide.fabric.messages.trust import TrustMetadata
 from fedtide.fabric.plans.prices import Budget, PriceBook
 from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
@@ -247,6 +248,38 @@ def create_join_token(asked: requests.TokenRequest) -> Call[v.NewJoinToken]:
 
 def revoke_join_token(name: str) -> Call[v.JoinTokenView]:
     return Call("DELETE", path("join-tokens", name), TypeAdapter(v.JoinTokenView))
+
+
+def trust() -> Call[v.TrustView]:
+    return _get(v.TrustView, "trust")
+
+
+def publish_trust(metadata: TrustMetadata) -> Call[v.TrustView]:
+    return Call(
+        "PUT", path("trust"), TypeAdapter(v.TrustView), metadata.model_dump_json(exclude_defaults=True).encode()
+    )
+
+
+def attestation(model: str, version: str) -> Call[v.AttestationView]:
+    return _get(v.AttestationView, "models", model, "versions", version, "attestation")
+
+
+def attest(model: str, version: str, envelope: str) -> Call[v.AttestationView]:
+    body = requests.AttestationRequest(envelope=envelope).model_dump_json().encode()
+    where = path("models", model, "versions", version, "attestation")
+    return Call("PUT", where, TypeAdapter(v.AttestationView), body)
+
+
+def lineage(model: str, version: str) -> Call[v.LineageView]:
+    return _get(v.LineageView, "models", model, "versions", version, "lineage")
+
+
+def influence(node: str) -> Call[v.InfluenceView]:
+    return _get(v.InfluenceView, "nodes", node, "influence")
+
+
+def quarantine(node: str, reason: str, *, lift: bool = False) -> Call[v.InfluenceView]:
+    return _post(v.InfluenceView, requests.QuarantineRequest(reason=reason, lift=lift), "nodes", node, "quarantine")
 
 
 def revoke_node(name: str, reason: str) -> Call[v.Revoked]:

@@ -28,6 +28,7 @@ from fedtide.console.cli.rollout_commands import rollouts_app
 from fedtide.console.cli.run_commands import rounds_app, runs_app
 from fedtide.console.cli.samples_commands import samples_app
 from fedtide.console.cli.trigger_commands import triggers_app
+from fedtide.console.cli.trust_commands import trust_app
 from fedtide.console.cli.try_command import try_
 from fedtide.console.cli.why_command import why
 from fedtide.console.home import Home
@@ -71,6 +72,7 @@ app.add_typer(k8s_app, name="k8s")
 app.add_typer(runs_app, name="run")
 app.add_typer(rounds_app, name="round")
 app.add_typer(models_app, name="model")
+app.add_typer(trust_app, name="trust")
 app.add_typer(rollouts_app, name="rollout")
 app.add_typer(samples_app, name="samples")
 app.add_typer(triggers_app, name="trigger")

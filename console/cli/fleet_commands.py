@@ -9,6 +9,7 @@ import typer
 
 from fedtide.console import endpoints
 from fedtide.console.cli.grammar import seconds
+from fedtide.console.cli.model_commands import show_influence
 from fedtide.console.cli.verbs import removes, shows
 from fedtide.console.client import Client
 from fedtide.console.output import Format, Limit, Output, megabytes, say, show_list, show_one
@@ -58,6 +59,20 @@ def revoke(node: str, reason: Annotated[str, typer.Option(help="For the log")] =
     """Take a node's credentials away. Its connections end at once; a new join token lets it in again."""
     Client.find().send(endpoints.revoke_node(node, reason))
     say(f"revoked {node}")
+
+
+@fleet_app.command("quarantine")
+def quarantine(
+    node: str,
+    reason: Annotated[str, typer.Option(help="For the log")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="Take it back: the node may train again")] = False,
+    output: Output = Format.table,
+) -> None:
+    """Ask a node to train no more, and show what its updates have influenced and how to go on without them."""
+    view = Client.find().send(endpoints.quarantine(node, reason, lift=lift))
+    if output is Format.table:
+        say(f"{node} {'may train again' if lift else 'is quarantined: it is not asked to train'}")
+    show_influence(view, output)
 
 
 @removes(fleet_app, also="remove")
