@@ -78,6 +78,8 @@ def push(app: App, train: Train = TrainWith.flower, with_wheels: WithWheels = Fa
         named["requirements"] = ref.requirements
     if ref.wheels:
         named["wheels"] = {name: _camel(blob) for name, blob in ref.wheels.items()}
+    if ref.signatures:
+        named["signatures"] = ref.signatures
     typer.echo(yaml.safe_dump({"app": named}, sort_keys=False), nl=False)
 
 

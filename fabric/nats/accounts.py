@@ -4,7 +4,7 @@ A server answers a request to whatever subject the request names, with the serve
 coordinator is in an account with streams: an answer goes to the account of whoever asked, and reaches nothing else.
 
     hub      core           streams, coordinators
-             runs           aggregators and their shards
+             runs           aggregators and their shards, the release authority
              region-R       the link of region R's server
     leaf R   leaf-R         the region's streams; its link binds it to region-R
              nodes          nodes, joiners, the region's collector and fold worker
@@ -120,6 +120,7 @@ def _core(subjects: Subjects, regions: list[str]) -> Account:
         for each in _region(subjects, r).exports
         if each.subject != subjects.fold(r)
     ]
+    imports.append(Import(RUNS, subjects.signing))
     return Account(tuple(exports), tuple(imports), jetstream=True)
 
 
@@ -193,7 +194,7 @@ def _runs(subjects: Subjects, regions: list[str]) -> Account:
     for region in regions:
         reads = [f"$JS.{region}.API.DIRECT.GET.{stream}.>" for stream in (UP, STAY)]
         imports += [Import(region_account(region), each) for each in (*reads, subjects.fold(region))]
-    return Account((), tuple(imports))
+    return Account((Export(subjects.signing),), tuple(imports))
 
 
 def _region(subjects: Subjects, region: str) -> Account:

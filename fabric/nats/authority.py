@@ -162,7 +162,7 @@ class Authority:
 
     def of_release_authority(self) -> Credentials:
         """New credentials of the release authority."""
-        return self.credentials(CORE, permissions.SIGNS, "release-authority")
+        return self.credentials(RUNS, permissions.SIGNS, "release-authority")
 
     def public(self, account: str) -> str:
         """The public key of an account."""

@@ -82,8 +82,8 @@ def inbox(role: str, name: str = NAME) -> str:
 def roles(subjects: Subjects) -> Mapping[str, Mapping[str, Permissions]]:
     """By account, then by role, but for those of regions (`leaf`)."""
     return {
-        CORE: {COORDINATOR: Permissions((">",), (">",)), SIGNS: signer(subjects)},
-        RUNS: {AGGREGATOR: aggregator(subjects)},
+        CORE: {COORDINATOR: Permissions((">",), (">",))},
+        RUNS: {AGGREGATOR: aggregator(subjects), SIGNS: signer(subjects)},
         NODES: {
             NODE: node(subjects),
             JOINER: joiner(subjects),

@@ -77,7 +77,7 @@ ROLES = (
     Role(RENEWS, NODES, "renewal-eu", "eu", "eu"),
     Role(FOLDS, NODES, "regional-eu", "eu", "eu"),
     Role(AGGREGATOR, RUNS, "run-1", "hub"),
-    Role(SIGNS, CORE, "release-authority", "hub"),
+    Role(SIGNS, RUNS, "release-authority", "hub"),
     Role("leaf", region_account("eu"), "leaf-eu", "hub"),
 )
 

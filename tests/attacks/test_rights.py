@@ -113,7 +113,7 @@ async def test_a_role_changes_nothing_but_what_is_its_own(ground: Ground, role: 
     await evil.flush()
     await victim.works(1)
     await asyncio.sleep(0.5)  # what the attack set going ends somewhere: nothing tells when
-    assert fired > 100
+    assert fired > 100 or not role.allowed().publish
     assert await ground.configs() == configs
     assert not_its_own(role, before, await ground.stored()) == []
     told = {m.data for m in victim.live if m.data and not m.data.startswith(b"work ")}

@@ -55,7 +55,7 @@ class Campaign:
         """Apply the rule by which every run is started, and run once without faults."""
         there, app = self._there, APPS / "mean"
         ref = await there.ask(endpoints.put_bundle(bundle(app)))
-        named = AppRef(name=describe(app).name, bundle=ref)
+        named = there.signed(AppRef(name=describe(app).name, bundle=ref))
         config = {**CONFIG, "strategy": self.strategy}
         do = StartRun(app=named, rounds=ROUNDS, run_config=config, policy=POLICY)
         rule = TriggerRule(name=self._type.replace(".", "-"), on=self._type, policy="queue", do=do)

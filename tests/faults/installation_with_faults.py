@@ -21,6 +21,7 @@ from fedtide.console.embedded.plan import Layout, lay_out
 from fedtide.console.embedded.supervisor import Supervisor
 from fedtide.console.endpoints import Call
 from fedtide.console.home import Home
+from fedtide.console.publishing import signed
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.events.envelope import Event
@@ -30,6 +31,7 @@ from fedtide.fabric.messages.views import RUN_ENDED, RunView
 from fedtide.fabric.nats.subjects import Subjects
 from fedtide.fabric.plans.round_policy import RoundPolicy
 from fedtide.fabric.plans.run_spec import AppRef, RunRequest
+from fedtide.fabric.trust.installation import PUBLISHER_KEY
 from tests.faults.tcp_proxy import TcpProxy
 from tests.hub import Hub
 
@@ -87,10 +89,14 @@ class Faulty:
                 except TransientError:
                     await asyncio.sleep(0.2)
 
+    def signed(self, app: AppRef) -> AppRef:
+        """As its publisher sends it."""
+        return signed(app, str(self.home.trust / PUBLISHER_KEY))
+
     async def start_run(self, app: Path, policy: RoundPolicy, **options: Any) -> str:
         """The id of a fresh run of `app`."""
         ref = await asyncio.to_thread(self.client.send, endpoints.put_bundle(bundle(app)))
-        asked = RunRequest(app=AppRef(name=describe(app).name, bundle=ref), policy=policy, **options)
+        asked = RunRequest(app=self.signed(AppRef(name=describe(app).name, bundle=ref)), policy=policy, **options)
         return (await asyncio.to_thread(self.client.send, endpoints.start_run(asked))).run
 
     async def finished(self, run: str) -> RunView:

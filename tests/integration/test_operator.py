@@ -17,6 +17,7 @@ from fedtide.console import endpoints
 from fedtide.console.cli.try_command import LINE
 from fedtide.console.client import AsyncClient
 from fedtide.console.home import Home
+from fedtide.console.publishing import signed
 from fedtide.console.operator import following, resources
 from fedtide.console.operator.__main__ import health_endpoint
 from fedtide.console.operator.news import News
@@ -24,6 +25,8 @@ from fedtide.console.operator.resources import GROUP, MODELS, ROLLOUTS, RUNS, TR
 from fedtide.console.servers import Servers
 from fedtide.fabric.flower.app_files import bundle
 from fedtide.fabric.messages.views import RUN_ENDED
+from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.trust.installation import PUBLISHER_KEY
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import APPS
 from tests.integration.installation import Installation, until
@@ -114,7 +117,13 @@ def operated(
 
 def _app(there: Installation, folder: Path = APPS / "mean") -> Object:
     ref = there.client.send(endpoints.put_bundle(bundle(folder)))
-    return {"name": folder.name, "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes}}
+    key = str(Home(there.home).trust / PUBLISHER_KEY)
+    app = signed(AppRef(name=folder.name, bundle=ref), key)
+    return {
+        "name": folder.name,
+        "bundle": {"digest": ref.digest, "sizeBytes": ref.size_bytes},
+        "signatures": app.signatures,
+    }
 
 
 def test_resources_start_show_and_end_what_they_stand_for(operated: Installation, server: ApiServer) -> None:
