@@ -16,7 +16,7 @@ from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.trust import TrustMetadata
 from fedtide.fabric.nats.credentials import write_secret
 from fedtide.fabric.trust import ceremony, keys
-from fedtide.fabric.trust.installation import ROOT_KEY, ROOTS, TARGETS
+from fedtide.fabric.trust.installation import ROOTS, TARGETS
 from fedtide.fabric.trust.libraries import Key, Signer
 
 NEXT_ROOT, NEXT_TARGETS = "root.next.json", "targets.next.json"
@@ -65,10 +65,18 @@ class TrustFolder:
             write_secret(file, known.targets)
 
     def signers(self, named: Sequence[str]) -> list[Signer]:
-        """The offline keys that sign: those named, or the one in this folder."""
-        names = list(named) or ([str(self.path / ROOT_KEY)] if (self.path / ROOT_KEY).exists() else [])
-        public = {} if not self.is_begun else {k.keyid: k for k in ceremony.offline_in(self.roots[-1]).keys}
-        return [keys.load(name, public=next(iter(public.values()), None)) for name in names]
+        """The offline keys that sign: those named, or those in this folder that the newest root names.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        known = {key.keyid: key for key in ceremony.offline_in(self.roots[-1]).keys}
+        names = list(named) or [
+            str(file) for file in sorted(self.path.glob("root*.pem")) if keys.public_of(file).keyid in known
+        ]
+        if not names:
+            raise ConfigError("--sign", f"no key of the root is in {self.path}", "Name its file, or hsm:...")
+        return [keys.load(name, public=next(iter(known.values()))) for name in names]
 
     def next_targets(self, roles: dict[str, ceremony.Role], signers: Sequence[Signer], now: datetime) -> int:
         """What is delegated from now on; returns how many signatures lack."""

@@ -23,6 +23,7 @@ from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.events.rollouts import NodePhaseReported
 from fedtide.fabric.events.runs import RoundClosed
+from fedtide.fabric.messages.trust import REFUSAL_KINDS
 from fedtide.fabric.trace_context import TraceContext, of_offer
 
 
@@ -58,6 +59,14 @@ class WorldMetrics:
         yield _gauge("nodes_skewed", about, value=sum(skew > SKEW_S for skew in skews))
         about = "Nodes of which two processes were heard"
         yield _gauge("nodes_twins", about, value=len(self._presence.twins))
+        about = "What nodes did not follow, by why"
+        refused = CounterMetricFamily("fedtide_orders_refused", about, labels=["kind"])
+        counts: Counter[str] = Counter()
+        for node in world.nodes.values():
+            counts.update(node.refused)
+        for kind in REFUSAL_KINDS:
+            refused.add_metric([kind], counts[kind])
+        yield refused
         about = "Seconds until the credentials of a region's servers expire (fedtide fleet region)"
         left = _gauge("region_credentials_seconds", about, "region")
         for region, ends in world.identities.region_ends.items():
