@@ -282,6 +282,9 @@ def _trust_of(config: FoldWorkerConfig, broker: Broker) -> TrustLink | None:
     """
     if config.run or config.trust_root is None:
         return None
+    if not config.trust_root.exists():  # its Secret is of a version that knew of no root
+        log.warning("fold.follows_no_root", extra={"file": str(config.trust_root)})
+        return None
     try:
         root = config.trust_root.read_text(encoding="utf-8")
     except OSError as exc:

@@ -29,6 +29,8 @@ def of_cloud(api: client.ApiClient, namespace: str, release: str) -> list[Remain
     """Raises TransientError: the API server refuses, or is not there."""
     named = [
         Remain("secret", f"{release}-identity", "the authority: without it every node must enrol again"),
+        Remain("secret", f"{release}-release-authority", "the key that vouches for releases"),
+        Remain("secret", f"{release}-trust-offline", "the keys of root and publisher, unless they were taken away"),
         Remain("secret", f"{release}-servers", "certificates, and the key of what servers store"),
         Remain("configmap", f"{release}-log", "which log the hub had"),
     ]

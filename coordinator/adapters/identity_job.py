@@ -12,6 +12,7 @@ import base64
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from fedtide.coordinator.identity.installation_secrets import UNLIMITED, Files, 
 from fedtide.fabric.cluster.connection import api_client
 from fedtide.fabric.cluster.restarts import restart
 from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.nats.authority import FILE, SIGNER, Authority
 from fedtide.fabric.nats.backup_file import identity_in, opened
 from fedtide.fabric.nats.backup_store import BackupStore
+from fedtide.fabric.trust.installation import ROOTS
+from fedtide.fabric.trust.installation import begin as begin_trust
 
 _CONFLICT, _MISSING = 409, 404
 
@@ -55,6 +59,9 @@ class Installed:
 
 def keep(api: Any, of: Installed, restored: Callable[[], Files] = dict, wants: Wants = UNLIMITED) -> list[str]:
     """Complete the Secrets `NAME-identity` and `NAME-servers`; returns the names of those that changed.
+
+    An installation without a root gets one: `NAME-release-authority` has the key that vouches for releases, and
+    `NAME-trust-offline` those of root and publisher, which their owner takes away.
 
     Args:
         restored: the identity of a backup, for an installation that has none.
@@ -88,10 +95,20 @@ def keep(api: Any, of: Installed, restored: Callable[[], Files] = dict, wants: W
         wanted[1][SERVERS] = str(servers)
     if storage:
         wanted[1][STORAGE] = storage
+    begun = None if ROOTS in own else begin_trust(datetime.now(UTC))
+    if begun is not None:
+        wanted[0].update(begun.coordinator)
     changed = []
     for secret, old, new in zip(names, found, wanted, strict=True):
         if old != new:
             _write(api, namespace, secret, new, exists=old is not None)
+            changed.append(secret)
+    if begun is not None:
+        signer = Authority.parse(wanted[0][FILE].encode()).of_release_authority().text
+        kept = {"release-authority": {**begun.authority, SIGNER: signer}, "trust-offline": begun.offline}
+        for what, files in kept.items():
+            secret = f"{name}-{what}"
+            _write(api, namespace, secret, files, exists=_read(api, namespace, secret) is not None)
             changed.append(secret)
     return changed
 

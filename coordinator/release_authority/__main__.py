@@ -12,8 +12,9 @@ import logging
 import sys
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
+from fedtide.coordinator.release_authority.config import AuthorityConfig
 from fedtide.coordinator.release_authority.judgement import judge
 from fedtide.coordinator.release_authority.signed_before import SignedBefore
 from fedtide.fabric import logs
@@ -24,27 +25,13 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import Subjects
-from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.process.until_signalled import until_signalled
-from fedtide.fabric.strict import Strict
 from fedtide.fabric.trust import keys, provenance
 from fedtide.fabric.trust.refusals import Untrusted
 from fedtide.fabric.trust.store import TrustStore
 from fedtide.fabric.validation import config_error
 
 log = logging.getLogger(__name__)
-
-
-class AuthorityConfig(Strict):
-    """Of a release authority. Read from a JSON file."""
-
-    nats_url: NatsUrl = Field(description="The hub")
-    tenant: str = Field(default="default", description="As for agents")
-    credentials: Path | None = Field(default=None, description="Its `.creds` file: signer.creds of the identities")
-    ca_file: Path | None = Field(default=None, description="Authority of the broker's certificate; needed for tls://")
-    key: str = Field(description="File of its private key (PEM), or `hsm:...` for a token (PKCS #11)")
-    roots: Path = Field(description="trust-roots.json: the root that it follows")
-    folder: Path = Field(description="Where it keeps the metadata, and what it has signed")
 
 
 class ReleaseAuthority:

@@ -1,16 +1,12 @@
 """Everybody in the cloud and on the way, each alone with all keys that are theirs: a node does what the root lets.
 
-| who | has | tries | the node says |
-|---|---|---|---|
-| coordinator and director | the director's key, the timestamp's | a release that it made, or that was signed for another | arbitrary, wrong target |
-| | | an app that no publisher has signed | arbitrary |
-| | | delegations, a root of its own | unknown signer |
-| aggregator | its run's mandate | another app, run, or what is served; after its end | wrong target, expired |
-| release authority | the releases' key | orders, apps, models that are not its own | wrong target |
-| publisher | its own key | apps of others, orders, releases | wrong target |
-| mirror (the region's server) | every byte on the way | other bytes, somebody else's order, what was true before | arbitrary, rollback |
-| | | nothing new, for weeks; another time | freeze; not believed |
-| a questioner | a question that it has heard | the same again, later | expired |
+- coordinator and director (their own keys): a release that nobody vouches for, or that was vouched for as another one;
+  an app that no publisher has signed; delegations or a root of their own.
+- an aggregator (the mandate of its run): another app, another run, what is served; anything after its end.
+- the release authority: orders, apps, models that are not its own. A publisher: apps of others, orders, releases.
+- a mirror (a region's server; every byte on the way): other bytes, somebody else's order, what was true before, nothing
+  new for weeks, another time.
+- whoever has heard a question: the same again, later.
 """
 
 from __future__ import annotations
@@ -153,9 +149,7 @@ ORDERS: dict[str, tuple[Callable[[Attacked], Received], str]] = {
     "signed by the timestamp's key": (lambda n: signed(DESIRED, desired(), n.keys.timestamp), "unknown_signer"),
     "an aggregator's": (of_run(DESIRED, desired()), "wrong_target"),
     "of another node": (
-        lambda n: replace(
-            signed(SUBJECTS.desired("eu", "n2", "digits"), desired(), n.keys.director), subject=DESIRED
-        ),
+        lambda n: replace(signed(SUBJECTS.desired("eu", "n2", "digits"), desired(), n.keys.director), subject=DESIRED),
         "arbitrary",
     ),
     "with other bytes": (

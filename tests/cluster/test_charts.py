@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from fedtide.aggregation.folding.fold_worker import FoldWorkerConfig
 from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.release_authority.config import AuthorityConfig
 from fedtide.edge_agent.config import load
 from fedtide.edge_agent.drift.collector import CollectorConfig
 
@@ -80,6 +81,7 @@ def test_the_processes_understand_the_configuration_they_are_given(file: Path, t
         "coordinator.json": CoordinatorConfig,
         "collector.json": CollectorConfig,
         "regional.json": FoldWorkerConfig,
+        "authority.json": AuthorityConfig,
     }
     for body in example(file):
         for name, text in body.get("data", {}).items() if body["kind"] == "ConfigMap" else ():

@@ -157,7 +157,13 @@ def test_an_installation_without_an_identity_takes_that_of_a_backup(tmp_path: Pa
 def test_the_hook_leaves_what_is_there_alone() -> None:
     with ApiServer() as server:
         api = client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
-        assert keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"])) == ["ft-identity", "ft-servers"]
+        made = ["ft-identity", "ft-servers", "ft-release-authority", "ft-trust-offline"]
+        assert keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"])) == made
+        held = {name: set(server.one("secrets", name)["data"]) for name in made}
+        assert "root.pem" not in held["ft-identity"] | held["ft-release-authority"] | held["ft-servers"]
+        assert "releases.pem" not in held["ft-identity"]
+        assert "director.pem" not in held["ft-release-authority"]
+        assert {"signer.creds", "releases.pem", "trust-roots.json"} <= held["ft-release-authority"]
         before = {name: server.one("secrets", name)["data"] for name in server.names("secrets")}
         assert keep(api, Installed("fl", "ft", "default", HOSTS, ["eu"])) == []
         assert keep(api, Installed("fl", "ft", "default", [*HOSTS, "hub"], ["eu"])) == ["ft-servers"]

@@ -17,11 +17,11 @@ from fedtide.console import endpoints
 from fedtide.console.cli.try_command import LINE
 from fedtide.console.client import AsyncClient
 from fedtide.console.home import Home
-from fedtide.console.publishing import signed
 from fedtide.console.operator import following, resources
 from fedtide.console.operator.__main__ import health_endpoint
 from fedtide.console.operator.news import News
 from fedtide.console.operator.resources import GROUP, MODELS, ROLLOUTS, RUNS, TRIGGERS, VERSION
+from fedtide.console.publishing import signed
 from fedtide.console.servers import Servers
 from fedtide.fabric.flower.app_files import bundle
 from fedtide.fabric.messages.views import RUN_ENDED

@@ -100,7 +100,15 @@ imagePullSecrets:
   secret:
     secretName: {{ $name }}-identity
     defaultMode: 0440
+    optional: true # of these files, some are only there while keys are replaced
     items:
+      - {key: trust-roots.json, path: trust-roots.json}
+      - {key: trust-targets.json, path: trust-targets.json}
+      {{- range (list "director" "timestamp") }}
+      - {key: {{ . }}.pem, path: {{ . }}.pem}
+      - {key: {{ . }}-2.pem, path: {{ . }}-2.pem}
+      - {key: {{ . }}-3.pem, path: {{ . }}-3.pem}
+      {{- end }}
       - {key: authority.json, path: authority.json}
       - {key: coordinator.creds, path: coordinator.creds}
       - {key: system.creds, path: system.creds}
