@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -17,6 +17,14 @@ from fedtide.fabric.messages import requests
 from fedtide.fabric.messages import views as v
 from fedtide.fabric.messages.cost_views import BudgetView, CostLine, CostView
 from fedtide.fabric.messages.logs import LogPage
+from fedtide.fabric.messages.people import (
+    AuditEntry,
+    LoginView,
+    NewServiceToken,
+    PrincipalView,
+    ServiceTokenRequest,
+    ServiceTokenView,
+)
 from fedtide.fabric.messages.trust import TrustMetadata
 from fedtide.fabric.plans.prices import Budget, PriceBook
 from fedtide.fabric.plans.rollout_request import RolloutRequest
@@ -248,6 +256,37 @@ def create_join_token(asked: requests.TokenRequest) -> Call[v.NewJoinToken]:
 
 def revoke_join_token(name: str) -> Call[v.JoinTokenView]:
     return Call("DELETE", path("join-tokens", name), TypeAdapter(v.JoinTokenView))
+
+
+def login() -> Call[LoginView]:
+    return _get(LoginView, "login")
+
+
+def whoami() -> Call[PrincipalView]:
+    return _get(PrincipalView, "whoami")
+
+
+def service_tokens(**query: str | int | None) -> Call[v.Page[ServiceTokenView]]:
+    return _get(v.Page[ServiceTokenView], "tokens", query=query)
+
+
+def create_service_token(asked: ServiceTokenRequest) -> Call[NewServiceToken]:
+    return _post(NewServiceToken, asked, "tokens")
+
+
+def revoke_service_token(name: str) -> Call[ServiceTokenView]:
+    return Call("DELETE", path("tokens", name), TypeAdapter(ServiceTokenView))
+
+
+def audit(
+    who: str = "", action: str = "", since: datetime | None = None, until: datetime | None = None, limit: int = 1000
+) -> Call[v.Page[AuditEntry]]:
+    query: Query = {"who": who, "action": action, "limit": limit, **_period(_utc(since), _utc(until))}
+    return _get(v.Page[AuditEntry], "audit", query=query)
+
+
+def _utc(at: datetime | None) -> datetime | None:
+    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
 
 
 def trust() -> Call[v.TrustView]:

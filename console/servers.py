@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fedtide.console.home import Home
+from fedtide.console.stored_logins import token_for
 from fedtide.fabric.errors import ConfigError
 
 SERVER = "FEDTIDE_SERVER"
@@ -48,7 +49,8 @@ class Servers:
             home = Home.find()
             return cls.of(home, home.state().apis)
         urls = named or Home.find().state().apis
-        return cls(tuple(urls), env.get(TOKEN, "").strip(), Path(ca) if ca else None)
+        token = env.get(TOKEN, "").strip() or next(filter(None, map(token_for, urls)), "")
+        return cls(tuple(urls), token, Path(ca) if ca else None)
 
     @classmethod
     def of(cls, home: Home, urls: Iterable[str]) -> Servers:

@@ -47,6 +47,7 @@ from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.stream_copies import StreamCopy, copy_stream, put_stream
 from fedtide.fabric.nats.subjects import (
+    AUDIT,
     CHECKPOINTS,
     CONTROL,
     DOWN,
@@ -93,7 +94,7 @@ async def save(config: CoordinatorConfig, file: Path) -> Contents:
 async def _copied(broker: Broker, config: CoordinatorConfig, archive: tarfile.TarFile, folder: Path) -> Contents:
     # Before what takes long: reports go a while after they were read.
     reports = [name for name in await broker.stream_names() if name == UP or name.startswith(up_stream(""))]
-    order = (CONTROL, EVENTS, *reports, ORDERS, PARKED, CHECKPOINTS, DOWN, RELEASES)
+    order = (CONTROL, EVENTS, *reports, ORDERS, AUDIT, PARKED, CHECKPOINTS, DOWN, RELEASES)
     streams = [await _add_stream(broker, stream, archive, folder) for stream in order]
     for path in sorted(config.identity_dir.iterdir()) if config.identity_dir is not None else ():
         if path.is_file() and path.name != OPERATOR:  # it is kept elsewhere

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.audit import AuditTrail
 from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
@@ -73,7 +74,9 @@ class CommandHandlers:
         notices: Notices,
         director: Director,
         attesting: Attesting,
+        trail: AuditTrail,
     ) -> None:
+        self._trail = trail
         self._notices = notices
         self._director = director
         self._attesting = attesting
@@ -196,8 +199,21 @@ class CommandHandlers:
             if key in world.runs or key in world.rollouts:
                 raise ConfigError(rule.name, f"{key} was started before, for the same event")
             await self._starter.fire(rule, key, command.cause, command.trace)
+            await self._audit(command, "started")
         except (ConfigError, NotFound) as exc:
+            await self._audit(command, "failed", str(exc))
             await self._engine.submit(FiringFailed(rule=rule.name, id=key, reason=str(exc)))
+
+    async def _audit(self, command: Fire, outcome: str, reason: str = "") -> None:
+        """What a rule does nobody asks the API for."""
+        await self._trail.append(
+            who=f"rule {command.rule.name}",
+            via="rule",
+            behalf=command.cause[:200],
+            action=f"{command.rule.do.kind} {command.id}",
+            outcome=outcome,
+            reason=reason[:1000],
+        )
 
     async def _stop_fired(self, command: StopFired) -> None:
         world, key, reason = self._engine.world, command.id, "replaced by a newer firing of its trigger"

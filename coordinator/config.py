@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from fedtide.fabric.messages.people import Role
 from fedtide.fabric.nats.accounts import MOST_REGIONS
 from fedtide.fabric.nats.urls import NatsUrl
 from fedtide.fabric.packages.rules import PackageRules
@@ -154,6 +156,30 @@ class TraceRules(Strict):
         return value
 
 
+class Oidc(Strict):
+    """An OpenID provider whose people may use the API and the page."""
+
+    issuer: str = Field(description="Its URL, exactly as it calls itself")
+    client_id: str = Field(default="fedtide", description="As the provider knows this installation")
+    client_secret_file: Path | None = Field(default=None, description="Of a confidential client; the CLI has none")
+    audience: str = Field(default="", description="Of ID tokens; empty: the client's id")
+    scopes: list[str] = Field(default=["openid", "profile", "email", "offline_access"])
+    name_claim: str = Field(default="email", description="Claim that names a person")
+    roles_claim: str = Field(default="groups", description="Claim whose values have roles")
+    roles: dict[str, Role] = Field(default={}, description="Role of a value of that claim: {ml-ops: operator}")
+    default_role: Role | None = Field(default=None, description="Of everybody whom the provider knows; none: nobody")
+    page_url: str = Field(default="", description="Where browsers reach the page, if that is not what they say")
+    ca_file: Path | None = Field(default=None, description="Authority of its certificate, if the system has it not")
+
+    @field_validator("issuer")
+    @classmethod
+    def _is_safe(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise ValueError("must be https (http only on this machine)")
+        return value
+
+
 class CoordinatorConfig(Strict):
     """Everything one coordinator process needs."""
 
@@ -195,6 +221,7 @@ class CoordinatorConfig(Strict):
     http_token_file: Path | None = Field(
         default=None, description="Bearer token that callers must show; needed unless the API listens on loopback"
     )
+    oidc: Oidc | None = Field(default=None, description="Where people log in; none: there is one local admin token")
     advertise_url: str = Field(default="", description="Where other coordinators reach this one's API")
     advertise_host: str = Field(
         default="", description="Instead: the address alone, of either family; scheme and port are the API's"

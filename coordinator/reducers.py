@@ -20,7 +20,7 @@ from fedtide.coordinator import bookkeeping, signals
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet import fleet, forecast
-from fedtide.coordinator.identity import epochs, identities, trust
+from fedtide.coordinator.identity import epochs, identities, people, trust
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
@@ -30,6 +30,7 @@ from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events import costs as cost_events
 from fedtide.fabric.events import envelope as event_types
 from fedtide.fabric.events import identity as identity_events
+from fedtide.fabric.events import people as people_events
 from fedtide.fabric.events import rollouts as rollout_events
 from fedtide.fabric.events import runs as run_events
 from fedtide.fabric.events.envelope import Event
@@ -177,6 +178,10 @@ def _node_told(change: Change, data: fleet.NodeEvent) -> None:
 
 def _trust(change: Change, data: identity_events.TrustEvent) -> None:
     change.world.trust = trust.step(change.world.trust, data)
+
+
+def _people(change: Change, data: people_events.PeopleEvent) -> None:
+    change.world.people = people.step(change.world.people, data, change.at)
 
 
 def _attested(change: Change, data: event_types.ReleaseAttested) -> None:
@@ -477,6 +482,8 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     identity_events.RegionRemoved: _region_removed,
     identity_events.TrustPublished: _trust,
     identity_events.TrustVouched: _trust,
+    people_events.ServiceTokenCreated: _people,
+    people_events.ServiceTokenRevoked: _people,
     rollout_events.NodeMeasured: _rollout,
     rollout_events.NodePhaseReported: _phase,
     rollout_events.QueryAnswered: _rollout,

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from fedtide.coordinator.adapters import schedules
 from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.audit import AuditTrail
 from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.distribution import Distribution
 from fedtide.coordinator.adapters.enrolment import Enroller
@@ -18,6 +19,7 @@ from fedtide.coordinator.adapters.gate_queries import GateQueries
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
 from fedtide.coordinator.adapters.notices import Notices
+from fedtide.coordinator.adapters.oidc import OidcLogin
 from fedtide.coordinator.adapters.order_lists import OrderLists
 from fedtide.coordinator.adapters.presence import Presence
 from fedtide.coordinator.adapters.run_logs import RunLogs
@@ -30,6 +32,7 @@ from fedtide.coordinator.adapters.traces import Traces
 from fedtide.coordinator.adapters.tracking import RunTracking
 from fedtide.coordinator.api import metrics
 from fedtide.coordinator.api.access import access_middleware
+from fedtide.coordinator.api.audit import AuditApi, audit_middleware
 from fedtide.coordinator.api.costs import CostApi
 from fedtide.coordinator.api.events import EventApi
 from fedtide.coordinator.api.fleet import FleetApi
@@ -38,6 +41,8 @@ from fedtide.coordinator.api.http import application
 from fedtide.coordinator.api.identity import IdentityApi
 from fedtide.coordinator.api.models import ModelApi
 from fedtide.coordinator.api.parked import ParkedApi
+from fedtide.coordinator.api.people import PeopleApi
+from fedtide.coordinator.api.principals import Principals
 from fedtide.coordinator.api.process_metrics import ProcessMetrics
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
@@ -60,6 +65,7 @@ from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.log.timers import Alarms
 from fedtide.coordinator.page.screens import Apis
 from fedtide.coordinator.page.screens import Page as WebPage
+from fedtide.coordinator.page.session import Session
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import CoordinatorElected
@@ -153,6 +159,7 @@ async def _work(
     )
     alarms = Alarms(engine, group)
     streams = RunStreams(broker, subjects, config.regions)
+    trail = AuditTrail(broker, subjects)
     by_people = config.releases_signed_by == "people"
     attesting = Attesting(broker, subjects, engine, director, by_people=by_people)
     handlers = CommandHandlers(
@@ -168,6 +175,7 @@ async def _work(
         Notices(config.notify),
         director,
         attesting,
+        trail,
     )
     traces = Traces(engine, config.traces, config.name)
     executor = Executor(traces.around(handlers.handle), group)
@@ -241,6 +249,9 @@ async def _work(
         group.create_task(metering.keep(), name="metering")
         storage = StorageApi(housekeeping)
         launcher.prepare()
+        token = TokenFile(config.http_token_file) if config.http_token_file is not None else None
+        oidc = OidcLogin(config.oidc) if config.oidc is not None else None
+        principals = Principals(token, lambda: engine.world.people, oidc)
         questions = NodeQuestions(broker, subjects, director)
         apis = Apis(
             models=ModelApi(broker, subjects, engine, housekeeping, more_warnings),
@@ -253,6 +264,8 @@ async def _work(
             storage=storage,
             costs=CostApi(engine, metering),
             trust=TrustApi(engine, director, attesting),
+            people=PeopleApi(engine, principals),
+            audit=AuditApi(trail),
         )
         registry = CollectorRegistry()
         registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))
@@ -266,9 +279,9 @@ async def _work(
             ParkedApi(reports, executor, engine).routes(),
             metrics.routes(registry),
         ]
-        app = application(routes, checks=[*access_middleware(config), storage.refuse_new_things])
-        token = TokenFile(config.http_token_file) if config.http_token_file is not None else None
-        WebPage(apis, lambda: engine.world, token).add_to(app)
+        checks = [*access_middleware(principals, config.http_host), storage.refuse_new_things]
+        app = application(routes, checks, audit_middleware(trail))
+        WebPage(apis, lambda: engine.world, Session(principals)).add_to(app)
         await door.serve(app)
         await asyncio.Event().wait()
     finally:

@@ -12,7 +12,7 @@ from immutables import Map
 from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
 from fedtide.coordinator.drafts import Draft
 from fedtide.coordinator.fleet import fleet, forecast
-from fedtide.coordinator.identity import epochs, identities, trust
+from fedtide.coordinator.identity import epochs, identities, people, trust
 from fedtide.coordinator.ledger import accounts, anomalies, budgets, valuation
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
@@ -37,7 +37,7 @@ _TABLES = (
     "hourly",
     "free",
 )
-_SINGLE = ("identities", "epoch", "trust", "valuer", "hour", "metered")
+_SINGLE = ("identities", "epoch", "trust", "people", "valuer", "hour", "metered")
 """What is one immutable thing."""
 
 
@@ -69,6 +69,7 @@ class World:
         self.identities = identities.Identities()
         self.epoch = epochs.Epoch()
         self.trust = trust.Trust()
+        self.people = people.People()
         self._below: World | None = None
 
     def draft(self) -> World:

@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from fedtide.console.cli import backup_commands, storage_commands, system_commands
+from fedtide.console.cli import backup_commands, people_commands, storage_commands, system_commands
 from fedtide.console.cli.app_commands import apps_app
+from fedtide.console.cli.audit_commands import audit_app
 from fedtide.console.cli.cost_commands import budgets_app, costs_app, prices_app
 from fedtide.console.cli.event_commands import events_app
 from fedtide.console.cli.fleet_commands import fleet_app
@@ -58,6 +59,9 @@ for command in (
     system_commands.demo,
     infer,
     why,
+    people_commands.login,
+    people_commands.logout,
+    people_commands.whoami,
     system_commands.agent,
     system_commands.coordinator,
 ):
@@ -73,6 +77,8 @@ app.add_typer(runs_app, name="run")
 app.add_typer(rounds_app, name="round")
 app.add_typer(models_app, name="model")
 app.add_typer(trust_app, name="trust")
+app.add_typer(people_commands.service_tokens_app, name="token")
+app.add_typer(audit_app, name="audit")
 app.add_typer(rollouts_app, name="rollout")
 app.add_typer(samples_app, name="samples")
 app.add_typer(triggers_app, name="trigger")

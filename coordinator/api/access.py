@@ -1,17 +1,18 @@
-"""Access to the API: callers must show the installation's token, and come from no page of another site."""
+"""Access to the API: who asks, whether that is enough, and that no page of another site does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
-from fedtide.coordinator.api.http import problem
-from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.fabric.process.web_access import COOKIE, TokenFile, why_foreign
+from fedtide.coordinator.adapters.oidc import NotLetIn
+from fedtide.coordinator.api.http import NEEDED, PRINCIPAL, problem
+from fedtide.coordinator.api.principals import Principals, is_enough
+from fedtide.fabric.messages.people import Role
+from fedtide.fabric.process.web_access import COOKIE, why_foreign
 
-OPEN = ("/healthz", "/metrics", "/v1/openapi.json", "/ui/login")
+OPEN = ("/healthz", "/metrics", "/v1/openapi.json", "/v1/login", "/ui/login", "/ui/oidc", "/ui/oidc/callback")
 """Paths that probes, scrapers and strangers read without a token."""
 STATIC, PAGE = "/ui/static/", "/ui"
 
@@ -24,35 +25,52 @@ def is_handshake(request: web.Request) -> bool:
     return request.method == "OPTIONS" and request.path == "/v1/events" and ORIGIN_ASKS in request.headers
 
 
-def _shown(request: web.Request) -> Mapping[str, str]:
-    """The headers with the token; a page's own requests have it in a cookie."""
+def shown(request: web.Request) -> dict[str, str]:
+    """The header with the token; a page's own requests have it in a cookie."""
     kept = request.cookies.get(COOKIE)
-    return (
-        request.headers if kept is None or "Authorization" in request.headers else {"Authorization": f"Bearer {kept}"}
-    )
+    if kept is not None and "Authorization" not in request.headers:
+        return {"Authorization": f"Bearer {kept}"}
+    return {"Authorization": request.headers.get("Authorization", "")}
 
 
-def access_middleware(config: CoordinatorConfig) -> list[Any]:
+def needed(request: web.Request) -> Role:
+    """The role that a request needs. The page looks only; what it changes it asks the API for."""
+    usual: Role = "viewer" if request.method in ("GET", "HEAD") else "operator"
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else request.path
+    return request.app[NEEDED].get((request.method, path), usual)
+
+
+def access_middleware(principals: Principals, listens_on: str) -> list[Any]:
     """The middleware that checks each request before any route sees it.
 
-    Raises:
-        ConfigError: the token cannot be read, or is empty.
+    Args:
+        listens_on: the address that the server is bound to.
     """
-    token = TokenFile(config.http_token_file) if config.http_token_file is not None else None
 
     @web.middleware
     async def check(request: web.Request, handler: Any) -> web.StreamResponse:
         is_login = request.method == "POST" and request.path == "/ui/login"
         headers = {k: v for k, v in request.headers.items() if not (is_login and k.lower() == "content-type")}
-        if (reason := why_foreign(headers, listens_on=config.http_host)) is not None:
+        if (reason := why_foreign(headers, listens_on=listens_on)) is not None:
             return problem(403, reason, "Call it from a program, with application/json", 77)
-        is_open = request.path in OPEN or request.path.startswith(STATIC) or is_handshake(request)
-        if token is not None and not is_open and not token.shown_by(_shown(request)):
+        if request.path in OPEN or request.path.startswith(STATIC) or is_handshake(request):
+            response: web.StreamResponse = await handler(request)
+            return response
+        try:
+            who = await principals.of(shown(request))
+        except NotLetIn as exc:
+            who, reason = None, exc.what
+        if who is None:
             if request.path == "/" or request.path == PAGE or request.path.startswith(f"{PAGE}/"):
                 depth = request.path.count("/") - 2
                 raise web.HTTPSeeOther("ui/login" if depth < 0 else "../" * depth + "login")
-            return problem(401, "the API token is missing or wrong", "Set FEDTIDE_TOKEN", 77)
-        response: web.StreamResponse = await handler(request)
-        return response
+            how = "fedtide login, or set FEDTIDE_TOKEN" if principals.oidc is not None else "Set FEDTIDE_TOKEN"
+            return problem(401, reason or "the API token is missing or wrong", how, 77)
+        request[PRINCIPAL] = who
+        if not is_enough(who.role, role := needed(request)):
+            return problem(403, f"{who.name} is {who.role}, and this needs {role}", "Ask an admin of it", 77)
+        answered: web.StreamResponse = await handler(request)
+        return answered
 
     return [check]

@@ -55,11 +55,18 @@ class CostApi:
             get("/v1/costs", self._costs, "Costs by any dimensions", CostView, query=CostQuery),
             get("/v1/costs/lines", self._lines, "The ledger's lines", Page[CostLine], query=LineListing),
             get("/v1/prices", self._prices, "The price book", PriceBook),
-            put("/v1/prices", self._apply_prices, "Use another price book", PriceBook, body=PriceBook),
+            put("/v1/prices", self._apply_prices, "Use another price book", PriceBook, body=PriceBook, needs="admin"),
             get("/v1/budgets", self._budgets, "Budgets, and how they stand", Page[BudgetView], query=Listing),
             get("/v1/budgets/{name}", self._budget, "One budget", BudgetView),
-            put("/v1/budgets/{name}", self._apply_budget, "Create or change a budget", BudgetView, body=Budget),
-            delete("/v1/budgets/{name}", self._remove_budget, "Remove a budget", BudgetView),
+            put(
+                "/v1/budgets/{name}",
+                self._apply_budget,
+                "Create or change a budget",
+                BudgetView,
+                body=Budget,
+                needs="admin",
+            ),
+            delete("/v1/budgets/{name}", self._remove_budget, "Remove a budget", BudgetView, needs="admin"),
         ]
 
     async def _costs(self, request: web.Request) -> web.Response:

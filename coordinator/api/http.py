@@ -28,6 +28,7 @@ from fedtide.fabric.errors import (
 )
 from fedtide.fabric.flower.apps import MAX_BUNDLE_BYTES
 from fedtide.fabric.ids import new_id
+from fedtide.fabric.messages.people import PrincipalView, Role
 from fedtide.fabric.messages.views import Page, Problem
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.trace_context import TRACEPARENT, TraceContext
@@ -41,6 +42,8 @@ V = TypeVar("V", bound=BaseModel)
 EVENTS = "text/event-stream"
 BY = "Fedtide-By"
 """Header: who or what asks, for the log."""
+PRINCIPAL: web.RequestKey[PrincipalView] = web.RequestKey("principal", PrincipalView)
+"""Who asks, once that was found out."""
 _STATUS: dict[type[FedtideError], int] = {NotFound: 404, ConfigError: 400, TooLarge: 413, Conflict: 409, StoreFull: 507}
 _INTERNAL = 500
 
@@ -55,9 +58,20 @@ class Listing(Strict):
 L = TypeVar("L", bound=Listing)
 
 
-def application(routes: Iterable[Iterable[Route]], checks: Sequence[Any] = ()) -> web.Application:
-    """An application of these routes and of their description; `checks` are middlewares that come first."""
-    middlewares = [_errors_as_problems, *checks, _unchanged]
+NEEDED: web.AppKey[dict[tuple[str, str], Role]] = web.AppKey("needed")
+"""The role that a route needs, by method and path."""
+
+
+def application(
+    routes: Iterable[Iterable[Route]], checks: Sequence[Any] = (), around: Sequence[Any] = ()
+) -> web.Application:
+    """An application of these routes and of their description.
+
+    Args:
+        checks: middlewares that come first.
+        around: such that see every answer, also refusals.
+    """
+    middlewares = [*around, _errors_as_problems, *checks, _unchanged]
     app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=middlewares)
 
     async def describe(_: web.Request) -> web.Response:
@@ -67,6 +81,7 @@ def application(routes: Iterable[Iterable[Route]], checks: Sequence[Any] = ()) -
     served = [*chain.from_iterable(routes), described]
     document = to_json(description(served, version("fedtide")))
     app.add_routes(route.definition for route in served)
+    app[NEEDED] = {(route.method, route.path): route.role for route in served}
     return app
 
 
@@ -100,8 +115,15 @@ def key_of(request: web.Request, what: str) -> str:
 
 
 def asker(request: web.Request) -> str:
-    """Who or what asks."""
-    return text(request.headers.get(BY, "api"))[:200]
+    """Who or what asks: people and programs by their names, the installation's own token by what it is used for."""
+    behalf = text(request.headers.get(BY, "api"))[:200]
+    who = principal(request)
+    return behalf if who is None or who.via in ("local token", "nobody asks") else f"{who.name} ({behalf})"[:200]
+
+
+def principal(request: web.Request) -> PrincipalView | None:
+    """Who asks, if that was found out."""
+    return request.get(PRINCIPAL)
 
 
 def trace_of(request: web.Request) -> str:
@@ -182,6 +204,7 @@ def problem(status: int, what: str, remedy: str = "", exit_code: int = 1) -> web
 _TITLES = {
     400: "The request is wrong",
     401: "Not allowed",
+    403: "Not allowed",
     404: "Not found",
     409: "Not possible in this state",
     413: "Too large",

@@ -49,15 +49,30 @@ class IdentityApi:
     def routes(self) -> list[Route]:
         return [
             get("/v1/join-tokens", self._tokens, "Join tokens", Page[JoinTokenView], query=TokenListing),
-            post("/v1/join-tokens", self._create, "Make a join token", NewJoinToken, body=TokenRequest, status=201),
-            delete("/v1/join-tokens/{token}", self._revoke_token, "Withdraw a join token", JoinTokenView),
             post(
-                "/v1/nodes/{node}/revoke", self._revoke, "Take a node's credentials away", Revoked, body=RevokeRequest
+                "/v1/join-tokens",
+                self._create,
+                "Make a join token",
+                NewJoinToken,
+                body=TokenRequest,
+                status=201,
+                needs="admin",
             ),
-            delete("/v1/nodes/{node}", self._remove, "Forget a node", Removed),
+            delete(
+                "/v1/join-tokens/{token}", self._revoke_token, "Withdraw a join token", JoinTokenView, needs="admin"
+            ),
+            post(
+                "/v1/nodes/{node}/revoke",
+                self._revoke,
+                "Take a node's credentials away",
+                Revoked,
+                body=RevokeRequest,
+                needs="admin",
+            ),
+            delete("/v1/nodes/{node}", self._remove, "Forget a node", Removed, needs="admin"),
             get("/v1/identity/rights", self._rights, "Every role's rights", Rights),
             get("/v1/regions", self._regions, "Regions", Page[RegionView], query=Listing),
-            delete("/v1/regions/{region}", self._remove_region, "Forget a region", Removed),
+            delete("/v1/regions/{region}", self._remove_region, "Forget a region", Removed, needs="admin"),
             post(
                 "/v1/regions/{region}/credentials",
                 self._region,
@@ -65,6 +80,7 @@ class IdentityApi:
                 RegionCredentials,
                 body=RegionRequest,
                 status=201,
+                needs="admin",
             ),
         ]
 

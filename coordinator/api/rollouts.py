@@ -84,7 +84,14 @@ class RolloutApi:
         return [
             get("/v1/rollouts", self._all, "Roll-outs", Page[RolloutView], query=RolloutListing),
             post("/v1/rollouts", self._start, "Start a roll-out", RolloutView, body=RolloutRequest, status=201),
-            post("/v1/rollouts/plan", self._plan, "What a roll-out would do", PlannedRollout, body=RolloutRequest),
+            post(
+                "/v1/rollouts/plan",
+                self._plan,
+                "What a roll-out would do",
+                PlannedRollout,
+                body=RolloutRequest,
+                needs="viewer",
+            ),
             get("/v1/rollouts/{rollout}", self._one, "One roll-out", RolloutView),
             get(
                 "/v1/rollouts/{rollout}/watch",

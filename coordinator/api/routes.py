@@ -10,6 +10,8 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel
 
+from fedtide.fabric.messages.people import Role
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BYTES = "application/octet-stream"
 LINES = "application/x-ndjson"
@@ -35,6 +37,12 @@ class Route:
     takes: str = ""
     is_open: bool = False
     """Needs no token."""
+    needs: Role | None = None
+    """None: a viewer may look, an operator may change something."""
+
+    @property
+    def role(self) -> Role:
+        return self.needs or ("viewer" if self.method == "GET" else "operator")
 
     @property
     def definition(self) -> web.RouteDef:

@@ -33,7 +33,14 @@ class TrustApi:
         version = "/v1/models/{model}/versions/{version}"
         return [
             get("/v1/trust", self._show, "Who may say what", TrustView),
-            put("/v1/trust", self._publish, "Publish metadata of the offline keys", TrustView, body=TrustMetadata),
+            put(
+                "/v1/trust",
+                self._publish,
+                "Publish metadata of the offline keys",
+                TrustView,
+                body=TrustMetadata,
+                needs="admin",
+            ),
             get(f"{version}/attestation", self._attestation, "Who vouches for a release", AttestationView),
             put(
                 f"{version}/attestation", self._attest, "Vouch for a release", AttestationView, body=AttestationRequest

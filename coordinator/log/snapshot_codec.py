@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from fedtide.coordinator import state as world
 from fedtide.coordinator.fleet import fleet
-from fedtide.coordinator.identity import epochs, identities, trust
+from fedtide.coordinator.identity import epochs, identities, people, trust
 from fedtide.coordinator.ledger import accounts, budgets
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts, waves
@@ -38,7 +38,7 @@ FORMAT = 4
 OLDEST = 3
 """An older snapshot has no ledger, and only the whole log can say what stands in it."""
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    3: lambda tables: {**tables, "free": {}, "trust": {}},
+    3: lambda tables: {**tables, "free": {}, "trust": {}, "people": {}},
 }
 """For each format, a function that turns its tables into those of the next format."""
 
@@ -53,6 +53,7 @@ TABLES: dict[str, Any] = {
     "identities": identities.Identities,
     "epoch": epochs.Epoch,
     "trust": trust.Trust,
+    "people": people.People,
     "ledger": dict[str, accounts.Account],
     "budgets": dict[str, budgets.Kept],
     "prices": PriceBook,

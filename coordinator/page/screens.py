@@ -13,12 +13,14 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from pydantic import Field
 
+from fedtide.coordinator.api.audit import AuditApi
 from fedtide.coordinator.api.costs import CostApi, CostQuery
 from fedtide.coordinator.api.events import EventApi, EventListing, WhyOptions
 from fedtide.coordinator.api.fleet import FleetApi, NodeListing
 from fedtide.coordinator.api.http import Listing, query_of
 from fedtide.coordinator.api.identity import IdentityApi
 from fedtide.coordinator.api.models import ModelApi
+from fedtide.coordinator.api.people import PeopleApi
 from fedtide.coordinator.api.rollouts import RolloutApi, RolloutListing
 from fedtide.coordinator.api.routes import Route
 from fedtide.coordinator.api.runs import RunApi, RunListing
@@ -27,7 +29,7 @@ from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.coordinator.api.trust import TrustApi
 from fedtide.coordinator.page.curves import HEIGHT, WIDTH, Curve, curve
 from fedtide.coordinator.page.lineage import lineage
-from fedtide.coordinator.page.session import opened
+from fedtide.coordinator.page.session import Session
 from fedtide.coordinator.page.sick import sick
 from fedtide.coordinator.page.words import FILTERS
 from fedtide.coordinator.rollouts.rollouts import Paused
@@ -35,7 +37,6 @@ from fedtide.coordinator.runs.runs import Ended
 from fedtide.coordinator.state import World
 from fedtide.fabric.errors import FedtideError, NotFound
 from fedtide.fabric.messages.views import RUN_ENDED, RunView
-from fedtide.fabric.process.web_access import TokenFile
 from fedtide.fabric.strict import Strict
 
 V = TypeVar("V")
@@ -85,6 +86,8 @@ class Apis:
     storage: StorageApi
     costs: CostApi
     trust: TrustApi
+    people: PeopleApi
+    audit: AuditApi
 
     def routes(self) -> list[list[Route]]:
         """Of all of them."""
@@ -109,11 +112,11 @@ class Before(Strict):
 class Page:
     """Handlers of the screens."""
 
-    def __init__(self, apis: Apis, world: Callable[[], World], token: TokenFile | None) -> None:
+    def __init__(self, apis: Apis, world: Callable[[], World], session: Session) -> None:
         """`world`: gives the coordinator's state as it is now."""
         self._apis = apis
         self._world = world
-        self._token = token
+        self._session = session
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=select_autoescape(default=True),
@@ -146,6 +149,8 @@ class Page:
         for path, screen in screens.items():
             app.router.add_get(f"/ui/{path}", self._guarded(screen))
         app.router.add_post("/ui/login", self._open)
+        app.router.add_get("/ui/oidc", self._begin)
+        app.router.add_get("/ui/oidc/callback", self._end)
         app.router.add_static("/ui/static", HERE / "static")
 
     async def _to_page(self, request: web.Request) -> web.Response:
@@ -181,11 +186,17 @@ class Page:
         return web.Response(text=text, status=status, content_type="text/html", headers=HEADERS)
 
     async def _login(self, request: web.Request) -> web.Response:
-        return self._show(request, "login", wrong="wrong" in request.query)
+        return self._show(request, "login", wrong="wrong" in request.query, has_login=self._session.has_login)
 
     async def _open(self, request: web.Request) -> web.Response:
         sent = await request.post()
-        raise opened(request, str(sent.get("token", "")).strip(), self._token)
+        raise await self._session.opened(request, str(sent.get("token", "")).strip())
+
+    async def _begin(self, request: web.Request) -> web.Response:
+        raise await self._session.begin(request)
+
+    async def _end(self, request: web.Request) -> web.Response:
+        raise await self._session.end(request)
 
     async def _overview(self, request: web.Request) -> web.Response:
         apis, world = self._apis, self._world()

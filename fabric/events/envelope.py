@@ -30,6 +30,7 @@ from fedtide.fabric.events.identity import (
     TrustPublished,
     TrustVouched,
 )
+from fedtide.fabric.events.people import ServiceTokenCreated, ServiceTokenRevoked
 from fedtide.fabric.events.rollouts import (
     NodeMeasured,
     NodePhaseReported,
@@ -279,6 +280,8 @@ EventData = Annotated[
     | TrustVouched
     | OrderRefused
     | NodeQuarantined
+    | ServiceTokenCreated
+    | ServiceTokenRevoked
     | UsageReported
     | PricesApplied
     | BudgetApplied

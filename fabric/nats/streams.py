@@ -11,6 +11,7 @@ the room that the event log, orders and the lease need. Nothing goes by its age 
 from __future__ import annotations
 
 from fedtide.fabric.nats.subjects import (
+    AUDIT,
     CACHE,
     CHECKPOINTS,
     CONTROL,
@@ -39,7 +40,8 @@ _SHARES_OF_HUB = {
     CONTROL: 0.03,
     ORDERS: 0.04,
     PARKED: 0.02,
-    RELEASES: 0.26,
+    AUDIT: 0.02,
+    RELEASES: 0.24,
     DOWN: 0.15,
     CHECKPOINTS: 0.10,
     UP: 0.16,  # of all regions together
@@ -79,6 +81,15 @@ def _hub_streams(subjects: Subjects, room: int, regions: int) -> list[Config]:
             "max_msgs_per_subject": 1,
             "max_age": 90 * 24 * _HOUR_NS,
             "discard": "old",
+        },
+        {
+            # The oldest entries go when it is full: `fedtide audit export` keeps them elsewhere.
+            "name": AUDIT,
+            "subjects": [subjects.audit],
+            **_bounded(_SHARES_OF_HUB[AUDIT] * room),
+            "discard": "old",
+            "deny_delete": True,
+            "deny_purge": True,
         },
         {
             "name": DOWN,

@@ -20,6 +20,7 @@ A subject is `ft.v1.<tenant>.` plus one of:
     stay.<region>.<node>.drift.<model>.<window>   what a node saw, as histograms     stream STAY, leaf only
     stay.<region>.collector.<what>                what drift is measured against     stream STAY, leaf only
     parked.<id>                                   reports that could not be applied  stream PARKED, hub
+    audit                                         who did what                       stream AUDIT, hub
     infer.<region>.<node>.<model>                 inference requests to a node       plain
     samples.<region>.<node>.<model>               labels and counts of its samples   plain
     logs.<region>.<node>.<run>                    what an app printed there          plain
@@ -57,6 +58,7 @@ CACHE = "CACHE"
 CHECKPOINTS = "CHECKPOINTS"
 CONTROL = "CONTROL"
 PARKED = "PARKED"
+AUDIT = "AUDIT"
 
 COLLECTOR = "collector"
 """Takes the place of the node in subjects of a region's drift collector."""
@@ -97,6 +99,10 @@ class Subjects:
 
     def parked(self, id: str) -> str:
         return f"{self.root}.parked.{id}"
+
+    @property
+    def audit(self) -> str:
+        return f"{self.root}.audit"
 
     @property
     def all_parked(self) -> str:

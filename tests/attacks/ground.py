@@ -29,6 +29,7 @@ from fedtide.fabric.nats.permissions import (
 )
 from fedtide.fabric.nats.streams import mirror_consumer
 from fedtide.fabric.nats.subjects import (
+    AUDIT,
     CACHE,
     CHECKPOINTS,
     CONTROL,
@@ -48,7 +49,18 @@ from tests.conftest import NatsServer
 SUBJECTS = Subjects()
 ROOT = SUBJECTS.root
 REGIONS = ("eu", "us")
-AT_HUB = (EVENTS, PARKED, DOWN, ORDERS, RELEASES, CHECKPOINTS, CONTROL, UP, *(up_stream(region) for region in REGIONS))
+AT_HUB = (
+    EVENTS,
+    PARKED,
+    AUDIT,
+    DOWN,
+    ORDERS,
+    RELEASES,
+    CHECKPOINTS,
+    CONTROL,
+    UP,
+    *(up_stream(region) for region in REGIONS),
+)
 IN_REGION = (DOWN, ORDERS, UP, CACHE, STAY)
 
 

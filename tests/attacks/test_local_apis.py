@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.http import application
+from fedtide.coordinator.api.principals import Principals
 from fedtide.coordinator.api.routes import Route
 from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.identity.people import People
 from fedtide.edge_agent.serving import access
 from fedtide.fabric.process.files import write_atomically
 from fedtide.fabric.process.web_access import TokenFile, why_foreign
@@ -75,9 +77,9 @@ async def statuses(app: web.Application, calls: list[tuple[str, str, dict[str, s
 
 async def test_every_route_of_the_coordinator_asks_for_the_token(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
-    config = CoordinatorConfig.model_validate({**HERE, "http_token_file": tmp_path / "token"})
+    principals = Principals(TokenFile(tmp_path / "token"), People, None)
     routes = [[Route("*", "/{path:.*}", _answers, "Anything")]]
-    app = application(routes, checks=access_middleware(config))
+    app = application(routes, checks=access_middleware(principals, "127.0.0.1"))
     right, wrong = {"Authorization": "Bearer secret"}, {"Authorization": "Bearer secre"}
     calls = [
         *(("POST", "/v1/runs", headers) for headers in ({}, wrong, right, {**right, "Origin": "http://evil.example"})),

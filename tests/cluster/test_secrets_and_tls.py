@@ -27,10 +27,13 @@ from fedtide.console.servers import Servers
 from fedtide.coordinator.adapters import identity_job
 from fedtide.coordinator.adapters.identity_job import Installed, keep
 from fedtide.coordinator.api.access import access_middleware
+from fedtide.coordinator.api.http import NEEDED
+from fedtide.coordinator.api.principals import Principals
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.identity.certificates import is_good
 from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CERT, KEY, Wants, complete, warnings
+from fedtide.coordinator.identity.people import People
 from fedtide.edge_agent.identity.cluster_node import describe
 from fedtide.fabric.cluster.restarts import ANNOTATION, restart
 from fedtide.fabric.errors import BrokerUnavailable, ConfigError
@@ -38,6 +41,7 @@ from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, SYSTEM_CR
 from fedtide.fabric.nats.backup_file import CONTENTS, Contents
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, Credentials
+from fedtide.fabric.process.web_access import TokenFile
 from tests.cluster.api_server import ApiServer, Object
 from tests.conftest import NatsServer
 
@@ -208,8 +212,10 @@ async def serving(app: web.Application, folder: Path) -> AsyncIterator[str]:
 
 async def test_a_standby_passes_callers_on_with_their_token(folder: Path) -> None:
     fields = {"nats_url": "tls://hub:4222", "regions": ["eu"], "http_token_file": folder / API_TOKEN}
-    config = CoordinatorConfig.model_validate({**fields, "http_host": "0.0.0.0"})
-    leader = web.Application(middlewares=access_middleware(config))
+    CoordinatorConfig.model_validate({**fields, "http_host": "0.0.0.0"})
+    principals = Principals(TokenFile(folder / API_TOKEN), People, None)
+    leader = web.Application(middlewares=access_middleware(principals, "0.0.0.0"))
+    leader[NEEDED] = {}
 
     async def echo(request: web.Request) -> web.Response:
         path, by = request.path_qs, request.headers["Fedtide-By"]

@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.audit import AuditTrail
 from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.adapters.node_questions import NodeQuestions
@@ -21,6 +22,7 @@ from fedtide.coordinator.adapters.run_logs import RunLogs
 from fedtide.coordinator.adapters.run_models import RunModels
 from fedtide.coordinator.adapters.starting import Starter
 from fedtide.coordinator.api import metrics
+from fedtide.coordinator.api.audit import AuditApi
 from fedtide.coordinator.api.costs import CostApi
 from fedtide.coordinator.api.events import EventApi
 from fedtide.coordinator.api.fleet import FleetApi
@@ -28,6 +30,8 @@ from fedtide.coordinator.api.http import application
 from fedtide.coordinator.api.identity import IdentityApi
 from fedtide.coordinator.api.models import ModelApi
 from fedtide.coordinator.api.parked import ParkedApi
+from fedtide.coordinator.api.people import PeopleApi
+from fedtide.coordinator.api.principals import Principals
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.storage import StorageApi
@@ -41,6 +45,7 @@ from fedtide.coordinator.log.parked import ParkedReports
 from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
 from fedtide.coordinator.page.screens import Apis, Page
+from fedtide.coordinator.page.session import Session
 from fedtide.coordinator.storage.housekeeping import Housekeeping
 from fedtide.fabric.events.envelope import CoordinatorElected, EventData
 from fedtide.fabric.nats.streams import hub_streams
@@ -104,7 +109,7 @@ async def _serve(
         await reports.parked.park("up.eu.n1.rpt.joined", b"{}", "no event")
         housekeeping = Housekeeping(broker, SUBJECTS, engine, [], Path("nowhere"), _leads, {}, members_only=False)
         executor.start("evt-1", (AnnouncePresence("n1", "online"),))
-        director = Director(engine, None)
+        director, principals = Director(engine, None), Principals(None, lambda: engine.world.people, None)
         questions = NodeQuestions(broker, SUBJECTS, director)
         apis = Apis(
             models=ModelApi(broker, SUBJECTS, engine, housekeeping),
@@ -117,6 +122,8 @@ async def _serve(
             storage=StorageApi(housekeeping),
             costs=CostApi(engine, Metering(engine, dict, tuple, Path("nowhere"))),
             trust=TrustApi(engine, director, Attesting(broker, SUBJECTS, engine, director, by_people=True)),
+            people=PeopleApi(engine, principals),
+            audit=AuditApi(AuditTrail(broker, SUBJECTS)),
         )
         registry = CollectorRegistry()
         registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))
@@ -127,7 +134,7 @@ async def _serve(
             metrics.routes(registry),
         ]
         app = application(routes)
-        Page(apis, lambda: engine.world, None).add_to(app)
+        Page(apis, lambda: engine.world, Session(principals)).add_to(app)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

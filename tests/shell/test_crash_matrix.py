@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fedtide.coordinator.adapters.attesting import Attesting
+from fedtide.coordinator.adapters.audit import AuditTrail
 from fedtide.coordinator.adapters.director import Director
 from fedtide.coordinator.adapters.notices import Notices
 from fedtide.coordinator.adapters.presence import Presence
@@ -154,6 +155,7 @@ async def coordinator(broker: FakeBroker, outside: Outside, ready: asyncio.Futur
             Notices({}),
             director := Director(engine, None),
             Attesting(broker, SUBJECTS, engine, director, by_people=True),
+            AuditTrail(broker, SUBJECTS),
         )
         group.create_task(engine.run())
         engine.lead(Executor(handlers.handle, group).start)

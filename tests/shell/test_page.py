@@ -13,10 +13,12 @@ from aiohttp import web
 
 from fedtide.coordinator.api.access import access_middleware
 from fedtide.coordinator.api.http import application
-from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.api.principals import Principals
+from fedtide.coordinator.identity.people import People
 from fedtide.coordinator.page.curves import curve
 from fedtide.coordinator.page.lineage import lineage
 from fedtide.coordinator.page.screens import NUMBERED_SHOWN, SCREENS, Page
+from fedtide.coordinator.page.session import Session
 from fedtide.coordinator.state import World
 from fedtide.fabric.events.costs import BudgetApplied, PricesApplied, UsageReported, UsedFor
 from fedtide.fabric.events.envelope import NodeOffline, TriggerApplied
@@ -191,9 +193,9 @@ def test_a_curve_needs_two_numbers() -> None:
 
 async def test_a_browser_shows_the_token_once_and_other_sites_get_nothing(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
-    here = {"name": "c", "nats_url": "nats://127.0.0.1:1", "regions": ["eu"], "http_token_file": tmp_path / "token"}
-    app = application([], checks=access_middleware(CoordinatorConfig.model_validate(here)))
-    Page(None, World, TokenFile(tmp_path / "token")).add_to(app)  # no screen is looked at but the login
+    principals = Principals(TokenFile(tmp_path / "token"), People, None)
+    app = application([], checks=access_middleware(principals, "127.0.0.1"))
+    Page(None, World, Session(principals)).add_to(app)  # no screen is looked at but the login
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

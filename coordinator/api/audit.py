@@ -1,0 +1,124 @@
+"""What goes into the audit trail of the API's calls, and how it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import datetime
+from typing import Any
+
+from aiohttp import web
+from pydantic import Field
+
+from fedtide.coordinator.adapters.audit import AuditTrail
+from fedtide.coordinator.api.http import BY, Listing, answer, principal, query_of, text
+from fedtide.coordinator.api.routes import Route, get
+from fedtide.fabric.messages.people import AuditEntry
+from fedtide.fabric.messages.views import Page
+
+LOOKING = ("GET", "HEAD", "OPTIONS")
+LONGEST_SHOWN = 2000
+_SECRET = re.compile(r"token|secret|password|passphrase|seed", re.IGNORECASE)
+_REFUSED = (401, 403)
+
+
+class AuditListing(Listing):
+    """`after`: the number of the last entry of the page before."""
+
+    who: str = ""
+    action: str = Field(default="", description="Part of method and path")
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def audit_middleware(trail: AuditTrail) -> list[Any]:
+    """The middleware that stores what was asked for and what became of it, before the answer goes."""
+
+    @web.middleware
+    async def record(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        looks = request.method in LOOKING
+        refused = response.status in _REFUSED and principal(request) is not None
+        if request.path.startswith("/v1/") and (not looks or refused) and response.status != 401:
+            who = principal(request)
+            await trail.append(
+                who=who.name if who is not None else "nobody",
+                role=who.role if who is not None else "",
+                via=who.via if who is not None else "",
+                origin=request.remote or "",
+                behalf=text(request.headers.get(BY, ""))[:200],
+                action=f"{request.method} {request.path}"[:300],
+                asked=await _asked(request),
+                outcome=str(response.status),
+                reason=_reason(response),
+            )
+        return response
+
+    return [record]
+
+
+async def _asked(request: web.Request) -> str:
+    """The body, without what is secret; of one that is long, or no JSON, its digest."""
+    try:
+        body = await request.read()
+    except (web.HTTPException, OSError, RuntimeError):
+        return ""
+    if not body:
+        return json.dumps(dict(request.query)) if request.query else ""
+    try:
+        shown = json.dumps(_without_secrets(json.loads(body)))
+    except (ValueError, RecursionError):
+        shown = ""
+    if shown and len(shown) <= LONGEST_SHOWN:
+        return shown
+    return f"{len(body)} bytes, sha256 {hashlib.sha256(body).hexdigest()}"
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: "..." if _SECRET.search(str(k)) else _without_secrets(v) for k, v in value.items()}
+    return [_without_secrets(each) for each in value] if isinstance(value, list) else value
+
+
+def _reason(response: web.StreamResponse) -> str:
+    if response.status < 400 or not isinstance(response, web.Response) or not isinstance(response.body, bytes):
+        return ""
+    try:
+        return str(json.loads(response.body).get("detail", ""))[:1000]
+    except (ValueError, AttributeError):
+        return ""
+
+
+class AuditApi:
+    """Reads the trail; nothing changes it."""
+
+    def __init__(self, trail: AuditTrail) -> None:
+        self._trail = trail
+
+    def routes(self) -> list[Route]:
+        return [
+            get("/v1/audit", self._query, "The audit trail", Page[AuditEntry], query=AuditListing, needs="admin"),
+        ]
+
+    async def _query(self, request: web.Request) -> web.Response:
+        query = query_of(request, AuditListing)
+        first = int(query.after) + 1 if query.after.isascii() and query.after.isdecimal() else 1
+        items: list[AuditEntry] = []
+        more = False
+        async for entry in self._trail.entries(first):
+            if not _fits(entry, query):
+                continue
+            more = len(items) == query.limit
+            if more:
+                break
+            items.append(entry)
+        return answer(
+            Page[AuditEntry](items=items, total=len(items), next=str(items[-1].number) if more and items else "")
+        )
+
+
+def _fits(entry: AuditEntry, query: AuditListing) -> bool:
+    begun = query.since is None or entry.at >= query.since
+    ended = query.until is None or entry.at < query.until
+    return begun and ended and query.who.lower() in entry.who.lower() and query.action.lower() in entry.action.lower()
