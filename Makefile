@@ -56,7 +56,11 @@ PROMETHEUS ?= /usr/bin/prometheus
 $(PROMETHEUS):
 	apt-get install --yes --no-install-recommends prometheus || { echo "rules and gates are tried on a real Prometheus: as root, apt-get install prometheus"; exit 1; }
 
-test-slow: setup $(BUBBLEWRAP) $(CHROMIUM) $(PROMETHEUS)
+NPM ?= /usr/bin/npm
+$(NPM):
+	apt-get install --yes --no-install-recommends nodejs npm || { echo "logins are tried at a real OpenID provider: as root, apt-get install nodejs npm"; exit 1; }
+
+test-slow: setup $(BUBBLEWRAP) $(CHROMIUM) $(PROMETHEUS) $(NPM)
 	CHROMIUM=$(CHROMIUM) python -m pytest -m slow
 
 # The same apps on each minor version of Flower that is supported.
