@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Collection
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from pydantic import Field, ValidationError
 from fedtide.edge_agent.sandbox.levels import Level, is_enough
 from fedtide.fabric.errors import ConfigError, RemoteError
 from fedtide.fabric.plans.run_spec import AppRef
-from fedtide.fabric.plans.windows import Window
+from fedtide.fabric.plans.windows import Window, is_open
 from fedtide.fabric.strict import Strict
 from fedtide.fabric.validation import config_error
 
@@ -52,7 +53,7 @@ class AppRule(Strict):
     digests: list[str] = Field(default=[], description="Of its bundle; none: any")
     cpus: float | None = Field(default=None, gt=0, description="Cores that it may use, where cgroups are delegated")
     memory_bytes: int | None = Field(default=None, ge=1, description="Memory that it may use; more ends the task")
-    processes: int = Field(default=512, ge=1, description="Processes and threads that it may have at a time")
+    processes: int = Field(default=512, ge=1, description="Processes that it may have at a time")
     gpu: bool = Field(default=True, description="Whether it sees this machine's GPUs")
     network: bool = Field(default=False, description="Whether it may reach anything beside this machine")
     data: list[Path] = Field(default=[], description="What it may read beside its own; /: all that is not the agent's")
@@ -151,6 +152,16 @@ def _overflow_uid() -> int:
 
 class Owner:
     """The policy as it is now."""
+
+    def why_not_now(self, zone: str) -> str:
+        """Why no app may run at this time, or nothing. `zone`: of this machine."""
+        try:
+            hours = self.policy().hours
+        except OwnerRefuses as exc:
+            return exc.what
+        if hours is None or is_open(hours, datetime.now(UTC), zone):
+            return ""
+        return f"outside the owner's hours {hours.start:%H:%M} to {hours.end:%H:%M}"
 
     def __init__(self, file: Path | None) -> None:
         self._file = file

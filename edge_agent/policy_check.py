@@ -21,14 +21,21 @@ def told(policy: OwnerPolicy, level: Level) -> str:
         lines.append("so nothing trains here: install bubblewrap, or a kernel with Landlock (5.13)")
     lines.append(f"training: {_yes(policy.training)}; what apps print may be read: {_yes(policy.logs)}")
     lines.append(f"models that may be served: {', '.join(policy.models) or 'none'}")
+    lines.append(f"signers that count: {', '.join(policy.signers) or 'none'}")
+    if (hours := policy.hours) is not None:
+        lines.append(f"apps run from {hours.start:%H:%M} to {hours.end:%H:%M} on {', '.join(hours.days)}")
     lines += [f"app {number}: {_rule(rule)}" for number, rule in enumerate(policy.apps, 1)]
     return "\n".join([*lines, *([] if policy.apps else ["no [[apps]]: no app may train"])])
 
 
 def _rule(rule: AppRule) -> str:
     of = f", digests {', '.join(d[:12] for d in rule.digests)}" if rule.digests else ""
+    of += f", of {rule.publisher}" if rule.publisher != "*" else ""
     data = ", ".join(map(str, rule.data)) or "nothing beside its own"
-    return f"{rule.name}{of}: network {_yes(rule.network)}; reads {data}"
+    limits = [f"{rule.processes} processes", "GPUs" if rule.gpu else "no GPU"]
+    limits += [f"{rule.cpus:g} cores"] if rule.cpus is not None else []
+    limits += [f"{rule.memory_bytes / 1e6:.0f} MB"] if rule.memory_bytes is not None else []
+    return f"{rule.name}{of}: network {_yes(rule.network)}; reads {data}; {', '.join(limits)}"
 
 
 def _yes(value: bool) -> str:  # a value to be shown
@@ -40,6 +47,7 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--app", default="", help="What would hold for an app of this name")
     parser.add_argument("--digest", default="0" * 64, help="Of its bundle")
+    parser.add_argument("--publisher", default="", help="The role that vouches for it")
     parser.add_argument("--model", default="", help="Whether a release of it may be served")
     asked = parser.parse_args()
     level = offered()
@@ -49,7 +57,7 @@ def main() -> int:
             policy.check_model(asked.model)
         if asked.app:
             app = AppRef(name=asked.app, bundle=BlobRef(digest=asked.digest, size_bytes=1))
-            print(_rule(policy.rule_for(app, level)))
+            print(_rule(policy.rule_for(app, level, [asked.publisher] if asked.publisher else [])))
         elif asked.model:
             print(f"{asked.model} may be served")
         else:

@@ -19,10 +19,11 @@ def check(
     file: Annotated[Path, typer.Argument(help="The policy (TOML)")],
     app: Annotated[str, typer.Option(help="What would hold for an app of this name")] = "",
     digest: Annotated[str, typer.Option(help="Of its bundle")] = "",
+    publisher: Annotated[str, typer.Option(help="The role that vouches for it, e.g. publisher-al")] = "",
     model: Annotated[str, typer.Option(help="Whether a release of it may be served")] = "",
 ) -> None:
     """What a policy allows on this machine, and what is wrong with it."""
-    options = {"--app": app, "--digest": digest, "--model": model}
+    options = {"--app": app, "--digest": digest, "--publisher": publisher, "--model": model}
     given = [f"{option}={value}" for option, value in options.items() if value]
     # The agent's own words: this package does not know it.
     command = [sys.executable, "-m", "fedtide.edge_agent.policy_check", *given, "--", str(file)]

@@ -21,10 +21,14 @@ class Confinement(Strict):
     write: list[Path] = Field(description="Folders that it may write")
     home: Path = Field(description="Its home, which the runs of its app share")
     network: bool
+    gpu: bool = True
 
 
-def enter(allowed: Confinement) -> None:
+def enter(allowed: Confinement) -> int | None:
     """Give up everything else, for good, for this process and all that it starts. Only with a single thread.
+
+    Returns:
+        The listener that the kernel asks before each new process (`forks`); None: it asks nobody.
 
     Raises:
         OSError: the kernel does not let it.
@@ -34,9 +38,9 @@ def enter(allowed: Confinement) -> None:
     os.environ |= {"HOME": str(allowed.home), "TMPDIR": str(scratch)}
     tempfile.tempdir = None  # it is looked for again
     if landlock.abi():
-        write = [*allowed.write, allowed.home, *devices()]
+        write = [*allowed.write, allowed.home, *devices(gpu=allowed.gpu)]
         landlock.restrict(allowed.read, write, tcp=allowed.network)
     else:
         landlock.no_new_privileges()
     capabilities.drop_all(platform.machine())
-    syscalls.forbid(network=allowed.network)
+    return syscalls.forbid(network=allowed.network)

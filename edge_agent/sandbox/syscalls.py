@@ -13,8 +13,16 @@ import struct
 from collections.abc import Iterator
 
 _SET_SECCOMP, _FILTER = 22, 2
+_SET_FILTER, _NEW_LISTENER = 1, 1 << 3
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # EPERM
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NOT_KNOWN, _ASK = 0x00050000 | 38, 0x7FC00000  # ENOSYS; the listener is asked
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_CLONE_THREAD = 0x10000
+_CLONE3 = 435
+"""Its flags lie in memory, where no filter looks: C libraries then use clone."""
+_CLONE = {"x86_64": 56, "aarch64": 220}
+_FORKS = {"x86_64": (57, 58), "aarch64": ()}
 _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
 _AF_UNIX = 1
 _X32 = 0x40000000
@@ -107,8 +115,11 @@ _MACHINES: dict[str, tuple[int, int, dict[str, int]]] = {
 }
 
 
-def forbid(*, network: bool) -> bool:
-    """Install the filter for this process and its children, for good; whether this machine is known.
+def forbid(*, network: bool) -> int | None:
+    """Install the filter for this process and its children, for good.
+
+    Returns:
+        The listener that is asked for each new process (`forks`); None: this machine, or kernel, has none.
 
     It needs `no_new_privileges` before (landlock).
 
@@ -120,18 +131,38 @@ def forbid(*, network: bool) -> bool:
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None:
-        return False
-    program = b"".join(_program(*machine, network=network))
-    kept = ctypes.create_string_buffer(program, len(program))
-    about = struct.pack("HP", len(program) // 8, ctypes.addressof(kept))
-    if ctypes.CDLL(None, use_errno=True).prctl(_SET_SECCOMP, _FILTER, about, 0, 0) != 0:
+        return None
+    libc, name = ctypes.CDLL(None, use_errno=True), platform.machine()
+    asking = b"".join(_program(*machine, network=network, clone=_CLONE[name], forks=_FORKS[name]))
+    listener = libc.syscall(_SECCOMP[name], _SET_FILTER, _NEW_LISTENER, _about(asking))
+    if listener >= 0:
+        return int(listener)
+    plain = b"".join(_program(*machine, network=network))  # another filter has a listener, or the kernel is older
+    if libc.prctl(_SET_SECCOMP, _FILTER, _about(plain), 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return True
+    return None
 
 
-def _program(arch: int, socket: int, forbidden: dict[str, int], *, network: bool) -> Iterator[bytes]:
-    """Instructions (struct sock_filter), each check with its refusal right behind it: jumps stay short."""
+_KEPT: list[object] = []
+"""The programs: the kernel reads them where they are."""
+
+
+def _about(program: bytes) -> bytes:
+    """struct sock_fprog."""
+    kept = ctypes.create_string_buffer(program, len(program))
+    _KEPT.append(kept)
+    return struct.pack("HP", len(program) // 8, ctypes.addressof(kept))
+
+
+def _program(
+    arch: int, socket: int, forbidden: dict[str, int], *, network: bool, clone: int = 0, forks: tuple[int, ...] = ()
+) -> Iterator[bytes]:
+    """Instructions (struct sock_filter), each check with its refusal right behind it: jumps stay short.
+
+    Args:
+        clone, forks: numbers of the calls that the listener is asked about; 0: there is none.
+    """
     refuse = _instruction(_RETURN, _REFUSE)
     yield _instruction(_LOAD, _ARCH)
     yield _instruction(_EQUAL, arch, then=1)  # another one's numbers mean other calls
@@ -142,6 +173,17 @@ def _program(arch: int, socket: int, forbidden: dict[str, int], *, network: bool
     for number in sorted({*forbidden.values(), *_EVERYWHERE.values()}):
         yield _instruction(_EQUAL, number, otherwise=1)
         yield refuse
+    if clone:
+        yield _instruction(_EQUAL, _CLONE3, otherwise=1)
+        yield _instruction(_RETURN, _NOT_KNOWN)
+        for number in forks:
+            yield _instruction(_EQUAL, number, otherwise=1)
+            yield _instruction(_RETURN, _ASK)
+        yield _instruction(_EQUAL, clone, otherwise=4)
+        yield _instruction(_LOAD, _FIRST_ARGUMENT)
+        yield _instruction(_ANY_BIT, _CLONE_THREAD, then=1)
+        yield _instruction(_RETURN, _ASK)
+        yield _instruction(_RETURN, _ALLOW)
     if not network:
         yield _instruction(_EQUAL, socket, otherwise=3)
         yield _instruction(_LOAD, _FIRST_ARGUMENT)

@@ -32,7 +32,7 @@ _ETC = (
     "timezone",
     "vulkan",
 )
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm", "dri", "kfd", "dxg")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm")
 
 
 def system() -> list[Path]:
@@ -49,9 +49,13 @@ def interpreter() -> list[Path]:
     return sorted({*found, *(path.resolve() for path in found)})
 
 
-def devices() -> list[Path]:
-    """What an app may write to, or ask, below /dev: GPUs too."""
-    return [*(Path("/dev", name) for name in _DEVICES), *sorted(Path("/dev").glob("nvidia*"))]
+_GPUS = ("dri", "kfd", "dxg")
+
+
+def devices(*, gpu: bool = True) -> list[Path]:
+    """What an app may write to, or ask, below /dev."""
+    found = [Path("/dev", name) for name in _DEVICES]
+    return [*found, *(Path("/dev", name) for name in _GPUS), *sorted(Path("/dev").glob("nvidia*"))] if gpu else found
 
 
 def all_but(hidden: Collection[Path], root: Path = Path("/")) -> Iterator[Path]:

@@ -108,7 +108,7 @@ class AppPlaces:
         data = visible.all_but(self.hidden) if EVERYTHING in rule.data else rule.data
         code = self.apps / app.bundle.digest
         read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", code, self._environments]
-        found = Confinement(read=read, write=own, home=home, network=rule.network)
+        found = Confinement(read=read, write=own, home=home, network=rule.network, gpu=rule.gpu)
         self._confined = asked, found
         return found
 

@@ -55,7 +55,16 @@ class Latency:
 class Governor:
     """`show` is called with the reason of a pause, and when training resumes."""
 
-    def __init__(self, limits: TrainingLimits, timezone: str, latency: Latency, show: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        limits: TrainingLimits,
+        timezone: str,
+        latency: Latency,
+        show: Callable[[str], None],
+        owner: Callable[[], str] = str,
+    ) -> None:
+        """`owner`: why this node's owner lets nothing train now; empty: training may go on."""
+        self._owner = owner
         self._limits = limits
         self._timezone = timezone
         self._latency = latency
@@ -116,6 +125,8 @@ class Governor:
     async def _reason(self) -> str:
         """Why training must pause now; empty if it may run."""
         limits = self._limits
+        if reason := self._owner():
+            return reason
         if limits.window is not None and not is_open(limits.window, datetime.now(UTC), self._timezone):
             return f"outside its window {limits.window.start:%H:%M} to {limits.window.end:%H:%M}"
         if limits.inference_slo_ms is not None:

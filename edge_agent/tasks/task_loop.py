@@ -79,7 +79,7 @@ class TaskLoop:
         zone = config.timezone or machine_timezone()
         packages = AppPackages(config, self._fetch_of_app, self._show_stage)
         self._places, self._owner, self._level = AppPlaces(config), Owner(config.policy_file), level
-        governor = Governor(config.limits, zone, latency, self._show_stage)
+        governor = Governor(config.limits, zone, latency, self._show_stage, lambda: self._owner.why_not_now(zone))
         self._trainer = Trainer(config, governor, packages, self._places, level)
         self._queue = FairQueue()
         self._queued = asyncio.Event()
@@ -274,11 +274,12 @@ class TaskLoop:
             checkpoint_s=self._config.train_checkpoint_s,
             confinement=confinement,
             threads=self._config.train_threads or 0,
+            processes=rule.processes,
         )
         job.progress_file.parent.mkdir(parents=True, exist_ok=True)
         self._show(task.task, "training")
         log.info("task.training", extra={"task": task.task})
-        await self._trainer.train(job, task.app)
+        await self._trainer.train(job, task.app, rule)
         kept = {ref.digest for ref in task.message.bases()}
         for digest in kept:
             files[digest].touch()

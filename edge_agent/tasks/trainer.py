@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.identity.capabilities import resident_bytes
+from fedtide.edge_agent.owner_policy import AppRule
+from fedtide.edge_agent.sandbox.cgroups import Cgroup
 from fedtide.edge_agent.sandbox.levels import Level
 from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.app_places import AppPlaces, named_in
@@ -71,6 +73,7 @@ class Trainer:
         self._process: asyncio.subprocess.Process | None = None
         self._serves: _Served | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._group = Cgroup.delegated()
 
     @property
     def resident_bytes(self) -> int:
@@ -79,8 +82,11 @@ class Trainer:
             return 0
         return sum(map(resident_bytes, (self._process.pid, *descendants(self._process.pid))))
 
-    async def train(self, job: Job, app: AppRef) -> None:
+    async def train(self, job: Job, app: AppRef, limits: AppRule) -> None:
         """Do one job; its reply is in `job.out_dir` (see fedtide.edge_agent.training).
+
+        Args:
+            limits: what the node's owner lets the app use.
 
         Raises:
             CapabilityMissing: this node can run neither the app nor its training bundle, or lacks packages of it.
@@ -98,6 +104,8 @@ class Trainer:
         serves = _Served(module, python, network, tuple(named_in(job.node_config)), shown)
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
+        if self._group is not None:
+            self._group.limit(cpus=limits.cpus, memory_bytes=limits.memory_bytes, processes=limits.processes)
         process = self._process or await self._start(serves)
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -176,6 +184,8 @@ class Trainer:
         return self._process
 
     def _become_polite(self) -> None:
+        if self._group is not None:
+            self._group.enter()
         os.nice(self._config.train_nice)
         if (most := self._config.limits.memory_bytes) is not None:
             # Private memory, not address space: numeric libraries reserve far more than they use.

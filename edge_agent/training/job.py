@@ -11,6 +11,7 @@ from fedtide.fabric.strict import ConfigValues, Strict
 
 STATE = "state"
 """The run's state after a task, among the files of its answer."""
+USUAL_PROCESSES = 512
 
 
 class Job(Strict):
@@ -29,4 +30,5 @@ class Job(Strict):
     node_config: ConfigValues = Field(description="Flower's node config")
     checkpoint_s: float
     confinement: Confinement | None = Field(default=None, description="None: whatever the agent may")
+    processes: int = Field(default=USUAL_PROCESSES, description="It may have so many at a time; one more fails")
     threads: int = Field(description="Threads of numeric libraries; 0: one per core")

@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -21,8 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedtide.edge_agent.sandbox import forks
 from fedtide.edge_agent.sandbox.confine import enter
-from fedtide.edge_agent.training.job import Job
+from fedtide.edge_agent.training.job import USUAL_PROCESSES, Job
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.flower.app_log import AppLog, mark_records
@@ -65,12 +67,39 @@ class _Child:
     run: str = ""
     log: AppLog | None = None
     task: str = ""
+    control: socket.socket | None = None
+    """Through which it hands over the listener of its forks."""
+    listener: int | None = None
+    processes: int = 0
+    """How many it may have at a time."""
     is_mute: bool = False
     """It has closed its output."""
 
     @property
     def watched(self) -> list[int]:
-        return [self.answers] if self.is_mute else [self.answers, self.output]
+        found = [self.answers] if self.is_mute else [self.answers, self.output]
+        if self.listener is not None:
+            return [*found, self.listener]
+        return [*found, self.control.fileno()] if self.control is not None else found
+
+    def answer_forks(self, ready: list[int]) -> None:
+        """Take the listener, or answer what it asks."""
+        if self.control is not None and self.control.fileno() in ready:
+            self.listener = forks.taken(self.control)
+            self.control.close()
+            self.control = None
+        elif self.listener is not None and self.listener in ready and not forks.decide(self.listener, self.may_fork):
+            os.close(self.listener)
+            self.listener = None
+
+    def may_fork(self) -> bool:
+        return sum(1 for _ in descendants(self.pid)) < self.processes
+
+    def close(self) -> None:
+        for number in (self.jobs, self.answers, self.output, *([self.listener] if self.listener is not None else [])):
+            os.close(number)
+        if self.control is not None:
+            self.control.close()
 
     def begin(self, run: str, log_file: Path) -> None:
         self.run, self.log = run, AppLog(log_file)
@@ -94,6 +123,8 @@ class _Parent:
             ready, _, _ = select.select(watched, [], [], None if is_ready else IDLE_S)
             if self._child is not None and self._child.output in ready:
                 self._take_output(self._child)
+            if self._child is not None:
+                self._child.answer_forks(ready)
             if self._child is not None and self._child.answers in ready:
                 self._end_like(self._child)  # it has nothing to answer: it is dead
             if 0 in ready:
@@ -131,6 +162,7 @@ class _Parent:
             self._spare = None
             self._child.begin(job["run"], Path(job["log_file"]))
         child = self._child
+        child.processes = job.get("processes", USUAL_PROCESSES)
         child.task = Path(job["out_dir"]).name
         os.kill(child.pid, signal.SIGCONT)
         with suppress(BrokenPipeError):  # it is dead: it has no answer
@@ -152,6 +184,7 @@ class _Parent:
         answer = b""
         while not answer.endswith(b"\n"):
             ready, _, _ = select.select(child.watched, [], [])
+            child.answer_forks(ready)
             if child.output in ready:
                 self._take_output(child)
                 continue
@@ -178,18 +211,21 @@ class _Parent:
             self._loading.join()  # a fork while a module is half loaded would keep it so
         gc.freeze()  # what is shared stays shared
         (job_out, job_in), (answer_out, answer_in), (text_out, text_in) = os.pipe(), os.pipe(), os.pipe()
+        control, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            others = [n for c in (self._child, self._spare) if c is not None for n in (c.jobs, c.answers, c.output)]
+            others = [n for c in (self._child, self._spare) if c is not None for n in (c.jobs, *c.watched)]
             for number in (job_in, answer_out, text_out, self._answers, *others):
                 os.close(number)
+            control.close()
             os.dup2(job_out, 0)
             for number in (1, 2):
                 os.dup2(text_in, number)
-            _be_child(self._do, answer_in)
+            _be_child(self._do, answer_in, theirs)
+        theirs.close()
         for number in (job_out, answer_in, text_in):
             os.close(number)
-        return _Child(pid, job_in, answer_out, text_out)
+        return _Child(pid, job_in, answer_out, text_out, control=control)
 
     def _end_strays(self) -> None:
         """End whatever an app has started, also what has got away from its family."""
@@ -223,8 +259,7 @@ def _end(child: _Child | None) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     os.waitpid(child.pid, 0)
-    for number in (child.jobs, child.answers, child.output):
-        os.close(number)
+    child.close()
 
 
 def _load(module: str) -> None:
@@ -232,7 +267,7 @@ def _load(module: str) -> None:
         importlib.import_module(module)
 
 
-def _be_child(do: Do, answers: int) -> None:
+def _be_child(do: Do, answers: int, control: socket.socket) -> None:
     """Never returns: what is of the parent must not be undone here."""
     code, confined = 1, False
     try:
@@ -242,8 +277,11 @@ def _be_child(do: Do, answers: int) -> None:
             answer: dict[str, object] = {"done": True}
             job = Job.model_validate_json(line)
             if job.confinement is not None and not confined:
-                enter(job.confinement)  # one child serves one run
+                listener = enter(job.confinement)  # one child serves one run
                 confined = True
+                if listener is not None:
+                    forks.hand_over(listener, control)
+                control.close()
             try:
                 do(job)
             except OSError as exc:

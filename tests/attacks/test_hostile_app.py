@@ -17,7 +17,7 @@ from fedtide.edge_agent.sandbox.levels import ORDER, Level, is_enough, offered
 from fedtide.edge_agent.tasks.governor import Latency
 from fedtide.edge_agent.tasks.node_meter import NodeMeter
 from fedtide.edge_agent.tasks.task_loop import TaskLoop
-from fedtide.fabric.messages.tasks import Reply, Task, Values, WireMessage
+from fedtide.fabric.messages.tasks import Cancel, Reply, Task, Values, WireMessage
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef
 from tests.conftest import APPS
@@ -153,6 +153,22 @@ async def test_nothing_of_it_outlives_its_task(level: Level, tmp_path: Path) -> 
         assert (await node.answer(loop, "look", name="t2", run="run-2")).error is None
         assert {name: (work / name).read_text() for name in before} == before
     assert psutil.Process().children(recursive=True) == []
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_a_fork_bomb_is_over_before_it_takes_the_machine(level: Level, tmp_path: Path) -> None:
+    node = Node(tmp_path, level, policy='[[apps]]\nname = "hostile"\nprocesses = 40\n')
+    async with node.working() as loop:
+        order = task("bomb", "t1", "run-1")
+        await loop.order(order)
+        there: list[int] = []
+        async with asyncio.timeout(60):
+            while len(there) < 100 or there[-1] < 40:  # it grows no more
+                there.append(len(psutil.Process().children(recursive=True)))
+                await asyncio.sleep(0.02)
+        assert max(there) < 2 * 40, "those that ask at the same time may be let go on together"
+        await loop.order(Cancel(task="t1", run="run-1"))
+        assert (await node.answer(loop, "look", name="t2", run="run-2")).error is None
 
 
 @pytest.mark.parametrize("level", LEVELS)

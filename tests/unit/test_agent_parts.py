@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedtide.edge_agent.config import AgentConfig, load
+from fedtide.edge_agent.owner_policy import AppRule
 from fedtide.edge_agent.tasks import node_folders
 from fedtide.edge_agent.tasks import trainer as trainer_module
 from fedtide.edge_agent.tasks.app_packages import AppPackages
@@ -99,7 +100,7 @@ async def test_a_node_without_flower_says_what_to_install(tmp_path: Path, monkey
     packages = AppPackages(config, fetch=None, show=print)
     trainer = Trainer(config, Governor(config.limits, "UTC", Latency(), print), packages, AppPlaces(config), "none")
     with pytest.raises(CapabilityMissing, match=r"fedtide\[train\]"):
-        await trainer.train(job, app)
+        await trainer.train(job, app, AppRule())
 
 
 def test_preprocessing_steps_follow_one_another() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fedtide.edge_agent.owner_policy import OPEN, Owner, OwnerRefuses, parse
+from fedtide.edge_agent.sandbox.cgroups import Cgroup
 from fedtide.edge_agent.sandbox.visible import all_but
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.plans.run_spec import AppRef
@@ -64,7 +67,7 @@ def test_the_owner_is_told_what_a_policy_allows_here(tmp_path: Path) -> None:
     assert whole.returncode == 0, whole.stderr
     assert "models that may be served: digits*" in whole.stdout
     assert "app 1: digits, digests aaaaaaaaaaaa: network no; reads /srv/digits" in whole.stdout
-    assert check("--app", "digitx").stdout == "digit?: network yes; reads nothing beside its own\n"
+    assert check("--app", "digitx").stdout == "digit?: network yes; reads nothing beside its own; 512 processes, GPUs\n"
     refused = check("--model", "faces")
     assert (refused.returncode, refused.stdout) == (OwnerRefuses.exit_code, "")
     assert "models = ['digits*']" in refused.stderr
@@ -76,3 +79,65 @@ def test_all_is_seen_but_what_is_hidden(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "a/b/secret")
     seen = {str(path.relative_to(tmp_path)) for path in all_but([tmp_path / "a/b/secret"], tmp_path)}
     assert seen == {"a/b/c", "a/d", "e"}
+
+
+def test_an_owner_follows_the_publishers_that_the_policy_names() -> None:
+    policy = parse(
+        """
+sandbox = "none"
+signers = ["publisher-al", "releases"]
+[[apps]]
+name = "digits"
+publisher = "publisher-a*"
+processes = 7
+[[apps]]
+name = "faces"
+""",
+        "p",
+    )
+    assert policy.rule_for(app("digits"), "none", ["publisher-al"]).processes == 7
+    assert policy.rule_for(app("faces"), "none", ["publisher-al"]).publisher == "*"
+    with pytest.raises(OwnerRefuses, match=r"signers = .* it is signed by publisher-bo"):
+        policy.rule_for(app("digits"), "none", ["publisher-bo"])
+    with pytest.raises(OwnerRefuses, match="nobody has signed it"):
+        policy.rule_for(app("digits"), "none")
+    both = parse('sandbox = "none"\n[[apps]]\npublisher = "publisher-al"', "p")
+    with pytest.raises(OwnerRefuses, match="no rule"):
+        both.rule_for(app("digits"), "none", ["publisher-bo"])
+    policy.check_release("digits", ["releases"])
+    with pytest.raises(OwnerRefuses, match="a release of 'digits'"):
+        policy.check_release("digits", ["releases-others"])
+    OPEN.check_release("digits", [])
+
+
+def test_apps_run_in_the_hours_that_the_owner_allows(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('hours = {start = "00:00", end = "00:00"}')  # all day
+    assert Owner(file).why_not_now("UTC") == ""
+    soon = datetime.now(UTC) + timedelta(hours=2)
+    file.write_text(f'hours = {{start = "{soon:%H:%M}", end = "{soon + timedelta(hours=1):%H:%M}", timezone = "UTC"}}')
+    assert "outside the owner's hours" in Owner(file).why_not_now("UTC")
+    file.write_text("hours = 1")
+    assert "no good" in Owner(file).why_not_now("UTC")
+    assert Owner(None).why_not_now("UTC") == ""
+
+
+def test_a_group_that_is_delegated_is_divided_and_one_that_is_not_is_left_alone(tmp_path: Path) -> None:
+    """Files as the kernel has them: here no cgroup v2 is delegated."""
+    here = tmp_path / "system.slice" / "fedtide.service"
+    here.mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/system.slice/fedtide.service\n")
+    assert Cgroup.delegated(tmp_path, tmp_path / "own") is None
+    for name, text in (("controllers", "cpu memory pids io"), ("subtree_control", ""), ("procs", "1\n")):
+        (here / f"cgroup.{name}").write_text(text)
+    group = Cgroup.delegated(tmp_path, tmp_path / "own")
+    assert group is not None
+    assert (here / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    assert (here / "agent" / "cgroup.procs").read_text() == "1"
+    group.limit(cpus=1.5, memory_bytes=None, processes=40)
+    told = {file.name: file.read_text() for file in (here / "apps").iterdir()}
+    assert told == {"cpu.max": "150000 100000", "memory.max": "max", "memory.oom.group": "1", "pids.max": "40"}
+    group.enter()
+    assert (here / "apps" / "cgroup.procs").read_text() == str(os.getpid())
+    (tmp_path / "own").write_text("0::/system.slice/fedtide.service/agent\n")  # it was started again
+    assert Cgroup.delegated(tmp_path, tmp_path / "own") is not None

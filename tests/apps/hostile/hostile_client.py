@@ -117,6 +117,15 @@ def network() -> dict[str, float]:
     return {name: connects(family, (host, 9)) for name, (family, host) in families.items()}
 
 
+def bomb() -> None:
+    """Each process forks another one, for as long as it can."""
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            time.sleep(0.01)
+
+
 def outlive(work: Path) -> None:
     """A process that leaves its family, and a thread."""
     if os.fork() == 0:
@@ -157,6 +166,8 @@ def train(message: Message, context: Context) -> Message:
         found = {**look(data, node), **{f"may-{name}": done for name, done in allowed(node).items()}, **network()}
     elif attempt == "outlive":
         outlive(work)
+    elif attempt == "bomb":
+        bomb()
     elif attempt == "link":
         links(data, next((data / "jobs").glob("*/out/*")))
     content = RecordDict({"arrays": ArrayRecord({}), "metrics": MetricRecord({**found, "num-examples": 1.0})})
