@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedtide.console.verifying import FILES
@@ -21,11 +23,12 @@ def push(reference: str, folder: Path, *, plain_http: bool) -> None:
 def pull(reference: str, folder: Path, *, plain_http: bool) -> None:
     """Into a folder; raises as `push`."""
     client = _client(plain_http=plain_http)
-    _done(reference, lambda: client.pull(target=reference, outdir=str(folder), overwrite=True))
-    for name in FILES:  # a registry keeps the path that it was pushed from
-        for found in folder.rglob(name):
-            if found.parent != folder:
-                found.replace(folder / name)
+    with TemporaryDirectory() as scratch:  # a registry keeps the path that it was pushed from
+        _done(reference, lambda: client.pull(target=reference, outdir=scratch, overwrite=True))
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            for found in Path(scratch).rglob(name):
+                shutil.copyfile(found, folder / name)
 
 
 def _client(*, plain_http: bool) -> Any:

@@ -110,7 +110,10 @@ def with_browser(where: LoginView, say: Callable[[str], None]) -> dict[str, Any]
             "redirect_uri": listener.url,
             "client_id": where.client_id,
         }
-        return _login(where, about, _post(about["token_endpoint"], exchange))
+        answer = _post(about["token_endpoint"], exchange)
+        if _claims(answer).get("nonce") != nonce:
+            raise LoginFailed("the provider's answer is to another login", "Try again")
+        return _login(where, about, answer)
 
 
 def with_device(where: LoginView, say: Callable[[str], None]) -> dict[str, Any]:
@@ -147,12 +150,18 @@ def _login(where: LoginView, about: Mapping[str, Any], answer: Mapping[str, Any]
 
 
 def _tokens(answer: Mapping[str, Any]) -> dict[str, Any]:
-    if "id_token" not in answer:
-        raise LoginFailed("the provider gives no ID token", "Is `openid` among its scopes?")
-    body = str(answer["id_token"]).split(".")[1]
-    claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    kept = {"id_token": answer["id_token"], "ends_at": claims["exp"]}
+    kept = {"id_token": answer.get("id_token"), "ends_at": _claims(answer)["exp"]}
     return {**kept, "refresh_token": answer["refresh_token"]} if "refresh_token" in answer else kept
+
+
+def _claims(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an ID token that came from the provider itself, over TLS."""
+    try:
+        body = str(answer["id_token"]).split(".")[1]
+        found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    except (KeyError, IndexError, ValueError) as exc:
+        raise LoginFailed("the provider gives no ID token", "Is `openid` among its scopes?") from exc
+    return found
 
 
 def _document(where: LoginView) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class TrustFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._before: dict[str, str | None] = {}
 
     @property
     def is_begun(self) -> bool:
@@ -55,14 +56,31 @@ class TrustFolder:
         write_secret(self.path / TARGETS, targets)
         write_secret(self.path / ROOTS, json.dumps([root]))
 
-    def take(self, known: TrustMetadata) -> None:
-        """What a coordinator has, if it is newer."""
-        if not self.is_begun or len(known.roots) > len(self.roots):
-            write_secret(self.path / ROOTS, json.dumps(known.roots))
-        version = ceremony.read_targets(known.targets).version
-        file = self.path / TARGETS
-        if not file.exists() or ceremony.read_targets(self.targets).version < version:
-            write_secret(file, known.targets)
+    def replace(self, known: TrustMetadata) -> None:
+        """What a coordinator has, instead of what is here; what waits for signatures goes too."""
+        write_secret(self.path / ROOTS, json.dumps(known.roots))
+        write_secret(self.path / TARGETS, known.targets)
+        for name in (NEXT_ROOT, NEXT_TARGETS):
+            (self.path / name).unlink(missing_ok=True)
+
+    def check_nothing_waits(self) -> None:
+        """Raises ConfigError: metadata wait for signatures, and others would take their place."""
+        self._before = {name: self._text(name) for name in (ROOTS, TARGETS, NEXT_ROOT, NEXT_TARGETS)}
+        if waiting := [name for name in (NEXT_ROOT, NEXT_TARGETS) if (self.path / name).exists()]:
+            remedy = "`fedtide trust sign` first; or remove the file, and what was asked for with it"
+            raise ConfigError(str(self.path / waiting[0]), "waits for signatures", remedy)
+
+    def undo(self) -> None:
+        """As it was when `check_nothing_waits` was called."""
+        for name, text in self._before.items():
+            if text is None:
+                (self.path / name).unlink(missing_ok=True)
+            else:
+                write_secret(self.path / name, text)
+
+    def _text(self, name: str) -> str | None:
+        file = self.path / name
+        return file.read_text(encoding="utf-8") if file.exists() else None
 
     def signers(self, named: Sequence[str]) -> list[Signer]:
         """The offline keys that sign: those named, or those in this folder that the newest root names.
@@ -70,13 +88,13 @@ class TrustFolder:
         Raises:
             ConfigError: there is none.
         """
-        known = {key.keyid: key for key in ceremony.offline_in(self.roots[-1]).keys}
+        known = {key.keyid for key in ceremony.offline_in(self.roots[-1]).keys}
         names = list(named) or [
             str(file) for file in sorted(self.path.glob("root*.pem")) if keys.public_of(file).keyid in known
         ]
         if not names:
             raise ConfigError("--sign", f"no key of the root is in {self.path}", "Name its file, or hsm:...")
-        return [keys.load(name, public=next(iter(known.values()))) for name in names]
+        return [keys.load(name) for name in names]
 
     def next_targets(self, roles: dict[str, ceremony.Role], signers: Sequence[Signer], now: datetime) -> int:
         """What is delegated from now on; returns how many signatures lack."""

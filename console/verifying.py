@@ -61,10 +61,10 @@ def judged(manifest: bytes, envelope: str, trust: TrustMetadata, root: str) -> V
     """Who vouches for a manifest, as of the day of the metadata. Raises Untrusted, MalformedMessage."""
     first = Chain(Files(root))
     offered = trust.model_copy(update={"roots": trust.roots[first.root.version - 1 :]})
-    as_of = Chain(Files(root, trust.timestamp)).issued if trust.timestamp else 0.0
-    chain, refusal = first.updated(offered, as_of)
+    chain, refusal = first.updated(offered, 0.0)  # what has expired is found below, as of the day of the metadata
     if refusal is not None:
         raise refusal
+    as_of = chain.issued
     return Verified(decode_release(manifest), provenance.attested(chain, manifest, envelope, as_of), as_of)
 
 

@@ -236,4 +236,6 @@ class CoordinatorConfig(Strict):
     def _no_open_api(self) -> CoordinatorConfig:
         if self.http_token_file is None and not is_loopback(self.http_host):
             raise ValueError(f"http_token_file: is needed, because {self.http_host} is reached from other machines")
+        if self.oidc is not None and self.http_token_file is None:
+            raise ValueError("http_token_file: is needed with oidc, or everybody would be let in without a login")
         return self

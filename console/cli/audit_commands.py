@@ -68,6 +68,10 @@ def verify(
     if (reason := broken(entries)) is not None:
         raise DigestMismatch(f"the audit trail is not whole: {reason}")
     number, _, known = head.partition(":")
+    if head and not (number.isdecimal() and len(known) == 64):
+        raise ConfigError("--head", f"{head!r} is not NUMBER:HASH", "As `audit verify` prints it")
+    if head and entries and int(number) < entries[0].number:
+        raise ConfigError("--head", f"entry {number} is no longer kept", "Verify the export that has it (--file)")
     if head:
         there = next((e for e in entries if str(e.number) == number), None)
         if there is None or there.hash != known:

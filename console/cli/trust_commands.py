@@ -16,7 +16,8 @@ from fedtide.console.client import Client
 from fedtide.console.home import Home
 from fedtide.console.output import Format, Output, say, show_list
 from fedtide.console.trust_folder import TrustFolder
-from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError, FedtideError
+from fedtide.fabric.ids import check_token
 from fedtide.fabric.trust import ceremony, keys
 from fedtide.fabric.trust.installation import DIRECTOR_KEY, PUBLISHER_KEY, RELEASES_KEY, ROOT_KEY, TIMESTAMP_KEY
 from fedtide.fabric.trust.libraries import Key
@@ -44,8 +45,10 @@ def init(
 ) -> None:
     """Keys and metadata of a new installation. $FEDTIDE_KEY_PASSPHRASE protects the files of root and publishers."""
     there = TrustFolder(folder)
-    if there.is_begun:
-        raise ConfigError(str(folder), "holds a root already", "`fedtide trust rotate root` replaces its keys")
+    if there.is_begun or any(folder.glob("*.pem")):
+        raise ConfigError(str(folder), "holds keys already", "Name a new folder; `trust rotate root` replaces keys")
+    for each in publisher or []:
+        check_token("--publisher", each)
     folder.mkdir(parents=True, exist_ok=True)
     now, passphrase = datetime.now(UTC), os.environ.get(keys.PASSPHRASE, "")
     if root_key:
@@ -115,7 +118,7 @@ def delegate(
 @trust_app.command("revoke")
 def revoke(
     role: Annotated[str, typer.Argument(help="A role, as `trust show` names it")],
-    key: Annotated[str, typer.Option("--key", help="Only this key of it: the beginning of its id")] = "",
+    key: Annotated[str, typer.Option("--key", help="Only this key of it: the beginning of its id, or its file")] = "",
     sign: SignWith = None,
     folder: Folder = None,
     publish: Publish = True,
@@ -125,9 +128,12 @@ def revoke(
     roles = ceremony.roles_in(there.targets)
     if role not in roles:
         raise ConfigError("role", f"there is no {role!r}", f"There are {', '.join(roles)}")
-    left = [k for k in roles[role].keys if key and not k.keyid.startswith(key)]
+    keyid = keys.public_of(Path(key)).keyid if key and Path(key).is_file() else key
+    left = [k for k in roles[role].keys if key and not k.keyid.startswith(keyid)]
+    if len(left) == len(roles[role].keys):
+        raise ConfigError("--key", f"{role} has no key {keyid!r}", f"It has {', '.join(k.keyid for k in left)}")
     if left:
-        roles[role] = replace(roles[role], keys=left, threshold=min(roles[role].threshold, len(left)))
+        roles[role] = replace(roles[role], keys=left, threshold=_threshold(role, None, roles[role].threshold, left))
     else:
         del roles[role]
     _next_targets(there, roles, sign, publish=publish)
@@ -153,8 +159,19 @@ def rotate(
         raise ConfigError("role", f"there is no {role!r}", f"There are root, timestamp, {', '.join(roles)}")
     public = _public(there, role, key)
     held = [*roles[role].keys, *public] if keep else public
-    roles[role] = replace(roles[role], keys=held, threshold=threshold or min(roles[role].threshold, len(held)))
+    roles[role] = replace(roles[role], keys=held, threshold=_threshold(role, threshold, roles[role].threshold, held))
     _next_targets(there, roles, sign, publish=publish)
+
+
+def _threshold(role: str, asked: int | None, before: int, held: Sequence[Key]) -> int:
+    """Raises ConfigError: fewer keys would have to sign than before, and nobody has said so."""
+    if asked is None and len(held) < before:
+        raise ConfigError(
+            "--threshold",
+            f"{before} keys of {role} had to sign, and it would have {len(held)}",
+            f"Name {before} keys with --key, or say --threshold {len(held)}",
+        )
+    return asked or before
 
 
 def _rotate_root(
@@ -174,7 +191,7 @@ def _rotate_root(
         of = replace(before, timestamp=[*before.timestamp, *public] if keep else public)
     else:
         held = [*before.keys, *public] if keep else public
-        of = replace(before, keys=held, threshold=threshold or min(before.threshold, len(held)))
+        of = replace(before, keys=held, threshold=_threshold(role, threshold, before.threshold, held))
         signers += [keys.load(file) for file in _made(there, public)]
     lacks = there.next_root(ceremony.next_root(there.roots[-1], of, signers, datetime.now(UTC)))
     if role == "root":  # what the old keys have delegated is signed by the new ones
@@ -201,7 +218,7 @@ def refresh(sign: SignWith = None, folder: Folder = None, publish: Publish = Tru
 @trust_app.command("sign")
 def sign_(sign: SignWith = None, folder: Folder = None, publish: Publish = True) -> None:
     """Sign what waits in the folder for the signatures of more keys."""
-    there = _folder(folder)
+    there = _folder(folder, changes=False)
     left = there.sign(there.signers(sign or []))
     _done(there, max(left.values()), publish=publish)
 
@@ -209,14 +226,26 @@ def sign_(sign: SignWith = None, folder: Folder = None, publish: Publish = True)
 @trust_app.command("publish")
 def publish_(folder: Folder = None) -> None:
     """Give the coordinator what has all its signatures: nodes follow it from then on."""
-    there = _folder(folder)
+    there = _folder(folder, changes=False)
     view = Client.find().send(endpoints.publish_trust(there.metadata))
     say(f"published: root {view.pin}")
 
 
-def _folder(folder: Path | None) -> TrustFolder:
+@trust_app.command("pull")
+def pull(folder: Folder = None) -> None:
+    """Take over what the coordinator has published, into the folder of the offline keys."""
+    there = TrustFolder(folder or Home.find().trust)
+    view = Client.find().send(endpoints.trust())
+    there.replace(view.metadata)
+    say(f"{there.path}: root {view.pin}")
+
+
+def _folder(folder: Path | None, *, changes: bool = True) -> TrustFolder:
+    """Raises ConfigError: there is no root in it, or something else waits for signatures."""
     there = TrustFolder(folder or Home.find().trust)
     there.roots  # noqa: B018  # it raises if there are none
+    if changes:
+        there.check_nothing_waits()
     return there
 
 
@@ -242,6 +271,10 @@ def _done(there: TrustFolder, lacks: int, *, publish: bool) -> None:
     if lacks:
         say(f"{lacks} more signature(s) needed: fedtide trust sign --folder {there.path} --sign KEY")
     elif publish:
-        publish_(there.path)
+        try:
+            publish_(there.path)
+        except FedtideError:
+            there.undo()  # what the coordinator does not take is not what holds
+            raise
     else:
         say(f"ready in {there.path}: fedtide trust publish")

@@ -33,6 +33,7 @@ class Accuracy(Strict):
 class ReleaseRow(Strict):
     digest: str
     onnx_max_abs_diff: float
+    signed_by: list[str] = Field(default=[], description="Roles that vouch for it, as it was verified")
 
 
 class RolloutRow(Strict):

@@ -36,6 +36,7 @@ from fedtide.console.embedded.supervisor import locked, running
 from fedtide.console.home import Home
 from fedtide.console.output import megabytes
 from fedtide.console.price_template import TEMPLATE
+from fedtide.console.verifying import judged
 from fedtide.console.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound
 from fedtide.fabric.flower.apps import describe
@@ -45,6 +46,7 @@ from fedtide.fabric.plans.rollout_request import RolloutRequest
 from fedtide.fabric.plans.run_spec import RunRequest
 from fedtide.fabric.process.files import keep_caches_in
 from fedtide.fabric.process.web_access import COOKIE
+from fedtide.fabric.trust.installation import ROOTS
 from fedtide.fabric.validation import checked
 
 ROUNDS_PER_RUN = 3
@@ -134,7 +136,11 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
         regions=state.regions,
         rounds=rows,
         accuracy=Accuracy(initial=accuracy_of(first.rounds[0]), federated=rows[-1].accuracy, centralised=centralised),
-        release=ReleaseRow(digest=release.digest, onnx_max_abs_diff=release.metrics["onnx_max_abs_diff"] or 0.0),
+        release=ReleaseRow(
+            digest=release.digest,
+            onnx_max_abs_diff=release.metrics["onnx_max_abs_diff"] or 0.0,
+            signed_by=_vouched(client, home, model),
+        ),
         rollout=rollout_rows(rolled),
         inference=InferenceRow(
             requests=len(load.versions), dropped=load.dropped, swapped_at_request=load.first_of(str(release.version))
@@ -167,6 +173,17 @@ def _train(client: Client, request: RunRequest) -> RunView:
     if last.state != "completed":
         raise DemoFailed(f"{view.run} {last.state}: {last.reason}")
     return last
+
+
+def _vouched(client: Client, home: Home, model: str) -> list[str]:
+    """Who vouches for the newest release, as anybody may verify it who knows the root.
+
+    Raises:
+        Untrusted: nobody who may.
+    """
+    view = client.send(endpoints.attestation(model, "latest"))
+    root = json.loads((home.trust / ROOTS).read_text())[0]
+    return sorted(judged(view.manifest.encode(), view.envelope, view.trust, root).attested.roles)
 
 
 def _roll_out(client: Client, model: str, regions: list[str]) -> RolloutView:
@@ -224,7 +241,8 @@ def _summarise(console: Console, report: DemoReport) -> None:
     a, i = report.accuracy, report.inference
     console.print(
         f"accuracy: {a.initial:.3f} at the start, {a.federated:.3f} federated, {a.centralised:.3f} centralised\n"
-        f"release:  {report.release.digest[:12]}, ONNX within {report.release.onnx_max_abs_diff:.1e} of torch\n"
+        f"release:  {report.release.digest[:12]}, ONNX within {report.release.onnx_max_abs_diff:.1e} of torch, "
+        f"vouched for by {', '.join(report.release.signed_by)}\n"
         f"roll-out: " + ", ".join(f"{r.region} {r.confirmed} in {r.seconds:.1f} s" for r in report.rollout) + "\n"
         f"inference: {i.requests} requests, {i.dropped} dropped, new release from request {i.swapped_at_request} on\n"
         + (f"sensors:  {report.sensors_accuracy:.3f} without torch\n" if report.sensors_accuracy is not None else "")

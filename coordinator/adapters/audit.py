@@ -34,6 +34,7 @@ class AuditTrail:
 
     async def append(self, **about: Any) -> None:
         """Store an entry; retried until the broker has it."""
+        about["at"] = datetime.now(UTC)
         async with self._one_at_a_time:
             await until_done(log, "audit.waits", lambda: self._append(about))
 
@@ -41,12 +42,13 @@ class AuditTrail:
         while True:
             last = self._last or await self._newest()
             number, before = (last.number + 1, last.hash) if last is not None else (1, "")
-            entry = sealed(AuditEntry(number=number, at=datetime.now(UTC), before=before, **about))
+            entry = sealed(AuditEntry(number=number, before=before, **about))
             try:
                 await self._broker.publish(self._subject, to_json(entry), expected_last=number - 1)
             except StaleWriter:
                 self._last = None  # another leader has written, or this one before it lost the answer
-                if (there := await self._newest()) is not None and there.hash == entry.hash:
+                there = await self._newest()
+                if there is not None and all(getattr(there, name) == value for name, value in about.items()):
                     return
                 continue
             self._last = entry

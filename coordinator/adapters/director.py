@@ -44,12 +44,17 @@ class Director:
     def __init__(self, engine: Engine, folder: Path | None) -> None:
         self._engine = engine
         self._folder = folder
+        self._one_at_a_time = asyncio.Lock()
         self._loaded: dict[Path, tuple[int, Signer]] = {}
         self._chain: tuple[tuple[str, str, str], Chain] | None = None
 
     @property
     def _trust(self) -> trust.Trust:
         return self._engine.world.trust
+
+    @property
+    def _known_version(self) -> int:
+        return ceremony.read_targets(self._trust.targets).version if self._trust.targets else 0
 
     @property
     def is_used(self) -> bool:
@@ -70,11 +75,13 @@ class Director:
     async def begin(self) -> None:
         """Take over what lies in the folder, if that is newer than the log's, and vouch for it."""
         if self._folder is not None and (self._folder / ROOTS).exists():
-            roots = json.loads((self._folder / ROOTS).read_bytes())
-            targets = (self._folder / TARGETS).read_text(encoding="utf-8")
             try:
-                await self.publish(TrustMetadata(roots=roots, targets=targets), by="the folder of identities")
-            except (ConfigError, Conflict) as exc:
+                roots = json.loads((self._folder / ROOTS).read_bytes())
+                targets = (self._folder / TARGETS).read_text(encoding="utf-8")
+                offered = TrustMetadata(roots=roots, targets=targets)
+                if not self.is_used or ceremony.read_targets(targets).version > self._known_version:
+                    await self.publish(offered, by="the folder of identities")
+            except (OSError, ValueError, ConfigError, Conflict) as exc:
                 log.error("trust.not_taken", extra={"reason": str(exc)})
         await self._vouch_if_due()
 
@@ -117,6 +124,10 @@ class Director:
             ConfigError: they are not signed by those who must sign them, or would leave this coordinator without keys.
             Conflict: they are older than what is known.
         """
+        async with self._one_at_a_time:
+            await self._publish(offered, by)
+
+    async def _publish(self, offered: TrustMetadata, by: str) -> None:
         known = self._trust
         roots = _after(known.roots, offered.roots)
         newest = [*known.roots, *roots]
@@ -128,13 +139,20 @@ class Director:
         if not targets:
             raise ConfigError("targets", "are missing", "fedtide trust init")
         about = ceremony.read_targets(targets)
-        if known.targets and about.version < ceremony.read_targets(known.targets).version:
-            raise Conflict("the metadata `targets` are older than those that are known")
+        version = ceremony.read_targets(known.targets).version if known.targets else 0
+        if about.version < version:
+            raise Conflict("the metadata `targets` are older than those that are known", "fedtide trust pull")
+        if about.version == version and targets != known.targets:
+            raise Conflict(f"other metadata `targets` of version {version} are known", "fedtide trust pull")
+        for file in (about, ceremony.read_root(newest[-1])):
+            if file.expires.timestamp() <= _now():
+                remedy = "fedtide trust refresh; is the clock right where they were signed?"
+                raise ConfigError(str(file.type), f"expired on {file.expires:%Y-%m-%d}", remedy)
         if lacks := ceremony.missing_signatures(targets, newest[-1]):
             raise ConfigError("targets", f"lack {lacks} signature(s)", "fedtide trust sign")
         self._check_own_keys(newest[-1], targets)
         if roots or targets != known.targets:
-            await self._engine.submit(TrustPublished(roots=roots, targets=targets, by=by))
+            await self._engine.submit(TrustPublished(after=len(known.roots), roots=roots, targets=targets, by=by))
             await self._vouch()
 
     def _check_own_keys(self, root: str, targets: str) -> None:

@@ -39,7 +39,7 @@ class OidcLogin:
     def __init__(self, config: Oidc) -> None:
         self.config = config
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._fetched = float("-inf")
+        self._fetched = self._failed = float("-inf")
         self._document: dict[str, Any] = {}
         self._lock = asyncio.Lock()
 
@@ -70,7 +70,10 @@ class OidcLogin:
             raise NotLetIn(f"the ID token is not good: {exc}", "fedtide login") from exc
         if nonce and claims.get("nonce") != nonce:
             raise NotLetIn("the ID token answers another login", "Log in again")
-        name = next((str(claims[c]) for c in (self.config.name_claim, "email", "sub") if claims.get(c)), "")
+        named = [self.config.name_claim, "email", "sub"]
+        if claims.get("email_verified") is False:  # anybody may have written that address
+            named = ["sub"]
+        name = next((str(claims[c]) for c in named if claims.get(c)), "")
         role = self._role(claims)
         if role is None:
             raise NotLetIn(
@@ -86,12 +89,16 @@ class OidcLogin:
         return max(given, key=ROLES.index, default=None)
 
     async def _key(self, kid: str) -> jwt.PyJWK:
+        if kid in self._keys and time.monotonic() < self._fetched + KEYS_FOR_S:
+            return self._keys[kid]  # whoever else has to wait for the provider: nobody whose key is known
         async with self._lock:
-            age = time.monotonic() - self._fetched
-            if age > KEYS_FOR_S or (kid not in self._keys and age > AGAIN_AFTER_S):
+            now = time.monotonic()
+            is_due = now > self._fetched + (KEYS_FOR_S if kid in self._keys else AGAIN_AFTER_S)
+            if is_due and now > self._failed + AGAIN_AFTER_S:
                 try:
                     await self._fetch_keys()
                 except TransientError as exc:
+                    self._failed = time.monotonic()
                     if kid not in self._keys:
                         raise
                     log.warning("oidc.keys_not_fetched", extra={"reason": str(exc)})

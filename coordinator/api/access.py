@@ -38,7 +38,8 @@ def needed(request: web.Request) -> Role:
     usual: Role = "viewer" if request.method in ("GET", "HEAD") else "operator"
     resource = request.match_info.route.resource
     path = resource.canonical if resource is not None else request.path
-    return request.app[NEEDED].get((request.method, path), usual)
+    method = "GET" if request.method == "HEAD" else request.method  # aiohttp answers both with one handler
+    return request.app[NEEDED].get((method, path), usual)
 
 
 def access_middleware(principals: Principals, listens_on: str) -> list[Any]:

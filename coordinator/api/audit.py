@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +20,12 @@ from fedtide.fabric.messages.views import Page
 
 LOOKING = ("GET", "HEAD", "OPTIONS")
 LONGEST_SHOWN = 2000
-_SECRET = re.compile(r"token|secret|password|passphrase|seed", re.IGNORECASE)
+_SECRET = re.compile(
+    r"token|secret|passw|passphrase|seed|api_?key|access_?key|private_?key|credential|authorization", re.IGNORECASE
+)
+_USERINFO = re.compile(r"//[^/@\s\"]+@")
+TOLD_AGAIN_S = 60.0
+"""So often, at most, it is told that somebody may not look at something: nobody fills the trail with that."""
 _REFUSED = (401, 403)
 
 
@@ -35,13 +41,21 @@ class AuditListing(Listing):
 def audit_middleware(trail: AuditTrail) -> list[Any]:
     """The middleware that stores what was asked for and what became of it, before the answer goes."""
 
+    told: dict[str, float] = {}
+
+    def is_news(who: str) -> bool:
+        now = time.monotonic()
+        for name in [name for name, at in told.items() if now >= at + TOLD_AGAIN_S]:
+            del told[name]
+        return told.setdefault(who, now) == now
+
     @web.middleware
     async def record(request: web.Request, handler: Any) -> web.StreamResponse:
         response: web.StreamResponse = await handler(request)
         looks = request.method in LOOKING
-        refused = response.status in _REFUSED and principal(request) is not None
+        who = principal(request)
+        refused = looks and response.status in _REFUSED and who is not None and is_news(who.name)
         if request.path.startswith("/v1/") and (not looks or refused) and response.status != 401:
-            who = principal(request)
             await trail.append(
                 who=who.name if who is not None else "nobody",
                 role=who.role if who is not None else "",
@@ -64,10 +78,11 @@ async def _asked(request: web.Request) -> str:
         body = await request.read()
     except (web.HTTPException, OSError, RuntimeError):
         return ""
+    body = body or json.dumps(dict(request.query)).encode() if body or request.query else b""
     if not body:
-        return json.dumps(dict(request.query)) if request.query else ""
+        return ""
     try:
-        shown = json.dumps(_without_secrets(json.loads(body)))
+        shown = _USERINFO.sub("//...@", json.dumps(_without_secrets(json.loads(body))))
     except (ValueError, RecursionError):
         shown = ""
     if shown and len(shown) <= LONGEST_SHOWN:

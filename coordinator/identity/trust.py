@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fedtide.fabric.errors import InvalidTransition
 from fedtide.fabric.events.identity import TrustEvent, TrustPublished, TrustVouched
 from fedtide.fabric.messages.trust import TrustKnown, TrustMetadata
 
@@ -34,8 +35,11 @@ class Trust:
 
 
 def step(state: Trust, event: TrustEvent) -> Trust:
+    """Raises InvalidTransition: others have published meanwhile."""
     match event:
-        case TrustPublished(roots=roots, targets=targets):
+        case TrustPublished(roots=roots, targets=targets, after=after):
+            if roots and after != len(state.roots):
+                raise InvalidTransition(f"{len(state.roots)} roots are known, not {after}", "Publish again")
             return replace(state, roots=(*state.roots, *roots), targets=targets or state.targets)
         case TrustVouched(version=version, timestamp=timestamp, snapshot=snapshot):
             if version <= state.version:

@@ -18,7 +18,7 @@ from fedtide.fabric.encoding import to_json
 from fedtide.fabric.plans.release import ReleaseManifest
 from fedtide.fabric.plans.run_spec import RunSpec
 from fedtide.fabric.tensors.blobs import BlobRef
-from fedtide.fabric.trust.provenance import BUILD_TYPE
+from fedtide.fabric.trust.provenance import BUILD_TYPE, external
 
 
 def predicate(manifest: ReleaseManifest, run: runs.Run | None, at: datetime, version: str) -> dict[str, Any]:
@@ -34,10 +34,8 @@ def predicate(manifest: ReleaseManifest, run: runs.Run | None, at: datetime, ver
     dependencies = [_dependency(f"app/{lineage.app.name}", lineage.app.bundle)]
     dependencies += [_dependency("base", lineage.base)] if lineage.base is not None else []
     about: dict[str, Any] = {
+        **external(manifest),
         "plan": {"sha256": digest_of(run.facts.spec)} if run is not None else None,
-        "app": {"name": lineage.app.name, "blob": lineage.app.bundle.digest},
-        "model": manifest.model,
-        "version": manifest.version,
         "runConfig": {name: _plain(value) for name, value in lineage.run_config.items()},
         "askedBy": run.facts.by if run is not None else "",
     }

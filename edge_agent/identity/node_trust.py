@@ -142,11 +142,13 @@ class NodeTrust:
         mandate = self._vouched(chain, message, now).mandate
         if mandate is None:
             raise Untrusted("arbitrary", "a task comes from an aggregator, with the mandate of its run")
+        _check_named(task)
         if (mandate.run, mandate.app) != (task.run, task.app.bundle.digest):
             raise Untrusted("wrong_target", f"the mandate is for run {mandate.run}, with another app or run than this")
 
     def _of_anybody(self, chain: Chain, message: Received, order: Cancel, now: float) -> None:
         mandate = self._vouched(chain, message, now).mandate
+        _check_named(order)
         if mandate is not None and mandate.run != order.run:
             raise Untrusted("wrong_target", f"the mandate is for run {mandate.run}, not {order.run}")
 
@@ -158,3 +160,9 @@ class NodeTrust:
             raise Untrusted("arbitrary", "the question does not say when it was asked") from exc
         if not abs(now - asked) <= QUESTION_FRESH_S:
             raise Untrusted("expired", f"the question was asked {now - asked:.0f} s ago")
+
+
+def _check_named(order: Task | Cancel) -> None:
+    """A node knows tasks by their ids, and these begin with their runs: else one run would end another's."""
+    if not order.task.startswith(f"{order.run}-"):
+        raise Untrusted("wrong_target", f"{order.task!r} is no task of run {order.run}")

@@ -102,6 +102,7 @@ class TrustPublished(TaggedMessage):
     """Metadata that offline keys have signed: roots after those that are known, and what is delegated to whom."""
 
     kind: Literal["trust.published"] = "trust.published"
+    after: int = Field(default=0, ge=0, description="How many roots were known")
     roots: list[str] = []
     targets: str = ""
     by: str = ""

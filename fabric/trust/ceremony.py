@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.ids import check_token
 from fedtide.fabric.trust.chain import ISSUED
 from fedtide.fabric.trust.libraries import JSONSerializer, Key, Signer, exceptions, metadata
 
@@ -47,7 +49,7 @@ def director_paths(region: str = "*") -> list[str]:
 
 
 def publisher_paths(apps: Iterable[str] = ("*",)) -> list[str]:
-    return [f"apps/{each}" for each in apps]
+    return [f"apps/{quote(each, safe='*?')}" for each in apps]  # as `chain.app_path` spells names
 
 
 def release_paths(models: Iterable[str] = ("*",)) -> list[str]:
@@ -64,6 +66,8 @@ def role_of(name: str, keys: Sequence[Key], scope: Sequence[str] = (), threshold
         ConfigError: there is no such kind of role.
     """
     kind, _, rest = name.partition("-")
+    if rest:
+        check_token("role", rest)
     if kind == DIRECTOR:
         return Role(keys, director_paths(rest or "*"), threshold)
     if kind == PUBLISHER[:-1] and rest:

@@ -28,6 +28,14 @@ S = TypeVar("S", bound=metadata.Signed)
 
 ISSUED = "x-fedtide-issued"
 """A field of the timestamp: when it was signed, in seconds since the epoch."""
+LATEST = 1e11
+"""Seconds since the epoch: no date that anybody means is later."""
+_UNREADABLE = (
+    exceptions.RepositoryError,
+    *(ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError),
+)
+"""What comes of JSON that the library does not foresee."""
+_BEFORE_ALL = datetime.fromtimestamp(0, UTC)
 MOST_ROOTS = 1000
 Signatures = Mapping[str, str]
 """Hexadecimal, by the id of the key."""
@@ -65,11 +73,11 @@ class Chain:
             self.root = _signed(files.root, metadata.Root)
             own = metadata.Metadata[metadata.Root].from_bytes(files.root.encode())
             own.verify_delegate(metadata.Root.type, own)
-        except (exceptions.RepositoryError, ValueError) as exc:
-            raise Untrusted("arbitrary", f"the root is no root: {exc}") from exc
+            self.timestamp = _signed(files.timestamp, metadata.Timestamp) if files.timestamp else None
+            self.targets = _signed(files.targets, metadata.Targets) if files.targets else None
+        except _UNREADABLE as exc:
+            raise Untrusted("arbitrary", f"these are no metadata: {exc}") from exc
         self.files = files
-        self.timestamp = _signed(files.timestamp, metadata.Timestamp) if files.timestamp else None
-        self.targets = _signed(files.targets, metadata.Targets) if files.targets else None
 
     @property
     def known(self) -> TrustKnown:
@@ -79,7 +87,12 @@ class Chain:
     def issued(self) -> float:
         """When the timestamp was signed; 0: there is none."""
         found = self.timestamp.unrecognized_fields.get(ISSUED, 0) if self.timestamp is not None else 0
-        return float(found) if isinstance(found, int | float) else 0.0
+        return float(found) if isinstance(found, int | float) and 0 <= found < LATEST else 0.0
+
+    @property
+    def vouchers(self) -> frozenset[str]:
+        """The keys that say that the metadata are still these, and what time it is."""
+        return _vouchers(self.root)
 
     @property
     def horizon(self) -> float:
@@ -94,7 +107,7 @@ class Chain:
         """
         try:
             return self._updated(offered, now)
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:  # of what the library does not foresee
+        except _UNREADABLE as exc:
             return self, Untrusted("arbitrary", f"the metadata do not parse: {exc}")
 
     def _updated(self, offered: TrustMetadata, now: float) -> tuple[Chain, Untrusted | None]:
@@ -106,6 +119,8 @@ class Chain:
                 if _signed(root, metadata.Root).version > trusted.root.version:
                     trusted.update_root(root.encode())
                     files = replace(files, root=root)
+            if _vouchers(trusted.root) != self.vouchers:
+                trusted.reference_time = _BEFORE_ALL  # the time that is known was told by those who count no more
             _kept(lambda: trusted.update_timestamp(files.timestamp.encode()) if files.timestamp else None)
             if offered.timestamp:
                 files = replace(files, timestamp=_newer_timestamp(trusted, offered.timestamp, files.timestamp))
@@ -163,6 +178,10 @@ class Chain:
         if timestamp.is_expired(at):
             raise Untrusted("freeze", f"nobody has vouched for the metadata since {timestamp.expires:%Y-%m-%d}")
         return targets
+
+
+def _vouchers(root: metadata.Root) -> frozenset[str]:
+    return frozenset(root.roles[metadata.Timestamp.type].keyids)
 
 
 def _signed(text: str, kind: type[S]) -> S:

@@ -50,5 +50,8 @@ def produced_claim(produced: ModelProduced) -> bytes:
         "base": _blob(produced.base),
         **{name: _blob(getattr(produced, name)) for name in ("onnx", "arrays", "smoke")},
         "parts": [_blob(part) for part in produced.parts],
+        "export": produced.export.model_dump(mode="json"),
+        "metrics": {name: repr(value) for name, value in produced.metrics.items()},
+        "privacy": produced.privacy.model_dump(mode="json") if produced.privacy is not None else None,
     }
     return pae(_PRODUCED, _canonical(about))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.nats.credentials import write_secret
-from fedtide.fabric.trust.libraries import CryptoSigner, Key, Signer, SSlibKey
+from fedtide.fabric.trust.libraries import CryptoSigner, Signer, SSlibKey
 
 PASSPHRASE = "FEDTIDE_KEY_PASSPHRASE"  # noqa: S105  # the name of a variable
 """Environment variable: of the keys' files."""
@@ -37,8 +38,8 @@ def save(signer: CryptoSigner, file: Path, passphrase: str = "") -> None:
     write_secret(file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how).decode())
 
 
-def load(name: str | Path, *, public: Key | None = None) -> Signer:
-    """The signer of a file, or of a token (`hsm:...`, which needs to know its public key).
+def load(name: str | Path) -> Signer:
+    """The signer of a file, or of a token (`hsm:KEYID?label=LABEL`).
 
     Raises:
         ConfigError: it cannot be read, or needs another passphrase.
@@ -46,7 +47,7 @@ def load(name: str | Path, *, public: Key | None = None) -> Signer:
     """
     text = str(name)
     if text.startswith(PKCS11):
-        return _on_token(text, public)
+        return _on_token(text)
     try:
         pem = Path(text).read_bytes()
     except OSError as exc:
@@ -81,14 +82,16 @@ def public_of(file: Path) -> SSlibKey:
         raise ConfigError(str(file), "is no public key (PEM)", "openssl pkey -in KEY -pubout") from exc
 
 
-def _on_token(uri: str, public: Key | None) -> Signer:
+def _on_token(uri: str) -> Signer:
     try:
         from securesystemslib.signer import HSMSigner
     except ImportError as exc:
         raise CapabilityMissing("keys on tokens need a library", "pip install 'fedtide[pkcs11]'") from exc
     try:
-        if public is None:
-            _, public = HSMSigner.import_(HSMSigner.SCHEME_KEYID)
-        return HSMSigner.from_priv_key_uri(uri, public, lambda _: os.environ.get(PASSPHRASE, ""))
+        parts = urlsplit(uri)
+        number, label = int(parts.path or HSMSigner.SCHEME_KEYID), dict(parse_qsl(parts.query)).get("label")
+        pin = lambda _: os.environ.get(PASSPHRASE, "")  # noqa: E731
+        _, public = HSMSigner.import_(number, label, pin)
+        return HSMSigner.from_priv_key_uri(uri, public, pin)
     except Exception as exc:  # a token's library says what is wrong in its own ways
         raise ConfigError(uri, f"the token does not work: {exc}", "Is PYKCS11LIB set, and the token there?") from exc

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fedtide.fabric.encoding import from_json, to_json
-from fedtide.fabric.errors import TransientError
+from fedtide.fabric.errors import MalformedMessage, TransientError
 from fedtide.fabric.ids import unguessable
 from fedtide.fabric.messages.orders import OrderList, OrdersQuestion
 from fedtide.fabric.nats.broker import Broker
@@ -48,7 +48,10 @@ class TrustLink:
         nonce = unguessable()
         question = OrdersQuestion(known=self.store.known, nonce=nonce)
         got = await self._broker.ask_with_headers(self._question, to_json(question), {}, timeout_s=ANSWER_WITHIN_S)
-        answer = from_json(OrderList, got.data, "orders")
+        try:
+            answer = from_json(OrderList, got.data, "orders")
+        except MalformedMessage as exc:  # of whoever is on the way: the next one may be better
+            raise TransientError(f"the answer cannot be read: {exc.what}") from exc
         try:
             if answer.trust is not None:
                 self.store.take(answer.trust)

@@ -35,10 +35,23 @@ class Attested:
 
 def statement(manifest: bytes, predicate: dict[str, Any]) -> bytes:
     """The statement about a release, to be signed."""
-    about = decode_release(manifest)
-    subject = {"name": f"{about.model}@{about.version}", "digest": {"sha256": hashlib.sha256(manifest).hexdigest()}}
+    subject = _subject(decode_release(manifest), manifest)
     body = {"_type": STATEMENT, "subject": [subject], "predicateType": PREDICATE, "predicate": predicate}
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _subject(about: ReleaseManifest, manifest: bytes) -> dict[str, Any]:
+    return {"name": named(about), "digest": {"sha256": hashlib.sha256(manifest).hexdigest()}}
+
+
+def external(manifest: ReleaseManifest) -> dict[str, Any]:
+    """What the predicate of every release says of it (SLSA's `externalParameters`)."""
+    app = manifest.lineage.app
+    return {
+        "model": manifest.model,
+        "version": manifest.version,
+        "app": {"name": app.name, "blob": app.bundle.digest},
+    }
 
 
 def sealed(payload: bytes, signers: Iterable[Signer], before: str = "") -> str:
@@ -92,10 +105,17 @@ def said_in(payload: bytes) -> dict[str, Any]:
 
 
 def check_subject(said: dict[str, Any], manifest: bytes) -> None:
-    """Raises Untrusted: the statement is about something else."""
-    digests = [one.get("digest", {}).get("sha256") for one in said["subject"] if isinstance(one, dict)]
-    if hashlib.sha256(manifest).hexdigest() not in digests:
+    """Raises Untrusted: the statement is about something else, or about something else too."""
+    about = decode_release(manifest)
+    if said["subject"] != [_subject(about, manifest)]:  # one, and nothing else: it would be vouched for too
         raise Untrusted("wrong_target", "the attestation is about another release")
+    try:
+        external = said["predicate"]["buildDefinition"]["externalParameters"]
+        told = external["model"], external["version"], external["app"]["blob"]
+    except (KeyError, TypeError) as exc:
+        raise Untrusted("arbitrary", "the attestation does not say of which model it is, and of which app") from exc
+    if told != (about.model, about.version, about.lineage.app.bundle.digest):
+        raise Untrusted("wrong_target", "the attestation says something else than the release")
 
 
 def named(manifest: ReleaseManifest) -> str:

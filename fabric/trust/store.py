@@ -93,10 +93,12 @@ class TrustStore:
         chain = self.chain or self._first(offered)
         if chain is None:
             return
-        # A time that the new timestamp names counts with it: it is signed by whoever may say so.
-        updated, refusal = chain.updated(offered, self._when(chain, offered))
+        # By a time that lags behind nothing has expired that holds: what has is found when it is used.
+        updated, refusal = chain.updated(offered, self.time.now())
         if updated.files != (self.chain.files if self.chain is not None else None):
             self._save(updated.files)
+        if self.chain is not None and updated.vouchers != self.chain.vouchers:
+            self.time.begin_at(updated.issued)  # whoever vouched before may have been wrong by years
         self.chain = updated
         self.told(updated.issued)
         if refusal is not None:
@@ -106,13 +108,6 @@ class TrustStore:
         """A signed time. It never goes past what the offline keys have signed: nobody else may end their word."""
         if self.chain is not None:
             self.time.told(min(at, self.chain.horizon))
-
-    def _when(self, chain: Chain, offered: TrustMetadata) -> float:
-        try:
-            issued = Chain(Files(chain.files.root, offered.timestamp)).issued if offered.timestamp else 0.0
-        except (Untrusted, ValueError):
-            issued = 0.0
-        return max(self.time.now(), min(issued, chain.horizon))
 
     def _first(self, offered: TrustMetadata) -> Chain | None:
         if not offered.roots:

@@ -39,6 +39,11 @@ class TrustedTime:
         if self.now() >= self._saved + SAVE_EVERY_S:
             self.save()
 
+    def begin_at(self, signed: float) -> None:
+        """Forget the time of before: those who said it count no more."""
+        self._floor, self._at = signed, _passed()
+        self.save()
+
     def save(self) -> None:
         self._saved = self.now()
         write_atomically(self._file, f"{self._saved:.0f}".encode())

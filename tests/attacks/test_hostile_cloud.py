@@ -28,13 +28,13 @@ from fedtide.fabric.messages.trust import TrustMetadata
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.node_answers import STATUS
 from fedtide.fabric.nats.subjects import Subjects
-from fedtide.fabric.plans.release import Lineage, ReleaseManifest
+from fedtide.fabric.plans.release import Lineage, ReleaseManifest, decode_release
 from fedtide.fabric.plans.rollout_plan import Desired
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.trust.claims import signed_app
 from fedtide.fabric.trust.libraries import CryptoSigner
-from fedtide.fabric.trust.provenance import sealed, statement
+from fedtide.fabric.trust.provenance import external, sealed, statement
 from fedtide.fabric.trust.refusals import Untrusted
 from fedtide.fabric.trust.signatures import AT, SIGNATURE, header_of, sign, signed_bytes
 from fedtide.fabric.trust.store import TrustStore, pin_of
@@ -45,7 +45,7 @@ from tests.trust import NOW, Keys, Published, aggregator
 SUBJECTS = Subjects()
 APP = "a" * 64
 DESIRED = SUBJECTS.desired("eu", "n1", "digits")
-TASK = SUBJECTS.task("eu", "n1", "run-1", "t1")
+TASK = SUBJECTS.task("eu", "n1", "run-1", "run-1-t1")
 
 
 @dataclass
@@ -105,7 +105,7 @@ async def node_of(folder: Path, **scopes: list[str]) -> Attacked:
 def task(run: str = "run-1", app: str = APP) -> Task:
     made = jobs.task(jobs.message("train", {}, {}), {})
     named = AppRef(name="digits", bundle=BlobRef(digest=app, size_bytes=1))
-    return made.model_copy(update={"task": "t1", "run": run, "app": named})
+    return made.model_copy(update={"task": "run-1-t1", "run": run, "app": named})
 
 
 def signed(subject: str, body: Any, *signers: CryptoSigner, at: str = "") -> Received:
@@ -131,12 +131,14 @@ async def test_what_those_say_who_may_say_it_is_followed(tmp_path: Path) -> None
     await node.trust.desired(signed(DESIRED, desired(), node.keys.director))
     order = task()
     await node.trust.order(of_run(TASK, order)(node), order)
-    cancel = Cancel(task="t1", run="run-1")
+    cancel = Cancel(task="run-1-t1", run="run-1")
     await node.trust.order(of_run(TASK, cancel)(node), cancel)
     await node.trust.order(signed(TASK, cancel, node.keys.director), cancel)
     assert await node.trust.app(signed_app(order.app, [node.keys.publisher])) == {"publisher-al"}
     raw = to_json(manifest())
-    assert await node.trust.release(raw, sealed(statement(raw, {}), [node.keys.releases]), "digits") == {"releases"}
+    assert await node.trust.release(raw, sealed(statement(raw, about(raw)), [node.keys.releases]), "digits") == {
+        "releases"
+    }
     assert node.told == []
 
 
@@ -189,13 +191,13 @@ TASKS: dict[str, tuple[Callable[[Attacked], Received], Task | Cancel, str]] = {
     ),
     "with a mandate that is none": (lambda n: Received(TASK, b"{}", {"Fedtide-Mandate": "{}"}), task(), "arbitrary"),
     "the end of another run's": (
-        of_run(TASK, Cancel(task="t1", run="run-2")),
-        Cancel(task="t1", run="run-2"),
+        of_run(TASK, Cancel(task="run-1-t1", run="run-2")),
+        Cancel(task="run-1-t1", run="run-2"),
         "wrong_target",
     ),
     "an end that nobody has signed": (
-        lambda n: Received(TASK, to_json(Cancel(task="t1", run="run-1")), {}),
-        Cancel(task="t1", run="run-1"),
+        lambda n: Received(TASK, to_json(Cancel(task="run-1-t1", run="run-1")), {}),
+        Cancel(task="run-1-t1", run="run-1"),
         "arbitrary",
     ),
 }
@@ -210,6 +212,10 @@ async def test_an_aggregator_speaks_for_its_run_and_its_app_only(name: str, tmp_
     assert refused.value.kind == kind
 
 
+def about(raw: bytes) -> dict[str, Any]:
+    return {"buildDefinition": {"externalParameters": external(decode_release(raw))}}
+
+
 def manifest(model: str = "digits", version: int = 1) -> ReleaseManifest:
     ref = BlobRef(digest="c" * 64, size_bytes=1)
     lineage = Lineage(app=AppRef(name="digits", bundle=ref), run="run-1", rounds=1, participants=1, updates=1)
@@ -217,7 +223,7 @@ def manifest(model: str = "digits", version: int = 1) -> ReleaseManifest:
 
 
 @pytest.mark.parametrize(
-    ("by", "model", "about", "kind"),
+    ("by", "model", "named", "kind"),
     [
         ("director", "digits", "digits", "wrong_target"),
         ("publisher", "digits", "digits", "wrong_target"),
@@ -228,11 +234,11 @@ def manifest(model: str = "digits", version: int = 1) -> ReleaseManifest:
     ],
 )
 async def test_a_release_is_vouched_for_by_those_who_may_for_its_model(
-    by: str, model: str, about: str, kind: str, tmp_path: Path
+    by: str, model: str, named: str, kind: str, tmp_path: Path
 ) -> None:
     node = await node_of(tmp_path, models=["digits"])
-    raw, other = to_json(manifest(model)), to_json(manifest(about, 2))
-    envelope = sealed(statement(raw if model == about else other, {}), [getattr(node.keys, by)])
+    raw, other = to_json(manifest(model)), to_json(manifest(named, 2))
+    envelope = sealed(statement(said := raw if model == named else other, about(said)), [getattr(node.keys, by)])
     with pytest.raises(Untrusted) as refused:
         await node.trust.release(raw, envelope, model)
     assert refused.value.kind == kind

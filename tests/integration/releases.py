@@ -24,7 +24,7 @@ from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef, chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, Tensor, encode
 from fedtide.fabric.trust.claims import produced_claim
-from fedtide.fabric.trust.provenance import sealed, statement
+from fedtide.fabric.trust.provenance import external, sealed, statement
 from fedtide.fabric.trust.signatures import Mandate, RunSigner, mandate_of
 from tests.conftest import APPS
 from tests.hub import Hub
@@ -136,7 +136,7 @@ async def publish(
     )
     raw = manifest.model_dump_json().encode()
     ref = await keep([raw])
-    vouched = sealed(statement(raw, {}), hub.releases)
+    vouched = sealed(statement(raw, {"buildDefinition": {"externalParameters": external(manifest)}}), hub.releases)
     attestation = await keep([vouched.encode()]) if hub.releases else None
     event = Event.now("test", ReleasePublished(release=ref, manifest=manifest, attestation=attestation))
     await broker.publish(SUBJECTS.report(HUB_REGION, IMPORT, "release-published"), event.model_dump_json().encode())

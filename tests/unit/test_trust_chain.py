@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedtide.fabric import merkle
+from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.messages.trust import TrustKnown, TrustMetadata
 from fedtide.fabric.trust import ceremony, keys
 from fedtide.fabric.trust.chain import Chain, Files, app_path, order_path, release_path
@@ -223,3 +224,41 @@ def test_the_root_of_a_tree_names_every_leaf_and_their_order() -> None:
     assert merkle.root(leaves) != merkle.root(leaves[::-1])
     # RFC 6962, 2.1.3: the tree of seven leaves is that of four, and that of the other three.
     assert merkle.root(leaves) == merkle.root([merkle.root(leaves[:4]), merkle.root(leaves[4:])])
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    ["x", "[" * 5000, '{"signed": {"_type": "timestamp", "x-fedtide-issued": 1e999}}', "{" * 900 + "}" * 900],
+    ids=["no-json", "deep", "infinite", "deep-objects"],
+)
+def test_what_anybody_may_have_written_into_an_answer_is_refused_and_no_more(timestamp: str, tmp_path: Path) -> None:
+    first = Published.first()
+    there = TrustStore(tmp_path)
+    there.set_pin(pin_of(first.metadata.roots[0]))
+    there.take(first.metadata)
+    with pytest.raises(Untrusted):
+        there.take(first.metadata.model_copy(update={"timestamp": timestamp}))
+    with pytest.raises(Untrusted):
+        TrustStore(tmp_path / "new").take(TrustMetadata(roots=[timestamp]))
+    assert there.known == TrustKnown(root=1, timestamp=1)
+
+
+def test_a_new_root_ends_the_time_that_the_keys_before_have_told(tmp_path: Path) -> None:
+    first = Published.first()
+    there = TrustStore(tmp_path)
+    there.set_pin(pin_of(first.metadata.roots[0]))
+    there.take(first.vouched(360).metadata)  # a clock that was ahead, or a thief
+    assert there.now() > day(359)
+    there.take(first.rooted(2, Keys()).metadata)
+    assert abs(there.now() - day(2)) < 60
+
+
+def test_patterns_are_spelled_as_names_are() -> None:
+    chain, of = chain_of(Published.first(apps=["@org/*", "my app"])), None
+    for name in ("@org/digits", "my app"):
+        with pytest.raises(Untrusted) as refused:
+            chain.roles_for(app_path(name), b"x", sign([keys.new()], b"x"), day(0))
+        assert refused.value.kind == "unknown_signer", of
+    for bad in ("publisher-../x", "publisher-", "publisher-a/b", "anything"):
+        with pytest.raises(ConfigError):
+            ceremony.role_of(bad, [keys.new().public_key])
