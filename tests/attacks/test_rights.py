@@ -216,4 +216,5 @@ def test_what_an_account_imports_its_source_exports() -> None:
             exported = [e.subject for e in found[each.account].exports if e.kind == each.kind]
             assert any(covers(wide, each.subject) for wide in exported), f"{name}: {each}"
     assert {name for name, about in found.items() if about.jetstream} == {CORE, "leaf-eu", "leaf-us"}
-    assert not found[RUNS].exports
+    # What the release authority alone answers, and the coordinator alone asks.
+    assert [e.subject for e in found[RUNS].exports] == [Subjects().signing]
