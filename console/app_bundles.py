@@ -57,9 +57,12 @@ def packed(app: Path, run_config: ConfigValues, train: TrainWith) -> bytes:
 
 
 def pushed(
-    client: Client, app: Path, run_config: ConfigValues, train: TrainWith, *, with_wheels: bool = False
+    client: Client, app: Path, run_config: ConfigValues, train: TrainWith, *, with_wheels: bool = False, key: str = ""
 ) -> AppRef:
     """Give an app to the coordinator.
+
+    Args:
+        key: the publisher's; empty: the one of the environment or of the present home.
 
     Raises:
         ConfigError: as `describe`, `bundle` and `gathered`.
@@ -77,7 +80,7 @@ def pushed(
     )
     if with_wheels:
         named = named.model_copy(update={"wheels": _wheels(client, app, described)})
-    return signed(named)
+    return signed(named, key)
 
 
 def _wheels(client: Client, app: Path, described: AppDescription) -> dict[str, BlobRef]:

@@ -20,6 +20,7 @@ from fedtide.console.embedded.plan import lay_out
 from fedtide.console.embedded.supervisor import locked, running
 from fedtide.console.home import Home
 from fedtide.console.output import say
+from fedtide.console.publishing import key_of
 from fedtide.console.watching import run_lines
 from fedtide.fabric.errors import CapabilityMissing, FedtideError, TransientError
 from fedtide.fabric.flower.app_files import app_files
@@ -126,7 +127,8 @@ def _act(home: Home, trial: Trial) -> list[str]:
     described = describe(trial.app)
     if "num-server-rounds" in described.config:
         settings.setdefault("num-server-rounds", trial.rounds)
-    app = pushed(client, trial.app, settings, trial.train, with_wheels=trial.with_wheels)
+    key = str(key_of(home))
+    app = pushed(client, trial.app, settings, trial.train, with_wheels=trial.with_wheels, key=key)
     policy = RoundPolicy(deadline_s=trial.timeout_s / 2, retries=0)  # what hangs is said before the check is over
     request = RunRequest(app=app, model=described.model, rounds=trial.rounds, run_config=settings, policy=policy)
     run = client.send(endpoints.start_run(request)).run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from fedtide.console.home import Home
 from fedtide.console.servers import SERVER
@@ -22,8 +23,13 @@ def signing_key(environment: Mapping[str, str] | None = None) -> str:
     env = os.environ if environment is None else environment
     if env.get(SIGNING_KEY):
         return env[SIGNING_KEY]
-    file = Home.find().trust / PUBLISHER_KEY
+    file = key_of(Home.find())
     return str(file) if file.exists() and not env.get(SERVER) else ""
+
+
+def key_of(home: Home) -> Path:
+    """The publisher's key that `fedtide up` makes."""
+    return home.trust / PUBLISHER_KEY
 
 
 def signed(app: AppRef, key: str = "") -> AppRef:

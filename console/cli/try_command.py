@@ -12,6 +12,7 @@ from fedtide.console.app_bundles import TrainWith, pushed
 from fedtide.console.cli import grammar
 from fedtide.console.client import Client
 from fedtide.console.output import say
+from fedtide.console.publishing import signing_key
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.messages.views import RUN_ENDED, RunView
 from fedtide.fabric.plans.round_policy import RoundPolicy
@@ -30,6 +31,9 @@ def try_(
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds: an image may have to come first")
     ] = 600.0,
+    key_optional: Annotated[
+        bool, typer.Option("--key-optional", help="Where no publisher's key is, check all but training")
+    ] = False,
 ) -> None:
     """One round of a tiny built-in app: whether nodes train from end to end. Makes a release of the model `line`."""
     client, selector = Client.find(), grammar.labels("--nodes", nodes)
@@ -37,6 +41,9 @@ def try_(
     able = [node for node in online if "flwr" in node.extras]
     if not able:
         say(f"the API answers; {len(online)} nodes are online, none of them with Flower: training was not tried")
+        return
+    if key_optional and not Path(signing_key()).is_file():
+        say(f"the API answers; {len(able)} nodes could train, no publisher's key is here: training was not tried")
         return
     app = pushed(client, LINE, {}, TrainWith.flower)
     request = RunRequest(app=app, model="line", rounds=1, selector=selector, policy=RoundPolicy(deadline_s=timeout))

@@ -36,6 +36,7 @@ from fedtide.console.embedded.supervisor import locked, running
 from fedtide.console.home import Home
 from fedtide.console.output import megabytes
 from fedtide.console.price_template import TEMPLATE
+from fedtide.console.publishing import key_of
 from fedtide.console.verifying import judged
 from fedtide.console.watching import draw_rollout, draw_run, follow, rollout_lines, run_lines
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound
@@ -107,7 +108,8 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     _until_online(client, len(state.nodes))
     client.send(endpoints.apply_prices(checked(PriceBook, yaml.safe_load(TEMPLATE))))
     model = describe(app).model or ""
-    reference = pushed(client, app, {}, train)
+    key = str(key_of(home))
+    reference = pushed(client, app, {}, train, key=key)
 
     console.rule("run 1: from a random model")
     first = _train(client, RunRequest(app=reference, model=model))
@@ -120,7 +122,7 @@ def _act(home: Home, app: Path, console: Console, began: float, train: TrainWith
     console.rule("the same network trained on the pooled data")
     centralised = _centralised(app, 2 * ROUNDS_PER_RUN)
 
-    sensors = _sensors(client, app.with_name("sensors"), console) if train is TrainWith.onnx else None
+    sensors = _sensors(client, app.with_name("sensors"), key, console) if train is TrainWith.onnx else None
 
     console.rule("what it cost, by the prices of `fedtide price template`")
     _tell_costs(client, console)
@@ -160,10 +162,10 @@ def _until_online(client: Client, count: int) -> None:
         time.sleep(0.1)
 
 
-def _sensors(client: Client, app: Path, console: Console) -> float:
+def _sensors(client: Client, app: Path, key: str, console: Console) -> float:
     """The other example, also without torch; its accuracy on people whom no node has seen."""
     console.rule("the other example, without torch as well")
-    view = _train(client, RunRequest(app=pushed(client, app, {}, TrainWith.onnx), model="sensors"))
+    view = _train(client, RunRequest(app=pushed(client, app, {}, TrainWith.onnx, key=key), model="sensors"))
     return accuracy_of(view.rounds[-1])
 
 

@@ -230,7 +230,7 @@ class Director:
         try:
             publishers_of(self._chain_now(), app, _now())
         except Untrusted as exc:
-            remedy = "Start it with the CLI, which signs it with the publisher's key ($FEDTIDE_SIGNING_KEY)"
+            remedy = "Name a publisher's key with $FEDTIDE_SIGNING_KEY, and start it with the CLI"
             raise ConfigError("app", f"{app.name}: {exc.what}", remedy) from exc
 
     @property

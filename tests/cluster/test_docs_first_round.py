@@ -27,6 +27,7 @@ from tests.cluster.test_rendered_installation import (
     machine,
     start_installed_cloud,
     start_installed_region,
+    start_release_authority,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "kubernetes.md"
@@ -79,6 +80,8 @@ class Shell:
             "eu-west.yaml": f"{folder}/eu-west.yaml",
             "$PWD/fedtide-ca.crt": f"{folder}/fedtide-ca.crt",
             "> fedtide-ca.crt": f"> {folder}/fedtide-ca.crt",
+            "$PWD/publisher.pem": f"{folder}/publisher.pem",
+            "> publisher.pem": f"> {folder}/publisher.pem",
         }
 
     def run(self, block: str) -> str:
@@ -126,6 +129,7 @@ def test_the_first_round_of_the_docs_succeeds_as_written(tmp_path: Path) -> None
         shell.make_identity()
         own, servers = shell.secret("fedtide-identity"), shell.secret("fedtide-servers")
         client = start_installed_cloud(there, shell.installed("fedtide"), own, servers)
+        start_release_authority(there, shell.installed("fedtide"), shell.secret("fedtide-release-authority"))
         assert "have not joined" in shell.run(command_line)
         shell.run(region)
         token = shell.secret("fedtide-join")["token"]

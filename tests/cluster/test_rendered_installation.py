@@ -208,6 +208,21 @@ def start_installed_cloud(
     return client
 
 
+def start_release_authority(there: Machine, objects: list[dict[str, Any]], secret: dict[str, str]) -> None:
+    """Its pod, as Helm has installed it."""
+    (pod,) = [
+        body["spec"]["template"]["spec"]
+        for body in objects
+        if body["kind"] == "StatefulSet" and body["metadata"]["name"] == f"{there.cloud}-release-authority"
+    ]
+    (container,) = pod["containers"]
+    there.mount("authority", "etc/fedtide/authority", secret)
+    there.mount("authority", "etc/fedtide/tls", {"ca.crt": there.ca})
+    there.mount("authority", "etc/fedtide/config", {"authority.json": config_maps(objects)["authority.json"]})
+    command = [there.here(word, "authority") for word in container["command"]]
+    there.start("authority", sys.executable, *command[1:])
+
+
 def start_region(there: Machine, client: Client) -> None:
     made = client.send(endpoints.region_credentials("eu", [there.leaf_host, "127.0.0.1"]))
     values = {"region": "eu", "hub": {"url": "tls://hub.example.com:7422", "accounts": made.accounts}}

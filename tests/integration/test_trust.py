@@ -146,11 +146,15 @@ def test_a_node_that_was_away_while_all_keys_were_replaced_comes_back_and_follow
 def test_metadata_that_are_wrong_are_refused_and_change_nothing(there: Installation) -> None:
     before = there.client.send(endpoints.trust())
     known = before.metadata
-    signed = json.loads(known.targets)
+    changed = known.targets.replace("orders/*/*", "orders/eu/*")
+    signed = json.loads(changed)
     signed["signed"]["version"] += 1
     for offered, why in (
         (TrustMetadata(targets="nonsense"), "no TUF metadata"),
-        (TrustMetadata(roots=known.roots[:1], targets=known.targets.replace("orders/*/*", "orders/eu/*")), "other meta"),
+        (
+            TrustMetadata(roots=known.roots[:1], targets=known.targets.replace("orders/*/*", "orders/eu/*")),
+            "other meta",
+        ),
         (TrustMetadata(roots=known.roots[:1], targets=json.dumps(signed)), "lack"),
         (TrustMetadata(roots=[known.roots[0].replace("root", "r00t")]), "no TUF metadata"),
         (TrustMetadata(roots=[known.targets]), "of type targets"),
