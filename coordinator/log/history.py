@@ -18,10 +18,12 @@ from fedtide.fabric.events.envelope import (
     NodeOffline,
     NodeOnline,
     NotificationSent,
+    ReleaseAttested,
     ReleasePublished,
     SignalReceived,
     TriggerApplied,
 )
+from fedtide.fabric.events.identity import NodeQuarantined, OrderRefused, TrustPublished, TrustVouched
 from fedtide.fabric.events.rollouts import NodeMeasured, NodePhaseReported, QueryAnswered, RegionCached, RolloutStarted
 from fedtide.fabric.events.runs import (
     AggregatorExited,
@@ -238,7 +240,8 @@ def _sentence(event: Event) -> str | None:
         case AlarmRang(key=key):
             return f"alarm {key} rang"
         case _:
-            return _end_sentence(event) or _round_sentence(event) or _node_sentence(event) or _release_sentence(event)
+            others = (_end_sentence, _round_sentence, _node_sentence, _release_sentence, _trust_sentence)
+            return next((text for each in others if (text := each(event)) is not None), None)
 
 
 def _end_sentence(event: Event) -> str | None:
@@ -288,6 +291,25 @@ def _node_sentence(event: Event) -> str | None:
             return f"{rollout}: measured {numbers or 'nothing yet'}"
         case NodePhaseReported(rollout=rollout, node=node, phase=phase, reason=reason):
             return f"{rollout}: {node} {phase}" + (f", {reason}" if reason else "")
+        case _:
+            return None
+
+
+def _trust_sentence(event: Event) -> str | None:
+    match event.data:
+        case TrustPublished(after=after, roots=roots, targets=targets, by=by):
+            news = [f"root {after + len(roots)}"] if roots else []
+            news += ["delegations"] if targets else []
+            return f"new {' and '.join(news) or 'metadata'}, signed offline" + (f", published by {by}" if by else "")
+        case TrustVouched(version=version):
+            return f"the metadata were vouched for again (timestamp {version})"
+        case OrderRefused(node=node, what=what, refusal=refusal, about=about, reason=reason):
+            return f"{node} refused {what} {about} ({refusal}): {reason}"
+        case NodeQuarantined(reason=reason, by=by, lifted=lifted):
+            words = "may train again" if lifted else "is asked to train no more"
+            return " ".join([words, *([f"by {by}"] if by else [])]) + (f": {reason}" if reason else "")
+        case ReleaseAttested(model=model, release=release):
+            return f"a release of {model} is vouched for ({release.digest[:12]})"
         case _:
             return None
 
