@@ -60,7 +60,15 @@ NPM ?= /usr/bin/npm
 $(NPM):
 	apt-get install --yes --no-install-recommends nodejs npm || { echo "logins are tried at a real OpenID provider: as root, apt-get install nodejs npm"; exit 1; }
 
-test-slow: setup $(BUBBLEWRAP) $(CHROMIUM) $(PROMETHEUS) $(NPM)
+REGISTRY ?= /usr/bin/docker-registry
+$(REGISTRY):
+	apt-get install --yes --no-install-recommends docker-registry || { echo "releases are pushed to a real registry: as root, apt-get install docker-registry"; exit 1; }
+
+SOFTHSM ?= /usr/bin/softhsm2-util
+$(SOFTHSM):
+	apt-get install --yes --no-install-recommends softhsm2 || { echo "keys are tried on a token: as root, apt-get install softhsm2"; exit 1; }
+
+test-slow: setup $(BUBBLEWRAP) $(CHROMIUM) $(PROMETHEUS) $(NPM) $(REGISTRY) $(SOFTHSM)
 	CHROMIUM=$(CHROMIUM) python -m pytest -m slow
 
 # The same apps on each minor version of Flower that is supported.

@@ -51,12 +51,23 @@ class AppRule(Strict):
     name: str = Field(default="*", description="Of the app, as its pyproject.toml has it; * and ? stand for others")
     publisher: str = Field(default="*", description="The role that vouches for it; * and ? stand for others")
     digests: list[str] = Field(default=[], description="Of its bundle; none: any")
-    cpus: float | None = Field(default=None, gt=0, description="Cores that it may use, where cgroups are delegated")
-    memory_bytes: int | None = Field(default=None, ge=1, description="Memory that it may use; more ends the task")
+    cpus: float | None = Field(default=None, gt=0, description="Cores that it may use; needs a delegated cgroup")
+    memory_bytes: int | None = Field(
+        default=None, ge=1, description="Memory that it may use, or its task ends; as cpus"
+    )
     processes: int = Field(default=512, ge=1, description="Processes that it may have at a time")
     gpu: bool = Field(default=True, description="Whether it sees this machine's GPUs")
     network: bool = Field(default=False, description="Whether it may reach anything beside this machine")
     data: list[Path] = Field(default=[], description="What it may read beside its own; /: all that is not the agent's")
+
+    def check_enforceable(self, *, by_cgroup: bool) -> None:
+        """Raises OwnerRefuses: the owner limits what this machine cannot limit."""
+        asked = [name for name in ("cpus", "memory_bytes") if getattr(self, name) is not None]
+        if asked and not by_cgroup:
+            raise OwnerRefuses(
+                f"the owner of this node limits {' and '.join(asked)} of {self.name!r}, and nothing here can hold it",
+                "Delegate a cgroup (v2) to the agent (systemd: Delegate=yes), or use limits of the agent's settings",
+            )
 
     def fits(self, app: AppRef, publishers: Collection[str]) -> bool:
         vouched = self.publisher == "*" or any(fnmatchcase(each, self.publisher) for each in publishers)

@@ -33,8 +33,9 @@ def _rule(rule: AppRule) -> str:
     of += f", of {rule.publisher}" if rule.publisher != "*" else ""
     data = ", ".join(map(str, rule.data)) or "nothing beside its own"
     limits = [f"{rule.processes} processes", "GPUs" if rule.gpu else "no GPU"]
-    limits += [f"{rule.cpus:g} cores"] if rule.cpus is not None else []
-    limits += [f"{rule.memory_bytes / 1e6:.0f} MB"] if rule.memory_bytes is not None else []
+    by_cgroup = "if a cgroup is delegated, else it does not run"
+    limits += [f"{rule.cpus:g} cores ({by_cgroup})"] if rule.cpus is not None else []
+    limits += [f"{rule.memory_bytes / 1e6:.0f} MB ({by_cgroup})"] if rule.memory_bytes is not None else []
     return f"{rule.name}{of}: network {_yes(rule.network)}; reads {data}; {', '.join(limits)}"
 
 

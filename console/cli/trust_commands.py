@@ -20,7 +20,7 @@ from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.ids import check_token
 from fedtide.fabric.trust import ceremony, keys
 from fedtide.fabric.trust.installation import DIRECTOR_KEY, PUBLISHER_KEY, RELEASES_KEY, ROOT_KEY, TIMESTAMP_KEY
-from fedtide.fabric.trust.libraries import Key
+from fedtide.fabric.trust.libraries import CryptoSigner, Key
 from fedtide.fabric.trust.store import pin_of
 
 trust_app = typer.Typer(no_args_is_help=True, help="Who may say what: the root's keys, and what they delegate.")
@@ -49,31 +49,32 @@ def init(
         raise ConfigError(str(folder), "holds keys already", "Name a new folder; `trust rotate root` replaces keys")
     for each in publisher or []:
         check_token("--publisher", each)
-    folder.mkdir(parents=True, exist_ok=True)
     now, passphrase = datetime.now(UTC), os.environ.get(keys.PASSPHRASE, "")
+    offline: dict[str, CryptoSigner] = {}
     if root_key:
         signers = [keys.load(name) for name in root_key]
     else:
         names = [ROOT_KEY] if count == 1 else [f"root-{number}.pem" for number in range(1, count + 1)]
-        made = [keys.new() for _ in names]
-        for name, signer in zip(names, made, strict=True):
-            keys.save(signer, folder / name, passphrase)
-        signers = list(made)
-    director, timestamp, releases = (keys.new() for _ in range(3))
-    for name, online in ((DIRECTOR_KEY, director), (TIMESTAMP_KEY, timestamp), (RELEASES_KEY, releases)):
-        keys.save(online, folder / name)
+        offline = {name: keys.new() for name in names}
+        signers = list(offline.values())
+    online = {name: keys.new() for name in (DIRECTOR_KEY, TIMESTAMP_KEY, RELEASES_KEY)}
     roles = {
-        ceremony.DIRECTOR: ceremony.role_of(ceremony.DIRECTOR, [director.public_key]),
-        ceremony.RELEASES: ceremony.role_of(ceremony.RELEASES, [releases.public_key]),
+        ceremony.DIRECTOR: ceremony.role_of(ceremony.DIRECTOR, [online[DIRECTOR_KEY].public_key]),
+        ceremony.RELEASES: ceremony.role_of(ceremony.RELEASES, [online[RELEASES_KEY].public_key]),
     }
     for each in publisher or ["owner"]:
-        key = keys.new()
-        keys.save(key, folder / (PUBLISHER_KEY if not publisher else f"publisher-{each}.pem"), passphrase)
+        file = f"publisher-{each}.pem" if publisher else PUBLISHER_KEY
+        offline[file] = keys.new()
         name = f"{ceremony.PUBLISHER}{each}"
-        roles[name] = ceremony.role_of(name, [key.public_key])
-    of = ceremony.Offline([s.public_key for s in signers], threshold, [timestamp.public_key])
-    root = ceremony.new_root(of, signers, now)
-    there.begin(root, ceremony.targets(roles, signers, now))
+        roles[name] = ceremony.role_of(name, [offline[file].public_key])
+    of = ceremony.Offline([s.public_key for s in signers], threshold, [online[TIMESTAMP_KEY].public_key])
+    root, targets = ceremony.new_root(of, signers, now), ceremony.targets(roles, signers, now)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, signer in offline.items():
+        keys.save(signer, folder / file, passphrase)
+    for file, signer in online.items():
+        keys.save(signer, folder / file)
+    there.begin(root, targets)
     say(f"root: {pin_of(root)}")
     say(
         "for the coordinator's folder of identities: "

@@ -89,11 +89,13 @@ class Trainer:
             limits: what the node's owner lets the app use.
 
         Raises:
+            OwnerRefuses: the owner limits what this machine cannot limit.
             CapabilityMissing: this node can run neither the app nor its training bundle, or lacks packages of it.
             TrainerCrashed: the process ended before it answered.
             LimitExceeded: the task exceeded the node's limits and was ended.
             TransientError: its disk is full.
         """
+        limits.check_enforceable(by_cgroup=self._group is not None)
         module = trainer_module(self._config.train_runtime, job.app_dir)
         if self._idle is not None:
             self._idle.cancel()

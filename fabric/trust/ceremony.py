@@ -200,7 +200,10 @@ def _parsed(text: str) -> metadata.Metadata[Any]:
 
 def _sealed(made: metadata.Metadata[Any], signers: Iterable[Signer]) -> str:
     for signer in signers:
-        made.sign(signer, append=True)
+        try:
+            made.sign(signer, append=True)
+        except exceptions.UnsignedMetadataError as exc:  # the library hides what a token has said
+            raise exc.__cause__ or exc from None
     return made.to_bytes(_COMPACT).decode()
 
 

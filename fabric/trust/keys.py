@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError
 from fedtide.fabric.nats.credentials import write_secret
-from fedtide.fabric.trust.libraries import CryptoSigner, Signer, SSlibKey
+from fedtide.fabric.trust.libraries import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 PASSPHRASE = "FEDTIDE_KEY_PASSPHRASE"  # noqa: S105  # the name of a variable
 """Environment variable: of the keys' files."""
@@ -92,6 +92,35 @@ def _on_token(uri: str) -> Signer:
         number, label = int(parts.path or HSMSigner.SCHEME_KEYID), dict(parse_qsl(parts.query)).get("label")
         pin = lambda _: os.environ.get(PASSPHRASE, "")  # noqa: E731
         _, public = HSMSigner.import_(number, label, pin)
-        return HSMSigner.from_priv_key_uri(uri, public, pin)
-    except Exception as exc:  # a token's library says what is wrong in its own ways
-        raise ConfigError(uri, f"the token does not work: {exc}", "Is PYKCS11LIB set, and the token there?") from exc
+        return _OnToken(uri, HSMSigner.from_priv_key_uri(uri, public, pin))
+    except Exception as exc:
+        raise _does_not_work(uri, exc) from exc
+
+
+class _OnToken(Signer):
+    """A key on a token; what its library raises is said as an error of the command's caller."""
+
+    def __init__(self, uri: str, signer: Signer) -> None:
+        self._uri = uri
+        self._signer = signer
+
+    @property
+    def public_key(self) -> Key:
+        return self._signer.public_key
+
+    @classmethod
+    def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: Any = None) -> Signer:
+        raise NotImplementedError("it is made by `load`")
+
+    def sign(self, payload: bytes) -> Signature:
+        """Raises ConfigError: the PIN is another, the token is gone, ..."""
+        try:
+            return self._signer.sign(payload)
+        except Exception as exc:
+            raise _does_not_work(self._uri, exc) from exc
+
+
+def _does_not_work(uri: str, exc: Exception) -> ConfigError:
+    """A token's library says what is wrong in its own ways, sometimes by the name of an error alone."""
+    why = f"the token does not work: {str(exc) or type(exc).__name__}"
+    return ConfigError(uri, why, f"Is PYKCS11LIB set, the token there, and {PASSPHRASE} its PIN?")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedtide.edge_agent.owner_policy import OPEN, Owner, OwnerRefuses, parse
+from fedtide.edge_agent.owner_policy import OPEN, AppRule, Owner, OwnerRefuses, parse
 from fedtide.edge_agent.sandbox.cgroups import Cgroup
 from fedtide.edge_agent.sandbox.visible import all_but
 from fedtide.fabric.errors import ConfigError
@@ -141,3 +141,10 @@ def test_a_group_that_is_delegated_is_divided_and_one_that_is_not_is_left_alone(
     assert (here / "apps" / "cgroup.procs").read_text() == str(os.getpid())
     (tmp_path / "own").write_text("0::/system.slice/fedtide.service/agent\n")  # it was started again
     assert Cgroup.delegated(tmp_path, tmp_path / "own") is not None
+
+
+def test_what_this_machine_cannot_limit_does_not_run_unlimited() -> None:
+    AppRule(processes=10).check_enforceable(by_cgroup=False)
+    AppRule(cpus=2, memory_bytes=10**9).check_enforceable(by_cgroup=True)
+    with pytest.raises(OwnerRefuses, match="cpus and memory_bytes of 'digits'"):
+        AppRule(name="digits", cpus=2, memory_bytes=10**9).check_enforceable(by_cgroup=False)
