@@ -186,7 +186,13 @@ class Page:
         return web.Response(text=text, status=status, content_type="text/html", headers=HEADERS)
 
     async def _login(self, request: web.Request) -> web.Response:
-        return self._show(request, "login", wrong="wrong" in request.query, has_login=self._session.has_login)
+        return self._show(
+            request,
+            "login",
+            wrong="wrong" in request.query,
+            large="large" in request.query,
+            has_login=self._session.has_login,
+        )
 
     async def _open(self, request: web.Request) -> web.Response:
         sent = await request.post()

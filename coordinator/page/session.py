@@ -20,6 +20,8 @@ from fedtide.fabric.process.web_access import COOKIE
 
 KEEP_S = 12 * 3600
 LOGIN_COOKIE, LOGIN_WITHIN_S = "fedtide-login", 600
+MOST_COOKIE = 4000
+"""Bytes of a value; browsers drop a larger cookie without a word (RFC 6265 asks for 4096 with name and attributes)."""
 
 
 class Session:
@@ -84,6 +86,8 @@ class Session:
             await oidc.principal(token, nonce=str(kept["nonce"]))
         except (NotLetIn, ValueError, KeyError, TypeError):
             return web.HTTPSeeOther("../login?wrong=1")
+        if len(token) > MOST_COOKIE:
+            return web.HTTPSeeOther("../login?large=1")
         found = _kept(request, web.HTTPSeeOther("../"), token)
         found.del_cookie(LOGIN_COOKIE, path="/")
         return found

@@ -4,6 +4,8 @@ import { createRequire } from "node:module";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 
+const GROUPS = { al: ["ml-ops"], ed: ["ml-ops", ...Array.from({ length: 300 }, (_, n) => `/departments/group-${n}`)] };
+
 const [, , root, port, keys] = process.argv;
 const require = createRequire(path.join(root, "package.json"));
 const { Provider } = await import(pathToFileURL(require.resolve("oidc-provider")));
@@ -28,7 +30,7 @@ const provider = new Provider(issuer, {
   cookies: { keys: ["a secret of a test"] },
   findAccount: (_, id) => ({
     accountId: id,
-    claims: () => ({ sub: id, email: `${id}@example.com`, groups: id === "al" ? ["ml-ops"] : ["nobody"] }),
+    claims: () => ({ sub: id, email: `${id}@example.com`, groups: GROUPS[id] ?? ["nobody"] }),
   }),
 });
 provider.listen(Number(port), "127.0.0.1", () => console.log("ready"));

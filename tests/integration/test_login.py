@@ -208,6 +208,8 @@ def test_a_person_logs_in_on_the_page(there: Installation, provider: Provider) -
     assert browser.http.get(f"{api}/v1/whoami").json()["name"] == "al@example.com"
     assert browser.http.post(f"{api}/v1/join-tokens", json={}).status_code == 403
     assert Browser("bo").visit(f"{api}/ui/oidc").request.url.path == "/ui/login"
+    too_large = Browser("ed").visit(f"{api}/ui/oidc")
+    assert "put fewer claims (groups) into it" in too_large.text
     forged = httpx.get(f"{api}/ui/oidc/callback?code=x&state=y")
     assert forged.headers["Location"].endswith("login?wrong=1")
 
