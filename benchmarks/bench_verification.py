@@ -51,7 +51,7 @@ def main() -> None:
             found[name].append(_seconds(call) * 1000)
     peer = statistics.median(found.pop("peer"))
     rows = [Row(name, "time", "ms", statistics.median(each), peer, "SHA-256 of 1 MiB") for name, each in found.items()]
-    write("verification", rows, load)
+    write("verification", load, rows)
 
 
 if __name__ == "__main__":
