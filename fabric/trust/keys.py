@@ -93,7 +93,7 @@ def _on_token(uri: str) -> Signer:
         pin = lambda _: os.environ.get(PASSPHRASE, "")  # noqa: E731
         _, public = HSMSigner.import_(number, label, pin)
         return _OnToken(uri, HSMSigner.from_priv_key_uri(uri, public, pin))
-    except Exception as exc:
+    except Exception as exc:  # as a token fails: see _does_not_work
         raise _does_not_work(uri, exc) from exc
 
 
@@ -116,7 +116,7 @@ class _OnToken(Signer):
         """Raises ConfigError: the PIN is another, the token is gone, ..."""
         try:
             return self._signer.sign(payload)
-        except Exception as exc:
+        except Exception as exc:  # likewise
             raise _does_not_work(self._uri, exc) from exc
 
 
