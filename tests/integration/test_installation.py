@@ -81,9 +81,12 @@ def test_an_up_in_the_foreground_takes_everything_with_it(tmp_path: Path, number
     environment = {**os.environ, "FEDTIDE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "fedtide.console.cli", "up", "--regions", "eu", "--nodes-per-region", "1"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as up:
-        until(lambda: len(_processes(tmp_path)) == 7 and (tmp_path / "up.json").exists(), "everything")
-        up.send_signal(number)
-        up.wait(60)
+        try:
+            until(lambda: len(_processes(tmp_path)) == 7 and (tmp_path / "up.json").exists(), "everything")
+            up.send_signal(number)
+            up.wait(60)
+        finally:
+            up.kill()  # else a failure waits for it
     until(lambda: not _processes(tmp_path), "the end of every process")
 
 
