@@ -131,7 +131,7 @@ def with_device(where: LoginView, say: Callable[[str], None]) -> dict[str, Any]:
         "client_id": where.client_id,
     }
     while time.monotonic() < ends_at:
-        time.sleep(pause)
+        time.sleep(pause)  # as long as the provider asks for (RFC 8628, 3.5): it tells nobody by itself
         answer = _answer(about["token_endpoint"], polled)
         match answer.get("error"):
             case None:

@@ -110,6 +110,7 @@ class _OnToken(Signer):
 
     @classmethod
     def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: Any = None) -> Signer:
+        """Abstract in the library, whose own list of schemes this class is not in."""
         raise NotImplementedError("it is made by `load`")
 
     def sign(self, payload: bytes) -> Signature:
