@@ -253,7 +253,7 @@ class _Route:
         """False if the response only says that another server leads, or that there is no leader now."""
         if response.status_code == 307:
             parts = urlsplit(response.headers.get("Location", ""))
-            leader = f"{parts.scheme}://{parts.netloc}"
+            leader = f"{parts.scheme}://{parts.netloc}{urlsplit(url).path}"
             if self._servers.may_follow(url, leader):
                 self._to_ask.insert(0, leader)
             return False

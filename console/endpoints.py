@@ -25,6 +25,7 @@ from fedtide.fabric.messages.people import (
     ServiceTokenRequest,
     ServiceTokenView,
 )
+from fedtide.fabric.messages.tenants import NewTenant, QuotaChange, TenantChange, TenantRequest, TenantView
 from fedtide.fabric.messages.trust import TrustMetadata
 from fedtide.fabric.plans.prices import Budget, PriceBook
 from fedtide.fabric.plans.rollout_request import RolloutRequest
@@ -73,6 +74,10 @@ def _post(
 ) -> Call[T]:
     data = body.model_dump_json(exclude_defaults=True).encode() if body is not None else b""
     return Call("POST", path(*parts, query=query), TypeAdapter(answer), data, starts_something=starts)
+
+
+def _put(answer: type[T], body: BaseModel, *parts: str) -> Call[T]:
+    return Call("PUT", path(*parts), TypeAdapter(answer), body.model_dump_json(exclude_defaults=True).encode())
 
 
 def next_page(listing: Call[v.Page[T]], after: str) -> Call[v.Page[T]]:
@@ -287,6 +292,30 @@ def audit(
 
 def _utc(at: datetime | None) -> datetime | None:
     return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
+
+
+def tenants(**query: str | int | None) -> Call[v.Page[TenantView]]:
+    return _get(v.Page[TenantView], "tenants", query=query)
+
+
+def tenant(name: str) -> Call[TenantView]:
+    return _get(TenantView, "tenants", name)
+
+
+def add_tenant(asked: TenantRequest) -> Call[NewTenant]:
+    return _post(NewTenant, asked, "tenants")
+
+
+def change_tenant(name: str, asked: TenantChange) -> Call[TenantView]:
+    return _put(TenantView, asked, "tenants", name)
+
+
+def set_quota(name: str, asked: QuotaChange) -> Call[TenantView]:
+    return _put(TenantView, asked, "tenants", name, "quota")
+
+
+def remove_tenant(name: str) -> Call[TenantView]:
+    return Call("DELETE", path("tenants", name), TypeAdapter(TenantView))
 
 
 def trust() -> Call[v.TrustView]:

@@ -13,6 +13,8 @@ from fedtide.fabric.errors import NotFound
 from fedtide.fabric.strict import Strict
 
 ENVIRONMENT = "FEDTIDE_HOME"
+TENANT = "FEDTIDE_TENANT"
+"""Environment variable: which tenant of the installation a command is for; none: the installation itself."""
 SUPERVISOR_SAYS = "fedtide up: "
 """Begins the line in which a supervisor says why it ends."""
 
@@ -29,12 +31,25 @@ class UpState(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Home:
+    """`tenant`: whose keys are meant; empty: those of the installation itself."""
+
     root: Path
+    tenant: str = ""
 
     @classmethod
     def find(cls) -> Home:
         """`$FEDTIDE_HOME`, or `.fedtide` in the current folder."""
         return cls(Path(os.environ.get(ENVIRONMENT) or ".fedtide").resolve())
+
+    @classmethod
+    def of_caller(cls) -> Home:
+        """The same, with the keys of the tenant that a command is for."""
+        return cls(cls.find().root, os.environ.get(TENANT, ""))
+
+    @property
+    def keys(self) -> Path:
+        """Below which the keys are that a person holds."""
+        return self.root / "tenants" / self.tenant if self.tenant else self.root
 
     @property
     def up_file(self) -> Path:
@@ -56,12 +71,12 @@ class Home:
     @property
     def trust(self) -> Path:
         """Folder of the offline keys, for as long as nobody has taken them away."""
-        return self.root / "trust"
+        return self.keys / "trust"
 
     @property
     def release_authority(self) -> Path:
         """Folder of the release authority: its key, and what it has signed."""
-        return self.root / "release-authority"
+        return self.keys / "release-authority"
 
     @property
     def join_token_file(self) -> Path:
@@ -70,7 +85,7 @@ class Home:
     @property
     def api_token_file(self) -> Path:
         """What callers of the API must show; the CLI reads it here."""
-        return self.identity / "api-token"
+        return self.keys / "api-token" if self.tenant else self.identity / "api-token"
 
     def store(self, server: str) -> Path:
         """Storage folder of a nats-server."""

@@ -23,7 +23,7 @@ def signing_key(environment: Mapping[str, str] | None = None) -> str:
     env = os.environ if environment is None else environment
     if env.get(SIGNING_KEY):
         return env[SIGNING_KEY]
-    file = key_of(Home.find())
+    file = key_of(Home.of_caller())
     return str(file) if file.exists() and not env.get(SERVER) else ""
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fedtide.console.home import Home
+from fedtide.console.home import TENANT, Home
 from fedtide.console.stored_logins import token_for
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.messages.tenants import TENANT_NAME
 
 SERVER = "FEDTIDE_SERVER"
 CA = "FEDTIDE_CA"
@@ -44,11 +46,10 @@ class Servers:
         """
         env = os.environ if environment is None else environment
         named = [url.strip().rstrip("/") for url in env.get(SERVER, "").split(",") if url.strip()]
-        ca = env.get(CA)
+        ca, home = env.get(CA), Home.of_caller()
         if not named and not env.get(TOKEN):
-            home = Home.find()
             return cls.of(home, home.state().apis)
-        urls = named or Home.find().state().apis
+        urls = [_of_tenant(url, env.get(TENANT, "")) for url in named or home.state().apis]
         token = env.get(TOKEN, "").strip() or next(filter(None, map(token_for, urls)), "")
         return cls(tuple(urls), token, Path(ca) if ca else None)
 
@@ -59,7 +60,7 @@ class Servers:
             token = home.api_token_file.read_text(encoding="utf-8").strip()
         except OSError:
             token = ""
-        return cls(tuple(urls), token)
+        return cls(tuple(_of_tenant(url, home.tenant) for url in urls), token)
 
     def may_follow(self, came_from: str, location: str) -> bool:
         """Whether a redirect to the leader may be followed: never from https to plain http."""
@@ -69,11 +70,22 @@ class Servers:
         )
 
 
+def _of_tenant(url: str, tenant: str) -> str:
+    """Where a tenant's API begins; a URL may name the tenant by itself."""
+    if not tenant or urlsplit(url).path.strip("/"):
+        return url
+    if re.fullmatch(TENANT_NAME, tenant) is None:
+        raise ConfigError(TENANT, f"{tenant!r} is no name of a tenant", "See `fedtide tenant ls`")
+    return f"{url}/tenants/{tenant}"
+
+
 def _check(url: str) -> None:
     try:
         parts = urlsplit(url)
         named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = named and parts.username is None and not (parts.path.strip("/") or parts.query or parts.fragment)
+        where = parts.path.strip("/")
+        is_api = not where or re.fullmatch(rf"tenants/{TENANT_NAME.strip('^$')}", where) is not None
+        usable = named and parts.username is None and is_api and not (parts.query or parts.fragment)
         url.encode("ascii")
     except ValueError:
         usable = False

@@ -100,6 +100,20 @@ def budget_applied(world: World, data: BudgetApplied, at: datetime) -> None:
     world.budgets[data.budget.name] = _begun(world, kept, at)
 
 
+QUOTA = "quota"
+"""The name of the budget that a tenant's quota is; a tenant does not change it."""
+
+
+def quota_set(world: World, money: Decimal | None, at: datetime) -> None:
+    """Let a tenant spend so much in a month; None: as much as it likes."""
+    if money is None:
+        world.budgets.pop(QUOTA, None)
+    else:
+        budget_applied(
+            world, BudgetApplied(budget=Budget(name=QUOTA, amount=money, period="month", when_spent="hold")), at
+        )
+
+
 def budget_removed(world: World, data: BudgetRemoved) -> None:
     world.budgets.pop(data.name, None)
 

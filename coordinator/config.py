@@ -33,6 +33,7 @@ class Kubernetes(Strict):
 
     namespace: str = Field(description="Where Jobs are created")
     image: str = Field(description="The aggregator's image")
+    tenant: str = Field(default="", description="Whose Jobs; empty: those of the installation itself")
     release: str = Field(description="Name of the installation; its Secrets and Jobs begin with it")
     image_pull_secrets: list[str] = Field(default=[], description="Names of Secrets")
     service_account: str = Field(default="", description="Of the Jobs; empty: the namespace's default")
@@ -156,6 +157,13 @@ class TraceRules(Strict):
         return value
 
 
+class TenantRoles(Strict):
+    """What people may do in one tenant. Roles of the installation mean nothing there."""
+
+    roles: dict[str, Role] = Field(default={}, description="Role of a value of the claim, as in `oidc.roles`")
+    default_role: Role | None = Field(default=None, description="Of everybody whom the provider knows; none: nobody")
+
+
 class Oidc(Strict):
     """An OpenID provider whose people may use the API and the page."""
 
@@ -168,6 +176,7 @@ class Oidc(Strict):
     roles_claim: str = Field(default="groups", description="Claim whose values have roles")
     roles: dict[str, Role] = Field(default={}, description="Role of a value of that claim: {ml-ops: operator}")
     default_role: Role | None = Field(default=None, description="Of everybody whom the provider knows; none: nobody")
+    tenants: dict[str, TenantRoles] = Field(default={}, description="Roles in tenants that are served beside, by name")
     page_url: str = Field(default="", description="Where browsers reach the page, if that is not what they say")
     ca_file: Path | None = Field(default=None, description="Authority of its certificate, if the system has it not")
 

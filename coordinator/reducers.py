@@ -20,7 +20,7 @@ from fedtide.coordinator import bookkeeping, signals
 from fedtide.coordinator.commands import Commands
 from fedtide.coordinator.decisions import Decisions
 from fedtide.coordinator.fleet import fleet, forecast
-from fedtide.coordinator.identity import epochs, identities, people, trust
+from fedtide.coordinator.identity import epochs, identities, people, tenants, trust
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
@@ -33,6 +33,7 @@ from fedtide.fabric.events import identity as identity_events
 from fedtide.fabric.events import people as people_events
 from fedtide.fabric.events import rollouts as rollout_events
 from fedtide.fabric.events import runs as run_events
+from fedtide.fabric.events import tenants as tenant_events
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.ids import NAME
 from fedtide.fabric.plans.prices import Budget
@@ -184,6 +185,16 @@ def _people(change: Change, data: people_events.PeopleEvent) -> None:
     change.world.people = people.step(change.world.people, data, change.at)
 
 
+def _tenant(change: Change, data: tenant_events.TenantEvent) -> None:
+    change.world.tenants = tenants.step(change.world.tenants, data, change.at)
+
+
+def _quota(change: Change, data: tenant_events.QuotaSet) -> None:
+    """What is there already stays, also if it is more than that."""
+    change.world.quota = data.quota
+    bookkeeping.quota_set(change.world, data.quota.money, change.at)
+
+
 def _attested(change: Change, data: event_types.ReleaseAttested) -> None:
     if data.model not in change.world.models:
         raise InvalidTransition(f"{data.kind} of a model {data.model} that is not there")
@@ -203,6 +214,11 @@ def _presence_changed(change: Change, effect: PresenceChanged) -> None:
 
 
 def _identity(change: Change, data: identity_events.IdentityEvent) -> None:
+    if isinstance(data, identity_events.NodeEnrolled) and not data.renews:
+        known = change.world.identities.nodes.values()
+        others = sum(not each.revoked and each.node != data.node for each in known)
+        if (reason := tenants.why_no_node(change.world.quota, others)) is not None:
+            raise InvalidTransition(*reason)
     change.world.identities, commands = identities.step(change.world.identities, data, change.at)
     change.commands += commands
     node = change.world.nodes.get(data.node) if isinstance(data, identity_events.NodeRevoked) else None
@@ -276,6 +292,9 @@ def _run_removed(change: Change, data: run_events.RunRemoved) -> None:
 
 
 def _run_requested(change: Change, data: run_events.RunRequested) -> None:
+    active = sum(1 for _ in change.world.active_runs())
+    if data.run not in change.world.runs and (why := tenants.why_no_run(change.world.quota, active)) is not None:
+        raise InvalidTransition(*why)
     _step_run(change, data.run, data)
     change.effects.append(Started(data.run))
 
@@ -484,6 +503,11 @@ REDUCERS: Mapping[type, Callable[[Change, Any], None]] = {
     identity_events.TrustVouched: _trust,
     people_events.ServiceTokenCreated: _people,
     people_events.ServiceTokenRevoked: _people,
+    tenant_events.QuotaSet: _quota,
+    tenant_events.TenantAdded: _tenant,
+    tenant_events.TenantChanged: _tenant,
+    tenant_events.TenantForgotten: _tenant,
+    tenant_events.TenantRemoved: _tenant,
     rollout_events.NodeMeasured: _rollout,
     rollout_events.NodePhaseReported: _phase,
     rollout_events.QueryAnswered: _rollout,

@@ -1,83 +1,27 @@
-"""The coordinator process: constructs the adapters, waits until it leads, and serves until it is stopped."""
+"""The coordinator process: waits until it leads, and serves the installation and its tenants until it is stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from functools import partial
 
-from prometheus_client import CollectorRegistry
+from aiohttp import web
 
-from fedtide.coordinator.adapters import schedules
-from fedtide.coordinator.adapters.attesting import Attesting
-from fedtide.coordinator.adapters.audit import AuditTrail
-from fedtide.coordinator.adapters.director import Director
-from fedtide.coordinator.adapters.distribution import Distribution
-from fedtide.coordinator.adapters.enrolment import Enroller
-from fedtide.coordinator.adapters.gate_queries import GateQueries
-from fedtide.coordinator.adapters.metering import Metering
-from fedtide.coordinator.adapters.node_questions import NodeQuestions
-from fedtide.coordinator.adapters.notices import Notices
-from fedtide.coordinator.adapters.oidc import OidcLogin
-from fedtide.coordinator.adapters.order_lists import OrderLists
-from fedtide.coordinator.adapters.presence import Presence
-from fedtide.coordinator.adapters.run_logs import RunLogs
-from fedtide.coordinator.adapters.run_models import RunModels
-from fedtide.coordinator.adapters.run_services import RunServices, RunStreams
-from fedtide.coordinator.adapters.server_usage import ServerUsage
-from fedtide.coordinator.adapters.starting import Starter
+from fedtide.coordinator.adapters.hosting import Hosted, Hosting
 from fedtide.coordinator.adapters.topology import Topology
-from fedtide.coordinator.adapters.traces import Traces
-from fedtide.coordinator.adapters.tracking import RunTracking
-from fedtide.coordinator.api import metrics
-from fedtide.coordinator.api.access import access_middleware
-from fedtide.coordinator.api.audit import AuditApi, audit_middleware
-from fedtide.coordinator.api.costs import CostApi
-from fedtide.coordinator.api.events import EventApi
-from fedtide.coordinator.api.fleet import FleetApi
 from fedtide.coordinator.api.front_door import FrontDoor
-from fedtide.coordinator.api.http import application
-from fedtide.coordinator.api.identity import IdentityApi
-from fedtide.coordinator.api.models import ModelApi
-from fedtide.coordinator.api.parked import ParkedApi
-from fedtide.coordinator.api.people import PeopleApi
-from fedtide.coordinator.api.principals import Principals
-from fedtide.coordinator.api.process_metrics import ProcessMetrics
-from fedtide.coordinator.api.rollouts import RolloutApi
-from fedtide.coordinator.api.runs import RunApi
-from fedtide.coordinator.api.storage import StorageApi
-from fedtide.coordinator.api.triggers import TriggerApi
-from fedtide.coordinator.api.trust import TrustApi
-from fedtide.coordinator.command_handlers import AggregatorReports, CommandHandlers
 from fedtide.coordinator.config import CoordinatorConfig
-from fedtide.coordinator.executor import Executor
-from fedtide.coordinator.identity import installation_secrets
-from fedtide.coordinator.launch.launcher import CredentialsOf, Launcher
-from fedtide.coordinator.launch.local import RUN_FOLDERS, LocalLauncher
+from fedtide.coordinator.leading import Ground, Links, lead
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.leader_lease import Leadership
 from fedtide.coordinator.log.log_marks import ConfigMapMarks, FileMarks, LogGuard, Marks
-from fedtide.coordinator.log.parked import ParkedReports
-from fedtide.coordinator.log.reports import Reports
 from fedtide.coordinator.log.snapshots import Snapshots
-from fedtide.coordinator.log.timers import Alarms
-from fedtide.coordinator.page.screens import Apis
-from fedtide.coordinator.page.screens import Page as WebPage
-from fedtide.coordinator.page.session import Session
-from fedtide.coordinator.runs import runs
-from fedtide.coordinator.storage.housekeeping import Housekeeping
-from fedtide.fabric.events.envelope import CoordinatorElected
 from fedtide.fabric.nats.authority import COORDINATOR, SYSTEM_CREDENTIALS, Authority
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access, Credentials
+from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.subjects import Subjects
-from fedtide.fabric.plans.run_spec import RunSpec
-from fedtide.fabric.process.retry import until_done
-from fedtide.fabric.process.web_access import TokenFile
-
-log = logging.getLogger(__name__)
 
 
 async def serve(config: CoordinatorConfig) -> None:
@@ -91,45 +35,70 @@ async def serve(config: CoordinatorConfig) -> None:
     """
     authority = Authority.load(config.identity_dir) if config.identity_dir is not None else None
     async with AsyncExitStack() as stack:
-        links = await _connect(config, authority, stack)
+        broker = await _connect(config, COORDINATOR, stack)
+        system = await _connect(config, SYSTEM_CREDENTIALS, stack) if authority is not None else None
+        links = Links(broker, system, authority)
         door = FrontDoor(config)
         stack.push_async_callback(door.close)
         url = await door.open()
-        broker, subjects = links.broker, Subjects(config.tenant)
-        topology = Topology(broker, subjects, config.regions, config.stream_replicas)
+        subjects = Subjects(config.tenant)
         guard = LogGuard(broker, marks_of(config))
         await guard.check()
-        await topology.create_missing()
+        engine = Engine(broker, subjects, EventLog(broker, subjects), Snapshots(broker, subjects))
         leadership = Leadership(broker, subjects, config.name, url)
+        hosting = None
+        topology = Topology(broker, subjects, config.regions, config.stream_replicas)
+        if authority is not None and system is not None:
+            serve_one = partial(_serve_tenant, host=config, links=links, door=door, leadership=leadership)
+            hosting = Hosting(engine, config, authority, system, topology, serve_one)
+            topology.set_aside = hosting.set_aside
+        await topology.create_missing()
         stack.push_async_callback(_release, leadership)
         door.stand_by(leadership)
         async with asyncio.TaskGroup() as group:
             group.create_task(broker.until_closed(), name="connection")
             group.create_task(door.keep_certificate(), name="certificate")
-            engine = Engine(broker, subjects, EventLog(broker, subjects), Snapshots(broker, subjects))
             await engine.load()
             group.create_task(leadership.hold(), name="lease")
             await engine.follow(leadership.acquired)
-            await _work(config, links, topology, engine, guard, leadership, door, group)
+            show = partial(door.serve, tenants=lambda: engine.world.tenants)
+            ground = Ground(config, links, topology, engine, guard, leadership, url, show, hosting)
+            await lead(ground, group)
 
 
-@dataclass(frozen=True, slots=True)
-class _Links:
-    """Connections to the hub. `system`: the one to the servers' system account, if identities are used."""
+async def _serve_tenant(
+    tenant: Hosted, *, host: CoordinatorConfig, links: Links, door: FrontDoor, leadership: Leadership
+) -> None:
+    """Lead for one more tenant, until cancelled; this process leads already."""
+    config, subjects = tenant.config, Subjects(tenant.config.tenant)
+    async with AsyncExitStack() as stack:
+        broker = await _connect(config, COORDINATOR, stack)
+        edges = await _connect(config, SYSTEM_CREDENTIALS, stack)
+        of_tenant = Links(broker, links.system, tenant.authority, tenant.on_hub, edges)
+        topology = Topology(broker, subjects, config.regions, config.stream_replicas)
+        guard = LogGuard(broker, marks_of(host, config))
+        await guard.check()
+        await topology.create_missing()
+        engine = Engine(broker, subjects, EventLog(broker, subjects), Snapshots(broker, subjects))
+        stack.callback(door.unmount, tenant.name)
 
-    broker: Broker
-    system: Broker | None
-    authority: Authority | None
+        async def show(app: web.Application) -> None:
+            door.mount(tenant.name, app)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(broker.until_closed(), name=f"connection-{tenant.name}")
+            await engine.load()
+            await leadership.wait_until_fresh()
+            group.create_task(tenant.look_after(engine), name=f"quota-{tenant.name}")
+            ground = Ground(config, of_tenant, topology, engine, guard, leadership, door.advertised, show)
+            await lead(ground, group)
 
 
-async def _connect(config: CoordinatorConfig, authority: Authority | None, stack: AsyncExitStack) -> _Links:
-    async def to(file: str) -> Broker:
-        credentials = config.identity_dir / file if config.identity_dir is not None else None
-        broker = await Broker.connect(config.nats_url, config.name, Access(credentials, config.ca_file))
-        stack.push_async_callback(broker.close)
-        return broker
-
-    return _Links(await to(COORDINATOR), await to(SYSTEM_CREDENTIALS) if authority is not None else None, authority)
+async def _connect(config: CoordinatorConfig, file: str, stack: AsyncExitStack) -> Broker:
+    credentials = config.identity_dir / file if config.identity_dir is not None else None
+    broker = await Broker.connect(config.nats_url, config.name, Access(credentials, config.ca_file))
+    stack.push_async_callback(broker.close)
+    return broker
 
 
 async def _release(leadership: Leadership) -> None:
@@ -137,192 +106,13 @@ async def _release(leadership: Leadership) -> None:
         await leadership.release()
 
 
-async def _work(
-    config: CoordinatorConfig,
-    links: _Links,
-    topology: Topology,
-    engine: Engine,
-    guard: LogGuard,
-    leadership: Leadership,
-    door: FrontDoor,
-    group: asyncio.TaskGroup,
-) -> None:
-    broker, subjects = links.broker, Subjects(config.tenant)
-    director, enroller = Director(engine, config.identity_dir), None
-    if links.authority is not None and links.system is not None:
-        enroller = Enroller(broker, links.system, engine, links.authority, config, director)
-    members_only = enroller is not None
-    launcher = _launcher(config, enroller, AggregatorReports(broker, subjects, engine), engine)
-    starter, presence = (
-        Starter(engine, RunModels(broker, subjects), config.tracking, config.prometheus.keys(), director),
-        Presence(broker, subjects, engine, group, members_only=members_only),
-    )
-    alarms = Alarms(engine, group)
-    streams = RunStreams(broker, subjects, config.regions)
-    trail = AuditTrail(broker, subjects)
-    by_people = config.releases_signed_by == "people"
-    attesting = Attesting(broker, subjects, engine, director, by_people=by_people)
-    handlers = CommandHandlers(
-        broker,
-        subjects,
-        engine,
-        launcher,
-        starter,
-        presence,
-        alarms,
-        enroller,
-        streams,
-        Notices(config.notify),
-        director,
-        attesting,
-        trail,
-    )
-    traces = Traces(engine, config.traces, config.name)
-    executor = Executor(traces.around(handlers.handle), group)
-    housekeeping = Housekeeping(
-        broker,
-        subjects,
-        engine,
-        config.regions,
-        config.data_dir,
-        leadership.wait_until_fresh,
-        topology.unserved,
-        members_only=members_only,
-    )
-    reports = Reports(
-        broker,
-        subjects,
-        engine,
-        ParkedReports(broker, subjects),
-        config.regions,
-        members_only=members_only,
-        room=housekeeping.until_log_has_room,
-    )
-    metering = Metering(engine, housekeeping.stored_bytes, launcher.helpers, config.data_dir / "metering.json")
-    try:
-        # The first append fences off the previous leader; only then may this process act.
-        await engine.take_over(CoordinatorElected(name=config.name, url=door.advertised))
-        await topology.ensure_hub()
-        group.create_task(engine.run(), name="engine")
-        await until_done(log, "parked.waits", reports.parked.load)
-        await director.begin()  # before anything is ordered
-        engine.lead(executor.start)
-        group.create_task(director.keep(), name="director")
-        await guard.settle(engine)
-        topology.epoch = engine.world.epoch.id
-        group.create_task(guard.keep(engine), name="log-mark")
-        await presence.start()
-        await RunServices(broker, subjects, engine, streams, director).listen()
-        await OrderLists(broker, subjects, config.regions, engine, director).listen()
-        if enroller is not None:
-            await enroller.listen()
-            group.create_task(enroller.keep_accounts(), name="accounts")
-        group.create_task(reports.listen(leadership.wait_until_fresh), name="reports")
-        group.create_task(engine.save_snapshots(), name="snapshots")
-
-        look_again = {region: asyncio.Event() for region in config.regions}
-        for region, event in look_again.items():
-            group.create_task(topology.keep_region(region, event), name=f"region-{region}")
-
-        async def look_at_all() -> None:
-            for event in look_again.values():
-                event.set()
-
-        broker.when_reconnected(look_at_all)
-        group.create_task(schedules.keep(engine), name="schedules")
-        group.create_task(housekeeping.run(), name="housekeeping")
-        tracking = RunTracking(engine, Distribution(broker, subjects), config.tracking, config.data_dir)
-        more_warnings = lambda: [  # noqa: E731
-            *tracking.warnings(),
-            *traces.warnings(),
-            *director.warnings(),
-            *_ending_credentials(config),
-        ]
-        group.create_task(tracking.keep(), name="tracking")
-        group.create_task(traces.keep(), name="traces")
-        group.create_task(GateQueries(engine, config.prometheus).keep(), name="gate-queries")
-        metering.begin()
-        presence.hearers.append(metering.heard)
-        presence.worker_hearers.append(metering.heard_worker)
-        if links.system is not None:
-            await ServerUsage(metering.heard_server).listen(links.system)
-        group.create_task(metering.keep(), name="metering")
-        storage = StorageApi(housekeeping)
-        launcher.prepare()
-        token = TokenFile(config.http_token_file) if config.http_token_file is not None else None
-        oidc = OidcLogin(config.oidc) if config.oidc is not None else None
-        principals = Principals(token, lambda: engine.world.people, oidc)
-        questions = NodeQuestions(broker, subjects, director)
-        apis = Apis(
-            models=ModelApi(broker, subjects, engine, housekeeping, more_warnings),
-            fleet=FleetApi(engine, presence, questions),
-            runs=RunApi(engine, presence, starter, RunLogs(broker, subjects), questions),
-            rollouts=RolloutApi(broker, subjects, engine, starter),
-            triggers=TriggerApi(engine, config.notify.keys()),
-            events=EventApi(engine, lambda: EventLog(broker, subjects), executor),
-            identity=IdentityApi(engine, enroller, config.regions, topology.unserved),
-            storage=storage,
-            costs=CostApi(engine, metering),
-            trust=TrustApi(engine, director, attesting),
-            people=PeopleApi(engine, principals),
-            audit=AuditApi(trail),
-        )
-        registry = CollectorRegistry()
-        registry.register(metrics.WorldMetrics(engine, executor, reports.parked, housekeeping, presence))
-        timings = metrics.Timings(engine, registry, traced=bool(config.traces.endpoint))
-        group.create_task(timings.keep(), name="timings")
-        processes = ProcessMetrics(engine, registry)
-        presence.worker_hearers.append(processes.heard_worker)
-        group.create_task(processes.keep(), name="process-metrics")
-        routes = [
-            *apis.routes(),
-            ParkedApi(reports, executor, engine).routes(),
-            metrics.routes(registry),
-        ]
-        checks = [*access_middleware(principals, config.http_host), storage.refuse_new_things]
-        app = application(routes, checks, audit_middleware(trail))
-        WebPage(apis, lambda: engine.world, Session(principals)).add_to(app)
-        await door.serve(app)
-        await asyncio.Event().wait()
-    finally:
-        metering.save()
-        await launcher.close()
-
-
-def _ending_credentials(config: CoordinatorConfig) -> list[str]:
-    if config.identity_dir is None:
-        return []
-    return installation_secrets.warnings(Credentials.load(config.identity_dir / COORDINATOR))
-
-
-def marks_of(config: CoordinatorConfig) -> Marks:
-    """Where this installation remembers its log outside of the broker."""
-    if config.kubernetes is None:
-        return FileMarks(config.data_dir)
+def marks_of(host: CoordinatorConfig, of_tenant: CoordinatorConfig | None = None) -> Marks:
+    """Where this installation remembers its log outside of the broker, or that of one of its tenants."""
+    if host.kubernetes is None:
+        return FileMarks((of_tenant or host).data_dir)
     from kubernetes import client
 
     from fedtide.fabric.cluster.connection import api_client
 
-    return ConfigMapMarks(client.CoreV1Api(api_client()), config.kubernetes.namespace, config.kubernetes.release)
-
-
-def _launcher(
-    config: CoordinatorConfig, enroller: Enroller | None, reports: AggregatorReports, engine: Engine
-) -> Launcher:
-    credentials: CredentialsOf = enroller.aggregator_credentials if enroller is not None else lambda _, __: None
-    if config.kubernetes is not None:
-        from fedtide.coordinator.launch.kubernetes import KubernetesLauncher
-        from fedtide.fabric.cluster.connection import api_client
-
-        def model_bytes(spec: RunSpec) -> int | None:
-            model = engine.world.models.get(spec.model or "")
-            return model.latest.manifest.arrays.size_bytes if model is not None and model.latest is not None else None
-
-        def wanted(run: str, attempt: int) -> bool:
-            state = engine.world.runs.get(run)
-            return state is not None and runs.is_current(state, attempt)
-
-        return KubernetesLauncher(
-            api_client(), config, config.kubernetes, credentials, reports, model_bytes=model_bytes, wanted=wanted
-        )
-    return LocalLauncher(config.data_dir / RUN_FOLDERS, config, credentials, reports.exited)
+    where, tenant = host.kubernetes, of_tenant.tenant if of_tenant is not None else ""
+    return ConfigMapMarks(client.CoreV1Api(api_client()), where.namespace, where.release, tenant)

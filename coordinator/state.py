@@ -12,13 +12,14 @@ from immutables import Map
 from fedtide.coordinator.commands import CancelRun, Commands, SetAlarm
 from fedtide.coordinator.drafts import Draft
 from fedtide.coordinator.fleet import fleet, forecast
-from fedtide.coordinator.identity import epochs, identities, people, trust
+from fedtide.coordinator.identity import epochs, identities, people, tenants, trust
 from fedtide.coordinator.ledger import accounts, anomalies, budgets, valuation
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts
 from fedtide.coordinator.runs import runs
 from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.errors import NotFound
+from fedtide.fabric.messages.tenants import Quota
 from fedtide.fabric.plans.prices import PriceBook
 from fedtide.fabric.tensors.blobs import BlobRef
 
@@ -37,8 +38,9 @@ _TABLES = (
     "hourly",
     "free",
 )
-_SINGLE = ("identities", "epoch", "trust", "people", "valuer", "hour", "metered")
+_SINGLE = ("identities", "epoch", "trust", "people", "tenants", "quota", "valuer", "hour", "metered")
 """What is one immutable thing."""
+UNLIMITED = Quota(bytes=None)
 
 
 class World:
@@ -70,6 +72,10 @@ class World:
         self.epoch = epochs.Epoch()
         self.trust = trust.Trust()
         self.people = people.People()
+        self.tenants: dict[str, tenants.Tenant] = {}
+        """Those that are served beside this one, by name; replaced, never changed."""
+        self.quota = UNLIMITED
+        """What this tenant may use; an installation's own has no limit."""
         self._below: World | None = None
 
     def draft(self) -> World:

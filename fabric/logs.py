@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
 from typing import TextIO
 
 from fedtide.fabric import trace_context
 
+TENANT: ContextVar[str] = ContextVar("tenant", default="")
+"""Whom a task works for, in a process that serves several."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -20,6 +23,8 @@ class FieldFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
         fields = [f"{k}={v}" for k, v in vars(record).items() if k not in _STANDARD]
+        if tenant := TENANT.get():
+            fields.append(f"tenant={tenant}")
         if (context := trace_context.current()) is not None:
             fields += [f"trace_id={context.trace}", f"span_id={context.span}"]
         return f"{line} {' '.join(fields)}" if fields else line

@@ -28,6 +28,7 @@ from fedtide.console.cli.region_commands import regions_app
 from fedtide.console.cli.rollout_commands import rollouts_app
 from fedtide.console.cli.run_commands import rounds_app, runs_app
 from fedtide.console.cli.samples_commands import samples_app
+from fedtide.console.cli.tenant_commands import tenant_app
 from fedtide.console.cli.trigger_commands import triggers_app
 from fedtide.console.cli.trust_commands import trust_app
 from fedtide.console.cli.try_command import try_
@@ -78,6 +79,7 @@ app.add_typer(rounds_app, name="round")
 app.add_typer(models_app, name="model")
 app.add_typer(trust_app, name="trust")
 app.add_typer(people_commands.service_tokens_app, name="token")
+app.add_typer(tenant_app, name="tenant")
 app.add_typer(audit_app, name="audit")
 app.add_typer(rollouts_app, name="rollout")
 app.add_typer(samples_app, name="samples")

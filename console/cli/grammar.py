@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 
 from fedtide.console.yaml12 import CoreLoader
 from fedtide.fabric.errors import ConfigError
@@ -25,6 +25,7 @@ M = TypeVar("M", bound=BaseModel)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LONGEST_VALUE = 100_000
+_SIZE = TypeAdapter(ByteSize)
 
 
 def value(option: str, key: str, text: str) -> Any:
@@ -157,6 +158,14 @@ def seconds(option: str, text: str) -> float:
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """What a person writes, or a request holds, is smaller; a device file has no end."""
+
+
+def size(option: str, text: str) -> int:
+    """Bytes, from a text such as 500MB or 2GiB; raises ConfigError."""
+    try:
+        return int(_SIZE.validate_python(text))
+    except ValidationError as exc:
+        raise ConfigError(option, f"{text!r} is no size", "For example 500MB or 20GB") from exc
 
 
 def read_text(file: Path) -> str:

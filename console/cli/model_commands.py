@@ -147,7 +147,7 @@ def verify(
 
 def _root(file: Path | None) -> str:
     """Whom the reader believes: a file, or the root of the present home."""
-    home = Home.find()
+    home = Home.of_caller()
     there = file or home.trust / ROOTS
     try:
         text = there.read_text(encoding="utf-8")

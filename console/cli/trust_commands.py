@@ -235,7 +235,7 @@ def publish_(folder: Folder = None) -> None:
 @trust_app.command("pull")
 def pull(folder: Folder = None) -> None:
     """Take over what the coordinator has published, into the folder of the offline keys."""
-    there = TrustFolder(folder or Home.find().trust)
+    there = TrustFolder(folder or Home.of_caller().trust)
     view = Client.find().send(endpoints.trust())
     there.replace(view.metadata)
     say(f"{there.path}: root {view.pin}")
@@ -243,7 +243,7 @@ def pull(folder: Folder = None) -> None:
 
 def _folder(folder: Path | None, *, changes: bool = True) -> TrustFolder:
     """Raises ConfigError: there is no root in it, or something else waits for signatures."""
-    there = TrustFolder(folder or Home.find().trust)
+    there = TrustFolder(folder or Home.of_caller().trust)
     there.roots  # noqa: B018  # it raises if there are none
     if changes:
         there.check_nothing_waits()
@@ -253,10 +253,11 @@ def _folder(folder: Path | None, *, changes: bool = True) -> TrustFolder:
 def _public(there: TrustFolder, role: str, key: list[Path] | None) -> list[Key]:
     if key:
         return [keys.public_of(file) for file in key]
-    home = Home.find()
+    home = Home.of_caller()
     online = role.startswith(ceremony.DIRECTOR) or role == "timestamp"
+    is_here = online and not home.tenant and there.path == home.trust and home.identity.exists()
     # On one machine the coordinator's folder is known: the key must lie there before it is named.
-    where = TrustFolder(home.identity) if online and there.path == home.trust and home.identity.exists() else there
+    where = TrustFolder(home.identity) if is_here else there
     file, public = where.new_key(role, "" if online else os.environ.get(keys.PASSPHRASE, ""))
     say(f"a new key: {file}")
     return [public]

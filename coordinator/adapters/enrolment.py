@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,28 @@ RUNS_WAIT_S = 900.0
 """So long the key of an ended run may be let in, while others are active; nobody does what it asks for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Which servers are told of accounts.
+
+    Args:
+        hub: a connection to the hub's own account.
+        on_hub: signs what the hub is told.
+        edges: a connection to the account of a tenant's servers; None: they are linked to the hub's own.
+    """
+
+    hub: Broker
+    on_hub: Authority
+    edges: Broker | None = None
+
+
 class Enroller:
-    """Answers while this coordinator leads. `system` is a connection to the servers' own account."""
+    """Answers while this coordinator leads."""
 
     def __init__(
         self,
         broker: Broker,
-        system: Broker,
+        told: Told,
         engine: Engine,
         authority: Authority,
         config: CoordinatorConfig,
@@ -82,7 +98,8 @@ class Enroller:
     ) -> None:
         self._director = director
         self._broker = broker
-        self._system = system
+        self._told = told
+        self._system = told.hub
         self._engine = engine
         self._authority = authority
         self._regions = config.regions
@@ -114,14 +131,19 @@ class Enroller:
         """Publish the accounts now, and whenever they changed, for ever."""
         while True:
             self._stale.clear()
-            found = self._authority.account_jwts(self._regions, self._void)
-            for jwt in reversed(found.values()):  # a server takes no account that imports from one it has not heard of
-                await self._system.tell(_CLAIMS, jwt.encode())
-            log.info("accounts.published", extra={"accounts": len(found)})
+            await self._publish(self._told.hub, self._told.on_hub)
+            if self._told.edges is not None:
+                await self._publish(self._told.edges, self._authority)
             wait_s = RUNS_WAIT_S if self._withheld else None
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._stale.wait()
+
+    async def _publish(self, servers: Broker, authority: Authority) -> None:
+        found = authority.account_jwts(self._regions, self._void)
+        for jwt in reversed(found.values()):  # a server takes no account that imports from one it has not heard of
+            await servers.tell(_CLAIMS, jwt.encode())
+        log.info("accounts.published", extra={"accounts": len(found)})
 
     def _void(self, account: str) -> Void:
         void = identities.void_in(self._engine.world.identities, account)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -61,6 +61,8 @@ class Topology:
         """Regions that cannot take part yet, and why."""
         self.epoch = ""
         """Which log the hub has; to be set before regions are looked after."""
+        self.set_aside: Callable[[int], Awaitable[int]] | None = None
+        """Of the hub's store, for others, in bytes; of what these streams have reserved. To be set before they are."""
 
     def _of_hub(self, room: int) -> list[Config]:
         count = len(self._regions)
@@ -91,6 +93,11 @@ class Topology:
             if found is not None:
                 await replace_stored(self._broker, ORDERS, subject, found.data, lambda _: False)
             await self._broker.purge(DOWN, subject)
+
+    async def fit_hub_again(self) -> None:
+        """Give room away, or take what is free again: others need more now, or less."""
+        self._rooms.pop(None, None)
+        await self._fit(None, self._of_hub)
 
     async def _fit(self, domain: str | None, configs: Callable[[int], list[Config]]) -> None:
         """Bring streams to limits that use what the server's store has.
@@ -132,8 +139,9 @@ class Topology:
             break
         else:
             room = 0
-        log.info("topology.room", extra={"domain": domain or "hub", "bytes": has + room})
-        return max(SMALLEST_ROOM, has + room)
+        aside = await self.set_aside(has) if domain is None and self.set_aside is not None else 0
+        log.info("topology.room", extra={"domain": domain or "hub", "bytes": has + room - aside})
+        return max(SMALLEST_ROOM, has + room - aside)
 
     async def _states(self, domain: str | None, configs: list[Config]) -> dict[str, StreamState]:
         """Of those streams that are there, by name."""

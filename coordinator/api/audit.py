@@ -13,7 +13,7 @@ from aiohttp import web
 from pydantic import Field
 
 from fedtide.coordinator.adapters.audit import AuditTrail
-from fedtide.coordinator.api.http import BY, Listing, answer, principal, query_of, text
+from fedtide.coordinator.api.http import BY, Listing, answer, local_path, principal, query_of, text
 from fedtide.coordinator.api.routes import Route, get
 from fedtide.fabric.messages.people import AuditEntry
 from fedtide.fabric.messages.views import Page
@@ -21,7 +21,8 @@ from fedtide.fabric.messages.views import Page
 LOOKING = ("GET", "HEAD", "OPTIONS")
 LONGEST_SHOWN = 2000
 _SECRET = re.compile(
-    r"token|secret|passw|passphrase|seed|api_?key|access_?key|private_?key|credential|authorization", re.IGNORECASE
+    r"token|secret|passw|passphrase|seed|api_?key|access_?key|private_?key|credential|authorization|^files$",
+    re.IGNORECASE,
 )
 _USERINFO = re.compile(r"//[^/@\s\"]+@")
 TOLD_AGAIN_S = 60.0
@@ -55,14 +56,14 @@ def audit_middleware(trail: AuditTrail) -> list[Any]:
         looks = request.method in LOOKING
         who = principal(request)
         refused = looks and response.status in _REFUSED and who is not None and is_news(who.name)
-        if request.path.startswith("/v1/") and (not looks or refused) and response.status != 401:
+        if local_path(request).startswith("/v1/") and (not looks or refused) and response.status != 401:
             await trail.append(
                 who=who.name if who is not None else "nobody",
                 role=who.role if who is not None else "",
                 via=who.via if who is not None else "",
                 origin=request.remote or "",
                 behalf=text(request.headers.get(BY, ""))[:200],
-                action=f"{request.method} {request.path}"[:300],
+                action=f"{request.method} {local_path(request)}"[:300],
                 asked=await _asked(request),
                 outcome=str(response.status),
                 reason=_reason(response),

@@ -13,12 +13,13 @@ from pydantic import AwareDatetime, Field
 from fedtide.coordinator.adapters.metering import Metering
 from fedtide.coordinator.api.http import Listing, answer, asker, name_in, page_of, query_of, read_body
 from fedtide.coordinator.api.routes import Route, delete, get, put
+from fedtide.coordinator.bookkeeping import QUOTA
 from fedtide.coordinator.ledger import views
 from fedtide.coordinator.ledger.accounts import NOBODY, Account, Entry
 from fedtide.coordinator.ledger.booking import Where, book
 from fedtide.coordinator.ledger.valuation import Valued, Valuer, valued
 from fedtide.coordinator.log.engine import Engine
-from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.errors import ConfigError, InvalidTransition
 from fedtide.fabric.events.costs import BudgetApplied, BudgetRemoved, PricesApplied, UsageReported
 from fedtide.fabric.events.envelope import Event
 from fedtide.fabric.messages.cost_views import BudgetView, CostLine, CostView
@@ -46,7 +47,9 @@ class LineListing(Listing, _Which):
 class CostApi:
     """Handlers over the engine's ledger, and what is not logged yet."""
 
-    def __init__(self, engine: Engine, metering: Metering) -> None:
+    def __init__(self, engine: Engine, metering: Metering, *, is_tenants: bool = False) -> None:
+        """`is_tenants`: of a tenant, for whom the installation has set prices and a quota."""
+        self._is_tenants = is_tenants
         self._engine = engine
         self._metering = metering
 
@@ -101,6 +104,8 @@ class CostApi:
         return answer(self._engine.world.prices)
 
     async def _apply_prices(self, request: web.Request) -> web.Response:
+        if self._is_tenants:
+            raise InvalidTransition("the prices are those of the installation", "Ask its admins")
         await self._engine.submit(PricesApplied(book=await read_body(request, PriceBook), by=asker(request)))
         return answer(self._engine.world.prices)
 
@@ -118,15 +123,21 @@ class CostApi:
 
     async def _apply_budget(self, request: web.Request) -> web.Response:
         budget, name = await read_body(request, Budget), name_in(request, "name")
+        self._check_is_own(name)
         if budget.name != name:
             raise ConfigError("name", f"is {budget.name!r}, the URL says {name!r}")
         await self._engine.submit(BudgetApplied(budget=budget, by=asker(request)))
         return answer(self._view(name))
 
     async def _remove_budget(self, request: web.Request) -> web.Response:
+        self._check_is_own(name_in(request, "name"))
         removed = self._view(name_in(request, "name"))
         await self._engine.submit(BudgetRemoved(name=removed.budget.name, by=asker(request)))
         return answer(removed)
+
+    def _check_is_own(self, budget: str) -> None:
+        if self._is_tenants and budget == QUOTA:
+            raise InvalidTransition(f"the budget {QUOTA} is what the installation lets you spend", "Ask its admins")
 
 
 def _pairs(text: str) -> dict[str, str]:

@@ -7,11 +7,13 @@ import json
 import logging
 import socket
 import ssl
+from collections.abc import Callable, Mapping
 
 import aiohttp
 from aiohttp import web
 
-from fedtide.coordinator.api.http import problem
+from fedtide.coordinator.api.http import MOST_BYTES, problem
+from fedtide.coordinator.api.mounts import Mounts, root_of
 from fedtide.coordinator.api.standby_proxy import StandbyProxy
 from fedtide.coordinator.config import CoordinatorConfig
 from fedtide.coordinator.log.leader_lease import Leadership
@@ -37,6 +39,7 @@ class FrontDoor:
         self.url = ""
         self.advertised = ""
         """Where other coordinators reach it."""
+        self._mounts: Mounts | None = None
 
     async def open(self) -> str:
         """Take the port and answer as a standby; returns the URL.
@@ -82,13 +85,28 @@ class FrontDoor:
         """From here on callers are sent to whoever leads."""
         self._leadership = leadership
 
-    async def serve(self, app: web.Application) -> None:
-        """This process leads: answer with `app`, and write down the address."""
-        app.router.add_get("/healthz", self._health)
-        await self._show(app)
+    async def serve(self, app: web.Application, tenants: Callable[[], Mapping[str, object]]) -> None:
+        """This process leads: answer with `app`, and write down the address.
+
+        Args:
+            tenants: those that there are, by name; `mount` serves them.
+        """
+        self._mounts = Mounts(app, tenants, _nobody)
+        root = root_of(self._mounts, MOST_BYTES)
+        root.router.add_get("/healthz", self._health)
+        await self._show(root)
         log.info("api.listening", extra={"url": self.url})
         if self._config.endpoint_file is not None:
             write_atomically(self._config.endpoint_file, json.dumps({"url": self.url}).encode())
+
+    def mount(self, tenant: str, app: web.Application) -> None:
+        """Answer with `app` what is asked of a tenant."""
+        assert self._mounts is not None, "tenants are served by a process that leads"
+        self._mounts.mount(tenant, app)
+
+    def unmount(self, tenant: str) -> None:
+        if self._mounts is not None:
+            self._mounts.unmount(tenant)
 
     async def close(self) -> None:
         if self._runner is not None:

@@ -36,6 +36,9 @@ from fedtide.fabric.validation import checked, config_error
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = MAX_BUNDLE_BYTES + 1
+"""Of a request's body."""
+
 M = TypeVar("M", bound=BaseModel)
 V = TypeVar("V", bound=BaseModel)
 
@@ -46,6 +49,15 @@ PRINCIPAL: web.RequestKey[PrincipalView] = web.RequestKey("principal", Principal
 """Who asks, once that was found out."""
 _STATUS: dict[type[FedtideError], int] = {NotFound: 404, ConfigError: 400, TooLarge: 413, Conflict: 409, StoreFull: 507}
 _INTERNAL = 500
+
+
+PREFIX: web.AppKey[str] = web.AppKey("prefix")
+"""Below which path an application is served, if not at the root."""
+
+
+def local_path(request: web.Request) -> str:
+    """The path within the application that answers."""
+    return request.path.removeprefix(request.app.get(PREFIX, ""))
 
 
 class Listing(Strict):
@@ -72,7 +84,7 @@ def application(
         around: such that see every answer, also refusals.
     """
     middlewares = [*around, _errors_as_problems, *checks, _unchanged]
-    app = web.Application(client_max_size=MAX_BUNDLE_BYTES + 1, middlewares=middlewares)
+    app = web.Application(client_max_size=MOST_BYTES, middlewares=middlewares)
 
     async def describe(_: web.Request) -> web.Response:
         return web.json_response(body=document, content_type="application/json")

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import Field
 
-from fedtide.coordinator.api.http import answer, problem, query_of
+from fedtide.coordinator.api.http import answer, local_path, problem, query_of
 from fedtide.coordinator.api.routes import Route, get, post
 from fedtide.coordinator.storage.housekeeping import ALARMING, UNUSED_FOR, Housekeeping
 from fedtide.fabric.messages.views import GarbageView, GarbageViews, StorageView, StreamView
@@ -65,7 +65,7 @@ class StorageApi:
     @web.middleware
     async def refuse_new_things(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Keeps the rest of a log that is nearly full for what ends or undoes something."""
-        if self._housekeeping.log_is_full and (request.method, request.path) in NEW_THINGS:
+        if self._housekeeping.log_is_full and (request.method, local_path(request)) in NEW_THINGS:
             return problem(507, "the event log is nearly full", "Enlarge the hub's store (docs/kubernetes.md)", 75)
         response: web.StreamResponse = await handler(request)
         return response

@@ -29,7 +29,14 @@ Manifest = dict[str, Any]
 
 def name_of(config: Kubernetes, run: str, attempt: int) -> str:
     """The name of an attempt's Job and of its Secret."""
-    return f"{config.release}-{run}-{attempt}".lower().replace("_", "-")[:63].rstrip("-")
+    whose = f"{config.release}-{config.tenant}" if config.tenant else config.release
+    return f"{whose}-{run}-{attempt}".lower().replace("_", "-")[:63].rstrip("-")
+
+
+def selector(config: Kubernetes, tenant: str) -> str:
+    """Of the Jobs and Secrets of one tenant."""
+    whose = f"app.kubernetes.io/instance={config.release},{PREFIX}tenant={tenant.strip('-_')}"
+    return f"{AGGREGATORS},{whose}"
 
 
 def secret(

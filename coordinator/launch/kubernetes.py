@@ -17,7 +17,7 @@ from kubernetes import client
 from fedtide.coordinator.commands import LaunchAggregator
 from fedtide.coordinator.config import CoordinatorConfig, Kubernetes
 from fedtide.coordinator.launch import job_manifest
-from fedtide.coordinator.launch.job_manifest import AGGREGATORS, CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR
+from fedtide.coordinator.launch.job_manifest import CONFIG_DIR, PREFIX, TLS_DIR, WORK_DIR
 from fedtide.coordinator.launch.launcher import GONE, CredentialsOf, Exit, Reports, worker_config
 from fedtide.coordinator.launch.object_watch import ObjectWatch
 from fedtide.fabric.cluster.api_calls import ApiRefused, Exists, call
@@ -155,7 +155,10 @@ class KubernetesLauncher:
         if credentials is not None:
             config["credentials"] = f"{CONFIG_DIR}/aggregator.creds"
             files["aggregator.creds"] = credentials.text
-        if self._config.ca_file is not None:
+        if self._config.ca_file is not None and self._kubernetes.tenant:
+            config["ca_file"] = f"{CONFIG_DIR}/ca.crt"  # the Secret of the servers may be in another namespace
+            files["ca.crt"] = self._config.ca_file.read_text(encoding="utf-8")
+        elif self._config.ca_file is not None:
             config["ca_file"] = f"{TLS_DIR}/ca.crt"
         files["config.json"] = json.dumps(config)
         owner = await self._owner_of_jobs()
@@ -388,7 +391,7 @@ class KubernetesLauncher:
             log.info("aggregator.secrets_left", extra={"reason": str(exc)})
 
     def _selector(self) -> str:
-        return f"{AGGREGATORS},app.kubernetes.io/instance={self._kubernetes.release}"
+        return job_manifest.selector(self._kubernetes, self._config.tenant)
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

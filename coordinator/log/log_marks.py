@@ -64,8 +64,9 @@ class FileMarks:
 class ConfigMapMarks:
     """In a ConfigMap, which `helm uninstall` leaves."""
 
-    def __init__(self, api: Any, namespace: str, release: str) -> None:
-        """`api`: a kubernetes.client.CoreV1Api."""
+    def __init__(self, api: Any, namespace: str, release: str, tenant: str = "") -> None:
+        """`api`: a kubernetes.client.CoreV1Api. `tenant`: empty for the installation's own log."""
+        self._key = f"mark-{tenant}" if tenant else "mark"
         self._api = api
         self._namespace = namespace
         self._name = f"{release}-log"
@@ -73,10 +74,12 @@ class ConfigMapMarks:
 
     async def read(self) -> Mark | None:
         found = await asyncio.to_thread(self._read)
-        return from_json(Mark, found["mark"].encode(), self.where) if found is not None and "mark" in found else None
+        return (
+            from_json(Mark, found[self._key].encode(), self.where) if found is not None and self._key in found else None
+        )
 
     async def write(self, mark: Mark) -> None:
-        await asyncio.to_thread(self._write, {"mark": to_json(mark).decode()})
+        await asyncio.to_thread(self._write, {self._key: to_json(mark).decode()})
 
     def _read(self) -> dict[str, str] | None:
         found = _answer(lambda: self._api.read_namespaced_config_map(self._name, self._namespace))

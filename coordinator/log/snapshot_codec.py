@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from fedtide.coordinator import state as world
 from fedtide.coordinator.fleet import fleet
-from fedtide.coordinator.identity import epochs, identities, people, trust
+from fedtide.coordinator.identity import epochs, identities, people, tenants, trust
 from fedtide.coordinator.ledger import accounts, budgets
 from fedtide.coordinator.models import registry
 from fedtide.coordinator.rollouts import rollouts, waves
@@ -30,6 +30,7 @@ from fedtide.coordinator.triggers import triggers
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.events.envelope import Event, decode_event
+from fedtide.fabric.messages.tenants import Quota
 from fedtide.fabric.plans.prices import PriceBook
 from fedtide.fabric.tensors import blobs
 
@@ -38,7 +39,7 @@ FORMAT = 4
 OLDEST = 3
 """An older snapshot has no ledger, and only the whole log can say what stands in it."""
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    3: lambda tables: {**tables, "free": {}, "trust": {}, "people": {}},
+    3: lambda tables: {**tables, "free": {}, "trust": {}, "people": {}, "tenants": {}, "quota": {"bytes": None}},
 }
 """For each format, a function that turns its tables into those of the next format."""
 
@@ -54,6 +55,8 @@ TABLES: dict[str, Any] = {
     "epoch": epochs.Epoch,
     "trust": trust.Trust,
     "people": people.People,
+    "tenants": dict[str, tenants.Tenant],
+    "quota": Quota,
     "ledger": dict[str, accounts.Account],
     "budgets": dict[str, budgets.Kept],
     "prices": PriceBook,

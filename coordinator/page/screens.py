@@ -17,7 +17,7 @@ from fedtide.coordinator.api.audit import AuditApi
 from fedtide.coordinator.api.costs import CostApi, CostQuery
 from fedtide.coordinator.api.events import EventApi, EventListing, WhyOptions
 from fedtide.coordinator.api.fleet import FleetApi, NodeListing
-from fedtide.coordinator.api.http import Listing, query_of
+from fedtide.coordinator.api.http import Listing, local_path, query_of
 from fedtide.coordinator.api.identity import IdentityApi
 from fedtide.coordinator.api.models import ModelApi
 from fedtide.coordinator.api.people import PeopleApi
@@ -171,12 +171,12 @@ class Page:
         return handle
 
     def _show(self, request: web.Request, name: str, *, status: int = 200, **values: Any) -> web.Response:
-        depth = request.path.removeprefix("/ui/").count("/")
+        depth = local_path(request).removeprefix("/ui/").count("/")
         context = {
             "root": "../" * depth or "./",
             "api": "../" * (depth + 1),
             "screens": SCREENS,
-            "screen": request.path.removeprefix("/ui/").partition("/")[0],
+            "screen": local_path(request).removeprefix("/ui/").partition("/")[0],
             "query": dict(request.query),
             "now": datetime.now(UTC),
             "command": "",

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from fedtide.coordinator.adapters.oidc import NotLetIn, OidcLogin
+from fedtide.coordinator.api.http import PREFIX
 from fedtide.coordinator.api.principals import Principals
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.process.web_access import COOKIE
@@ -70,7 +71,7 @@ class Session:
             httponly=True,
             samesite="Lax",
             secure=request.secure,
-            path="/",
+            path=_root(request),
         )
         return found
 
@@ -89,7 +90,7 @@ class Session:
         if len(token) > MOST_COOKIE:
             return web.HTTPSeeOther("../login?large=1")
         found = _kept(request, web.HTTPSeeOther("../"), token)
-        found.del_cookie(LOGIN_COOKIE, path="/")
+        found.del_cookie(LOGIN_COOKIE, path=_root(request))
         return found
 
     def _oidc(self) -> OidcLogin:
@@ -99,9 +100,16 @@ class Session:
 
 
 def _kept(request: web.Request, found: web.HTTPException, token: str) -> web.HTTPException:
-    found.set_cookie(COOKIE, token, max_age=KEEP_S, httponly=True, samesite="Strict", secure=request.secure, path="/")
+    found.set_cookie(
+        COOKIE, token, max_age=KEEP_S, httponly=True, samesite="Strict", secure=request.secure, path=_root(request)
+    )
     return found
 
 
+def _root(request: web.Request) -> str:
+    """Where the cookies of this page go: a tenant's to nobody else."""
+    return f"{request.app.get(PREFIX, '')}/"
+
+
 def _callback(request: web.Request, oidc: OidcLogin) -> str:
-    return f"{oidc.config.page_url.rstrip('/') or f'{request.scheme}://{request.host}'}/ui/oidc/callback"
+    return f"{oidc.config.page_url.rstrip('/') or f'{request.scheme}://{request.host}'}{_root(request)}ui/oidc/callback"

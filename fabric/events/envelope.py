@@ -69,6 +69,7 @@ from fedtide.fabric.events.runs import (
     UpdateReceived,
     UpdateRefused,
 )
+from fedtide.fabric.events.tenants import QuotaSet, TenantAdded, TenantChanged, TenantForgotten, TenantRemoved
 from fedtide.fabric.ids import new_event_id
 from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.plans.release import Export, Privacy, ReleaseManifest
@@ -282,6 +283,11 @@ EventData = Annotated[
     | NodeQuarantined
     | ServiceTokenCreated
     | ServiceTokenRevoked
+    | TenantAdded
+    | TenantChanged
+    | TenantRemoved
+    | TenantForgotten
+    | QuotaSet
     | UsageReported
     | PricesApplied
     | BudgetApplied

@@ -62,7 +62,10 @@ ALL_ISSUED = "*"
 
 
 class _Kept(Strict):
-    """`account` and `system` are public keys. `revoked_before`: no credentials of these accounts from before count."""
+    """`account` and `system` are public keys. `revoked_before`: no credentials of these accounts from before count.
+
+    `storage_bytes`: that the streams of the account may have in all (-1: as much as there is).
+    """
 
     tenant: str
     operator_jwt: str
@@ -71,6 +74,7 @@ class _Kept(Strict):
     system: str
     secret: str
     revoked_before: int = 0
+    storage_bytes: int = -1
 
 
 class _KeptBefore(Strict):
@@ -144,6 +148,35 @@ class Authority:
         )
         return cls(kept)
 
+    def of_tenant(self, tenant: str, nonce: str, storage_bytes: int | None) -> Authority:
+        """The authority of a tenant, as its own regions know it: nothing in it names this installation.
+
+        It is the same for the same nonce. Its accounts live on this installation's hub (`on_hub`).
+        """
+        secret = self.derived(f"tenant/{tenant}/{nonce}").hex()
+        operator, signing = (_derived(secret, label, nats_jwt.OPERATOR) for label in ("operator", "signing"))
+        account, system = _nobodys_key(secret, CORE), _nobodys_key(secret, SYSTEM)
+        about = {"system_account": system, "signing_keys": [signing.public]}
+        return Authority(
+            _Kept(
+                tenant=tenant,
+                operator_jwt=nats_jwt.sign("operator", operator.public, "fedtide", about, operator, issued=1.0),
+                signing_seed=signing.seed,
+                account=account,
+                system=system,
+                secret=secret,
+                storage_bytes=-1 if storage_bytes is None else storage_bytes,
+            )
+        )
+
+    def on_hub(self, tenant: Authority) -> Authority:
+        """The same accounts of a tenant, signed so that this installation's hub takes them."""
+        return Authority(tenant._kept.model_copy(update={"signing_seed": self._kept.signing_seed}))
+
+    def derived(self, label: str) -> bytes:
+        """32 bytes that only coordinators know, the same whenever they are asked for."""
+        return _digest(self._kept.secret, label)
+
     def save(self, folder: Path, regions: Sequence[str]) -> None:
         """Write everything that the coordinator and its servers need into a folder."""
         files = self.files(regions)
@@ -185,12 +218,13 @@ class Authority:
 
     def _account(self, name: str, about: Account, void: Void) -> str:
         limits = {**_UNLIMITED, "wildcards": True, "conn": about.clients, "leaf": about.links}
+        storage = {**_STORAGE, "disk_storage": self._kept.storage_bytes} if name == CORE else _STORAGE
         # Until the key's own end: credentials may have been dated by a clock that was ahead.
         revoked = {key: int(ends.timestamp()) for key, (_, ends) in void.items()}
         if name == CORE and self._kept.revoked_before:
             revoked[ALL_ISSUED] = self._kept.revoked_before
         claims: dict[str, object] = {
-            "limits": {**limits, **(_STORAGE if about.jetstream else {})},
+            "limits": {**limits, **(storage if about.jetstream else {})},
             "signing_keys": self._scopes(name),
             "exports": [each.claims() for each in about.exports],
             "imports": [each.claims(self.public(each.account)) for each in about.imports],
@@ -216,14 +250,17 @@ class Authority:
         """The key that signs the users of a role."""
         return _derived(self._kept.secret, f"{account}/{role}", nats_jwt.ACCOUNT)
 
-    def trust(self, regions: Sequence[str], void: Callable[[str], Void] = lambda _: {}) -> str:
-        """What a nats-server has to know (https://docs.nats.io, "JWT resolver")."""
+    def system_jwt(self) -> str:
+        """The servers' own account. On the hub, that of a tenant is an account like others."""
         limits = {**_UNLIMITED, "wildcards": True, "conn": -1, "leaf": -1}
         claims: dict[str, object] = {"limits": limits, "signing_keys": self._scopes(SYSTEM)}
         if self._kept.revoked_before:
             claims["revocations"] = {ALL_ISSUED: self._kept.revoked_before}
-        system = nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=self._issued)
-        known = [system, *self.account_jwts(regions, void).values()]
+        return nats_jwt.sign("account", self.public(SYSTEM), "SYS", claims, self._signing, issued=self._issued)
+
+    def trust(self, regions: Sequence[str], void: Callable[[str], Void] = lambda _: {}) -> str:
+        """What a nats-server has to know (https://docs.nats.io, "JWT resolver")."""
+        known = [self.system_jwt(), *self.account_jwts(regions, void).values()]
         lines = "".join(f"  {nats_jwt.read(jwt)['sub']}: {jwt}\n" for jwt in known)
         return (
             f"operator: {self._kept.operator_jwt}\n"

@@ -28,6 +28,8 @@ from fedtide.fabric.nats.subjects import (
 )
 
 SERVER_STATISTICS = "$SYS.SERVER.*.STATSZ"
+STORES = "$SYS.REQ.SERVER.PING.JSZ"
+"""What each server has stored, by account."""
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
 NAME, REGION = "{{name()}}", "{{tag(region)}}"
 COORDINATOR, SIGNS, AGGREGATOR, NODE, JOINER, COLLECTS, FOLDS, RENEWS = (
@@ -261,6 +263,6 @@ def leaf_system() -> Permissions:
 def system() -> Permissions:
     """The coordinator on the system account: it publishes and reads accounts, and hears who comes and what is used."""
     return Permissions(
-        ("$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP"),
+        ("$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP", STORES),
         (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT", SERVER_STATISTICS),
     )

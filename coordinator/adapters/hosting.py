@@ -1,0 +1,394 @@
+"""Serves the tenants of an installation beside its own: accounts on the hub, a folder of keys, room, quotas, prices.
+
+What a tenant's coordinator needs is derived from the installation's secret, or is in its log, sealed with that: any
+process that leads can serve every tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from fedtide.coordinator.adapters.topology import Topology
+from fedtide.coordinator.bookkeeping import QUOTA
+from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.identity import certificates
+from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CA_CERT, CA_KEY
+from fedtide.coordinator.identity.tenants import Tenant, found
+from fedtide.coordinator.log.engine import Engine
+from fedtide.fabric import logs
+from fedtide.fabric.errors import ConfigError, FedtideError, StaleWriter
+from fedtide.fabric.events.costs import PricesApplied
+from fedtide.fabric.events.tenants import QuotaSet, TenantAdded, TenantChanged, TenantForgotten, TenantRemoved
+from fedtide.fabric.ids import unguessable
+from fedtide.fabric.messages.tenants import Files, NewTenant, Quota, TenantChange, TenantRequest, TenantUse
+from fedtide.fabric.nats.accounts import CORE
+from fedtide.fabric.nats.authority import ALL_ISSUED, COORDINATOR, Authority, Void
+from fedtide.fabric.nats.broker import Broker
+from fedtide.fabric.nats.credentials import Access, write_secret
+from fedtide.fabric.nats.permissions import STORES
+from fedtide.fabric.process.retry import Backoff, until_done
+from fedtide.fabric.trust.installation import DIRECTOR_KEY, ROOTS, TARGETS, TIMESTAMP_KEY
+
+log = logging.getLogger(__name__)
+
+_CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
+FOLDER = "tenants"
+SERVED, STARTING, LEAVING = "served", "starting", "is being removed"
+NEEDED = (ROOTS, TARGETS, DIRECTOR_KEY, TIMESTAMP_KEY)
+"""Of a director. Later keys have a number in their names."""
+
+
+@dataclass(slots=True)
+class Hosted:
+    """One tenant that is served.
+
+    Args:
+        authority: as its own regions know it; `on_hub`: as the hub does.
+        config: of its coordinator: this installation's, but for what is the tenant's.
+        quota: as it is now.
+        host: of the installation.
+        engine: of the tenant; None before it is loaded.
+    """
+
+    name: str
+    authority: Authority
+    on_hub: Authority
+    config: CoordinatorConfig
+    quota: Callable[[], Quota]
+    host: Engine
+    engine: Engine | None = None
+    is_served: bool = False
+
+    async def look_after(self, engine: Engine) -> None:
+        """Tell the tenant's log of its quota and of the installation's prices, now and when they change; for ever."""
+        self.engine = engine
+        with self.host.watch() as changed:
+            while True:
+                if engine.world.quota != (quota := self.quota()):
+                    await engine.submit(QuotaSet(quota=quota))
+                if engine.world.prices != (book := self.host.world.prices):
+                    await engine.submit(PricesApplied(book=book, by="the installation"))
+                self.is_served = True
+                await changed()
+
+    @property
+    def used(self) -> TenantUse:
+        if self.engine is None:
+            return TenantUse()
+        world = self.engine.world
+        kept = world.budgets.get(QUOTA)
+        return TenantUse(
+            nodes=sum(not node.revoked for node in world.identities.nodes.values()),
+            runs=sum(1 for _ in world.active_runs()),
+            money=kept.spent if kept is not None else TenantUse().money,
+        )
+
+
+Serve = Callable[[Hosted], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Running:
+    """`problem`: why it is not served at the moment."""
+
+    of: Tenant
+    hosted: Hosted | None = None
+    problem: str = ""
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> str:
+        if self.problem:
+            return self.problem
+        return SERVED if self.hosted is not None and self.hosted.is_served else STARTING
+
+
+class Hosting:
+    """Of one installation, while this process leads.
+
+    Args:
+        system: a connection to the hub's own account.
+        topology: of the installation's own streams, which make room for those of tenants.
+        serve: leads for one tenant until it is cancelled.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: CoordinatorConfig,
+        authority: Authority,
+        system: Broker,
+        topology: Topology,
+        serve: Serve,
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._authority = authority
+        self._system = system
+        self._topology = topology
+        self._serve = serve
+        self._running: dict[str, _Running] = {}
+        self._room_for: dict[str, int] = {}
+        self._fernet = Fernet(base64.urlsafe_b64encode(authority.derived("sealed")))
+
+    @property
+    def _tenants(self) -> Mapping[str, Tenant]:
+        return self._engine.world.tenants
+
+    async def add(self, asked: TenantRequest, by: str) -> NewTenant:
+        """Add a tenant.
+
+        Raises:
+            ConfigError: files are missing, or the name is taken by the installation itself.
+            InvalidTransition: there is one of that name already, or there are too many.
+        """
+        if asked.name == self._config.tenant:
+            raise ConfigError("name", f"{asked.name!r} is the installation itself", "Choose another name")
+        if lacks := sorted(set(NEEDED) - set(asked.files)):
+            raise ConfigError("files", f"lack {', '.join(lacks)}", "fedtide tenant add makes them")
+        ca_cert, ca_key = certificates.authority(f"fedtide {asked.name}")
+        token = secrets.token_urlsafe(32)
+        files = {**_checked(asked.files), CA_CERT: ca_cert, CA_KEY: ca_key, API_TOKEN: token}
+        added = TenantAdded(
+            tenant=asked.name,
+            nonce=unguessable(),
+            regions=asked.regions,
+            quota=asked.quota,
+            sealed=self._sealed(files),
+            namespace=asked.namespace,
+            releases_signed_by=asked.releases_signed_by,
+            by=by,
+        )
+        await self._engine.submit(added)
+        signer = self._authority_of(self._tenants[asked.name]).of_release_authority().text
+        return NewTenant(name=asked.name, token=token, signer=signer, hub_url=self._config.nats_url)
+
+    async def change(self, name: str, asked: TenantChange, by: str) -> None:
+        """Other regions, or further keys of its director.
+
+        Raises:
+            NotFound: there is no such tenant.
+            ConfigError: files that are none of a director.
+        """
+        known, sealed = self.tenant(name), None
+        if asked.files is not None:
+            sealed = self._sealed({**self._files_of(known), **_checked(asked.files)})
+        await self._engine.submit(TenantChanged(tenant=name, regions=asked.regions, sealed=sealed, by=by))
+
+    async def set_quota(self, name: str, quota: Quota, by: str) -> None:
+        """Raises NotFound."""
+        self.tenant(name)
+        await self._engine.submit(TenantChanged(tenant=name, quota=quota, by=by))
+
+    async def remove(self, name: str, by: str) -> None:
+        """Let nobody of a tenant in any more, and delete what the hub has stored for it. Raises NotFound."""
+        self.tenant(name)
+        await self._engine.submit(TenantRemoved(tenant=name, by=by))
+
+    def tenant(self, name: str) -> Tenant:
+        """Raises NotFound."""
+        return found(self._tenants, name)
+
+    def state_of(self, name: str) -> str:
+        running = self._running.get(name)
+        if self.tenant(name).is_leaving:
+            return LEAVING
+        return running.state if running is not None else STARTING
+
+    async def used(self) -> dict[str, TenantUse]:
+        """How much of its quota each tenant uses that is served."""
+        stored = await self._stored()
+        served = {name: each.hosted for name, each in self._running.items() if each.hosted is not None}
+        return {
+            name: hosted.used.model_copy(update={"bytes": stored.get(hosted.authority.public(CORE), 0)})
+            for name, hosted in served.items()
+        }
+
+    async def keep(self) -> None:
+        """Serve every tenant, for ever.
+
+        Raises:
+            StaleWriter: another coordinator has taken over.
+        """
+        async with asyncio.TaskGroup() as group:
+            with self._engine.watch() as changed:
+                while True:
+                    await self._arrange(group)
+                    await changed()
+
+    async def _arrange(self, group: asyncio.TaskGroup) -> None:
+        wanted = dict(self._tenants)
+        for name, running in list(self._running.items()):
+            if _is_another(running.of, wanted.get(name)):
+                if running.task is not None:
+                    running.task.cancel()
+                    await asyncio.wait({running.task})
+                del self._running[name]
+        await self._make_room(wanted)
+        for name, tenant in wanted.items():
+            if tenant.is_leaving:
+                await until_done(log, "tenant.removal_waits", partial(self._forget, tenant), tenant=name)
+            elif name not in self._running:
+                running = self._running[name] = _Running(tenant)
+                running.task = group.create_task(self._serve_patiently(running), name=f"tenant-{name}")
+
+    async def _make_room(self, wanted: Mapping[str, Tenant]) -> None:
+        """Before a tenant's account is made: a server makes none for whose quota it has no room left."""
+        room_for = {name: tenant.quota.bytes or 0 for name, tenant in wanted.items()}
+        if room_for != self._room_for:
+            self._room_for = room_for
+            await self._topology.fit_hub_again()
+
+    async def set_aside(self, own: int) -> int:
+        """Bytes of the hub's store that tenants may still reserve, and that are not to be taken for the installation.
+
+        Args:
+            own: what the installation's own streams have reserved.
+        """
+        promised = sum(tenant.quota.bytes or 0 for tenant in self._tenants.values())
+        if not promised:
+            return 0
+        answer = json.loads(await self._system.ask(STORES, b"{}"))
+        reserved = int(answer.get("data", {}).get("reserved_storage", 0))
+        return max(0, promised - max(0, reserved - own))
+
+    async def _stored(self) -> dict[str, int]:
+        """Bytes that the hub stores, by account."""
+        try:
+            answer = json.loads(await self._system.ask(STORES, b'{"accounts": true}'))
+        except FedtideError as exc:
+            log.warning("tenant.use_unknown", extra={"reason": str(exc)})
+            return {}
+        return {each["id"]: int(each["storage"]) for each in answer.get("data", {}).get("account_details") or ()}
+
+    async def _serve_patiently(self, running: _Running) -> None:
+        """What goes wrong for one tenant is tried again, and holds up no other."""
+        logs.TENANT.set(running.of.name)
+        backoff = Backoff(cap_s=60.0)
+        while True:
+            try:
+                hosted = running.hosted = self._hosted(running.of)
+                await self._publish(hosted.on_hub, running.of.regions)
+                running.problem = ""
+                await self._serve(hosted)
+            except* StaleWriter:
+                raise
+            except* Exception as failures:  # whatever it is: others are served all the same
+                running.problem = _first_of(failures)
+                log.exception("tenant.not_served")
+            await backoff.wait()
+
+    async def _publish(
+        self, on_hub: Authority, regions: tuple[str, ...], void: Callable[[str], Void] = lambda _: {}
+    ) -> None:
+        """Let the hub know a tenant's accounts. What has been withdrawn since stays so: that is issued later."""
+        for jwt in (on_hub.system_jwt(), *reversed(on_hub.account_jwts(regions, void).values())):
+            await self._system.tell(_CLAIMS, jwt.encode())
+        await self._system.ask(STORES, b"{}")  # the hub answers in the order in which it is asked
+
+    async def _forget(self, tenant: Tenant) -> None:
+        authority = self._authority_of(tenant)
+        hosted = self._hosted(tenant)
+        assert hosted.config.identity_dir is not None
+        access = Access(hosted.config.identity_dir / COORDINATOR, hosted.config.ca_file)
+        await self._publish(hosted.on_hub, tenant.regions)
+        broker = await Broker.connect(hosted.config.nats_url, hosted.config.name, access)
+        try:
+            for stream in await broker.stream_names():
+                await broker.delete_stream(stream)
+        finally:
+            await broker.close()
+        now = datetime.now(UTC)
+        await self._publish(self._authority.on_hub(authority), tenant.regions, lambda _: {ALL_ISSUED: (now, now)})
+        await self._engine.submit(TenantForgotten(tenant=tenant.name, nonce=tenant.added.nonce))
+
+    def _authority_of(self, tenant: Tenant) -> Authority:
+        return self._authority.of_tenant(tenant.name, tenant.added.nonce, tenant.quota.bytes)
+
+    def _hosted(self, tenant: Tenant) -> Hosted:
+        """Write down what its coordinator reads, and say how that is configured."""
+        authority = self._authority_of(tenant)
+        folder = (self._config.data_dir / FOLDER / tenant.name).resolve()
+        files = {**self._files_of(tenant), **authority.of_coordinators()}
+        for name, text in files.items():
+            write_secret(folder / "identity" / name, text)
+        return Hosted(
+            name=tenant.name,
+            authority=authority,
+            on_hub=self._authority.on_hub(authority),
+            config=config_of(self._config, tenant, folder),
+            quota=lambda: self.tenant(tenant.name).quota,
+            host=self._engine,
+        )
+
+    def _sealed(self, files: Files) -> str:
+        return self._fernet.encrypt(json.dumps(files).encode()).decode()
+
+    def _files_of(self, tenant: Tenant) -> Files:
+        """Raises ConfigError: another installation has sealed them."""
+        try:
+            files: Files = json.loads(self._fernet.decrypt(tenant.sealed.encode()))
+        except InvalidToken as exc:
+            raise ConfigError(
+                f"tenant {tenant.name}",
+                "its keys were sealed by another authority than the one in the folder of identities",
+                "Put that back, or remove the tenant and add it anew",
+            ) from exc
+        return files
+
+
+def config_of(host: CoordinatorConfig, tenant: Tenant, folder: Path) -> CoordinatorConfig:
+    """The configuration of a tenant's coordinator. Channels and servers that the installation may use are its own."""
+    identity = folder / "identity"
+    change: dict[str, object] = {
+        "tenant": tenant.name,
+        "regions": list(tenant.regions),
+        "identity_dir": identity,
+        "data_dir": folder,
+        "http_token_file": identity / API_TOKEN,
+        "endpoint_file": None,
+        "notify": {},
+        "prometheus": {},
+        "releases_signed_by": tenant.added.releases_signed_by,
+    }
+    if host.oidc is not None:
+        roles = host.oidc.tenants.get(tenant.name)
+        of_tenant = roles.model_dump() if roles is not None else {"roles": {}, "default_role": None}
+        change["oidc"] = host.oidc.model_copy(update=of_tenant)
+    if host.kubernetes is not None:
+        namespace = tenant.added.namespace or host.kubernetes.namespace
+        change["kubernetes"] = host.kubernetes.model_copy(update={"tenant": tenant.name, "namespace": namespace})
+    return host.model_copy(update=change)
+
+
+def _is_another(was: Tenant, now: Tenant | None) -> bool:
+    """Whether it has to be served anew, or not at all."""
+    if now is None or now.is_leaving or now.added.nonce != was.added.nonce:
+        return True
+    return (was.regions, was.sealed, was.quota.bytes) != (now.regions, now.sealed, now.quota.bytes)
+
+
+def _checked(files: Files) -> Files:
+    for name in files:
+        kinds = ("director", "timestamp")
+        if name not in (ROOTS, TARGETS) and not (name.startswith(kinds) and name.endswith(".pem") and "/" not in name):
+            raise ConfigError("files", f"{name!r} is none of a director", f"Known: {', '.join(NEEDED)}, director-2.pem")
+    return dict(files)
+
+
+def _first_of(failures: BaseExceptionGroup[Exception]) -> str:
+    first: BaseException = failures
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return str(first) or type(first).__name__
