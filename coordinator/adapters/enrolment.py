@@ -54,12 +54,11 @@ from fedtide.fabric.nats.authority import (
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.permissions import SYSTEM
+from fedtide.fabric.nats.permissions import CLAIMS, SYSTEM, claims_of
 from fedtide.fabric.nats.subjects import REGIONS_OWN, EnrolmentAsked, RenewalAsked, parse_as
 
 log = logging.getLogger(__name__)
 
-_CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
 _LOOKUP = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
 _CONNECTS = "$SYS.ACCOUNT.{}.CONNECT"
 
@@ -142,7 +141,8 @@ class Enroller:
     async def _publish(self, servers: Broker, authority: Authority) -> None:
         found = authority.account_jwts(self._regions, self._void)
         for jwt in reversed(found.values()):  # a server takes no account that imports from one it has not heard of
-            await servers.tell(_CLAIMS, jwt.encode())
+            alone = servers is self._told.hub and self._told.edges is not None
+            await servers.tell(claims_of(nats_jwt.read(jwt)["sub"]) if alone else CLAIMS, jwt.encode())
         log.info("accounts.published", extra={"accounts": len(found)})
 
     def _void(self, account: str) -> Void:

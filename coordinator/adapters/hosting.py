@@ -32,17 +32,17 @@ from fedtide.fabric.events.costs import PricesApplied
 from fedtide.fabric.events.tenants import QuotaSet, TenantAdded, TenantChanged, TenantForgotten, TenantRemoved
 from fedtide.fabric.ids import unguessable
 from fedtide.fabric.messages.tenants import Files, NewTenant, Quota, TenantChange, TenantRequest, TenantUse
+from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.accounts import CORE
 from fedtide.fabric.nats.authority import ALL_ISSUED, COORDINATOR, Authority, Void
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Access, write_secret
-from fedtide.fabric.nats.permissions import STORES
+from fedtide.fabric.nats.permissions import STORES, claims_of
 from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.trust.installation import DIRECTOR_KEY, ROOTS, TARGETS, TIMESTAMP_KEY
 
 log = logging.getLogger(__name__)
 
-_CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
 FOLDER = "tenants"
 SERVED, STARTING, LEAVING = "served", "starting", "is being removed"
 NEEDED = (ROOTS, TARGETS, DIRECTOR_KEY, TIMESTAMP_KEY)
@@ -294,7 +294,7 @@ class Hosting:
     ) -> None:
         """Let the hub know a tenant's accounts. What has been withdrawn since stays so: that is issued later."""
         for jwt in (on_hub.system_jwt(), *reversed(on_hub.account_jwts(regions, void).values())):
-            await self._system.tell(_CLAIMS, jwt.encode())
+            await self._system.tell(claims_of(nats_jwt.read(jwt)["sub"]), jwt.encode())
         await self._system.ask(STORES, b"{}")  # the hub answers in the order in which it is asked
 
     async def _forget(self, tenant: Tenant) -> None:

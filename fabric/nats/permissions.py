@@ -28,6 +28,8 @@ from fedtide.fabric.nats.subjects import (
 )
 
 SERVER_STATISTICS = "$SYS.SERVER.*.STATSZ"
+CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
+"""On which every server is told of accounts."""
 STORES = "$SYS.REQ.SERVER.PING.JSZ"
 """What each server has stored, by account."""
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
@@ -74,6 +76,11 @@ class Permissions:
         if self.answers:
             about["resp"] = {"max": 1, "ttl": ANSWER_WITHIN_NS}
         return about
+
+
+def claims_of(account: str) -> str:
+    """On which servers are told of one account, by its public key; regions do not hear that."""
+    return f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.UPDATE"
 
 
 def inbox(role: str, name: str = NAME) -> str:
@@ -256,13 +263,16 @@ def leaf(subjects: Subjects, region: str) -> Permissions:
 
 
 def leaf_system() -> Permissions:
-    """A region's link to the system account: it hears which keys were withdrawn, and says nothing."""
-    return Permissions((), ("$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE"))
+    """A region's link to the system account: it hears which keys were withdrawn, and says nothing.
+
+    It does not hear what the hub alone is told: the accounts of tenants.
+    """
+    return Permissions((), (CLAIMS,))
 
 
 def system() -> Permissions:
     """The coordinator on the system account: it publishes and reads accounts, and hears who comes and what is used."""
     return Permissions(
-        ("$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP", STORES),
+        (CLAIMS, claims_of("*"), "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP", STORES),
         (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT", SERVER_STATISTICS),
     )

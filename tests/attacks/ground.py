@@ -186,7 +186,9 @@ class Attacker:
         hello |= {"jwt": credentials.jwt, "sig": signed, "protocol": 1}
         writer.write(f"CONNECT {json.dumps(hello)}\r\n".encode())
         attacker = cls(reader, writer)
-        assert await attacker.flush(), "it is not let in"
+        if not await attacker.flush():
+            attacker.close()
+            raise AssertionError("it is not let in")
         return attacker
 
     def fire(self, subject: str, body: bytes, reply: str, headers: dict[str, str]) -> None:

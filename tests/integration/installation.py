@@ -26,11 +26,13 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def _environment(home: Path) -> Iterator[None]:
+def _environment(home: Path, tenant: str = "") -> Iterator[None]:
     before = dict(os.environ)
     for name in [n for n in os.environ if n.startswith("FEDTIDE_")]:
         del os.environ[name]
     os.environ["FEDTIDE_HOME"] = str(home)
+    if tenant:
+        os.environ["FEDTIDE_TENANT"] = tenant
     try:
         yield
     finally:
@@ -61,18 +63,21 @@ def _text(stream: TextIOWrapper) -> str:
 
 @dataclass(frozen=True)
 class Installation:
+    """`tenant`: whose commands these are; empty: the installation's own."""
+
     home: Path
+    tenant: str = ""
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`fedtide ...` in this home, in this process: its imports are most of what a command costs."""
-        with _ONE_AT_A_TIME, _environment(self.home), _arguments(arguments), _captured() as (out, err):
+        with _ONE_AT_A_TIME, _environment(self.home, self.tenant), _arguments(arguments), _captured() as (out, err):
             code = cli.main()
         return subprocess.CompletedProcess(arguments, code, _text(out), _text(err))
 
     def process(self, *arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
         """`fedtide ...` in this home as a process of its own."""
         command = [sys.executable, "-m", "fedtide.console.cli", *arguments]
-        with _environment(self.home):
+        with _environment(self.home, self.tenant):
             return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def json(self, *arguments: str) -> Any:
@@ -82,12 +87,12 @@ class Installation:
 
     @property
     def client(self) -> Client:
-        return Client.of(Home(self.home), self.state["apis"], by="test")
+        return Client.of(Home(self.home, self.tenant), self.state["apis"], by="test")
 
     @property
     def shown(self) -> dict[str, str]:
         """The header that callers of the API must show."""
-        return {"Authorization": f"Bearer {Home(self.home).api_token_file.read_text()}"}
+        return {"Authorization": f"Bearer {Home(self.home, self.tenant).api_token_file.read_text()}"}
 
     def show(self, run: str) -> RunView:
         return self.client.send(endpoints.run(run))
