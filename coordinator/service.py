@@ -114,5 +114,5 @@ def marks_of(host: CoordinatorConfig, of_tenant: CoordinatorConfig | None = None
 
     from fedtide.fabric.cluster.connection import api_client
 
-    where, tenant = host.kubernetes, of_tenant.tenant if of_tenant is not None else ""
+    where, tenant = host.kubernetes, of_tenant.data_dir.name if of_tenant is not None else ""
     return ConfigMapMarks(client.CoreV1Api(api_client()), where.namespace, where.release, tenant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ import typer
 from fedtide.console import endpoints
 from fedtide.console.cli.grammar import size
 from fedtide.console.cli.verbs import removes, shows
-from fedtide.console.client import Client
+from fedtide.console.client import ApiError, Client
 from fedtide.console.home import TENANT, Home
 from fedtide.console.output import Format, Limit, Output, say, show_list, show_one
 from fedtide.fabric.errors import ConfigError
@@ -60,20 +61,25 @@ def add(
     """Add a tenant. Its first token and its keys are written into a folder: give that to its owner."""
     home = Home(Home.find().root, name)
     quota = {"nodes": nodes, "runs": runs, "money": money, **({"bytes": size("--bytes", bytes)} if bytes else {})}
+    asked = {
+        "name": name,
+        "regions": region or [],
+        "quota": checked(Quota, quota).model_dump(),
+        "namespace": namespace,
+        "releases_signed_by": releases_signed_by,
+    }
+    checked(TenantRequest, {**asked, "files": {}})  # before keys are made
     there = _keys(home, trust)
     try:
         files = {each: (there / each).read_text() for each in (ROOTS, TARGETS, DIRECTOR_KEY, TIMESTAMP_KEY)}
     except OSError as exc:
         raise ConfigError("--trust", f"{exc.filename} cannot be read: {exc.strerror}", "fedtide trust init") from exc
-    asked = {
-        "name": name,
-        "regions": region or [],
-        "quota": checked(Quota, quota).model_dump(),
-        "files": files,
-        "namespace": namespace,
-        "releases_signed_by": releases_signed_by,
-    }
-    made = Client.find().send(endpoints.add_tenant(checked(TenantRequest, asked)))
+    try:
+        made = Client.find().send(endpoints.add_tenant(checked(TenantRequest, {**asked, "files": files})))
+    except ApiError:
+        if trust is None:  # refused, so nobody needs them; after a lost answer they may be all that there is
+            shutil.rmtree(there)
+        raise
     _write(home, there, made)
     say(f"{home.keys}: its token, and the keys of its root, publisher and release authority")
     say(f"its commands: {TENANT}={name} fedtide ...")

@@ -11,6 +11,7 @@ import base64
 import json
 import logging
 import secrets
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -311,6 +312,7 @@ class Hosting:
             await broker.close()
         now = datetime.now(UTC)
         await self._publish(self._authority.on_hub(authority), tenant.regions, lambda _: {ALL_ISSUED: (now, now)})
+        await asyncio.to_thread(shutil.rmtree, self._folder_of(tenant), ignore_errors=True)
         await self._engine.submit(TenantForgotten(tenant=tenant.name, nonce=tenant.added.nonce))
 
     def _authority_of(self, tenant: Tenant) -> Authority:
@@ -319,7 +321,7 @@ class Hosting:
     def _hosted(self, tenant: Tenant) -> Hosted:
         """Write down what its coordinator reads, and say how that is configured."""
         authority = self._authority_of(tenant)
-        folder = (self._config.data_dir / FOLDER / tenant.name).resolve()
+        folder = self._folder_of(tenant)
         files = {**self._files_of(tenant), **authority.of_coordinators()}
         for name, text in files.items():
             write_secret(folder / "identity" / name, text)
@@ -331,6 +333,10 @@ class Hosting:
             quota=lambda: self.tenant(tenant.name).quota,
             host=self._engine,
         )
+
+    def _folder_of(self, tenant: Tenant) -> Path:
+        """A later tenant of the same name has another one: what is remembered of this one's log is not about it."""
+        return (self._config.data_dir / FOLDER / f"{tenant.name}-{tenant.added.nonce[:8]}").resolve()
 
     def _sealed(self, files: Files) -> str:
         return self._fernet.encrypt(json.dumps(files).encode()).decode()

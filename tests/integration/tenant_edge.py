@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 from fedtide.console.embedded import nats_config
 from fedtide.console.embedded.plan import free_ports, nats_server
@@ -19,7 +20,7 @@ ENDS_WITHIN_S = 20
 
 
 class TenantEdge:
-    """One region of one tenant, until `close`. Nothing of it but its credentials comes from the installation."""
+    """One region of one tenant, in a block. Nothing of it but its credentials comes from the installation."""
 
     def __init__(self, tenant: Installation, region: str, folder: Path) -> None:
         self.tenant = tenant
@@ -44,8 +45,18 @@ class TenantEdge:
                 nats_config.Store("1GB"),
             )
         )
-        self._start("leaf", nats_server(), "-c", str(folder / "leaf.conf"))
-        until(lambda: region not in " ".join(tenant.json("status")["warnings"]), f"region {region} of {tenant.tenant}")
+
+    def __enter__(self) -> Self:
+        with ExitStack() as begun:
+            begun.callback(self.close)
+            self._start("leaf", nats_server(), "-c", str(self.folder / "leaf.conf"))
+            tenant, what = self.tenant, f"region {self.region} is not served"
+            until(lambda: what not in " ".join(tenant.json("status")["warnings"]), f"{self.region} of {tenant.tenant}")
+            begun.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def url(self) -> str:

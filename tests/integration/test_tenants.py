@@ -1,0 +1,201 @@
+"""Two tenants beside an installation: one coordinator and one hub for all, and nothing crosses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fedtide.console import endpoints
+from tests.conftest import APPS
+from tests.integration.conftest import bring_up
+from tests.integration.installation import Installation, until
+from tests.integration.tenant_edge import TenantEdge
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    there = bring_up(tmp_path_factory.mktemp("host"), "eu", 2, "--room", "4GB")
+    yield there
+    there.run("down")
+
+
+def _add(host: Installation, name: str, *options: str) -> Installation:
+    added = host.run("tenant", "add", name, "--region", "eu", "--bytes", "400MB", *options)
+    assert added.returncode == 0, added.stderr
+    until(lambda: host.json("tenant", "show", name)["state"] == "served", f"tenant {name}")
+    return Installation(host.home, name)
+
+
+@pytest.fixture(scope="module")
+def acme(host: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TenantEdge]:
+    tenant = _add(host, "acme", "--nodes", "2", "--runs", "1")
+    with TenantEdge(tenant, "eu", tmp_path_factory.mktemp("acme")) as edge:
+        edge.start_release_authority()
+        edge.start_agent("one")
+        edge.start_agent("two")
+        until(lambda: sum(n.state == "online" for n in edge.tenant.nodes()) == 2, "the nodes of acme")
+        yield edge
+
+
+@pytest.fixture(scope="module")
+def globex(host: Installation) -> Installation:
+    return _add(host, "globex")
+
+
+def _call(url: str, token: str, path: str) -> httpx.Response:
+    return httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {token}"} if token else {})
+
+
+def _url(of: Installation) -> str:
+    return f"{of.state['apis'][0]}/tenants/{of.tenant}"
+
+
+def _token(of: Installation) -> str:
+    return of.shown["Authorization"].removeprefix("Bearer ")
+
+
+def test_each_trains_and_sees_its_own(host: Installation, acme: TenantEdge, globex: Installation) -> None:
+    own = host.train(APPS / "mean", "--rounds", "1", "--model", "m")
+    theirs = acme.tenant.train(APPS / "mean", "--rounds", "2", "--model", "m")
+    assert (own.state, theirs.state) == ("completed", "completed"), acme.log_of("one")
+    assert [run.run for run in host.runs()] == [own.run]
+    assert [run.run for run in acme.tenant.runs()] == [theirs.run]
+    assert globex.runs() == []
+    assert [node.name for node in acme.tenant.nodes()] == ["one", "two"]
+    assert [node.name for node in host.nodes()] == ["eu-1", "eu-2"]
+    for seen, of, other in ((host, own, theirs), (acme.tenant, theirs, own)):
+        said = json.dumps([event.model_dump(mode="json") for event in seen.events()])
+        assert of.run in said
+        assert other.run not in said
+        lines = [line.model_dump_json() for line in seen.client.every(endpoints.cost_lines())]
+        assert any(of.run in line for line in lines)
+        assert not any(other.run in line for line in lines)
+    for of, run, other in ((host, own, theirs), (acme.tenant, theirs, own)):
+        metrics = _call(of.state["apis"][0] if not of.tenant else _url(of), _token(of), "/metrics").text
+        assert "fedtide_" in metrics
+        assert 'node="one"' not in metrics or of.tenant
+    assert acme.tenant.run("run", "show", own.run).returncode != 0
+    trail = acme.tenant.run("audit", "verify")
+    assert "whole" in trail.stdout, trail.stderr
+
+
+def test_a_token_is_good_for_its_own_tenant_only(host: Installation, acme: TenantEdge, globex: Installation) -> None:
+    base = host.state["apis"][0]
+    tokens = {"host": _token(host), "acme": _token(acme.tenant), "globex": _token(globex), "none": ""}
+    made = acme.tenant.run("token", "create", "ci", "--role", "admin").stdout.strip()
+    places = {"host": base, "acme": f"{base}/tenants/acme", "globex": f"{base}/tenants/globex"}
+    for whose, token in {**tokens, "acme's program": made}.items():
+        for where, url in places.items():
+            for path in ("/v1/runs", "/v1/status", "/v1/whoami", "/v1/audit", "/ui/"):
+                answer = _call(url, token, path)
+                belongs = whose.split("'")[0] == where
+                refused = answer.status_code == 401 or "login" in answer.headers.get("Location", "")
+                assert refused is not belongs, (whose, where, path, answer.status_code)
+    for path in ("/v1/runs", "/metrics"):
+        strangers = {_call(f"{base}/tenants/{name}", tokens["host"], path).status_code for name in ("acme", "nobody")}
+        assert strangers == {401}, "whether there is such a tenant is nobody's business"
+    assert _call(places["acme"], tokens["acme"], "/v1/tenants").status_code == 404
+    assert _call(places["acme"], tokens["acme"], "/v1/whoami").json()["role"] == "admin"
+    assert _call(places["acme"], tokens["acme"], "/ui/").status_code == 200
+
+
+def test_a_quota_holds(host: Installation, acme: TenantEdge) -> None:
+    tenant = acme.tenant
+    acme.start_agent("three")
+    until(lambda: "quota of 2 nodes is used up" in acme.log_of("three"), "the refusal")
+    assert len(tenant.nodes()) == 2
+
+    first = tenant.json("run", "start", "--app", str(APPS / "mean"), "--rounds", "100000")["run"]
+    second = tenant.run("run", "start", "--app", str(APPS / "mean"), "--rounds", "1")
+    assert second.returncode != 0
+    assert "quota of 1 runs at a time" in second.stderr
+    shown = host.json("tenant", "show", "acme")
+    assert (shown["used"]["runs"], shown["used"]["nodes"]) == (1, 2)
+    assert 0 < shown["used"]["bytes"] <= shown["quota"]["bytes"]
+    tenant.run("run", "cancel", first)
+    tenant.finish(first)
+
+    quota = host.run("tenant", "quota", "acme", "--nodes", "3", "--runs", "3")
+    assert quota.returncode == 0, quota.stderr
+    until(lambda: len(tenant.nodes()) == 3, "the third node")
+
+
+def test_money_is_counted_by_the_installations_prices(host: Installation, acme: TenantEdge, tmp_path: Path) -> None:
+    tenant, prices = acme.tenant, tmp_path / "prices.yaml"
+    prices.write_text('currency: EUR\nprices: [{meter: rounds, price: "7", per: "1"}]\n')
+    refused = tenant.run("price", "apply", str(prices))
+    assert "those of the installation" in refused.stderr
+    assert host.run("price", "apply", str(prices)).returncode == 0
+    until(lambda: tenant.json("price", "show")["prices"] != [], "the prices")
+    assert host.run("tenant", "quota", "acme", "--money", "1").returncode == 0
+    until(lambda: [b["budget"]["name"] for b in tenant.json("budget", "ls")] == ["quota"], "the budget")
+    assert "what the installation lets you spend" in tenant.run("budget", "rm", "quota").stderr
+    run = tenant.json("run", "start", "--app", str(APPS / "mean"), "--rounds", "3")["run"]
+    held = tenant.until_run(run, lambda view: "budget quota" in view.reason)
+    assert held.state not in ("completed", "failed")
+    assert host.run("tenant", "quota", "acme", "--unlimited", "money").returncode == 0
+    assert tenant.finish(run).state == "completed"
+
+
+def test_a_coordinator_that_is_killed_serves_all_of_them_again(
+    host: Installation, acme: TenantEdge, globex: Installation
+) -> None:
+    run = acme.tenant.json("run", "start", "--app", str(APPS / "mean"), "--rounds", "30")["run"]
+    acme.tenant.until_run(run, lambda view: len(view.rounds) > 1)
+    os.kill(host.child("coordinator"), signal.SIGKILL)
+    until(lambda: acme.tenant.run("run", "show", run).returncode == 0, "the tenant's API")
+    assert acme.tenant.finish(run).state == "completed"
+    until(lambda: globex.run("run", "ls").returncode == 0, "that of the other")
+
+
+def test_one_that_cannot_be_served_holds_up_no_other(host: Installation, acme: TenantEdge) -> None:
+    broken = _add(host, "broken")
+    (folder,) = (host.home / "coordinator" / "tenants").glob("broken-*")
+    # A region that it has not, and never gets: its servers do not exist. Others go on.
+    assert "region eu is not served" in " ".join(broken.json("status")["warnings"])
+    assert acme.tenant.train(APPS / "mean", "--rounds", "1").state == "completed"
+    gone = host.run("tenant", "rm", "broken", "--yes")
+    assert gone.returncode == 0, gone.stderr
+    until(lambda: "broken" not in json.dumps(host.json("tenant", "ls")), "the removal")
+    assert broken.run("run", "ls").returncode != 0
+    assert not folder.exists(), "its keys are gone"
+
+
+def test_who_is_removed_is_let_in_nowhere_and_a_later_one_of_its_name_is_another(
+    host: Installation, globex: Installation, tmp_path: Path
+) -> None:
+    with TenantEdge(globex, "eu", tmp_path) as edge:
+        old = _token(globex)
+        assert host.run("tenant", "remove", "globex", "--yes").returncode == 0
+        until(lambda: "globex" not in json.dumps(host.json("tenant", "ls")), "the removal")
+        until(lambda: "Authorization Violation" in edge.log_of("leaf"), "that its server is not let in")
+        (host.home / "tenants" / "globex").rename(tmp_path / "old-keys")
+        before = len(edge.log_of("leaf"))
+        again = _add(host, "globex")
+        assert again.runs() == []
+        assert _call(_url(again), old, "/v1/runs").status_code == 401
+        until(lambda: "Authorization Violation" in edge.log_of("leaf")[before:], "that it is not let in still")
+
+
+def test_bad_input_is_refused_with_what_to_do(host: Installation, acme: TenantEdge, tmp_path: Path) -> None:
+    for words, said in (
+        (("tenant", "add", "Acme!", "--region", "eu"), "name"),
+        (("tenant", "add", "default", "--region", "eu"), "installation itself"),
+        (("tenant", "add", "other"), "regions"),
+        (("tenant", "add", "other", "--region", "eu", "--bytes", "lots"), "no size"),
+        (("tenant", "add", "other", "--region", "eu", "--trust", str(tmp_path)), "trust init"),
+        (("tenant", "show", "nobody"), "no tenant 'nobody'"),
+        (("tenant", "quota", "nobody", "--runs", "1"), "no tenant 'nobody'"),
+        (("tenant", "rm", "nobody", "--yes"), "no tenant 'nobody'"),
+    ):
+        done = host.run(*words)
+        assert done.returncode not in (0, 70), (words, done.stderr)
+        assert said in done.stderr, (words, done.stderr)
+    assert host.run("tenant", "add", "acme", "--region", "eu").returncode != 0
+    assert not (host.home / "tenants" / "other").exists()
