@@ -261,8 +261,9 @@ async def lead(ground: Ground, group: asyncio.TaskGroup) -> None:
             ParkedApi(reports, executor, engine).routes(),
             metrics.routes(registry),
         ]
-        if ground.hosting is not None:
+        if links.edges is None:
             routes.append(TenantApi(engine, ground.hosting).routes())
+        if ground.hosting is not None:
             group.create_task(ground.hosting.keep(), name="tenants")
         checks = [*access_middleware(principals, config.http_host), storage.refuse_new_things]
         app = application(routes, checks, audit_middleware(trail))

@@ -8,6 +8,7 @@ from fedtide.coordinator.adapters.hosting import Hosting
 from fedtide.coordinator.api.http import Listing, answer, asker, name_in, page_of, query_of, read_body
 from fedtide.coordinator.api.routes import Route, delete, get, post, put
 from fedtide.coordinator.log.engine import Engine
+from fedtide.fabric.errors import CapabilityMissing
 from fedtide.fabric.messages.tenants import (
     NewTenant,
     QuotaChange,
@@ -22,9 +23,16 @@ from fedtide.fabric.messages.views import Page
 class TenantApi:
     """Handlers."""
 
-    def __init__(self, engine: Engine, hosting: Hosting) -> None:
+    def __init__(self, engine: Engine, hosting: Hosting | None) -> None:
+        """`hosting`: None in an installation without identities, whose broker tells nobody apart."""
         self._engine = engine
-        self._hosting = hosting
+        self._there_is = hosting
+
+    @property
+    def _hosting(self) -> Hosting:
+        if self._there_is is None:
+            raise CapabilityMissing("tenants are told apart by their credentials, and this installation has none")
+        return self._there_is
 
     def routes(self) -> list[Route]:
         return [
@@ -51,7 +59,7 @@ class TenantApi:
         ]
 
     async def _all(self, request: web.Request) -> web.Response:
-        used = await self._hosting.used()
+        used = await self._hosting.used() if self._engine.world.tenants else {}
         return answer(
             page_of(query_of(request, Listing), sorted(self._engine.world.tenants), lambda name: self._view(name, used))
         )

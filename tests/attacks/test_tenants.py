@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,7 @@ async def test_it_changes_nothing_of_another_and_hears_nothing_of_it(hostile: Ho
     await victim.broker.close()
 
 
-def _shots(role: Role) -> object:
+def _shots(role: Role) -> Iterator[tuple[str, bytes, str, dict[str, str]]]:
     """What it may do in its own name, and whatever it is forbidden, in the name of its victim."""
     yield from ((s.replace(SUBJECTS.root, MINE.root), *rest) for s, *rest in shots(role))
     yield from ((subject, body, REPLIES[0], {}) for subject in REPLIES for body in BODIES)

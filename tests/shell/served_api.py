@@ -35,6 +35,7 @@ from fedtide.coordinator.api.principals import Principals
 from fedtide.coordinator.api.rollouts import RolloutApi
 from fedtide.coordinator.api.runs import RunApi
 from fedtide.coordinator.api.storage import StorageApi
+from fedtide.coordinator.api.tenants import TenantApi
 from fedtide.coordinator.api.triggers import TriggerApi
 from fedtide.coordinator.api.trust import TrustApi
 from fedtide.coordinator.commands import AnnouncePresence, Command
@@ -132,6 +133,7 @@ async def _serve(
             *apis.routes(),
             ParkedApi(reports, executor, engine).routes(),
             metrics.routes(registry),
+            TenantApi(engine, None).routes(),
         ]
         app = application(routes)
         Page(apis, lambda: engine.world, Session(principals)).add_to(app)
