@@ -15,12 +15,14 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedtide.coordinator.__main__ import load
+from fedtide.coordinator.adapters.tenant_keys import TenantKeys, publish
 from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.identity.tenants import Tenant, of_added
 from fedtide.coordinator.log.engine import Engine
 from fedtide.coordinator.log.event_log import EventLog
 from fedtide.coordinator.log.leader_lease import LEASE_S, Lease
@@ -31,11 +33,12 @@ from fedtide.fabric import logs
 from fedtide.fabric.encoding import from_json, to_json
 from fedtide.fabric.errors import ConfigError, DigestMismatch, FedtideError, TransientError
 from fedtide.fabric.nats.accounts import CORE
-from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, Authority
+from fedtide.fabric.nats.authority import COORDINATOR, FILE, OPERATOR, SYSTEM_CREDENTIALS, Authority
 from fedtide.fabric.nats.backup_file import (
     CONTENTS,
     IDENTITY,
     STREAMS,
+    TENANTS,
     Contents,
     Copied,
     identity_in,
@@ -67,7 +70,7 @@ _PIECE = 1 << 20
 
 
 async def save(config: CoordinatorConfig, file: Path) -> Contents:
-    """Write a backup of a running installation; the file is there as a whole, or not at all.
+    """Write a backup of a running installation, with its tenants; the file is there as a whole, or not at all.
 
     Raises:
         BrokerUnavailable: no hub, or it went away.
@@ -102,7 +105,11 @@ async def _copied(broker: Broker, config: CoordinatorConfig, archive: tarfile.Ta
     engine = _engine(broker, config)
     await engine.load()
     await engine.catch_up()
+    tenants = sorted(engine.world.tenants.values(), key=lambda each: each.name)
+    served = [each for each in tenants if not each.is_leaving]
+    await _add_tenants(config, served, archive, folder)
     contents = Contents(
+        tenants=[each.as_added_now() for each in served],
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         tenant=config.tenant,
         regions=config.regions,
@@ -112,6 +119,25 @@ async def _copied(broker: Broker, config: CoordinatorConfig, archive: tarfile.Ta
     )
     _add(archive, CONTENTS, to_json(contents))
     return contents
+
+
+async def _add_tenants(
+    config: CoordinatorConfig, tenants: Sequence[Tenant], archive: tarfile.TarFile, folder: Path
+) -> None:
+    """A backup of each into this one."""
+    if not tenants or config.identity_dir is None:
+        return
+    keys = TenantKeys(config, Authority.load(config.identity_dir))
+    for tenant in tenants:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            file = Path(scratch) / "tenant.tar"
+            await save(keys.written(tenant), file)
+            archive.add(file, TENANTS + tenant.name, filter=_for_owner)
+
+
+def _for_owner(about: tarfile.TarInfo) -> tarfile.TarInfo:
+    about.mode = 0o600
+    return about
 
 
 def _engine(broker: Broker, config: CoordinatorConfig) -> Engine:
@@ -162,11 +188,14 @@ async def until_whole(config: CoordinatorConfig) -> None:
     await until_done(log, "restore.waits", look)
 
 
-async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Contents:
+async def restore(
+    config: CoordinatorConfig, file: Path, *, replace: bool, host: CoordinatorConfig | None = None
+) -> Contents:
     """Put a backup into a hub that runs and that no coordinator uses; it takes effect when one starts.
 
     Args:
         replace: delete what the hub holds.
+        host: of the installation, if the backup is that of a tenant.
 
     Raises:
         ConfigError: it is no backup, one of another installation, a coordinator runs, or the hub is not empty.
@@ -182,7 +211,8 @@ async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Co
         try:
             await _make_room(broker, Subjects(config.tenant), contents, replace=replace)
             # The mark first, and the log last: a restore that breaks off leaves a hub on which nobody starts.
-            await marks_of(config).write(mark)
+            await marks_of(host or config, config if host is not None else None).write(mark)
+            await _restore_tenants(config, archive, contents, replace=replace)
             for each in sorted(contents.streams, key=lambda each: each.name == EVENTS):
                 alone = {key: value for key, value in each.config.items() if key != "sources"}
                 alone["num_replicas"] = config.stream_replicas
@@ -190,6 +220,26 @@ async def restore(config: CoordinatorConfig, file: Path, *, replace: bool) -> Co
         finally:
             await broker.close()
         return contents
+
+
+async def _restore_tenants(
+    config: CoordinatorConfig, archive: tarfile.TarFile, contents: Contents, *, replace: bool
+) -> None:
+    """Raises ConfigError: a tenant's keys were sealed by another installation."""
+    if not contents.tenants or config.identity_dir is None:
+        return
+    authority = Authority.load(config.identity_dir)
+    keys, access = TenantKeys(config, authority), Access(config.identity_dir / SYSTEM_CREDENTIALS, config.ca_file)
+    system = await Broker.connect(config.nats_url, "backup", access)
+    try:
+        for added in contents.tenants:
+            tenant = of_added(added, datetime.now(UTC))
+            await publish(system, keys.on_hub(tenant), tenant.regions)
+            with tempfile.TemporaryDirectory(dir=keys.folder_of(tenant).parent.parent) as scratch:
+                archive.extract(TENANTS + tenant.name, scratch, filter="data")
+                await restore(keys.written(tenant), Path(scratch) / TENANTS / tenant.name, replace=replace, host=config)
+    finally:
+        await system.close()
 
 
 def _check(archive: tarfile.TarFile, contents: Contents) -> None:

@@ -15,6 +15,7 @@ from fedtide.console.home import Home
 from fedtide.console.output import say
 from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.nats.backup_store import BackupStore, is_url
+from fedtide.fabric.trust.installation import RELEASES_KEY
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="The coordinator's configuration; default: that of `fedtide up`")
@@ -56,7 +57,13 @@ def restore(
         if is_url(file):
             local = Path(scratch) / "backup.tar"
             BackupStore(file).fetch(local)
-        restore_home(Home.find(), local, lambda made: _run("restore", made, str(local), *more), at_rest_key)
+        home = Home.find()
+        restore_home(home, local, lambda made: _run("restore", made, str(local), *more), at_rest_key)
+    if not (home.release_authority / RELEASES_KEY).exists():
+        say(
+            f"the key that vouches for releases is in no backup: put {home.release_authority} of the old home back, "
+            "or sign releases yourself (fedtide model sign)"
+        )
 
 
 def _own_config() -> Path:

@@ -117,7 +117,11 @@ def lay_out(
         children.append(_nats(server, config_dir, f"leaf-{region}", text, port, broker, secret))
     packages = {"folder": str(home.root / "environments"), "index": app_index}
     hub_url = f"nats://127.0.0.1:{hub_port}"
-    children.append(_release_authority(home, config_dir, hub_url))
+    vouches = (home.release_authority / RELEASES_KEY).exists()
+    if vouches:
+        children.append(_release_authority(home, config_dir, hub_url))
+    else:  # of a home that was restored: its key is in no backup
+        coordinator = {"releases_signed_by": "people", **(coordinator or {})}
     for number, port in enumerate(api_ports, start=1):
         name = "coordinator" if number == 1 else f"coordinator-{number}"
         more = {"packages": packages, **(coordinator or {})}

@@ -1,13 +1,12 @@
 """Serves the tenants of an installation beside its own: accounts on the hub, a folder of keys, room, quotas, prices.
 
-What a tenant's coordinator needs is derived from the installation's secret, or is in its log, sealed with that: any
-process that leads can serve every tenant.
+What a tenant's coordinator needs is derived from the installation's secret, or is in its log, sealed with that
+(`tenant_keys`): any process that leads can serve every tenant.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import secrets
@@ -16,10 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
-from cryptography.fernet import Fernet, InvalidToken
-
+from fedtide.coordinator.adapters.tenant_keys import TenantKeys, publish
 from fedtide.coordinator.adapters.topology import Topology
 from fedtide.coordinator.bookkeeping import QUOTA
 from fedtide.coordinator.config import CoordinatorConfig
@@ -33,18 +30,16 @@ from fedtide.fabric.events.costs import PricesApplied
 from fedtide.fabric.events.tenants import QuotaSet, TenantAdded, TenantChanged, TenantForgotten, TenantRemoved
 from fedtide.fabric.ids import unguessable
 from fedtide.fabric.messages.tenants import Files, NewTenant, Quota, TenantChange, TenantRequest, TenantUse
-from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.accounts import CORE
-from fedtide.fabric.nats.authority import ALL_ISSUED, COORDINATOR, Authority, Void
+from fedtide.fabric.nats.authority import ALL_ISSUED, COORDINATOR, Authority
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access, write_secret
-from fedtide.fabric.nats.permissions import STORES, claims_of
+from fedtide.fabric.nats.credentials import Access
+from fedtide.fabric.nats.permissions import STORES
 from fedtide.fabric.process.retry import Backoff, until_done
 from fedtide.fabric.trust.installation import DIRECTOR_KEY, ROOTS, TARGETS, TIMESTAMP_KEY
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tenants"
 SERVED, STARTING, LEAVING = "served", "starting", "is being removed"
 NEEDED = (ROOTS, TARGETS, DIRECTOR_KEY, TIMESTAMP_KEY)
 """Of a director. Later keys have a number in their names."""
@@ -135,13 +130,12 @@ class Hosting:
     ) -> None:
         self._engine = engine
         self._config = config
-        self._authority = authority
+        self._keys = TenantKeys(config, authority)
         self._system = system
         self._topology = topology
         self._serve = serve
         self._running: dict[str, _Running] = {}
         self._room_for: dict[str, int] = {}
-        self._fernet = Fernet(base64.urlsafe_b64encode(authority.derived("sealed")))
 
     @property
     def _tenants(self) -> Mapping[str, Tenant]:
@@ -166,13 +160,13 @@ class Hosting:
             nonce=unguessable(),
             regions=asked.regions,
             quota=asked.quota,
-            sealed=self._sealed(files),
+            sealed=self._keys.sealed(files),
             namespace=asked.namespace,
             releases_signed_by=asked.releases_signed_by,
             by=by,
         )
         await self._engine.submit(added)
-        signer = self._authority_of(self._tenants[asked.name]).of_release_authority().text
+        signer = self._keys.authority_of(self._tenants[asked.name]).of_release_authority().text
         return NewTenant(name=asked.name, token=token, signer=signer, hub_url=self._config.nats_url)
 
     async def change(self, name: str, asked: TenantChange, by: str) -> None:
@@ -184,7 +178,7 @@ class Hosting:
         """
         known, sealed = self.tenant(name), None
         if asked.files is not None:
-            sealed = self._sealed({**self._files_of(known), **_checked(asked.files)})
+            sealed = self._keys.sealed({**self._keys.files_of(known), **_checked(asked.files)})
         await self._engine.submit(TenantChanged(tenant=name, regions=asked.regions, sealed=sealed, by=by))
 
     async def set_quota(self, name: str, quota: Quota, by: str) -> None:
@@ -280,7 +274,7 @@ class Hosting:
         while True:
             try:
                 hosted = running.hosted = self._hosted(running.of)
-                await self._publish(hosted.on_hub, running.of.regions)
+                await publish(self._system, hosted.on_hub, running.of.regions)
                 running.problem = ""
                 await self._serve(hosted)
             except* StaleWriter:
@@ -290,92 +284,31 @@ class Hosting:
                 log.exception("tenant.not_served")
             await backoff.wait()
 
-    async def _publish(
-        self, on_hub: Authority, regions: tuple[str, ...], void: Callable[[str], Void] = lambda _: {}
-    ) -> None:
-        """Let the hub know a tenant's accounts. What has been withdrawn since stays so: that is issued later."""
-        for jwt in (on_hub.system_jwt(), *reversed(on_hub.account_jwts(regions, void).values())):
-            await self._system.tell(claims_of(nats_jwt.read(jwt)["sub"]), jwt.encode())
-        await self._system.ask(STORES, b"{}")  # the hub answers in the order in which it is asked
-
     async def _forget(self, tenant: Tenant) -> None:
-        authority = self._authority_of(tenant)
-        hosted = self._hosted(tenant)
-        assert hosted.config.identity_dir is not None
-        access = Access(hosted.config.identity_dir / COORDINATOR, hosted.config.ca_file)
-        await self._publish(hosted.on_hub, tenant.regions)
-        broker = await Broker.connect(hosted.config.nats_url, hosted.config.name, access)
+        config, on_hub = self._keys.written(tenant), self._keys.on_hub(tenant)
+        assert config.identity_dir is not None
+        await publish(self._system, on_hub, tenant.regions)
+        access = Access(config.identity_dir / COORDINATOR, config.ca_file)
+        broker = await Broker.connect(config.nats_url, config.name, access)
         try:
             for stream in await broker.stream_names():
                 await broker.delete_stream(stream)
         finally:
             await broker.close()
         now = datetime.now(UTC)
-        await self._publish(self._authority.on_hub(authority), tenant.regions, lambda _: {ALL_ISSUED: (now, now)})
-        await asyncio.to_thread(shutil.rmtree, self._folder_of(tenant), ignore_errors=True)
+        await publish(self._system, on_hub, tenant.regions, lambda _: {ALL_ISSUED: (now, now)})
+        await asyncio.to_thread(shutil.rmtree, self._keys.folder_of(tenant), ignore_errors=True)
         await self._engine.submit(TenantForgotten(tenant=tenant.name, nonce=tenant.added.nonce))
 
-    def _authority_of(self, tenant: Tenant) -> Authority:
-        return self._authority.of_tenant(tenant.name, tenant.added.nonce, tenant.quota.bytes)
-
     def _hosted(self, tenant: Tenant) -> Hosted:
-        """Write down what its coordinator reads, and say how that is configured."""
-        authority = self._authority_of(tenant)
-        folder = self._folder_of(tenant)
-        files = {**self._files_of(tenant), **authority.of_coordinators()}
-        for name, text in files.items():
-            write_secret(folder / "identity" / name, text)
         return Hosted(
             name=tenant.name,
-            authority=authority,
-            on_hub=self._authority.on_hub(authority),
-            config=config_of(self._config, tenant, folder),
+            authority=self._keys.authority_of(tenant),
+            on_hub=self._keys.on_hub(tenant),
+            config=self._keys.written(tenant),
             quota=lambda: self.tenant(tenant.name).quota,
             host=self._engine,
         )
-
-    def _folder_of(self, tenant: Tenant) -> Path:
-        """A later tenant of the same name has another one: what is remembered of this one's log is not about it."""
-        return (self._config.data_dir / FOLDER / f"{tenant.name}-{tenant.added.nonce[:8]}").resolve()
-
-    def _sealed(self, files: Files) -> str:
-        return self._fernet.encrypt(json.dumps(files).encode()).decode()
-
-    def _files_of(self, tenant: Tenant) -> Files:
-        """Raises ConfigError: another installation has sealed them."""
-        try:
-            files: Files = json.loads(self._fernet.decrypt(tenant.sealed.encode()))
-        except InvalidToken as exc:
-            raise ConfigError(
-                f"tenant {tenant.name}",
-                "its keys were sealed by another authority than the one in the folder of identities",
-                "Put that back, or remove the tenant and add it anew",
-            ) from exc
-        return files
-
-
-def config_of(host: CoordinatorConfig, tenant: Tenant, folder: Path) -> CoordinatorConfig:
-    """The configuration of a tenant's coordinator. Channels and servers that the installation may use are its own."""
-    identity = folder / "identity"
-    change: dict[str, object] = {
-        "tenant": tenant.name,
-        "regions": list(tenant.regions),
-        "identity_dir": identity,
-        "data_dir": folder,
-        "http_token_file": identity / API_TOKEN,
-        "endpoint_file": None,
-        "notify": {},
-        "prometheus": {},
-        "releases_signed_by": tenant.added.releases_signed_by,
-    }
-    if host.oidc is not None:
-        roles = host.oidc.tenants.get(tenant.name)
-        of_tenant = roles.model_dump() if roles is not None else {"roles": {}, "default_role": None}
-        change["oidc"] = host.oidc.model_copy(update=of_tenant)
-    if host.kubernetes is not None:
-        namespace = tenant.added.namespace or host.kubernetes.namespace
-        change["kubernetes"] = host.kubernetes.model_copy(update={"tenant": tenant.name, "namespace": namespace})
-    return host.model_copy(update=change)
 
 
 def _is_another(was: Tenant, now: Tenant | None) -> bool:

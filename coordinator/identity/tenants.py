@@ -26,6 +26,15 @@ class Tenant:
     def name(self) -> str:
         return self.added.tenant
 
+    def as_added_now(self) -> TenantAdded:
+        """What would add it as it is."""
+        now = {"regions": list(self.regions), "quota": self.quota, "sealed": self.sealed}
+        return self.added.model_copy(update=now)
+
+
+def of_added(event: TenantAdded, at: datetime) -> Tenant:
+    return Tenant(event, at, tuple(event.regions), event.quota, event.sealed)
+
 
 def step(state: dict[str, Tenant], event: TenantEvent, at: datetime) -> dict[str, Tenant]:
     """Raises InvalidTransition, NotFound."""
@@ -35,7 +44,7 @@ def step(state: dict[str, Tenant], event: TenantEvent, at: datetime) -> dict[str
                 raise InvalidTransition(f"there is a tenant {name!r} already", "See `fedtide tenant ls`")
             if len(state) >= MOST_TENANTS:
                 raise InvalidTransition(f"there are {MOST_TENANTS} tenants already", "Make another installation")
-            return {**state, name: Tenant(event, at, tuple(event.regions), event.quota, event.sealed)}
+            return {**state, name: of_added(event, at)}
         case TenantChanged(tenant=name):
             known = found(state, name)
             if known.is_leaving:

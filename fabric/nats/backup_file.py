@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fedtide.fabric.encoding import from_json
 from fedtide.fabric.errors import ConfigError, MalformedMessage
+from fedtide.fabric.events.tenants import TenantAdded
 from fedtide.fabric.nats.authority import FILE
 from fedtide.fabric.nats.credentials import write_secret
 from fedtide.fabric.strict import Message
@@ -20,6 +21,7 @@ FORMAT = 1
 CONTENTS = "backup.json"
 IDENTITY = "identity/"
 STREAMS = "streams/"
+TENANTS = "tenants/"
 
 
 class Copied(Message):
@@ -41,6 +43,7 @@ class Contents(Message):
     epoch: str
     events: int = Field(description="How far its log goes")
     streams: list[Copied]
+    tenants: list[TenantAdded] = Field(default=[], description="As they are now; of each there is a backup in this one")
 
 
 @contextmanager

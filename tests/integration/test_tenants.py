@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,8 @@ def _call(url: str, token: str, path: str) -> httpx.Response:
 
 
 def _url(of: Installation) -> str:
-    return f"{of.state['apis'][0]}/tenants/{of.tenant}"
+    base: str = of.state["apis"][0]
+    return f"{base}/tenants/{of.tenant}" if of.tenant else base
 
 
 def _token(of: Installation) -> str:
@@ -76,10 +78,10 @@ def test_each_trains_and_sees_its_own(host: Installation, acme: TenantEdge, glob
         lines = [line.model_dump_json() for line in seen.client.every(endpoints.cost_lines())]
         assert any(of.run in line for line in lines)
         assert not any(other.run in line for line in lines)
-    for of in (host, acme.tenant):
-        metrics = _call(of.state["apis"][0] if not of.tenant else _url(of), _token(of), "/metrics").text
+    for there in (host, acme.tenant):
+        metrics = _call(_url(there), _token(there), "/metrics").text
         assert "fedtide_" in metrics
-        assert 'node="one"' not in metrics or of.tenant
+        assert 'node="one"' not in metrics or there.tenant
     assert acme.tenant.run("run", "show", own.run).returncode != 0
     trail = acme.tenant.run("audit", "verify")
     assert "whole" in trail.stdout, trail.stderr
@@ -152,6 +154,27 @@ def test_a_coordinator_that_is_killed_serves_all_of_them_again(
     until(lambda: acme.tenant.run("run", "show", run).returncode == 0, "the tenant's API")
     assert acme.tenant.finish(run).state == "completed"
     until(lambda: globex.run("run", "ls").returncode == 0, "that of the other")
+
+
+@pytest.mark.slow
+def test_a_backup_holds_them_too(host: Installation, acme: TenantEdge, tmp_path: Path) -> None:
+    run = acme.tenant.train(APPS / "mean", "--rounds", "1", "--model", "kept")
+    file = tmp_path / "backup.tar"
+    assert host.run("backup", str(file)).returncode == 0
+    elsewhere = Installation(tmp_path / "elsewhere")
+    restored = elsewhere.process("restore", str(file), timeout_s=120)
+    assert restored.returncode == 0, restored.stderr
+    assert "vouches for releases is in no backup" in restored.stdout
+    again = bring_up(elsewhere.home, "eu", 1, "--room", "4GB")
+    try:
+        until(lambda: elsewhere.json("tenant", "show", "acme")["state"] == "served", "the tenant")
+        shutil.copytree(host.home / "tenants", elsewhere.home / "tenants")
+        there = Installation(elsewhere.home, "acme")
+        assert there.show(run.run).state == "completed"
+        assert there.events(kind="log.restored")
+        assert "whole" in there.run("audit", "verify").stdout
+    finally:
+        again.run("down")
 
 
 def test_one_that_cannot_be_served_holds_up_no_other(host: Installation, acme: TenantEdge) -> None:
