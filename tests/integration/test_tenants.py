@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from fedtide.console import endpoints
-from tests.conftest import APPS
+from tests.conftest import APPS, EXAMPLES
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, until
 from tests.integration.tenant_edge import TenantEdge
@@ -154,6 +154,20 @@ def test_a_coordinator_that_is_killed_serves_all_of_them_again(
     until(lambda: acme.tenant.run("run", "show", run).returncode == 0, "the tenant's API")
     assert acme.tenant.finish(run).state == "completed"
     until(lambda: globex.run("run", "ls").returncode == 0, "that of the other")
+
+
+@pytest.mark.slow
+def test_its_releases_are_vouched_for_by_its_own_authority(host: Installation, acme: TenantEdge) -> None:
+    run = acme.tenant.train(EXAMPLES / "sensors", "--rounds", "1", "--model", "sensors")
+    assert run.state == "completed", run.reason
+    until(lambda: acme.tenant.model("sensors").releases != [], "the release")
+    told = acme.tenant.run("model", "verify", "sensors@1")
+    assert "verified" in told.stdout, told.stderr
+    started = acme.tenant.run("rollout", "start", "sensors", "--watch")
+    assert started.returncode == 0, started.stdout
+    # The same bytes under the root of another are nothing.
+    other = str(host.home / "trust" / "trust-roots.json")
+    assert acme.tenant.run("model", "verify", "sensors@1", "--root", other).returncode != 0
 
 
 @pytest.mark.slow
