@@ -293,7 +293,7 @@ def _run_removed(change: Change, data: run_events.RunRemoved) -> None:
 
 def _run_requested(change: Change, data: run_events.RunRequested) -> None:
     active = sum(1 for _ in change.world.active_runs())
-    if data.run not in change.world.runs and (why := tenants.why_no_run(change.world.quota, active)) is not None:
+    if (why := tenants.why_no_run(change.world.quota, active)) is not None:
         raise InvalidTransition(*why)
     _step_run(change, data.run, data)
     change.effects.append(Started(data.run))

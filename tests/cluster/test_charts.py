@@ -189,6 +189,7 @@ def test_what_examples_do_not_switch_on_is_valid_too() -> None:
         "restore": {"from": "s3://b/x/"},
         "rotation": {"schedule": "41 4 * * 0", "hub": True},
         "nats": {"exporter": {"enabled": True}},
+        "tenants": {"namespaces": ["acme"], "releaseAuthorities": ["acme", "globex"]},
         "pods": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}},
     }
     account = "A" + "B" * 55
@@ -199,6 +200,15 @@ def test_what_examples_do_not_switch_on_is_valid_too() -> None:
     for body in objects:
         if body["kind"] not in FOREIGN:
             kubernetes_validate.validate(body, "1.37", strict=True)
+    own = {b["metadata"]["name"]: b for b in objects if b["kind"] == "StatefulSet"}
+    of_acme = json.dumps(own["ft-release-authority-acme"])
+    assert (
+        "ft-release-authority-acme"
+        in own["ft-release-authority-acme"]["spec"]["template"]["spec"]["volumes"][1]["secret"]["secretName"]
+    )
+    assert "globex" not in of_acme
+    (theirs,) = [b for b in objects if b["kind"] == "Role" and b["metadata"]["namespace"] == "acme"]
+    assert not any("configmaps" in rule["resources"] for rule in theirs["rules"]), "the log's mark is nobody's of acme"
     (restore,) = [b for b in objects if b["kind"] == "Job" and "restore" in b["metadata"]["name"]]
     assert restore["spec"]["template"]["metadata"]["labels"]["a"] == "b"
     jobs = [json.dumps(b) for b in objects if b["metadata"]["name"] == "ft-identity" and b["kind"] == "Job"]

@@ -59,7 +59,7 @@ class Cluster:
         settings.retries = False
         return KubernetesLauncher(
             client.ApiClient(settings),
-            CONFIG,
+            CONFIG.model_copy(update={"tenant": self.config.tenant or CONFIG.tenant}),
             self.config,
             lambda *_: None,
             self,
@@ -109,6 +109,22 @@ def test_what_a_job_asks_for_depends_on_the_size_of_its_model() -> None:
     assert resources(None) == resources(1000) == {"cpu": "1", "memory": "2Gi"}
     assert resources(1001)["nvidia.com/mig-1g.10gb"] == "1"
     assert resources(10**9)["nvidia.com/gpu"] == "2"
+
+
+async def test_tenants_of_one_namespace_do_not_see_each_others_jobs() -> None:
+    with ApiServer() as server:
+        acme, globex = Cluster(server, tenant="acme"), Cluster(server, tenant="globex")
+        async with launching(acme) as first, launching(globex) as second:
+            await first.launch(launch(), _always)
+            await second.launch(launch(), _always)
+            assert sorted(server.names("jobs")) == ["ft-acme-run-1-1", "ft-globex-run-1-1"]
+            await second.stop("run-1")
+            await _until(lambda: server.names("jobs") == ["ft-acme-run-1-1"])
+            assert acme.exits.empty()
+        globex.wanted.clear()
+        async with launching(globex):  # nothing of another is an orphan
+            await asyncio.sleep(0.3)
+            assert server.names("jobs") == ["ft-acme-run-1-1"]
 
 
 def test_a_job_of_a_queue_waits_to_be_admitted_and_names_run_model_and_tenant() -> None:
