@@ -30,7 +30,7 @@ ADDED = TenantAdded(tenant="acme", nonce="n1" * 16, regions=["eu"], quota=Quota(
 def _after(*events: object) -> dict[str, Tenant]:
     state: dict[str, Tenant] = {}
     for event in events:
-        state = step(state, event, AT)  # type: ignore[arg-type]
+        state = step(state, event, AT)
     return state
 
 
