@@ -73,7 +73,7 @@ class AppPlaces:
         self.jobs, self.apps, self.work = (self._root / name for name in ("jobs", "apps", "work"))
         self.homes, self.trainer = self._root / "homes", self._root / "trainer"
         self._logs = app_log_file(self._root, "x").parent
-        self._confined: tuple[object, Confinement] | None = None
+        self._confined: tuple[object, str] | None = None
         """What was asked last, and the answer: of one run after the other."""
 
     def of_task(self, run: str, task: str) -> TaskPlaces:
@@ -91,8 +91,8 @@ class AppPlaces:
         named = [self._root, *config.hidden, *(file for file in files if file is not None)]
         return [path.resolve() for path in (*named, *_SECRETS)]
 
-    def confinement(self, run: str, app: AppRef, rule: AppRule, node_config: ConfigValues) -> Confinement:
-        """What the process of a run may see and do.
+    def confinement(self, run: str, app: AppRef, rule: AppRule, node_config: ConfigValues) -> str:
+        """What the process of a run may see and do: a `Confinement` as JSON.
 
         Args:
             app: the runs of apps of its name share a home, for what they download.
@@ -109,8 +109,8 @@ class AppPlaces:
         code = self.apps / app.bundle.digest
         read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", code, self._environments]
         found = Confinement(read=read, write=own, home=home, network=rule.network, gpu=rule.gpu)
-        self._confined = asked, found
-        return found
+        self._confined = asked, found.model_dump_json()
+        return self._confined[1]
 
     def bubblewrapped(self, *, network: bool, named: Iterable[Path]) -> list[str]:
         """What stands before the command line of the trainer process, which serves all apps.

@@ -101,7 +101,7 @@ class Trainer:
             self._idle.cancel()
         await self._governor.until_allowed()
         python = await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
-        network = job.confinement is None or job.confinement.network
+        network = job.confinement is None or limits.network
         shown = self._places.shown() if self._level == "bubblewrap" else ()
         serves = _Served(module, python, network, tuple(named_in(job.node_config)), shown)
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from fedtide.edge_agent.sandbox.confine import Confinement
 from fedtide.fabric.strict import ConfigValues, Strict
 
 STATE = "state"
@@ -29,6 +28,6 @@ class Job(Strict):
     node_id: int
     node_config: ConfigValues = Field(description="Flower's node config")
     checkpoint_s: float
-    confinement: Confinement | None = Field(default=None, description="None: whatever the agent may")
+    confinement: str | None = Field(default=None, description="A `Confinement` as JSON; None: whatever the agent may")
     processes: int = Field(default=USUAL_PROCESSES, description="It may have so many at a time; one more fails")
     threads: int = Field(description="Threads of numeric libraries; 0: one per core")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtide.edge_agent.sandbox import forks
-from fedtide.edge_agent.sandbox.confine import enter
+from fedtide.edge_agent.sandbox.confine import Confinement, enter
 from fedtide.edge_agent.training.job import USUAL_PROCESSES, Job
 from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
@@ -277,7 +277,8 @@ def _be_child(do: Do, answers: int, control: socket.socket) -> None:
             answer: dict[str, object] = {"done": True}
             job = Job.model_validate_json(line)
             if job.confinement is not None and not confined:
-                listener = enter(job.confinement)  # one child serves one run
+                # One child serves one run. It is read once: it names all that the node's owner lets an app see.
+                listener = enter(Confinement.model_validate_json(job.confinement))
                 confined = True
                 if listener is not None:
                     forks.hand_over(listener, control)
