@@ -51,6 +51,8 @@ class Servers:
             return cls.of(home, home.state().apis)
         urls = [_of_tenant(url, env.get(TENANT, "")) for url in named or home.state().apis]
         token = env.get(TOKEN, "").strip() or next(filter(None, map(token_for, urls)), "")
+        if not token and home.tenant:
+            token = cls.of(home, urls).token  # whoever names a tenant means its folder in this home
         return cls(tuple(urls), token, Path(ca) if ca else None)
 
     @classmethod

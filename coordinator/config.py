@@ -69,6 +69,7 @@ class Kubernetes(Strict):
 class TrackingRules(Strict):
     """Where runs may be reported to beside the coordinator's own views."""
 
+    allowed: bool = Field(default=True, description="Whether runs may be reported anywhere else")
     mlflow: list[str] = Field(
         default=[],
         description="URLs of the MLflow servers that runs may name; empty: any, unless MLFLOW_TRACKING_* variables "

@@ -180,7 +180,9 @@ async def lead(ground: Ground, group: asyncio.TaskGroup) -> None:
         members_only=members_only,
         room=housekeeping.until_log_has_room,
     )
-    metering = Metering(engine, housekeeping.stored_bytes, launcher.helpers, config.data_dir / "metering.json")
+    is_tenants = links.edges is not None
+    ledger_file = config.data_dir / "metering.json"
+    metering = Metering(engine, housekeeping.stored_bytes, launcher.helpers, ledger_file, is_tenants=is_tenants)
     try:
         # The first append fences off the previous leader; only then may this process act.
         await engine.take_over(CoordinatorElected(name=config.name, url=ground.url))
@@ -226,7 +228,7 @@ async def lead(ground: Ground, group: asyncio.TaskGroup) -> None:
         metering.begin()
         presence.hearers.append(metering.heard)
         presence.worker_hearers.append(metering.heard_worker)
-        if links.system is not None and links.edges is None:
+        if links.system is not None and not is_tenants:
             await ServerUsage(metering.heard_server).listen(links.system)
         group.create_task(metering.keep(), name="metering")
         storage = StorageApi(housekeeping)
@@ -244,7 +246,7 @@ async def lead(ground: Ground, group: asyncio.TaskGroup) -> None:
             events=EventApi(engine, lambda: EventLog(broker, subjects), executor),
             identity=IdentityApi(engine, enroller, config.regions, topology.unserved),
             storage=storage,
-            costs=CostApi(engine, metering, is_tenants=links.edges is not None),
+            costs=CostApi(engine, metering, is_tenants=is_tenants),
             trust=TrustApi(engine, director, attesting),
             people=PeopleApi(engine, principals),
             audit=AuditApi(trail),
@@ -261,7 +263,7 @@ async def lead(ground: Ground, group: asyncio.TaskGroup) -> None:
             ParkedApi(reports, executor, engine).routes(),
             metrics.routes(registry),
         ]
-        if links.edges is None:
+        if not is_tenants:
             routes.append(TenantApi(engine, ground.hosting).routes())
         if ground.hosting is not None:
             group.create_task(ground.hosting.keep(), name="tenants")

@@ -76,6 +76,8 @@ async def _serve_tenant(
         edges = await _connect(config, SYSTEM_CREDENTIALS, stack)
         of_tenant = Links(broker, links.system, tenant.authority, tenant.on_hub, edges)
         topology = Topology(broker, subjects, config.regions, config.stream_replicas)
+        limit = tenant.quota().bytes
+        topology.quota = limit // config.stream_replicas if limit is not None else None
         guard = LogGuard(broker, marks_of(host, config))
         await guard.check()
         await topology.create_missing()

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedtide.console.home import Home
+from fedtide.console.home import TENANT, Home
 from fedtide.console.output import say
 from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.nats.backup_store import BackupStore, is_url
@@ -36,6 +36,7 @@ def backup(
     keep: Annotated[int | None, typer.Option(min=1, help="Remove older ones from a URL that ends with /")] = None,
 ) -> None:
     """Copy a running installation into one file: log, registry, releases, runs, identities. Not what regions cache."""
+    _check_whole()
     _run("save", config or _own_config(), file, *(["--keep", str(keep)] if keep else []))
 
 
@@ -46,6 +47,7 @@ def restore(
     at_rest_key: Annotated[Path | None, typer.Option(help="As for `fedtide up`")] = None,
 ) -> None:
     """Put a backup into a hub while no coordinator runs; without --config into this home, for the next `fedtide up`."""
+    _check_whole()
     more = ["--replace"] if replace else []
     if config is not None:
         _run("restore", config, file, *more)
@@ -70,6 +72,11 @@ def _own_config() -> Path:
     home = Home.find()
     home.state()
     return home.root / "config" / "coordinator.json"
+
+
+def _check_whole() -> None:
+    if os.environ.get(TENANT):
+        raise ConfigError(TENANT, "is set, and a backup is of the whole installation", "Unset it")
 
 
 def _run(verb: str, config: Path, target: str, *more: str) -> None:

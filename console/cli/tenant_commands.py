@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +31,20 @@ from fedtide.fabric.nats.authority import SIGNER
 from fedtide.fabric.nats.credentials import write_secret
 from fedtide.fabric.trust.installation import DIRECTOR_KEY, RELEASES_KEY, ROOTS, TARGETS, TIMESTAMP_KEY
 from fedtide.fabric.trust.installation import begin as begin_trust
+from fedtide.fabric.trust.keys import public_pem
 from fedtide.fabric.validation import checked
 
 tenant_app = typer.Typer(no_args_is_help=True, help="Tenants: who shares this installation, apart from each other.")
+
+
+@tenant_app.callback()
+def _of_the_installation() -> None:
+    """Tenants: who shares this installation, apart from each other."""
+    if os.environ.get(TENANT):
+        raise ConfigError(
+            TENANT, "is set, and tenants have no tenants", "Unset it: this is for the installation's admins"
+        )
+
 
 Regions = Annotated[list[str] | None, typer.Option("--region", help="A region of the tenant; repeat")]
 Nodes = Annotated[int | None, typer.Option(min=0, help="Nodes that may have credentials")]
@@ -79,6 +91,7 @@ def add(
     except ApiError:
         if trust is None:  # refused, so nobody needs them; after a lost answer they may be all that there is
             shutil.rmtree(there)
+            home.keys.rmdir()
         raise
     _write(home, there, made)
     say(f"{home.keys}: its token, and the keys of its root, publisher and release authority")
@@ -195,14 +208,15 @@ def _write(home: Home, trust: Path, made: NewTenant) -> None:
             write_secret(folder / file, (trust / file).read_text())
     if trust == home.trust:  # what is online is with those who use it now
         for file in (DIRECTOR_KEY, TIMESTAMP_KEY, RELEASES_KEY):
-            (trust / file).unlink(missing_ok=True)
+            # The name stays taken: the next key has another one.
+            write_secret(trust / file, public_pem(trust / file))
     config = {
         "nats_url": made.hub_url,
         "tenant": made.name,
-        "credentials": str(folder / SIGNER),
-        "key": str(folder / RELEASES_KEY),
-        "roots": str(folder / ROOTS),
-        "folder": str(folder),
+        "credentials": f"{folder.name}/{SIGNER}",  # beside this file: the folder is for its owner to move
+        "key": f"{folder.name}/{RELEASES_KEY}",
+        "roots": f"{folder.name}/{ROOTS}",
+        "folder": folder.name,
     }
     write_secret(_authority_file(home), json.dumps(config, indent=2))
 

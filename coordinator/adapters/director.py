@@ -159,13 +159,13 @@ class Director:
         named = {key.keyid for key in ceremony.offline_in(root).timestamp}
         if named.isdisjoint(s.public_key.keyid for s in self._signers("timestamp")):
             raise ConfigError(
-                "roots", "name no timestamp key that this coordinator has", "Give it the key first (timestamp-2.pem)"
+                "roots", "name no timestamp key that this coordinator has", "Give it the key first: timestamp-2.pem"
             )
         if not self._directing(targets):
             raise ConfigError(
                 "targets",
                 "delegate to no director key that this coordinator has: no node would follow it any more",
-                "Give it the key first (director-2.pem in its folder of identities)",
+                "Give it the key first: director-2.pem in its folder of identities (a tenant: fedtide tenant keys)",
             )
 
     def _directing(self, targets: str) -> list[Signer]:

@@ -54,12 +54,11 @@ from fedtide.fabric.nats.authority import (
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.credentials import Credentials
 from fedtide.fabric.nats.jetstream import Received
-from fedtide.fabric.nats.permissions import CLAIMS, SYSTEM, claims_of
+from fedtide.fabric.nats.permissions import CLAIMS, LIMITS_OF, SYSTEM, claims_of
 from fedtide.fabric.nats.subjects import REGIONS_OWN, EnrolmentAsked, RenewalAsked, parse_as
 
 log = logging.getLogger(__name__)
 
-_LOOKUP = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
 _CONNECTS = "$SYS.ACCOUNT.{}.CONNECT"
 
 
@@ -256,7 +255,7 @@ class Enroller:
         found = []
         for name in accounts(self._subjects, self._regions):
             key = self._authority.public(name)
-            raw = await self._system.ask(_LOOKUP.format(key))
+            raw = await self._system.ask(LIMITS_OF.format(key))
             found.append(rights_in(name, nats_jwt.read(raw.decode())))
         return Rights(accounts=found)
 

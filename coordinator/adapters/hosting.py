@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from fedtide.coordinator.adapters.tenant_keys import TenantKeys, publish
 from fedtide.coordinator.adapters.topology import Topology
@@ -25,21 +27,25 @@ from fedtide.coordinator.identity.installation_secrets import API_TOKEN, CA_CERT
 from fedtide.coordinator.identity.tenants import Tenant, found
 from fedtide.coordinator.log.engine import Engine
 from fedtide.fabric import logs
-from fedtide.fabric.errors import ConfigError, FedtideError, StaleWriter
+from fedtide.fabric.errors import ConfigError, FedtideError, MalformedMessage, StaleWriter
 from fedtide.fabric.events.costs import PricesApplied
 from fedtide.fabric.events.tenants import QuotaSet, TenantAdded, TenantChanged, TenantForgotten, TenantRemoved
 from fedtide.fabric.ids import unguessable
 from fedtide.fabric.messages.tenants import Files, NewTenant, Quota, TenantChange, TenantRequest, TenantUse
+from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats.accounts import CORE
 from fedtide.fabric.nats.authority import ALL_ISSUED, COORDINATOR, Authority
 from fedtide.fabric.nats.broker import Broker
-from fedtide.fabric.nats.credentials import Access
-from fedtide.fabric.nats.permissions import STORES
-from fedtide.fabric.process.retry import Backoff, until_done
+from fedtide.fabric.nats.credentials import Access, write_secret
+from fedtide.fabric.nats.permissions import LIMITS_OF, STORES
+from fedtide.fabric.process.retry import Backoff
+from fedtide.fabric.trust import ceremony, keys
 from fedtide.fabric.trust.installation import DIRECTOR_KEY, ROOTS, TARGETS, TIMESTAMP_KEY
 
 log = logging.getLogger(__name__)
 
+OWN_SHARE = 0.25
+"""Of the hub's store, which no quota takes from the installation."""
 SERVED, STARTING, LEAVING = "served", "starting", "is being removed"
 NEEDED = (ROOTS, TARGETS, DIRECTOR_KEY, TIMESTAMP_KEY)
 """Of a director. Later keys have a number in their names."""
@@ -136,6 +142,8 @@ class Hosting:
         self._serve = serve
         self._running: dict[str, _Running] = {}
         self._room_for: dict[str, int] = {}
+        self._leaving: set[str] = set()
+        """Of those that are being removed: their nonces."""
 
     @property
     def _tenants(self) -> Mapping[str, Tenant]:
@@ -152,6 +160,7 @@ class Hosting:
             raise ConfigError("name", f"{asked.name!r} is the installation itself", "Choose another name")
         if lacks := sorted(set(NEEDED) - set(asked.files)):
             raise ConfigError("files", f"lack {', '.join(lacks)}", "fedtide tenant add makes them")
+        await self._check_room(asked.name, asked.quota)
         ca_cert, ca_key = certificates.authority(f"fedtide {asked.name}")
         token = secrets.token_urlsafe(32)
         files = {**_checked(asked.files), CA_CERT: ca_cert, CA_KEY: ca_key, API_TOKEN: token}
@@ -178,12 +187,17 @@ class Hosting:
         """
         known, sealed = self.tenant(name), None
         if asked.files is not None:
-            sealed = self._keys.sealed({**self._keys.files_of(known), **_checked(asked.files)})
+            has = self._keys.files_of(known)
+            for file, text in _checked(asked.files).items():
+                if file.endswith(".pem") and has.get(file, text) != text:
+                    raise ConfigError(f"files.{file}", "is there already, and another one", "Name it director-2.pem")
+            sealed = self._keys.sealed({**has, **asked.files})
         await self._engine.submit(TenantChanged(tenant=name, regions=asked.regions, sealed=sealed, by=by))
 
     async def set_quota(self, name: str, quota: Quota, by: str) -> None:
-        """Raises NotFound."""
-        self.tenant(name)
+        """Raises NotFound; ConfigError: the hub has no room for it."""
+        if quota.bytes != self.tenant(name).quota.bytes:
+            await self._check_room(name, quota)
         await self._engine.submit(TenantChanged(tenant=name, quota=quota, by=by))
 
     async def remove(self, name: str, by: str) -> None:
@@ -203,7 +217,11 @@ class Hosting:
 
     async def used(self) -> dict[str, TenantUse]:
         """How much of its quota each tenant uses that is served."""
-        stored = await self._stored()
+        try:
+            stored = await self._stores()
+        except FedtideError as exc:
+            log.warning("tenant.use_unknown", extra={"reason": str(exc)})
+            stored = {}
         served = {name: each.hosted for name, each in self._running.items() if each.hosted is not None}
         return {
             name: hosted.used.model_copy(update={"bytes": stored.get(hosted.authority.public(CORE), 0)})
@@ -232,9 +250,10 @@ class Hosting:
                 del self._running[name]
         await self._make_room(wanted)
         for name, tenant in wanted.items():
-            if tenant.is_leaving:
-                await until_done(log, "tenant.removal_waits", partial(self._forget, tenant), tenant=name)
-            elif name not in self._running:
+            if tenant.is_leaving and tenant.added.nonce not in self._leaving:
+                self._leaving.add(tenant.added.nonce)
+                group.create_task(self._forget_patiently(tenant), name=f"tenant-{name}-leaves")
+            elif not tenant.is_leaving and name not in self._running:
                 running = self._running[name] = _Running(tenant)
                 running.task = group.create_task(self._serve_patiently(running), name=f"tenant-{name}")
 
@@ -251,21 +270,37 @@ class Hosting:
         Args:
             own: what the installation's own streams have reserved.
         """
-        promised = sum(tenant.quota.bytes or 0 for tenant in self._tenants.values())
+        promised = self._promised()
         if not promised:
             return 0
-        answer = json.loads(await self._system.ask(STORES, b"{}"))
-        reserved = int(answer.get("data", {}).get("reserved_storage", 0))
+        reserved = int(json.loads(await self._system.ask(STORES, b"{}"))["data"].get("reserved_storage", 0))
         return max(0, promised - max(0, reserved - own))
 
-    async def _stored(self) -> dict[str, int]:
-        """Bytes that the hub stores, by account."""
-        try:
-            answer = json.loads(await self._system.ask(STORES, b'{"accounts": true}'))
-        except FedtideError as exc:
-            log.warning("tenant.use_unknown", extra={"reason": str(exc)})
-            return {}
-        return {each["id"]: int(each["storage"]) for each in answer.get("data", {}).get("account_details") or ()}
+    def _promised(self, but: str = "") -> int:
+        """Bytes of one server of the hub that are tenants': each server holds every stream."""
+        others = (tenant.quota.bytes or 0 for name, tenant in self._tenants.items() if name != but)
+        return sum(others) // self._config.stream_replicas
+
+    async def _check_room(self, name: str, quota: Quota) -> None:
+        """Raises ConfigError: the hub has not so much beside what is promised to others, and what it needs itself."""
+        if quota.bytes is None:
+            raise ConfigError("quota.bytes", "must be a number: the hub promises them", "For example 1000000000")
+        answer = json.loads(await self._system.ask(STORES, b'{"config": true}'))
+        has = int(answer["data"]["config"]["max_storage"])
+        free = int(has * (1 - OWN_SHARE)) - self._promised(but=name)
+        if quota.bytes // self._config.stream_replicas > free:
+            most = max(0, free) * self._config.stream_replicas
+            raise ConfigError(
+                "quota.bytes",
+                f"{quota.bytes} are more than the hub has left: {most}. It has {has} a server, and {OWN_SHARE:.0%} of "
+                "that are the installation's own",
+                "Enlarge the hub's store, or lower the quotas of others",
+            )
+
+    async def _stores(self) -> dict[str, int]:
+        """Bytes that the hub stores, by account that may store something."""
+        answer = json.loads(await self._system.ask(STORES, b'{"accounts": true}'))
+        return {each["id"]: int(each["storage"]) for each in answer["data"].get("account_details") or ()}
 
     async def _serve_patiently(self, running: _Running) -> None:
         """What goes wrong for one tenant is tried again, and holds up no other."""
@@ -274,7 +309,9 @@ class Hosting:
         while True:
             try:
                 hosted = running.hosted = self._hosted(running.of)
-                await publish(self._system, hosted.on_hub, running.of.regions)
+                # Not less than before: streams are made smaller before what they may have in all.
+                most = max(running.of.quota.bytes or 0, await self._limit_of(hosted))
+                await publish(self._system, hosted.on_hub.with_room(most), running.of.regions)
                 running.problem = ""
                 await self._serve(hosted)
             except* StaleWriter:
@@ -284,21 +321,48 @@ class Hosting:
                 log.exception("tenant.not_served")
             await backoff.wait()
 
+    async def _limit_of(self, hosted: Hosted) -> int:
+        """What a tenant's streams may have in all, as far as the hub knows; 0: it knows no such tenant."""
+        raw = await self._system.ask(LIMITS_OF.format(hosted.authority.public(CORE)))
+        try:
+            return int(nats_jwt.read(raw.decode())["nats"]["limits"]["disk_storage"])
+        except (MalformedMessage, KeyError, ValueError):
+            return 0
+
+    async def _forget_patiently(self, tenant: Tenant) -> None:
+        """What goes wrong is tried again, and holds up no other."""
+        logs.TENANT.set(tenant.name)
+        backoff = Backoff(cap_s=60.0)
+        while True:
+            try:
+                return await self._forget(tenant)
+            except StaleWriter:
+                raise
+            except Exception:  # whatever it is: others are served all the same
+                log.exception("tenant.removal_waits")
+            await backoff.wait()
+
     async def _forget(self, tenant: Tenant) -> None:
-        config, on_hub = self._keys.written(tenant), self._keys.on_hub(tenant)
-        assert config.identity_dir is not None
-        await publish(self._system, on_hub, tenant.regions)
-        access = Access(config.identity_dir / COORDINATOR, config.ca_file)
-        broker = await Broker.connect(config.nats_url, config.name, access)
+        authority, on_hub = self._keys.authority_of(tenant), self._keys.on_hub(tenant)
+        before = datetime.now(UTC) - timedelta(seconds=1)
+        await publish(self._system, on_hub, tenant.regions, lambda _: {ALL_ISSUED: (before, before)})
+        if authority.public(CORE) in await self._stores():
+            with tempfile.TemporaryDirectory() as folder:
+                shown = Path(folder) / COORDINATOR
+                write_secret(shown, authority.of_coordinators()[COORDINATOR])
+                await self._delete_streams(Access(shown, self._config.ca_file))
+        now = datetime.now(UTC)
+        await publish(self._system, on_hub, tenant.regions, lambda _: {ALL_ISSUED: (now, now)})
+        await asyncio.to_thread(shutil.rmtree, self._keys.folder_of(tenant), ignore_errors=True)
+        await self._engine.submit(TenantForgotten(tenant=tenant.name, nonce=tenant.added.nonce))
+
+    async def _delete_streams(self, access: Access) -> None:
+        broker = await Broker.connect(self._config.nats_url, self._config.name, access)
         try:
             for stream in await broker.stream_names():
                 await broker.delete_stream(stream)
         finally:
             await broker.close()
-        now = datetime.now(UTC)
-        await publish(self._system, on_hub, tenant.regions, lambda _: {ALL_ISSUED: (now, now)})
-        await asyncio.to_thread(shutil.rmtree, self._keys.folder_of(tenant), ignore_errors=True)
-        await self._engine.submit(TenantForgotten(tenant=tenant.name, nonce=tenant.added.nonce))
 
     def _hosted(self, tenant: Tenant) -> Hosted:
         return Hosted(
@@ -319,11 +383,25 @@ def _is_another(was: Tenant, now: Tenant | None) -> bool:
 
 
 def _checked(files: Files) -> Files:
-    for name in files:
-        kinds = ("director", "timestamp")
-        if name not in (ROOTS, TARGETS) and not (name.startswith(kinds) and name.endswith(".pem") and "/" not in name):
+    for name, text in files.items():
+        if name in (ROOTS, TARGETS):
+            _check_metadata(name, text)
+        elif re.fullmatch(r"(director|timestamp)(-[1-9][0-9]?)?\.pem", name) is not None:
+            keys.parsed(text.encode(), f"files.{name}")
+        else:
             raise ConfigError("files", f"{name!r} is none of a director", f"Known: {', '.join(NEEDED)}, director-2.pem")
     return dict(files)
+
+
+def _check_metadata(name: str, text: str) -> None:
+    try:
+        if name == TARGETS:
+            ceremony.read_targets(text)
+        else:
+            for root in json.loads(text):
+                ceremony.read_root(root)
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ConfigError(f"files.{name}", f"holds no metadata of that kind: {exc}", "fedtide trust init") from exc
 
 
 def _first_of(failures: BaseExceptionGroup[Exception]) -> str:

@@ -73,19 +73,22 @@ class Metering:
         stored: Callable[[], Mapping[str, int]],
         helpers: Callable[[], Iterable[int]],
         file: Path,
+        *,
+        is_tenants: bool = False,
     ) -> None:
         """
         Args:
             helpers: processes that work for this one; what they start reports for itself.
             stored: bytes in the streams of each region; the hub's under an empty name.
             file: what this process knows, for the next one.
+            is_tenants: the process serves others too, and is the installation's to pay.
         """
         self._engine = engine
         self._stored = stored
         self._file = file
         self._items: dict[_Key, UsedFor] = {}
         self._seen: dict[str, Totals] = {}
-        self._meter = Meter("self", helpers)
+        self._meter = Meter("none" if is_tenants else "self", helpers)
         self._began = self._looked = monotonic()
         self._heard_at: dict[str, float] = {}
         self._left: dict[str, tuple[Usage, int]] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
-from fedtide.coordinator.config import CoordinatorConfig
+from fedtide.coordinator.config import CoordinatorConfig, TrackingRules
 from fedtide.coordinator.identity.installation_secrets import API_TOKEN
 from fedtide.coordinator.identity.tenants import Tenant
 from fedtide.fabric.errors import ConfigError
@@ -88,6 +88,8 @@ def config_of(host: CoordinatorConfig, tenant: Tenant, folder: Path) -> Coordina
         "endpoint_file": None,
         "notify": {},
         "prometheus": {},
+        "tracking": TrackingRules(allowed=False),  # it would be this process that calls whatever a tenant names
+        "warm_aggregator": False,  # 140 MB for each
         "releases_signed_by": tenant.added.releases_signed_by,
     }
     if host.oidc is not None:

@@ -61,6 +61,8 @@ class Topology:
         """Regions that cannot take part yet, and why."""
         self.epoch = ""
         """Which log the hub has; to be set before regions are looked after."""
+        self.quota: int | None = None
+        """What these streams may have in all at the hub, in bytes of each server; None: all there is."""
         self.set_aside: Callable[[int], Awaitable[int]] | None = None
         """Of the hub's store, for others, in bytes; of what these streams have reserved. To be set before they are."""
 
@@ -140,8 +142,11 @@ class Topology:
         else:
             room = 0
         aside = await self.set_aside(has) if domain is None and self.set_aside is not None else 0
-        log.info("topology.room", extra={"domain": domain or "hub", "bytes": has + room - aside})
-        return max(SMALLEST_ROOM, has + room - aside)
+        found = has + room - aside
+        if domain is None and self.quota is not None:
+            found = min(found, self.quota)
+        log.info("topology.room", extra={"domain": domain or "hub", "bytes": found})
+        return max(SMALLEST_ROOM, found)
 
     async def _states(self, domain: str | None, configs: list[Config]) -> dict[str, StreamState]:
         """Of those streams that are there, by name."""

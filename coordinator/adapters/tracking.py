@@ -173,6 +173,8 @@ def check(track: Tracking | None, rules: TrackingRules) -> None:
     """Raises ConfigError if this coordinator cannot, or may not, report there."""
     if track is None:
         return
+    if not rules.allowed:
+        raise ConfigError("track", "runs are reported nowhere else here", "`run show` and the page have their metrics")
     if track.mlflow and rules.mlflow and track.mlflow.rstrip("/") not in [uri.rstrip("/") for uri in rules.mlflow]:
         raise ConfigError("track.mlflow", f"{track.mlflow} is none of this coordinator's", ", ".join(rules.mlflow))
     if track.mlflow and not rules.mlflow and any(os.environ.get(name) for name in CREDENTIALS):

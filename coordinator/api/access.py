@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from fedtide.coordinator.adapters.oidc import NotLetIn
-from fedtide.coordinator.api.http import NEEDED, PREFIX, PRINCIPAL, local_path, problem
+from fedtide.coordinator.api.http import NEEDED, PREFIX, PRINCIPAL, cookie_of, local_path, problem
 from fedtide.coordinator.api.principals import Principals, is_enough
 from fedtide.fabric.messages.people import Role
 from fedtide.fabric.process.web_access import COOKIE, why_foreign
@@ -29,7 +29,7 @@ def is_handshake(request: web.Request) -> bool:
 
 def shown(request: web.Request) -> dict[str, str]:
     """The header with the token; a page's own requests have it in a cookie."""
-    kept = request.cookies.get(COOKIE)
+    kept = request.cookies.get(cookie_of(request, COOKIE))
     if kept is not None and "Authorization" not in request.headers:
         return {"Authorization": f"Bearer {kept}"}
     return {"Authorization": request.headers.get("Authorization", "")}

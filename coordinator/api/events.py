@@ -101,6 +101,10 @@ class EventApi:
                     await stream.write(view(event))
 
 
+SEALED = {"sealed", "nonce"}
+"""Of tenants: nothing that anybody can use, and long."""
+
+
 def view(event: Event) -> EventView:
     return EventView(
         id=event.id,
@@ -108,7 +112,7 @@ def view(event: Event) -> EventView:
         time=event.time,
         kind=event.data.kind,
         what=history.sentence(event),
-        data=_finite(event.data.model_dump(mode="json")),
+        data=_finite(event.data.model_dump(mode="json", exclude=SEALED)),
     )
 
 

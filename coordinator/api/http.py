@@ -60,6 +60,12 @@ def local_path(request: web.Request) -> str:
     return request.path.removeprefix(request.app.get(PREFIX, ""))
 
 
+def cookie_of(request: web.Request, name: str) -> str:
+    """The name of this application's own cookie."""
+    tenant = request.app.get(PREFIX, "").rpartition("/")[2]
+    return f"{name}-{tenant}" if tenant else name
+
+
 class Listing(Strict):
     """The query of a listing; each listing adds its own filters."""
 

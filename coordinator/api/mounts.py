@@ -43,12 +43,12 @@ class Mounts(web.AbstractResource):
         if not request.path.startswith(BELOW):
             return await _found_in(self._main, request)
         name, slash, rest = request.rel_url.raw_path.removeprefix(BELOW).partition("/")
+        if not slash:  # a relative redirect of the page would lead to another tenant
+            return await _found_in(_always(lambda: web.HTTPPermanentRedirect(f"{BELOW}{name}/")), request)
         app = self._tenants.get(name)
         if app is None:
             return await _found_in(self._away if name in self._elsewhere() else self._nowhere, request)
-        below = URL.build(
-            path=f"/{rest}" if slash else "/", query_string=request.rel_url.raw_query_string, encoded=True
-        )
+        below = URL.build(path=f"/{rest}", query_string=request.rel_url.raw_query_string, encoded=True)
         return await _found_in(app, request.clone(rel_url=below))
 
     @property
@@ -102,8 +102,8 @@ async def _found_in(app: web.Application, request: web.Request) -> Any:
     return found, set()
 
 
-def _always(answer: Callable[[], web.Response]) -> web.Application:
-    async def handle(_: web.Request) -> web.Response:
+def _always(answer: Callable[[], web.StreamResponse]) -> web.Application:
+    async def handle(_: web.Request) -> web.StreamResponse:
         return answer()
 
     app = web.Application()
@@ -112,5 +112,5 @@ def _always(answer: Callable[[], web.Response]) -> web.Application:
 
 
 def _nobody_known() -> web.Response:
-    """As to a stranger: whether there is such a tenant is nobody's business."""
+    """As to a stranger with a wrong token. Names are no secret: a tenant's login page answers everybody."""
     return problem(401, "the API token is missing or wrong", "Set FEDTIDE_TOKEN; is the tenant's name right?", 77)

@@ -45,6 +45,7 @@ from fedtide.fabric.events.runs import (
     UpdateReceived,
     UpdateRefused,
 )
+from fedtide.fabric.events.tenants import QuotaSet, TenantAdded, TenantChanged, TenantForgotten, TenantRemoved
 from fedtide.fabric.messages.views import HistoryEntry
 
 
@@ -209,7 +210,7 @@ def _is_about(event: Event, name: str, number: int | None) -> bool:
 
 def sentence(event: Event) -> str:
     """What happened, in a few words."""
-    return _sentence(event) or _fields(event)
+    return _sentence(event) or _of_tenants(event) or _fields(event)
 
 
 def _fields(event: Event) -> str:
@@ -219,6 +220,22 @@ def _fields(event: Event) -> str:
     plain = ", ".join(f"{k} {v}" for k, v in shown.items())
     words = event.data.kind.partition(".")[2].replace("_", " ") or event.data.kind
     return f"{words}: {plain}" if plain else words
+
+
+def _of_tenants(event: Event) -> str | None:
+    match event.data:
+        case TenantAdded(tenant=tenant, by=by, regions=regions):
+            return f"tenant {tenant} was added by {by}, with {', '.join(regions)}"
+        case TenantChanged(tenant=tenant, by=by):
+            return f"tenant {tenant} was changed by {by}"
+        case TenantRemoved(tenant=tenant, by=by):
+            return f"tenant {tenant} was removed by {by}"
+        case TenantForgotten(tenant=tenant):
+            return f"nothing of tenant {tenant} is stored any more"
+        case QuotaSet(quota=quota):
+            return f"quota: {quota.nodes} nodes, {quota.runs} runs, {quota.bytes} bytes, {quota.money} a month"
+        case _:
+            return None
 
 
 def _sentence(event: Event) -> str | None:

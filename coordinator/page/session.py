@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from fedtide.coordinator.adapters.oidc import NotLetIn, OidcLogin
-from fedtide.coordinator.api.http import PREFIX
+from fedtide.coordinator.api.http import PREFIX, cookie_of
 from fedtide.coordinator.api.principals import Principals
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.process.web_access import COOKIE
@@ -65,7 +65,7 @@ class Session:
         kept = json.dumps({"state": state, "nonce": nonce, "verifier": verifier})
         # Lax: the provider sends the browser back from its own site.
         found.set_cookie(
-            LOGIN_COOKIE,
+            cookie_of(request, LOGIN_COOKIE),
             base64.urlsafe_b64encode(kept.encode()).decode(),
             max_age=LOGIN_WITHIN_S,
             httponly=True,
@@ -79,7 +79,7 @@ class Session:
         """Back from the provider, with a code."""
         oidc = self._oidc()
         try:
-            kept = json.loads(base64.urlsafe_b64decode(request.cookies.get(LOGIN_COOKIE, "")))
+            kept = json.loads(base64.urlsafe_b64decode(request.cookies.get(cookie_of(request, LOGIN_COOKIE), "")))
             if not secrets.compare_digest(str(kept["state"]), request.query.get("state", "")):
                 raise NotLetIn("it is the answer to another login", "Log in again")
             code = request.query.get("code", "")
@@ -90,7 +90,7 @@ class Session:
         if len(token) > MOST_COOKIE:
             return web.HTTPSeeOther("../login?large=1")
         found = _kept(request, web.HTTPSeeOther("../"), token)
-        found.del_cookie(LOGIN_COOKIE, path=_root(request))
+        found.del_cookie(cookie_of(request, LOGIN_COOKIE), path=_root(request))
         return found
 
     def _oidc(self) -> OidcLogin:
@@ -101,7 +101,13 @@ class Session:
 
 def _kept(request: web.Request, found: web.HTTPException, token: str) -> web.HTTPException:
     found.set_cookie(
-        COOKIE, token, max_age=KEEP_S, httponly=True, samesite="Strict", secure=request.secure, path=_root(request)
+        cookie_of(request, COOKIE),
+        token,
+        max_age=KEEP_S,
+        httponly=True,
+        samesite="Strict",
+        secure=request.secure,
+        path=_root(request),
     )
     return found
 

@@ -82,7 +82,8 @@ async def _serve(config: AuthorityConfig) -> None:
 def main() -> int:
     logs.to_stderr()
     try:
-        config = AuthorityConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
+        file = Path(sys.argv[1])
+        config = AuthorityConfig.model_validate_json(file.read_bytes()).below(file.resolve().parent)
         if asyncio.run(until_signalled(_serve(config))):
             return 0
     except ValidationError as exc:

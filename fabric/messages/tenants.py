@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from fedtide.fabric.ids import is_token
 from fedtide.fabric.plans.prices import Money
@@ -18,6 +18,15 @@ MOST_TENANTS = 100
 DEFAULT_BYTES = 10**9
 
 Files = dict[str, str]
+
+
+def _are_names(regions: list[str]) -> list[str]:
+    if len(set(regions)) != len(regions) or not all(map(is_token, regions)):
+        raise ValueError("must be names of regions, each once: letters, digits, '-' and '_'")
+    return regions
+
+
+Regions = Annotated[list[str], Field(min_length=1, max_length=20), AfterValidator(_are_names)]
 
 
 class Quota(Request):
@@ -47,24 +56,17 @@ class TenantRequest(Request):
     """A new tenant. `files`: what its director needs, as `fedtide trust init` writes it, by file name."""
 
     name: str = Field(pattern=TENANT_NAME)
-    regions: list[str] = Field(min_length=1, max_length=20)
+    regions: Regions
     quota: Quota = Quota()
     files: Files
     namespace: str = Field(default="", pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$", description="Of its Jobs")
     releases_signed_by: Literal["authority", "people"] = "authority"
 
-    @field_validator("regions")
-    @classmethod
-    def _are_names(cls, regions: list[str]) -> list[str]:
-        if len(set(regions)) != len(regions) or not all(map(is_token, regions)):
-            raise ValueError("must be names of regions, each once: letters, digits, '-' and '_'")
-        return regions
-
 
 class TenantChange(Request):
     """What is left out stays as it is."""
 
-    regions: list[str] | None = Field(default=None, min_length=1, max_length=20)
+    regions: Regions | None = None
     files: Files | None = Field(default=None, description="Of the director: these go over those that it has")
 
 

@@ -173,6 +173,10 @@ class Authority:
         """The same accounts of a tenant, signed so that this installation's hub takes them."""
         return Authority(tenant._kept.model_copy(update={"signing_seed": self._kept.signing_seed}))
 
+    def with_room(self, storage_bytes: int) -> Authority:
+        """The same, but for what the streams of the account may have in all."""
+        return Authority(self._kept.model_copy(update={"storage_bytes": storage_bytes}))
+
     def derived(self, label: str) -> bytes:
         """32 bytes that only coordinators know, the same whenever they are asked for."""
         return _digest(self._kept.secret, label)

@@ -30,6 +30,8 @@ from fedtide.fabric.nats.subjects import (
 SERVER_STATISTICS = "$SYS.SERVER.*.STATSZ"
 CLAIMS = "$SYS.REQ.CLAIMS.UPDATE"
 """On which every server is told of accounts."""
+LIMITS_OF = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
+"""An account as the hub knows it, by its public key."""
 STORES = "$SYS.REQ.SERVER.PING.JSZ"
 """What each server has stored, by account."""
 ANSWER_WITHIN_NS = 300 * 1_000_000_000
@@ -273,6 +275,6 @@ def leaf_system() -> Permissions:
 def system() -> Permissions:
     """The coordinator on the system account: it publishes and reads accounts, and hears who comes and what is used."""
     return Permissions(
-        (CLAIMS, claims_of("*"), "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP", STORES),
+        (CLAIMS, claims_of("*"), LIMITS_OF.format("*"), STORES),
         (f"{inbox(SYSTEM)}.>", "$SYS.ACCOUNT.*.CONNECT", SERVER_STATISTICS),
     )

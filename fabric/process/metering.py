@@ -19,7 +19,7 @@ LOOK_EVERY_S = 10.0
 """At most so often memory and GPUs are looked at: the kernel walks all pages, some milliseconds for torch's."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-Scope = Literal["self", "children", "both"]
+Scope = Literal["self", "children", "both", "none"]
 
 
 class Used(NamedTuple):
@@ -39,7 +39,7 @@ class Meter:
         also: Callable[[], Iterable[int]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`also`: processes that count as well, but not what they have started."""
+        """`scope` none: only those of `also`. `also`: processes that count as well, but not what they have started."""
         self._scope = scope
         self._also = also
         self._clock = clock
@@ -65,15 +65,15 @@ class Meter:
 
     def _pids(self) -> Iterator[int]:
         """Those that run now."""
-        if self._scope != "children":
+        if self._scope in ("self", "both"):
             yield os.getpid()
-        if self._scope != "self":
+        if self._scope in ("children", "both"):
             yield from descendants(os.getpid())
 
     def _cpu(self, pids: list[int]) -> int:
         own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        of_self = _us(own.ru_utime + own.ru_stime) if self._scope != "children" else 0
-        of_ended = _us(ended.ru_utime + ended.ru_stime) if self._scope != "self" else 0
+        of_self = _us(own.ru_utime + own.ru_stime) if self._scope in ("self", "both") else 0
+        of_ended = _us(ended.ru_utime + ended.ru_stime) if self._scope in ("children", "both") else 0
         return of_self + of_ended + sum(_cpu_us(pid) for pid in pids if pid != os.getpid())
 
 

@@ -14,7 +14,8 @@ from fedtide.fabric.errors import ConfigError
 log = logging.getLogger(__name__)
 
 COOKIE = "fedtide"
-"""Holds the token of a browser that has shown it to the page. Other sites' requests carry no such cookie."""
+"""Holds the token of a browser that has shown it to the page. Other sites' requests carry no such cookie. A tenant's
+has the tenant's name behind it: a browser may be logged in to both."""
 SIMPLE_TYPES = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
 """What a page of any site may send without asking first (https://fetch.spec.whatwg.org, "simple header")."""
 

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
 )
@@ -63,6 +64,15 @@ def parsed(pem: bytes, path: str) -> CryptoSigner:
         return CryptoSigner(key)
     except (ValueError, TypeError) as exc:
         raise ConfigError(path, "is no private key, or its passphrase is another", f"Set {PASSPHRASE}") from exc
+
+
+def public_pem(file: Path) -> str:
+    """The public key of a private key's file, as PEM. Raises ConfigError."""
+    try:
+        key: Any = load_pem_private_key(parsed(file.read_bytes(), str(file)).private_bytes, None)
+    except OSError as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from exc
+    return str(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
 
 
 def public_of(file: Path) -> SSlibKey:

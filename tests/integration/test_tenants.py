@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,10 @@ import httpx
 import pytest
 
 from fedtide.console import endpoints
+from fedtide.coordinator.release_authority.__main__ import ReleaseAuthority
+from fedtide.coordinator.release_authority.config import AuthorityConfig
+from fedtide.fabric.trust import keys
+from fedtide.fabric.trust.keys import public_pem
 from tests.conftest import APPS, EXAMPLES
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, until
@@ -126,6 +132,94 @@ def test_a_quota_holds(host: Installation, acme: TenantEdge) -> None:
     quota = host.run("tenant", "quota", "acme", "--nodes", "3", "--runs", "3")
     assert quota.returncode == 0, quota.stderr
     until(lambda: len(tenant.nodes()) == 3, "the third node")
+
+
+def test_more_than_the_hub_has_is_promised_to_nobody(host: Installation, acme: TenantEdge) -> None:
+    for words in (("add", "large", "--region", "eu"), ("quota", "acme")):
+        refused = host.run("tenant", *words, "--bytes", "20GB")
+        assert refused.returncode != 0
+        assert "more than the hub has left" in refused.stderr
+    assert not (host.home / "tenants" / "large").exists()
+    # Less, and more again: streams are made smaller before the account is.
+    for size, bytes_ in (("150MB", 150 * 10**6), ("400MB", 400 * 10**6)):
+        assert host.run("tenant", "quota", "acme", "--bytes", size).returncode == 0
+        until(lambda: host.json("tenant", "show", "acme")["state"] == "served", "acme")
+        until(lambda limit=bytes_: 0 < _reserved(acme.tenant) <= limit, f"streams of {size}")
+    assert acme.tenant.train(APPS / "mean", "--rounds", "1").state == "completed"
+
+
+def _reserved(tenant: Installation) -> int:
+    """Bytes that a tenant's streams may have at the hub."""
+    answer = _call(_url(tenant), _token(tenant), "/v1/storage")
+    if answer.status_code != 200:
+        return 0
+    return sum(each["max_bytes"] for each in answer.json()["streams"] if each["region"] == "hub")
+
+
+def test_its_director_gets_another_key_and_no_key_is_overwritten(host: Installation, acme: TenantEdge) -> None:
+    tenant, folder = acme.tenant, host.home / "tenants" / "acme" / "trust"
+    assert "PRIVATE" not in (folder / "director.pem").read_text()
+    refused = tenant.run("trust", "rotate", "director")
+    assert "fedtide tenant keys" in refused.stderr
+    assert host.run("tenant", "keys", "acme", str(folder / "director-2.pem")).returncode == 0
+    until(lambda: host.json("tenant", "show", "acme")["state"] == "served", "acme")
+    public = folder / "director-2.pub.pem"
+    public.write_text(public_pem(folder / "director-2.pem"))
+    done = tenant.run("trust", "rotate", "director", "--key", str(public))
+    assert done.returncode == 0, done.stderr
+    assert tenant.train(APPS / "mean", "--rounds", "1").state == "completed"
+    other = folder.parent / "director-2.pem"
+    keys.save(keys.new(), other)
+    assert "is there already" in host.run("tenant", "keys", "acme", str(other)).stderr
+    other.write_text("no key")
+    assert host.run("tenant", "keys", "acme", str(other)).returncode != 0
+
+
+def test_what_only_the_installation_may_do(host: Installation, acme: TenantEdge, tmp_path: Path) -> None:
+    tenant = acme.tenant
+    for words in (("tenant", "ls"), ("backup", str(tmp_path / "x.tar"))):
+        assert "FEDTIDE_TENANT" in tenant.run(*words).stderr
+    tracked = tenant.run("run", "start", "--app", str(APPS / "mean"), "--track", "mlflow=http://127.0.0.1:9")
+    assert "reported nowhere else" in tracked.stderr
+    said = host.run("events", "query", "--kind", "tenant.*", "--limit", "100").stdout
+    assert "tenant acme was added" in said
+    viewer = host.run("token", "create", "looks", "--role", "viewer").stdout.strip()
+    shown = _call(host.state["apis"][0], viewer, "/v1/events?kind=tenant.*").text
+    assert "sealed" not in shown
+    assert _call(host.state["apis"][0], viewer, "/v1/tenants").status_code == 403
+    assert host.run("tenant", "regions", "acme", "--region", "a/b").returncode != 0
+    lines = list(tenant.client.every(endpoints.cost_lines()))
+    assert lines
+    assert not [line for line in lines if line.phase == "coordinate"], "the process is the installation's to pay"
+
+
+def test_a_browser_may_look_at_both_pages(host: Installation, acme: TenantEdge) -> None:
+    base = host.state["apis"][0]
+    with httpx.Client(base_url=base) as browser:
+        for of, where in ((acme.tenant, "/tenants/acme"), (host, "")):
+            browser.post(f"{where}/ui/login", files={"token": (None, _token(of))})
+        for where in ("/tenants/acme/ui/", "/ui/", "/tenants/acme/ui/fleet"):
+            assert browser.get(where).status_code == 200, where
+        moved = browser.get("/tenants/acme")
+        assert (moved.status_code, moved.headers["Location"]) == (308, "/tenants/acme/")
+
+
+def test_its_owner_takes_the_folder_away(host: Installation, acme: TenantEdge, tmp_path: Path) -> None:
+    shutil.copytree(host.home / "tenants" / "acme", tmp_path / "tenants" / "acme")
+    environment = {"FEDTIDE_HOME": str(tmp_path), "FEDTIDE_TENANT": "acme", "FEDTIDE_SERVER": host.state["apis"][0]}
+    done = subprocess.run(
+        [sys.executable, "-m", "fedtide.console.cli", "whoami", "-o", "json"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert json.loads(done.stdout)["role"] == "admin", done.stderr
+    config = tmp_path / "tenants" / "acme" / "release-authority.json"
+    found = AuthorityConfig.model_validate_json(config.read_bytes()).below(config.parent)
+    assert all(path.is_relative_to(tmp_path) for path in (found.roots, found.folder, Path(found.key)))
+    ReleaseAuthority(found)
 
 
 def test_money_is_counted_by_the_installations_prices(host: Installation, acme: TenantEdge, tmp_path: Path) -> None:
