@@ -235,7 +235,9 @@ class Agent:
     async def _reconcile(self) -> None:
         """Ask from time to time: what is pushed may be lost, and so may what the coordinator knew of this node."""
         while True:
-            await asyncio.sleep(self._config.reconcile_s * random.uniform(0.5, 1.5))  # noqa: S311  # not the fleet at once
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._config.reconcile_s * random.uniform(0.5, 1.5)):  # noqa: S311  # not all at once
+                    await self._trust.until_doubtful()
             await self._catch_up()
 
     async def _rejoin(self, access: Access) -> None:

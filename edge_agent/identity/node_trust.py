@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.trust import provenance
 from fedtide.fabric.trust.chain import Chain, order_path
 from fedtide.fabric.trust.claims import publishers_of
-from fedtide.fabric.trust.link import TrustLink
+from fedtide.fabric.trust.link import ASK_PAUSE_S, TrustLink
 from fedtide.fabric.trust.refusals import Untrusted
 from fedtide.fabric.trust.signatures import AT, Vouched
 from fedtide.fabric.trust.store import TrustStore
@@ -61,6 +62,12 @@ class NodeTrust:
         self._link = TrustLink(store, broker, question, self._path)
         self._told: dict[tuple[Refused, RefusalKind, str], float] = {}
         self._apps: dict[tuple[str, str], frozenset[str]] = {}
+
+    async def until_doubtful(self) -> None:
+        """Until something was refused that newer metadata may allow, and it is time to ask for them."""
+        await self._link.doubted.wait()
+        await asyncio.sleep(ASK_PAUSE_S)
+        self._link.doubted.clear()
 
     async def orders(self) -> tuple[OrderList, bool]:
         """Which orders there are, and whether the coordinator has signed that."""

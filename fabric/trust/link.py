@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ class TrustLink:
         self._question = question
         self._path = path
         self._asked: float | None = None
+        self.doubted = asyncio.Event()
+        """Something was refused that newer metadata may allow, and they were asked for just before."""
         self.messages = MessageCheck()
 
     async def orders(self) -> tuple[OrderList, bool]:
@@ -82,7 +85,10 @@ class TrustLink:
         try:
             return self._once(check)
         except Untrusted as exc:
-            if exc.kind not in MENDABLE or not await self._ask():
+            if exc.kind not in MENDABLE:
+                raise
+            if not await self._ask():
+                self.doubted.set()
                 raise
         return self._once(check)
 

@@ -222,6 +222,7 @@ def test_its_owner_takes_the_folder_away(host: Installation, acme: TenantEdge, t
     ReleaseAuthority(found)
 
 
+@pytest.mark.slow
 def test_money_is_counted_by_the_installations_prices(host: Installation, acme: TenantEdge, tmp_path: Path) -> None:
     tenant, prices = acme.tenant, tmp_path / "prices.yaml"
     prices.write_text('currency: EUR\nprices: [{meter: rounds, price: "7", per: "1"}]\n')
@@ -239,6 +240,7 @@ def test_money_is_counted_by_the_installations_prices(host: Installation, acme: 
     assert tenant.finish(run).state == "completed"
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_is_killed_serves_all_of_them_again(
     host: Installation, acme: TenantEdge, globex: Installation
 ) -> None:
@@ -285,6 +287,7 @@ def test_a_backup_holds_them_too(host: Installation, acme: TenantEdge, tmp_path:
         again.run("down")
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_served_holds_up_no_other(host: Installation, acme: TenantEdge) -> None:
     broken = _add(host, "broken")
     (folder,) = (host.home / "coordinator" / "tenants").glob("broken-*")
