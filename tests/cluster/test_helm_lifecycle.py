@@ -72,6 +72,7 @@ def test_the_release_tests_itself_and_refuses_to_lose_its_streams(server: HelmSe
             cluster.upgrade(chart, "ft", {**values, "nats": larger}, **APPLIED)
 
 
+@pytest.mark.slow
 def test_a_second_release_in_the_namespace_leaves_the_custom_resources_to_the_first(server: HelmServer) -> None:
     values: Object = yaml.safe_load((CLOUD / "examples/one-machine.yaml").read_text())
     cluster = helm.Config(kubeconfig_content=server.kubeconfig(), namespace="fl")

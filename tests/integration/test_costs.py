@@ -103,6 +103,7 @@ def test_totals_agree_with_the_kernel_and_the_boards_questions_have_answers(pric
     assert "planet" in priced.run("cost", "--by", "planet").stderr
 
 
+@pytest.mark.slow
 def test_what_a_task_took_under_an_agent_that_was_stopped_is_not_forgotten(priced: Installation) -> None:
     def trained_s(agent: int) -> float:
         return sum(own + ended for own, ended in map(_of, psutil.Process(agent).children(recursive=True)))
@@ -163,6 +164,7 @@ def test_what_opencost_allocated_is_laid_beside_it(priced: Installation, tmp_pat
     assert run in table.stdout and "of 2" in table.stdout, table.stderr
 
 
+@pytest.mark.slow
 def test_a_budget_holds_rounds_says_why_and_lets_them_go_on_when_it_is_raised(
     priced: Installation, tmp_path: Path
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_trace_goes_on_in_what_is_sent() -> None:
     assert event["traceparent"] == parent and event["data"] == {"text": f"{BACK.type}: "}
 
 
+@pytest.mark.slow
 def test_a_roll_out_that_is_paused_is_told_and_a_channel_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with http_receiver() as receiver:
         channel = f"notify={{ops: {{kind: webhook, url_file: {_file(tmp_path, receiver.url)}}}}}"
