@@ -15,6 +15,7 @@ from fedtide.fabric.nats import jwt as nats_jwt
 from fedtide.fabric.nats import permissions
 from fedtide.fabric.nats.accounts import CORE
 from fedtide.fabric.nats.authority import Authority
+from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.permissions import SYSTEM, SYSTEM_LEAF, claims_of
 from fedtide.fabric.nats.subjects import Subjects
 from tests.attacks.ground import BODIES, HEADERS, REGIONS, REPLIES, ROLES, SUBJECTS, Attacker, Ground, Role, shots
@@ -65,8 +66,8 @@ async def test_it_changes_nothing_of_another_and_hears_nothing_of_it(hostile: Ho
     heard = await ground.broker("hub", hostile.authority.credentials(CORE, permissions.COORDINATOR, "ears"))
     told: list[str] = []
 
-    async def hear(message: object) -> None:
-        told.append(message.subject)  # type: ignore[attr-defined]
+    async def hear(message: Received) -> None:
+        told.append(message.subject)
 
     await heard.subscribe(f"{SUBJECTS.root}.>", hear)
     await heard.subscribe("DELIVER.>", hear)

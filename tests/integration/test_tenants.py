@@ -107,7 +107,7 @@ def test_a_token_is_good_for_its_own_tenant_only(host: Installation, acme: Tenan
                 assert refused is not belongs, (whose, where, path, answer.status_code)
     for path in ("/v1/runs", "/metrics"):
         strangers = {_call(f"{base}/tenants/{name}", tokens["host"], path).status_code for name in ("acme", "nobody")}
-        assert strangers == {401}, "whether there is such a tenant is nobody's business"
+        assert strangers == {401}, "a wrong token learns nothing more of one that is there"
     assert _call(places["acme"], tokens["acme"], "/v1/tenants").status_code == 404
     assert _call(places["acme"], tokens["acme"], "/v1/whoami").json()["role"] == "admin"
     assert _call(places["acme"], tokens["acme"], "/ui/").status_code == 200
