@@ -130,7 +130,7 @@ def test_a_schedule_fires_at_its_minute(installation: Installation, tmp_path: Pa
 
 def test_a_drift_report_of_a_region_starts_a_run(installation: Installation, tmp_path: Path) -> None:
     file = tmp_path / "rule.yaml"
-    text = RULE.format(name="drifted", policy="skip", app=APPS / "mean")
+    text = RULE.format(name="drifted", policy="skip", app=APPS / "mean", rounds=1)
     text = text.replace("com.example.drift", "dev.fedtide.drift.reported")
     file.write_text(text.replace("psi > 0.2", "score > 0.2 and region == 'eu'"))
     assert installation.run("trigger", "apply", str(file)).returncode == 0
