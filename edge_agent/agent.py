@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import time
 from contextlib import suppress
@@ -14,7 +15,7 @@ from fedtide.edge_agent.comparison.comparisons import Comparisons
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.drift.recorder import DriftWatch
 from fedtide.edge_agent.fleet_clock import FleetClock
-from fedtide.edge_agent.identity.capabilities import collect, resident_bytes
+from fedtide.edge_agent.identity.capabilities import collect
 from fedtide.edge_agent.identity.cluster_node import ASK_EVERY_S, ClusterView
 from fedtide.edge_agent.identity.enrolment import Enrolment, EnrolmentRefused, Renewals
 from fedtide.edge_agent.identity.epochs import Epochs
@@ -48,12 +49,15 @@ from fedtide.fabric.nats.credentials import Access
 from fedtide.fabric.nats.jetstream import Received
 from fedtide.fabric.nats.subjects import OrderFor, Subjects, parse_as
 from fedtide.fabric.plans.rollout_plan import Desired, Measured, NodePhase
+from fedtide.fabric.process.metering import resident_bytes
 from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.trace_context import TRACEPARENT, TraceContext, within
 from fedtide.fabric.trust.refusals import Untrusted
 
 log = logging.getLogger(__name__)
 
+SHOWS_AT_MOST_EVERY_S = 0.2
+"""A node of small tasks changes what it shows a hundred times a second: each would cost as much as a task's answer."""
 NOT_LET_IN_S = 15.0
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
@@ -213,6 +217,7 @@ class Agent:
             await self._heartbeat()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.heartbeat_s):
+                    await asyncio.sleep(SHOWS_AT_MOST_EVERY_S)
                     await self._tasks.changed.wait()
 
     async def _follow_cluster(self) -> None:
@@ -297,7 +302,7 @@ class Agent:
     def _beat(self, *, bye: bool = False) -> Heartbeat:
         used, wasted = self._meter.totals()
         return Heartbeat(
-            rss_bytes=resident_bytes(),
+            rss_bytes=resident_bytes(os.getpid()),
             trainer_rss_bytes=self._tasks.trainer_bytes,
             busy=self._tasks.busy,
             stage=self._tasks.stage,

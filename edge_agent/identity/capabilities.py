@@ -10,8 +10,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-import psutil
-
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.identity.cluster_node import ClusterNode
 from fedtide.edge_agent.identity.node_config import node_config
@@ -88,11 +86,3 @@ def _own_version() -> str:
         return version("fedtide")
     except PackageNotFoundError:
         return "unknown"
-
-
-def resident_bytes(pid: int | None = None) -> int:
-    """Resident memory of a process (None: this one) in bytes; 0 if it is gone."""
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0

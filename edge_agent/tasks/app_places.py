@@ -32,9 +32,12 @@ class TaskPlaces:
 
     def open(self) -> None:
         """Make both, empty."""
-        self.close()
         for folder in (self.given, self.out):
-            folder.mkdir(parents=True)
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:  # of an agent that was killed
+                shutil.rmtree(folder)
+                folder.mkdir()
 
     def close(self) -> None:
         for folder in (self.given, self.out):

@@ -84,9 +84,9 @@ class Governor:
         Raises:
             LimitExceeded: it has trained for as long as a task may.
         """
-        trained, seen, used = 0.0, time.monotonic(), sensors.cpu_seconds(group)
-        next_look, budget, paused = 0.0, 0.0, False
         share = self._limits.cpu_share
+        trained, seen, used = 0.0, time.monotonic(), sensors.cpu_seconds(group) if share < 1 else 0.0
+        next_look, budget, paused = 0.0, 0.0, False
         cores = os.cpu_count() or 1
         try:
             while True:

@@ -289,7 +289,6 @@ class TaskLoop:
         message = from_json(WireMessage, places.take("message.json", out_dir).read_bytes(), "message.json")
         for name in {ref.digest for ref in message.blobs()} | ({STATE} if (places.out / STATE).exists() else set()):
             places.take(name, out_dir)
-        places.close()
         return message
 
     def _forget_progress(self, task: Task) -> None:

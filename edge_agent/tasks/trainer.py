@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedtide.edge_agent.config import AgentConfig
-from fedtide.edge_agent.identity.capabilities import resident_bytes
 from fedtide.edge_agent.owner_policy import AppRule
 from fedtide.edge_agent.sandbox.cgroups import Cgroup
 from fedtide.edge_agent.sandbox.levels import Level
@@ -29,7 +28,7 @@ from fedtide.edge_agent.training.job import Job
 from fedtide.fabric.errors import CapabilityMissing, RemoteError, TransientError
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.process.families import end_family
-from fedtide.fabric.process.metering import descendants
+from fedtide.fabric.process.metering import descendants, resident_bytes
 from fedtide.fabric.process.parent_death import die_with_parent
 from fedtide.fabric.tensors.training_bundle import TRAINING
 

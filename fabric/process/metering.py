@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 LOOK_EVERY_S = 10.0
 """At most so often memory and GPUs are looked at: the kernel walks all pages, some milliseconds for torch's."""
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+_TICKS, _PAGE_BYTES = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 Scope = Literal["self", "children", "both", "none"]
 
 
@@ -87,6 +87,12 @@ def descendants(pid: int) -> Iterator[int]:
             for child in map(int, _read(f"/proc/{pid}/task/{thread}/children").split()):
                 yield child
                 yield from descendants(child)
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process in bytes; 0 if it is gone (proc_pid_statm(5)). It is told with every task."""
+    fields = _read(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * _PAGE_BYTES if fields else 0
 
 
 def held_gpus(pids: list[int]) -> int:
