@@ -68,7 +68,12 @@ SOFTHSM ?= /usr/bin/softhsm2-util
 $(SOFTHSM):
 	apt-get install --yes --no-install-recommends softhsm2 || { echo "keys are tried on a token: as root, apt-get install softhsm2"; exit 1; }
 
-test-slow: setup $(BUBBLEWRAP) $(CHROMIUM) $(PROMETHEUS) $(NPM) $(REGISTRY) $(SOFTHSM)
+# A kernel as a process: what it delegates to an agent no machine of a test has to give.
+UML ?= /usr/bin/linux.uml
+$(UML):
+	apt-get install --yes --no-install-recommends user-mode-linux || { echo "cgroups are tried on a kernel of their own: as root, apt-get install user-mode-linux"; exit 1; }
+
+test-slow: setup $(BUBBLEWRAP) $(CHROMIUM) $(PROMETHEUS) $(NPM) $(REGISTRY) $(SOFTHSM) $(UML)
 	CHROMIUM=$(CHROMIUM) python -m pytest -m slow
 
 # The same apps on each minor version of Flower that is supported.

@@ -123,7 +123,7 @@ def test_apps_run_in_the_hours_that_the_owner_allows(tmp_path: Path) -> None:
 
 
 def test_a_group_that_is_delegated_is_divided_and_one_that_is_not_is_left_alone(tmp_path: Path) -> None:
-    """Files as the kernel has them: here no cgroup v2 is delegated."""
+    """Files as the kernel has them; `tests/kernel` has a kernel that delegates one."""
     here = tmp_path / "system.slice" / "fedtide.service"
     here.mkdir(parents=True)
     (tmp_path / "own").write_text("0::/system.slice/fedtide.service\n")

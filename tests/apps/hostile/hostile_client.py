@@ -126,6 +126,19 @@ def bomb() -> None:
             time.sleep(0.01)
 
 
+def grow() -> None:
+    """Takes memory, and writes to it, for as long as it can."""
+    taken = []
+    while True:
+        taken.append(bytearray(b"x") * 2**24)
+
+
+def burn(seconds: float) -> None:
+    """So many seconds of CPU time."""
+    while time.process_time() < seconds:
+        pass
+
+
 def outlive(work: Path) -> None:
     """A process that leaves its family, and a thread."""
     if os.fork() == 0:
@@ -168,6 +181,10 @@ def train(message: Message, context: Context) -> Message:
         outlive(work)
     elif attempt == "bomb":
         bomb()
+    elif attempt == "grow":
+        grow()
+    elif attempt == "burn":
+        burn(1.0)
     elif attempt == "link":
         links(data, next((data / "jobs").glob("*/out/*")))
     content = RecordDict({"arrays": ArrayRecord({}), "metrics": MetricRecord({**found, "num-examples": 1.0})})
