@@ -25,7 +25,7 @@ from fedtide.edge_agent.releases.model_store import ModelStore
 from fedtide.edge_agent.samples.api import SampleApi
 from fedtide.edge_agent.samples.capture import Capturer
 from fedtide.edge_agent.samples.store import SampleStore, samples_file
-from fedtide.edge_agent.sandbox.levels import Level, offered
+from fedtide.edge_agent.sandbox.levels import level_of
 from fedtide.edge_agent.serving.footprint import shrink
 from fedtide.edge_agent.serving.inference_server import InferenceServer
 from fedtide.edge_agent.serving.nats_inference import NatsInference
@@ -80,7 +80,7 @@ class Agent:
         self._epochs = Epochs(config.data_dir)
         self._other_log: asyncio.Queue[OrderList] = asyncio.Queue()
         self._cluster = ClusterView()
-        self._level: Level = "none" if config.sandbox == "off" else offered()
+        self._level = level_of(config.sandbox, config.apps_user)
 
     async def run(self) -> None:
         """Serve models from disk at once; join the fleet once the broker is reachable.

@@ -116,6 +116,11 @@ class AgentConfig(Strict):
     sandbox: Literal["auto", "off"] = Field(
         default="auto", description="auto: apps are kept in the strongest sandbox that this machine offers"
     )
+    apps_user: str | None = Field(
+        default=None,
+        max_length=64,
+        description="User (name or number) that apps run as, for an agent that runs as root; none: as the agent does",
+    )
     hidden: list[Path] = Field(default=[], description="Files and folders that no app sees, beside the agent's own")
     policy_file: Path | None = Field(
         default=None, description="What this node's owner allows (TOML, written by root); none: everything"

@@ -1,7 +1,7 @@
 """What this node's owner allows: a file that the cloud cannot write, looked at before each task and each release.
 
 ```toml
-sandbox = "landlock"        # the least that apps are kept in: none, landlock, bubblewrap
+sandbox = "landlock"        # the least that apps are kept in: none, landlock, bubblewrap, user
 logs = false                # what apps print stays here
 models = ["digits*"]        # releases of these may be served
 
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from fedtide.edge_agent.sandbox.levels import Level, is_enough
+from fedtide.edge_agent.sandbox.levels import Level, is_enough, what_to_do
 from fedtide.fabric.errors import ConfigError, RemoteError
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.plans.windows import Window, is_open
@@ -102,7 +102,7 @@ class OwnerPolicy(Strict):
         if not is_enough(level, self.sandbox):
             raise OwnerRefuses(
                 f"the owner of this node demands a sandbox (sandbox = {self.sandbox!r}), and it has {level!r}",
-                "Install bubblewrap, or a kernel with Landlock (5.13)",
+                what_to_do(self.sandbox),
             )
         self._check_signers(f"app {app.name!r}", publishers)
         counting = [each for each in publishers if self._counts(each)]

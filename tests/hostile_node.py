@@ -21,6 +21,8 @@ from tests.conftest import APPS
 from tests.served import config
 from tests.training import jobs
 
+APPS_USER = "61234"
+"""Nobody else on this machine."""
 DIGEST = "1" * 64
 POLICY = """
 [[apps]]
@@ -43,7 +45,7 @@ class Node:
     """A node's task loop, and what lies on its disk."""
 
     def __init__(self, folder: Path, level: Level, *, network: bool = False, policy: str | None = None) -> None:
-        self.data, self.level, self.folder = folder / "node", level, folder
+        self.data, self.folder = folder / "node", folder
         for file in ("identity.creds", "samples.sqlite", "runs/run-0.state", "work/run-0/x", "jobs/run-0/out/t/x"):
             (self.data / file).parent.mkdir(parents=True, exist_ok=True)
             (self.data / file).write_text("secret")
@@ -61,6 +63,13 @@ class Node:
             policy_file=written,
             node_config={**named, "data": f"at:{self.data}"},
         )
+        self.become(level)
+
+    def become(self, level: Level) -> None:
+        """Keep apps in another level from now on."""
+        self.level = level
+        user = APPS_USER if level == "user" else None
+        self.config = self.config.model_copy(update={"apps_user": user})
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[TaskLoop]:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.identity.cluster_node import ClusterNode
 from fedtide.edge_agent.identity.node_config import node_config
-from fedtide.edge_agent.sandbox.levels import offered
+from fedtide.edge_agent.sandbox.levels import level_of
 from fedtide.fabric.messages.heartbeat import Capabilities
 from fedtide.fabric.messages.protocol import OURS
 from fedtide.fabric.plans.windows import zone
@@ -45,7 +45,7 @@ def collect(config: AgentConfig, inference_url: str, cluster: ClusterNode) -> Ca
         hardware=platform.machine(),
         protocol=OURS,
         packages=_packages(),
-        sandbox="none" if config.sandbox == "off" else offered(),
+        sandbox=level_of(config.sandbox, config.apps_user),
         installs=config.packages.ways if find_spec("uv") is not None else [],
     )
 

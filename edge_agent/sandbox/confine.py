@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from fedtide.edge_agent.sandbox import capabilities, landlock, syscalls
-from fedtide.edge_agent.sandbox.visible import devices
+from fedtide.edge_agent.sandbox.users import User, become
+from fedtide.edge_agent.sandbox.visible import devices, gpus
 from fedtide.fabric.strict import Strict
 
 
@@ -22,6 +23,7 @@ class Confinement(Strict):
     home: Path = Field(description="Its home, which the runs of its app share")
     network: bool
     gpu: bool = True
+    user: User | None = Field(default=None, description="As whom it runs; None: as the agent does")
 
 
 def enter(allowed: Confinement) -> int | None:
@@ -33,14 +35,16 @@ def enter(allowed: Confinement) -> int | None:
     Raises:
         OSError: the kernel does not let it.
     """
-    scratch = allowed.home / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"HOME": str(allowed.home), "TMPDIR": str(scratch)}
-    tempfile.tempdir = None  # it is looked for again
     if landlock.abi():
         write = [*allowed.write, allowed.home, *devices(gpu=allowed.gpu)]
         landlock.restrict(allowed.read, write, tcp=allowed.network)
     else:
         landlock.no_new_privileges()
+    if allowed.user is not None:
+        become(allowed.user, (file.stat().st_gid for file in gpus() if allowed.gpu and file.exists()))
+    scratch = allowed.home / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"HOME": str(allowed.home), "TMPDIR": str(scratch)}
+    tempfile.tempdir = None  # it is looked for again
     capabilities.drop_all(platform.machine())
     return syscalls.forbid(network=allowed.network)

@@ -49,13 +49,23 @@ def interpreter() -> list[Path]:
     return sorted({*found, *(path.resolve() for path in found)})
 
 
+def package() -> Path:
+    """Where fedtide itself is: beside the interpreter's packages, if it was installed from its sources."""
+    return Path(__file__).resolve().parents[2]
+
+
 _GPUS = ("dri", "kfd", "dxg")
+
+
+def gpus() -> list[Path]:
+    """Devices of GPUs, there or not."""
+    return [*(Path("/dev", name) for name in _GPUS), *sorted(Path("/dev").glob("nvidia*"))]
 
 
 def devices(*, gpu: bool = True) -> list[Path]:
     """What an app may write to, or ask, below /dev."""
     found = [Path("/dev", name) for name in _DEVICES]
-    return [*found, *(Path("/dev", name) for name in _GPUS), *sorted(Path("/dev").glob("nvidia*"))] if gpu else found
+    return [*found, *gpus()] if gpu else found
 
 
 def all_but(hidden: Collection[Path], root: Path = Path("/")) -> Iterator[Path]:

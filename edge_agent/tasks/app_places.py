@@ -11,8 +11,10 @@ from pathlib import Path
 
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.owner_policy import EVERYTHING, AppRule
-from fedtide.edge_agent.sandbox import bubblewrap, visible
+from fedtide.edge_agent.sandbox import bubblewrap, users, visible
 from fedtide.edge_agent.sandbox.confine import Confinement
+from fedtide.edge_agent.sandbox.levels import Level
+from fedtide.edge_agent.sandbox.users import User, user_of
 from fedtide.edge_agent.tasks.app_logs import app_log_file
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.plans.run_spec import AppRef
@@ -25,10 +27,11 @@ _SECRETS = tuple(map(Path, ("/etc/fedtide", "/run/secrets", "/var/run/secrets"))
 
 @dataclass(frozen=True, slots=True)
 class TaskPlaces:
-    """`given`: what the app gets, and cannot change; `out`: its answer."""
+    """`given`: what the app gets, and cannot change; `out`: its answer; `user`: as whom it writes that."""
 
     given: Path
     out: Path
+    user: User | None = None
 
     def open(self) -> None:
         """Make both, empty."""
@@ -38,6 +41,8 @@ class TaskPlaces:
             except FileExistsError:  # of an agent that was killed
                 shutil.rmtree(folder)
                 folder.mkdir()
+        if self.user is not None:
+            os.chown(self.out, self.user.uid, self.user.gid)
 
     def close(self) -> None:
         for folder in (self.given, self.out):
@@ -69,8 +74,9 @@ class TaskPlaces:
 class AppPlaces:
     """All below the agent's data folder."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, level: Level) -> None:
         self._config = config
+        self._user = user_of(config.apps_user) if level == "user" and config.apps_user is not None else None
         self._root = config.data_dir.resolve()
         self._environments = (config.packages.folder or self._root / "environments").resolve()
         self.jobs, self.apps, self.work = (self._root / name for name in ("jobs", "apps", "work"))
@@ -80,7 +86,7 @@ class AppPlaces:
         """What was asked last, and the answer: of one run after the other."""
 
     def of_task(self, run: str, task: str) -> TaskPlaces:
-        return TaskPlaces(self.jobs / run / "in" / task, self.jobs / run / "out" / task)
+        return TaskPlaces(self.jobs / run / "in" / task, self.jobs / run / "out" / task, self._user)
 
     def progress(self, run: str, task: str) -> Path:
         """The checkpoint of a task that takes long."""
@@ -104,6 +110,9 @@ class AppPlaces:
         own = [self.work / run, *(self.jobs / run / name for name in ("out", "progress"))]
         for folder in (*own, home := self.homes / _folder_of(app.name), self.jobs / run / "in"):
             folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            for folder in (*own, home):
+                users.hand_over(folder, *((self._user.uid, self._user.gid) if self._user is not None else (0, 0)))
         os.utime(home)
         asked = run, app.bundle.digest, rule, node_config
         if self._confined is not None and self._confined[0] == asked:
@@ -111,18 +120,25 @@ class AppPlaces:
         data = visible.all_but(self.hidden) if EVERYTHING in rule.data else rule.data
         code = self.apps / app.bundle.digest
         read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", code, self._environments]
-        found = Confinement(read=read, write=own, home=home, network=rule.network, gpu=rule.gpu)
+        found = Confinement(read=read, write=own, home=home, network=rule.network, gpu=rule.gpu, user=self._user)
         self._confined = asked, found.model_dump_json()
         return self._confined[1]
 
-    def bubblewrapped(self, *, network: bool, named: Iterable[Path]) -> list[str]:
+    def bubblewrapped(self, *, network: bool, named: Iterable[Path], data: Iterable[Path]) -> list[str]:
         """What stands before the command line of the trainer process, which serves all apps.
 
         Args:
             named: what nodes' configuration lets apps read.
+            data: what the owner's policy lets them read, where they run as a user of their own.
         """
         return bubblewrap.command(
-            self.hidden, [*self._readable, *named], self._writable, network=network, cwd=self.trainer
+            self.hidden,
+            [*self._readable, *named],
+            self._writable,
+            network=network,
+            cwd=self.trainer,
+            user=self._user,
+            data=[path for path in data if path != EVERYTHING],
         )
 
     def shown(self) -> tuple[int, ...]:

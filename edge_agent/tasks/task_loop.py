@@ -78,7 +78,7 @@ class TaskLoop:
         self._downloads = config.data_dir / "downloads"
         zone = config.timezone or machine_timezone()
         packages = AppPackages(config, self._fetch_of_app, self._show_stage)
-        self._places, self._owner, self._level = AppPlaces(config), Owner(config.policy_file), level
+        self._places, self._owner, self._level = AppPlaces(config, level), Owner(config.policy_file), level
         governor = Governor(config.limits, zone, latency, self._show_stage, lambda: self._owner.why_not_now(zone))
         self._trainer = Trainer(config, governor, packages, self._places, level)
         self._queue = FairQueue()

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from fedtide.edge_agent.config import AgentConfig
 from fedtide.edge_agent.owner_policy import AppRule
 from fedtide.edge_agent.sandbox.cgroups import Cgroup
-from fedtide.edge_agent.sandbox.levels import Level
+from fedtide.edge_agent.sandbox.levels import Level, is_enough
 from fedtide.edge_agent.tasks.app_packages import AppPackages
 from fedtide.edge_agent.tasks.app_places import AppPlaces, named_in
 from fedtide.edge_agent.tasks.governor import Governor, LimitExceeded
@@ -44,12 +44,17 @@ SECRET_VARIABLES = frozenset({"FEDTIDE_JOIN_TOKEN", "FEDTIDE_TOKEN"})
 
 
 class _Served(NamedTuple):
-    """What one trainer process can be used for. `named`: files that nodes' configuration lets its apps read."""
+    """What one trainer process can be used for.
+
+    `named`: files that nodes' configuration lets its apps read; `data`: those of the owner's policy, where these need
+    to be reached by another user.
+    """
 
     module: str
     python: Path | None
     network: bool
     named: tuple[Path, ...]
+    data: tuple[Path, ...]
     shown: tuple[int, ...]
 
 
@@ -67,6 +72,7 @@ class Trainer:
         self._packages = packages
         self._places = places
         self._level = level
+        self._wrapped = is_enough(level, "bubblewrap")
         self._config = config
         self._governor = governor
         self._process: asyncio.subprocess.Process | None = None
@@ -101,8 +107,9 @@ class Trainer:
         await self._governor.until_allowed()
         python = await self._packages.python_for(job.app_dir, app) if module == _FLOWER else None
         network = job.confinement is None or limits.network
-        shown = self._places.shown() if self._level == "bubblewrap" else ()
-        serves = _Served(module, python, network, tuple(named_in(job.node_config)), shown)
+        data = tuple(limits.data) if self._level == "user" else ()
+        shown = self._places.shown() if self._wrapped else ()
+        serves = _Served(module, python, network, tuple(named_in(job.node_config)), data, shown)
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
         if self._group is not None:
@@ -156,7 +163,7 @@ class Trainer:
 
     def _exit_code(self, code: int) -> int:
         """Bubblewrap tells of a signal as shells do."""
-        return _FIRST_SIGNAL - code if self._level == "bubblewrap" and code > _FIRST_SIGNAL else code
+        return _FIRST_SIGNAL - code if self._wrapped and code > _FIRST_SIGNAL else code
 
     async def _start(self, serves: _Served) -> asyncio.subprocess.Process:
         environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
@@ -164,8 +171,9 @@ class Trainer:
             environment |= dict.fromkeys(THREAD_VARIABLES, str(self._config.train_threads))
         work = self._places.trainer
         work.mkdir(parents=True, exist_ok=True)
-        wrapped = self._level == "bubblewrap"
-        before = self._places.bubblewrapped(network=serves.network, named=serves.named) if wrapped else []
+        before = []
+        if self._wrapped:
+            before = self._places.bubblewrapped(network=serves.network, named=serves.named, data=serves.data)
         with (work / "trainer.log").open("wb") as logfile:  # apps write into the logs of their runs
             self._process = await asyncio.create_subprocess_exec(
                 *before,

@@ -33,7 +33,7 @@ class Capabilities(Message):
     packages: dict[str, str] | None = Field(
         default=None, max_length=500, description="Python packages beside the agent's own, with version; None: not told"
     )
-    sandbox: str = Field(default="", max_length=32, description="What apps are kept in: none, landlock, bubblewrap")
+    sandbox: str = Field(default="", max_length=32, description="What apps are kept in (docs/sandbox.md)")
     installs: list[str] = Field(default=[], description="Where it may get packages of apps: wheels, index")
 
 

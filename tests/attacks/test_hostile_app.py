@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import psutil
@@ -10,9 +11,10 @@ import pytest
 
 from fedtide.edge_agent.sandbox.levels import ORDER, Level, is_enough, offered
 from fedtide.fabric.messages.tasks import Cancel
-from tests.hostile_node import Node, metrics, task
+from tests.hostile_node import APPS_USER, Node, metrics, task
 
-LEVELS = [level for level in ORDER[1:] if is_enough(offered(), level)]
+MOST = "user" if offered() == "bubblewrap" and os.geteuid() == 0 else offered()
+LEVELS = [level for level in ORDER[1:] if is_enough(MOST, level)]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -36,10 +38,36 @@ async def test_without_a_policy_it_sees_the_machine_but_for_what_is_the_agents(l
     async with node.working() as loop:
         found = metrics(await node.answer(loop, "look"))
     done = {name for name, value in found.items() if value}
-    assert done == {
-        *(f"may-{name}" for name in ("work", "home", "granted", "subprocess")),
-        *("ungranted", "ipv4", "ipv6", "num-examples"),
-    }
+    # Its folder is root's alone: a user of its own reaches there what it was granted, and no more.
+    machine = {"may-granted", "ungranted"} if level != "user" else set()
+    assert done == {"may-work", "may-home", "may-subprocess", "ipv4", "ipv6", "num-examples"} | machine
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+async def test_it_is_a_user_of_its_own_that_gets_nothing_of_roots(tmp_path: Path) -> None:
+    node = Node(tmp_path, "user")
+    (tmp_path / "granted" / "roots-own").write_text("for root alone")
+    (tmp_path / "granted" / "roots-own").chmod(0o600)
+    async with node.working() as loop:
+        found = metrics(await node.answer(loop, "who"))
+    uid = float(APPS_USER)
+    for name in ("uid", "gid", "owner-of-output"):
+        assert found.pop(name) == uid
+    assert {name for name, value in found.items() if value} == {"own-processes", "shared-memory", "num-examples"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize(("before", "after"), [("bubblewrap", "user"), ("user", "bubblewrap")])
+async def test_what_is_an_apps_stays_its_own_when_its_user_changes(before: Level, after: Level, tmp_path: Path) -> None:
+    node = Node(tmp_path, before)
+    for name, level in (("t1", before), ("t2", after)):
+        node.become(level)
+        async with node.working() as loop:
+            found = metrics(await node.answer(loop, "look", name=name))
+        assert {name for name, value in found.items() if value} == {
+            *(f"may-{name}" for name in ("work", "home", "granted", "subprocess")),
+            "num-examples",
+        }
 
 
 async def test_its_name_is_no_way_out(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ async def test_a_node_without_flower_says_what_to_install(tmp_path: Path, monkey
     job = Job(**paths, run="r", blobs={}, node_id=1, node_config={}, checkpoint_s=0.0, threads=1)
     app = AppRef(name="a", bundle=BlobRef(digest="a" * 64, size_bytes=1))
     packages = AppPackages(config, fetch=None, show=print)
-    trainer = Trainer(config, Governor(config.limits, "UTC", Latency(), print), packages, AppPlaces(config), "none")
+    places = AppPlaces(config, "none")
+    trainer = Trainer(config, Governor(config.limits, "UTC", Latency(), print), packages, places, "none")
     with pytest.raises(CapabilityMissing, match=r"fedtide\[train\]"):
         await trainer.train(job, app, AppRule())
 

@@ -101,6 +101,26 @@ def look(data: Path, node: dict[str, str]) -> dict[str, float]:
     }
 
 
+def who(node: dict[str, str]) -> dict[str, float]:
+    """Who it is, and what it is let by being that."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    regained = 0.0
+    with contextlib.suppress(OSError):
+        os.setuid(0)
+        regained = 1.0
+    return {
+        "uid": float(os.geteuid()),
+        "gid": float(os.getegid()),
+        "groups": float(len(os.getgroups())),
+        "capabilities": float(int(status["CapPrm"], 16)),
+        "regained": regained,
+        "roots-own": reads(Path(node["granted"]).with_name("roots-own")),
+        "own-processes": float(Path(f"/proc/{os.getpid()}/environ").read_bytes() != b""),
+        "shared-memory": writes(Path("/dev/shm/x")),
+        "owner-of-output": float(Path("mine.txt").stat().st_uid if writes(Path("mine.txt")) else 0),
+    }
+
+
 def allowed(node: dict[str, str]) -> dict[str, float]:
     with tempfile.NamedTemporaryFile("w") as scratch:
         scratch.write("x")
@@ -177,6 +197,8 @@ def train(message: Message, context: Context) -> Message:
     found: dict[str, float] = {}
     if attempt == "look":
         found = {**look(data, node), **{f"may-{name}": done for name, done in allowed(node).items()}, **network()}
+    elif attempt == "who":
+        found = who(node)
     elif attempt == "outlive":
         outlive(work)
     elif attempt == "bomb":
