@@ -90,6 +90,9 @@ class Agent:
         """
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
+        if self._level == "user":
+            os.umask(0o022)  # an app must be able to read what it is given
+            config.data_dir.chmod(0o700)  # and nobody else
         self._store_of_trust = trust_store(config)
         samples = SampleStore(samples_file(config.data_dir), config.capture.max_bytes, config.capture.max_age_s)
         capturer = Capturer(config.capture, samples, self._clock)

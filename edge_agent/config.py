@@ -119,6 +119,7 @@ class AgentConfig(Strict):
     apps_user: str | None = Field(
         default=None,
         max_length=64,
+        coerce_numbers_to_str=True,
         description="User (name or number) that apps run as, for an agent that runs as root; none: as the agent does",
     )
     hidden: list[Path] = Field(default=[], description="Files and folders that no app sees, beside the agent's own")

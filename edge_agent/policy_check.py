@@ -8,23 +8,29 @@ from pathlib import Path
 
 from fedtide.edge_agent import owner_policy
 from fedtide.edge_agent.owner_policy import AppRule, OwnerPolicy, OwnerRefuses
-from fedtide.edge_agent.sandbox.levels import Level, is_enough, offered
+from fedtide.edge_agent.sandbox.levels import Level, is_enough, level_of, what_to_do
+from fedtide.edge_agent.sandbox.users import User, may_read, user_of
 from fedtide.fabric.errors import ConfigError
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.tensors.blobs import BlobRef
 
 
-def told(policy: OwnerPolicy, level: Level) -> str:
-    """The policy in words, for a node that keeps apps in `level`."""
+def told(policy: OwnerPolicy, level: Level, user: User | None = None) -> str:
+    """The policy in words, for a node that keeps apps in `level`, as `user` if they have one of their own."""
     lines = [f"this machine keeps apps in: {level} (the policy demands {policy.sandbox})"]
     if not is_enough(level, policy.sandbox):
-        lines.append("so nothing trains here: install bubblewrap, or a kernel with Landlock (5.13)")
+        remedy = what_to_do(policy.sandbox)
+        lines.append(f"so nothing trains here: {remedy[0].lower()}{remedy[1:]}")
     lines.append(f"training: {_yes(policy.training)}; what apps print may be read: {_yes(policy.logs)}")
     lines.append(f"models that may be served: {', '.join(policy.models) or 'none'}")
     lines.append(f"signers that count: {', '.join(policy.signers) or 'none'}")
     if (hours := policy.hours) is not None:
         lines.append(f"apps run from {hours.start:%H:%M} to {hours.end:%H:%M} on {', '.join(hours.days)}")
     lines += [f"app {number}: {_rule(rule)}" for number, rule in enumerate(policy.apps, 1)]
+    if user is not None:
+        granted = [path for rule in policy.apps for path in rule.data if path.exists()]
+        unread = [path for path in granted if not may_read(path, user)]
+        lines += [f"{path} cannot be read by {user.name}: change its group or its rights" for path in unread]
     return "\n".join([*lines, *([] if policy.apps else ["no [[apps]]: no app may train"])])
 
 
@@ -50,9 +56,10 @@ def main() -> int:
     parser.add_argument("--digest", default="0" * 64, help="Of its bundle")
     parser.add_argument("--publisher", default="", help="The role that vouches for it")
     parser.add_argument("--model", default="", help="Whether a release of it may be served")
+    parser.add_argument("--apps-user", default="", help="The agent's setting of this name")
     asked = parser.parse_args()
-    level = offered()
     try:
+        level = level_of("auto", asked.apps_user or None)
         policy = owner_policy.read(asked.file)
         if asked.model:
             policy.check_model(asked.model)
@@ -62,7 +69,7 @@ def main() -> int:
         elif asked.model:
             print(f"{asked.model} may be served")
         else:
-            print(told(policy, level))
+            print(told(policy, level, user_of(asked.apps_user) if asked.apps_user else None))
     except (ConfigError, OwnerRefuses) as exc:
         print(exc, file=sys.stderr)
         return exc.exit_code

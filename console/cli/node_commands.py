@@ -21,9 +21,10 @@ def check(
     digest: Annotated[str, typer.Option(help="Of its bundle")] = "",
     publisher: Annotated[str, typer.Option(help="The role that vouches for it, e.g. publisher-al")] = "",
     model: Annotated[str, typer.Option(help="Whether a release of it may be served")] = "",
+    apps_user: Annotated[str, typer.Option(help="The agent's setting of this name, if it has one")] = "",
 ) -> None:
     """What a policy allows on this machine, and what is wrong with it."""
-    options = {"--app": app, "--digest": digest, "--publisher": publisher, "--model": model}
+    options = {"--app": app, "--digest": digest, "--publisher": publisher, "--model": model, "--apps-user": apps_user}
     given = [f"{option}={value}" for option, value in options.items() if value]
     # The agent's own words: this package does not know it.
     command = [sys.executable, "-m", "fedtide.edge_agent.policy_check", *given, "--", str(file)]

@@ -113,6 +113,8 @@ class AppPlaces:
         if os.geteuid() == 0:
             for folder in (*own, home):
                 users.hand_over(folder, *((self._user.uid, self._user.gid) if self._user is not None else (0, 0)))
+        if self._user is not None:
+            (self.apps / app.bundle.digest).chmod(0o755)  # it was unpacked for the agent alone
         os.utime(home)
         asked = run, app.bundle.digest, rule, node_config
         if self._confined is not None and self._confined[0] == asked:

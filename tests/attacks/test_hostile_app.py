@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from fedtide.edge_agent.config import Capture
+from fedtide.edge_agent.samples.store import Sample, SampleStore, samples_file
 from fedtide.edge_agent.sandbox.levels import ORDER, Level, is_enough, offered
 from fedtide.fabric.messages.tasks import Cancel
 from tests.hostile_node import APPS_USER, Node, metrics, task
@@ -79,6 +83,21 @@ async def test_its_name_is_no_way_out(tmp_path: Path) -> None:
     assert not found["credentials"] and not found["own-code"]
     assert {entry.name for entry in tmp_path.iterdir()} == {"node", "policy.toml", "hidden", "ungranted", "granted"}
     assert len(list((node.data / "homes").iterdir())) == 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_it_reads_the_samples_of_a_node_that_shares_them_while_the_agent_writes(
+    level: Level, tmp_path: Path
+) -> None:
+    node = Node(tmp_path, level)
+    node.config = node.config.model_copy(update={"capture": Capture(share=1.0)})
+    store = SampleStore(samples_file(node.data), 10**6, 10.0**6)
+    async with node.working() as loop:
+        for number in (1, 2):
+            store.add([Sample("m", f"s{number}", time.time(), {"x": np.zeros((1, 2), np.float32)})], time.time())
+            store.label("m", {f"s{number}": [1]}, time.time())
+            assert metrics(await node.answer(loop, "samples", name=f"t{number}"))["samples"] == number
+    store.close()
 
 
 @pytest.mark.parametrize("level", LEVELS)

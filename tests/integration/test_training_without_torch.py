@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedtide.edge_agent.sandbox.levels import offered
 from tests.conftest import APPS
+from tests.hostile_node import APPS_USER
 from tests.integration.conftest import bring_up
 from tests.integration.installation import Installation, children, until
 
@@ -35,6 +37,8 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installa
         "--agent-set",
         "train_checkpoint_s=0",
     )
+    if os.geteuid() == 0:
+        change(there, "eu-2", apps_user=APPS_USER)
     yield there
     there.run("down")
 
@@ -45,11 +49,11 @@ def trainers(there: Installation) -> list[str]:
     return [log.read_text().rpartition("runs=")[2].split()[0] for log in logs]
 
 
-def use(there: Installation, node: str, runtime: str) -> None:
-    """Change a node's runtime, as its owner would: the file, and a restart."""
+def change(there: Installation, node: str, **settings: str) -> None:
+    """Change a node's settings, as its owner would: the file, and a restart."""
     file = there.home / "config" / f"agent-{node}.json"
     pid = there.child(f"agent-{node}")
-    file.write_text(json.dumps({**json.loads(file.read_text()), "train_runtime": runtime}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
     os.kill(pid, signal.SIGKILL)
     until(lambda: children(there.state["pid"], file.name) not in ([], [pid]), "a restarted agent")
 
@@ -61,6 +65,8 @@ def final(there: Installation, run: str) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_a_node_whose_trainer_is_killed_goes_on_where_it_was(without_torch: Installation) -> None:
     whole = without_torch.train(CLUSTERS, "--train", "onnx", "--rounds", "1")
+    user = int(APPS_USER) if os.geteuid() == 0 else os.geteuid()
+    assert without_torch.json("fleet", "show", "eu-2")["sandbox"] == ("user" if user == int(APPS_USER) else offered())
     # In the home that the runs of this app share on each node: elsewhere it could not answer.
     holds = [home / "hold" for home in (without_torch.home / "nodes").glob("*/homes/*")]
     assert len(holds) == 3
@@ -73,6 +79,7 @@ def test_a_node_whose_trainer_is_killed_goes_on_where_it_was(without_torch: Inst
     progress = without_torch.home / "nodes" / "eu-2" / "jobs" / run / "progress"
     until(lambda: any(progress.iterdir()), "progress of a node")
     (trainer,) = children(agent, ONNX)
+    assert {file.stat().st_uid for file in progress.iterdir()} == {user}
     os.kill(trainer, signal.SIGKILL)
     until(lambda: children(agent, ONNX) not in ([], [trainer]), "another trainer")
     for hold in holds:
@@ -91,7 +98,7 @@ def test_nodes_without_torch_and_with_it_end_at_the_same_model(without_torch: In
     assert alone.state == "completed", alone
     assert trainers(without_torch) == [ONNX] * 3
     assert alone.rounds[-1].metrics["eval_accuracy"] > 0.5
-    use(without_torch, "eu-1", "flower")
+    change(without_torch, "eu-1", train_runtime="flower")
     mixed = without_torch.train(CLUSTERS, "--train", "onnx")
     assert trainers(without_torch) == ["fedtide.edge_agent.training.flower", ONNX, ONNX]
     assert mixed.participants == ["eu-1", "eu-2", "eu-3"]
@@ -119,7 +126,7 @@ def test_the_examples_are_as_accurate_in_every_fleet(tmp_path: Path, example: st
     try:
         for fleet, nodes in (("onnx", []), ("mixed", ["eu-1", "eu-2"]), ("torch", ["eu-3", "eu-4"])):
             for node in nodes:
-                use(there, node, "flower")
+                change(there, node, train_runtime="flower")
             view = there.train(EXAMPLES / example, "--train", "onnx", "--rounds", "6")
             assert view.participants == ["eu-1", "eu-2", "eu-3", "eu-4"]
             reached[fleet] = view.rounds[-1].metrics["accuracy"]

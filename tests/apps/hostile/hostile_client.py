@@ -16,6 +16,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedtide.edge_agent.samples.source import SAMPLES, CapturedSamples
+
 app, server = ClientApp(), ServerApp()
 
 
@@ -197,6 +199,8 @@ def train(message: Message, context: Context) -> Message:
     found: dict[str, float] = {}
     if attempt == "look":
         found = {**look(data, node), **{f"may-{name}": done for name, done in allowed(node).items()}, **network()}
+    elif attempt == "samples":
+        found = {"samples": float(len(CapturedSamples.open(str(context.node_config[SAMPLES]), "m")))}
     elif attempt == "who":
         found = who(node)
     elif attempt == "outlive":
