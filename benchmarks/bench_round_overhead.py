@@ -2,6 +2,7 @@
 
 The same app, four nodes; small (4 kB) and large (40 MB) messages. One system after the other,
 each with its own processes; the median round after the first (which starts the apps' processes).
+Small ones also against ours without a sandbox for apps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from benchmarks.report import Row, load_now, write
 
 APP = Path(__file__).parent / "echo_app"
 NODES = 4
-CASES = {"4 nodes x 4 kB": (4, 6), "4 nodes x 40 MB": (40_000, 4)}
+SMALL = "4 nodes x 4 kB"
+TURNS, ROUNDS_OF_TURN = 5, 60
+CASES = {SMALL: (4, 6), "4 nodes x 40 MB": (40_000, 4)}
 BIN = Path(sys.executable).parent
 WAIT_S = 600.0
 
@@ -42,14 +45,26 @@ def main() -> None:
         ours_s, theirs_s = statistics.median(our_rounds[1:]), statistics.median(their_rounds[1:])
         rows.append(Row(case, "round, median", "s", ours_s, theirs_s, name, note))
         rows.append(Row(case, "peak memory, all processes", "MB", our_peak / 1e6, their_peak / 1e6, name))
-    write("round_overhead", load, rows)
+    write("round_overhead", load, [*rows, _confined()])
 
 
-def _ours(kilobytes: int, rounds: int) -> tuple[list[float], int]:
+def _confined() -> Row:
+    """What it costs that apps are kept in: the same with and without, in turn."""
+    kilobytes, _ = CASES[SMALL]
+    found: dict[str, list[float]] = {"auto": [], "off": []}
+    for _ in range(TURNS):
+        for sandbox, medians in found.items():
+            rounds, _ = _ours(kilobytes, ROUNDS_OF_TURN, "--agent-set", f"sandbox={sandbox}")
+            medians.append(statistics.median(rounds[5:]))
+    kept, free = (statistics.median(medians) for medians in found.values())
+    return Row(f"{SMALL}, apps confined", "round, median", "s", kept, free, "sandbox=off")
+
+
+def _ours(kilobytes: int, rounds: int, *options: str) -> tuple[list[float], int]:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "FEDTIDE_HOME": folder}
         fedtide = [str(BIN / "fedtide")]
-        up = [*fedtide, "up", "-d", "--regions", "bench", "--nodes-per-region", str(NODES)]
+        up = [*fedtide, "up", "-d", "--regions", "bench", "--nodes-per-region", str(NODES), *options]
         subprocess.run(up, env=environment, check=True, stdout=subprocess.DEVNULL)
         pid = json.loads(Path(folder, "up.json").read_text())["pid"]
         try:

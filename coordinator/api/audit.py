@@ -25,9 +25,11 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _USERINFO = re.compile(r"//[^/@\s\"]+@")
-TOLD_AGAIN_S = 60.0
-"""So often, at most, it is told that somebody may not look at something: nobody fills the trail with that."""
-_REFUSED = (401, 403)
+TOLD_AGAIN_S, MOST_TOLD = 60.0, 100
+"""So often, at most, it is told that somebody was not let in or may not look at something, and of so many in that time:
+nobody fills the trail with that."""
+LOGINS = (("POST", "/ui/login"), ("GET", "/ui/oidc/callback"))
+_NOT_LET_IN, _REFUSED = 401, 403
 
 
 class AuditListing(Listing):
@@ -41,36 +43,61 @@ class AuditListing(Listing):
 
 def audit_middleware(trail: AuditTrail) -> list[Any]:
     """The middleware that stores what was asked for and what became of it, before the answer goes."""
+    news = _News()
 
-    told: dict[str, float] = {}
-
-    def is_news(who: str) -> bool:
-        now = time.monotonic()
-        for name in [name for name, at in told.items() if now >= at + TOLD_AGAIN_S]:
-            del told[name]
-        return told.setdefault(who, now) == now
+    async def tell(request: web.Request, status: int, *, asked: str, reason: str) -> None:
+        who = principal(request)
+        await trail.append(
+            who=who.name if who is not None else "nobody",
+            role=who.role if who is not None else "",
+            via=who.via if who is not None else "",
+            origin=request.remote or "",
+            behalf=text(request.headers.get(BY, ""))[:200],
+            action=f"{request.method} {local_path(request)}"[:300],
+            asked=asked,
+            outcome=str(status),
+            reason=reason,
+        )
 
     @web.middleware
     async def record(request: web.Request, handler: Any) -> web.StreamResponse:
-        response: web.StreamResponse = await handler(request)
-        looks = request.method in LOOKING
-        who = principal(request)
-        refused = looks and response.status in _REFUSED and who is not None and is_news(who.name)
-        if local_path(request).startswith("/v1/") and (not looks or refused) and response.status != 401:
-            await trail.append(
-                who=who.name if who is not None else "nobody",
-                role=who.role if who is not None else "",
-                via=who.via if who is not None else "",
-                origin=request.remote or "",
-                behalf=text(request.headers.get(BY, ""))[:200],
-                action=f"{request.method} {local_path(request)}"[:300],
-                asked=await _asked(request),
-                outcome=str(response.status),
-                reason=_reason(response),
-            )
+        try:
+            response: web.StreamResponse = await handler(request)
+        except web.HTTPRedirection:
+            if _is_login(request):
+                status = 200 if principal(request) is not None else _NOT_LET_IN
+                if news.is_told(request, status):  # what was asked is a token, or buys one
+                    await tell(request, status, asked="", reason="" if status == 200 else "not let in")
+            raise
+        if local_path(request).startswith("/v1/") and news.is_told(request, response.status):
+            await tell(request, response.status, asked=await _asked(request), reason=_reason(response))
         return response
 
     return [record]
+
+
+class _News:
+    """Which requests are told of: those that change something and logins always, those that were not let in rarely."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def is_told(self, request: web.Request, status: int) -> bool:
+        who = principal(request)
+        if status == _NOT_LET_IN:
+            return self._is_new(f"from {request.remote}")
+        if status == _REFUSED and request.method in LOOKING:
+            return who is not None and self._is_new(who.name)
+        return request.method not in LOOKING or _is_login(request)
+
+    def _is_new(self, who: str) -> bool:
+        now = time.monotonic()
+        self._told = {name: at for name, at in self._told.items() if now < at + TOLD_AGAIN_S}
+        return len(self._told) < MOST_TOLD and self._told.setdefault(who, now) == now
+
+
+def _is_login(request: web.Request) -> bool:
+    return (request.method, local_path(request)) in LOGINS
 
 
 async def _asked(request: web.Request) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from fedtide.coordinator.adapters.oidc import NotLetIn, OidcLogin
-from fedtide.coordinator.api.http import PREFIX, cookie_of
+from fedtide.coordinator.api.http import PREFIX, PRINCIPAL, cookie_of
 from fedtide.coordinator.api.principals import Principals
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.process.web_access import COOKIE
@@ -43,6 +43,7 @@ class Session:
             who = None
         if who is None:
             return web.HTTPSeeOther("login?wrong=1")
+        request[PRINCIPAL] = who  # for the audit trail
         return _kept(request, web.HTTPSeeOther("./"), token)
 
     async def begin(self, request: web.Request) -> web.HTTPException:
@@ -84,11 +85,12 @@ class Session:
                 raise NotLetIn("it is the answer to another login", "Log in again")
             code = request.query.get("code", "")
             token = await oidc.exchange(code, str(kept["verifier"]), _callback(request, oidc))
-            await oidc.principal(token, nonce=str(kept["nonce"]))
+            who = await oidc.principal(token, nonce=str(kept["nonce"]))
         except (NotLetIn, ValueError, KeyError, TypeError):
             return web.HTTPSeeOther("../login?wrong=1")
         if len(token) > MOST_COOKIE:
             return web.HTTPSeeOther("../login?large=1")
+        request[PRINCIPAL] = who  # for the audit trail
         found = _kept(request, web.HTTPSeeOther("../"), token)
         found.del_cookie(cookie_of(request, LOGIN_COOKIE), path=_root(request))
         return found

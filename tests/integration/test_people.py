@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -123,3 +124,22 @@ def test_where_nobody_logs_in_it_is_said(installation: Installation) -> None:
     assert done.returncode != 0
     assert "no identity provider" in done.stderr
     assert installation.run("logout").returncode == 0
+
+
+def test_who_comes_in_by_the_page_and_who_is_not_let_in_stands_in_the_trail_without_what_they_showed(
+    installation: Installation,
+) -> None:
+    token, began = _token(installation, "looker", "viewer"), datetime.now(UTC)
+    api = installation.state["apis"][0]
+    for shown in ("wrong-secret-1", "wrong-secret-2", token):
+        httpx.post(f"{api}/ui/login", data={"token": shown})
+    for _ in range(3):
+        assert _call(installation, "wrong-secret-3", "DELETE", "/v1/triggers/none").status_code == 401
+    entries = json.loads(_ran(installation, "audit", "query", "--limit", "1000", "-o", "json"))
+    (opened,) = [e for e in entries if e["action"] == "POST /ui/login" and e["outcome"] == "200"]
+    assert (opened["who"].partition(" ")[0], opened["role"], opened["origin"]) == ("looker", "viewer", "127.0.0.1")
+    refused = [e for e in entries if e["outcome"] == "401"]
+    assert {(e["who"], e["origin"]) for e in refused} == {("nobody", "127.0.0.1")}
+    assert sum(datetime.fromisoformat(e["at"]) >= began for e in refused) <= 1, "an address fills no trail"
+    whole = json.dumps(entries)
+    assert not any(secret in whole for secret in ("wrong-secret", token.split("_")[2]))
