@@ -116,6 +116,7 @@ def _closed(view: RunView) -> list[int]:
     return [each.round for each in view.rounds if each.state == "closed"]
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_goes_on_after_its_last_round(installation: Installation) -> None:
     run = _slow_options(installation, 0.6)
     installation.until_run(run, lambda view: len(_closed(view)) >= 2)

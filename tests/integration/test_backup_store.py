@@ -74,6 +74,7 @@ def test_what_is_wrong_with_a_store_is_said(bucket: str, tmp_path: Path) -> None
         BackupStore("gopher://x/y/").put(file)
 
 
+@pytest.mark.slow
 async def test_a_hub_is_copied_into_a_store_and_put_back_once(
     bucket: str, hub: NatsServer, config: CoordinatorConfig, tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_what_a_task_took_under_an_agent_that_was_stopped_is_not_forgotten(price
     assert used["eu"]["cpu"] > 3_200_000, "it burnt a second before it began anew"
 
 
+@pytest.mark.slow
 def test_between_runs_no_aggregator_is_paid_for_and_servers_and_collectors_are(priced: Installation) -> None:
     def by_pool() -> dict[str, dict[str, int]]:
         return {row["group"]["pool"]: row["quantities"] for row in priced.json("cost", "--by", "pool")["rows"]}

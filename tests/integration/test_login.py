@@ -213,7 +213,9 @@ def test_a_person_logs_in_on_the_page(there: Installation, provider: Provider) -
     forged = httpx.get(f"{api}/ui/oidc/callback?code=x&state=y")
     assert forged.headers["Location"].endswith("login?wrong=1")
     logins = there.json("audit", "query", "--limit", "1000", "--action", "/ui/oidc/callback")
-    assert ("al@example.com", "operator", "200", "") in {(e["who"], e["role"], e["outcome"], e["asked"]) for e in logins}
+    assert ("al@example.com", "operator", "200", "") in {
+        (e["who"], e["role"], e["outcome"], e["asked"]) for e in logins
+    }
 
 
 def test_a_provider_that_replaces_its_keys_is_followed(there: Installation, provider: Provider) -> None:

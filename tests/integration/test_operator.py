@@ -126,6 +126,7 @@ def _app(there: Installation, folder: Path = APPS / "mean") -> Object:
     }
 
 
+@pytest.mark.slow
 def test_resources_start_show_and_end_what_they_stand_for(operated: Installation, server: ApiServer) -> None:
     app = _app(operated)
     server.put(RUNS, resource(RUNS, "good", {"app": app}))

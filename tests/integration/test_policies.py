@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
+import pytest
 
 from fedtide.fabric.messages.views import PhaseView, RunView
 from fedtide.fabric.tensors.frame import Tensor
@@ -81,6 +82,7 @@ def test_asynchronous_rounds_close_by_their_buffer_and_count_what_is_stale(insta
     assert weights[0] > 0
 
 
+@pytest.mark.slow
 def test_a_semi_synchronous_round_closes_at_its_deadline_and_counts_the_slow_one_later(
     installation: Installation,
 ) -> None:

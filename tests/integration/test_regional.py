@@ -65,7 +65,8 @@ def test_an_update_that_cannot_be_summed_is_refused_in_its_region(regional: Inst
     assert _model(regional, view) == _model(regional, alone)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_region_whose_aggregator_dies_or_freezes_is_summed_all_the_same(
     regional: Installation, flat: bytes, how: signal.Signals
 ) -> None:

@@ -239,9 +239,13 @@ def lines(command: click.Command, value: str, chance: random.Random) -> Iterator
             yield [f"{option.opts[-1]}={given}", "--", *plain]
 
 
+PROCESSES = (("backup",), ("node", "policy", "check"))
+"""They start one for each value."""
+
+
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=pytest.mark.slow) if p == ("backup",) else p for p in COMMANDS],  # a process for each value
+    [pytest.param(p, marks=pytest.mark.slow) if p in PROCESSES else p for p in COMMANDS],
     ids=" ".join,
 )
 def test_no_command_breaks_on_an_argument(

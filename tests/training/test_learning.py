@@ -26,6 +26,7 @@ def test_samples_come_in_the_order_that_torch_draws(size: int, seed: int) -> Non
         assert np.array_equal(torch.randperm(size, generator=generator).numpy(), shuffle.permutation(size))
 
 
+@pytest.mark.slow
 def test_fifty_steps_of_changing_batches_end_where_torch_does(bundle: TrainingBundle) -> None:
     plan = models.plan("mlp", rows=40)
     given = reference.batches(plan, bundle)
