@@ -16,6 +16,7 @@ from fedtide.fabric.packages.environment import INSIDE, environment_for
 from fedtide.fabric.packages.keeping import make_room
 from fedtide.fabric.packages.rules import Wanted
 from fedtide.fabric.packages.wheels import fitting
+from fedtide.fabric.process.python import module_command
 
 log = logging.getLogger(__name__)
 
@@ -64,5 +65,5 @@ def python_for(config: WorkerConfig, bundle: bytes, link: GridLink) -> Path | No
 def become(python: Path, file: Path) -> NoReturn:
     """Be the aggregator of the same attempt in another interpreter: same process, its libraries loaded anew."""
     log.info("aggregator.goes_over", extra={"python": str(python)})
-    command = [str(python), "-m", "fedtide.aggregation", str(file)]
+    command = module_command("fedtide.aggregation", str(file), python=python)
     os.execve(python, command, {**os.environ, INSIDE: "1"})

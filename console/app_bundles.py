@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.flower.app_files import app_files, bundle
 from fedtide.fabric.flower.apps import AppDescription, describe
 from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.strict import ConfigValues
 from fedtide.fabric.tensors.blobs import BlobRef
 from fedtide.fabric.tensors.training_bundle import TRAINING
@@ -97,7 +97,7 @@ def _wheels(client: Client, app: Path, described: AppDescription) -> dict[str, B
 
 def training_bundle(app: Path, run_config: ConfigValues) -> Path:
     """The file of the app's training bundle, made in a process that has torch, or kept from the last time."""
-    command = [sys.executable, "-m", "fedtide.aggregation.training_export", str(app), json.dumps(run_config)]
+    command = module_command("fedtide.aggregation.training_export", str(app), json.dumps(run_config))
     typer.echo("exporting the training step; this takes a minute the first time", err=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedtide.fabric.errors import CapabilityMissing, ConfigError, FedtideError
 from fedtide.fabric.flower.apps import MAX_BUNDLE_BYTES
+from fedtide.fabric.process.python import module_command
 
 NEWEST_GLIBC, OLDEST_GLIBC = 41, 17
 """The manylinux tags that are tried: 2.41 (2025) down to 2.17 (PEP 599)."""
@@ -66,10 +67,10 @@ def gathered(app: Path, dependencies: Iterable[str], machines: Iterable[Machine]
 
 def _download(asked: list[str], machine: Machine, folder: Path) -> None:
     """pip as it is set up here says from where. For this machine it may build wheels, for others it takes what is."""
-    command = [sys.executable, "-m", "pip", "wheel", "--wheel-dir", str(folder)]
+    command = module_command("pip", "wheel", "--wheel-dir", str(folder))
     if machine != Machine.this():
         tags = [f"manylinux_2_{minor}_{machine.hardware}" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
-        command = [sys.executable, "-m", "pip", "download", "--dest", str(folder), "--only-binary=:all:"]
+        command = module_command("pip", "download", "--dest", str(folder), "--only-binary=:all:")
         command += ["--python-version", machine.python, "--implementation", "cp"]
         command += [f"--platform={tag}" for tag in [*tags, f"manylinux2014_{machine.hardware}"]]
     done = subprocess.run([*command, "-q", *asked], capture_output=True, text=True, check=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
@@ -25,6 +24,7 @@ from fedtide.fabric.messages.tasks import INLINE_BYTES
 from fedtide.fabric.nats.broker import Broker
 from fedtide.fabric.nats.subjects import FOLD_WORKER, HUB_REGION, UP, Subjects
 from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.process.retry import until_done
 from fedtide.fabric.tensors.frame import decode
 
@@ -140,9 +140,7 @@ class Shards:
         log.info("shard.starts", extra={"number": number})
         with (self._config.work_dir / "shard.log").open("ab") as logfile:
             return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "fedtide.aggregation.folding.fold_worker",
+                *module_command("fedtide.aggregation.folding.fold_worker"),
                 str(file.resolve()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=logfile,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from fedtide.console.home import TENANT, Home
 from fedtide.console.output import say
 from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.nats.backup_store import BackupStore, is_url
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.trust.installation import RELEASES_KEY
 
 Config = Annotated[
@@ -81,7 +81,7 @@ def _check_whole() -> None:
 
 def _run(verb: str, config: Path, target: str, *more: str) -> None:
     named = target if is_url(target) else str(_checked(verb, Path(target).absolute()))
-    command = [sys.executable, "-m", "fedtide.coordinator.backup", verb, str(config), named, *more]
+    command = module_command("fedtide.coordinator.backup", verb, str(config), named, *more)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fedtide.fabric.process.python import module_command
 
 node_app = typer.Typer(no_args_is_help=True, help="On a node itself: what its owner allows.")
 policy_app = typer.Typer(no_args_is_help=True, help="The owner's policy of a node.")
@@ -27,7 +28,7 @@ def check(
     options = {"--app": app, "--digest": digest, "--publisher": publisher, "--model": model, "--apps-user": apps_user}
     given = [f"{option}={value}" for option, value in options.items() if value]
     # The agent's own words: this package does not know it.
-    command = [sys.executable, "-m", "fedtide.edge_agent.policy_check", *given, "--", str(file)]
+    command = module_command("fedtide.edge_agent.policy_check", *given, "--", str(file))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     typer.echo(done.stdout, nl=False)
     typer.echo(done.stderr, nl=False, err=True)

@@ -23,6 +23,7 @@ from fedtide.console.servers import SERVER
 from fedtide.fabric.errors import ConfigError, FedtideError, NotFound, TransientError
 from fedtide.fabric.process.parent_death import end_with_parent
 from fedtide.fabric.process.pid_file import is_alive
+from fedtide.fabric.process.python import module_command
 
 UP_WITHIN_S = 180.0
 DOWN_WITHIN_S = 30.0
@@ -69,7 +70,7 @@ def up(
     if not detach:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
-    command = [sys.executable, "-m", "fedtide.console.embedded", "--regions", regions]
+    command = module_command("fedtide.console.embedded", "--regions", regions)
     command += ["--nodes-per-region", str(nodes_per_region), "--port", str(port), "--coordinators", str(coordinators)]
     command += ["--regional-aggregators"] if regional_aggregators else []
     command += ["--agent", json.dumps(fields), "--room", room]
@@ -149,14 +150,14 @@ def coordinator(
     config: Annotated[Path, typer.Option("--config", help="JSON configuration, see docs/configuration.md")],
 ) -> None:
     """Run a coordinator in the foreground."""
-    os.execv(sys.executable, [sys.executable, "-m", "fedtide.coordinator", str(config)])
+    os.execv(sys.executable, module_command("fedtide.coordinator", str(config)))
 
 
 def agent(
     config: Annotated[Path | None, typer.Option("--config", help="TOML or JSON file; FEDTIDE_* go over it")] = None,
 ) -> None:
     """Run the agent of one edge node in the foreground."""
-    command = [sys.executable, "-m", "fedtide.edge_agent"] + (["--config", str(config)] if config else [])
+    command = module_command("fedtide.edge_agent", *(["--config", str(config)] if config else []))
     os.execv(sys.executable, command)
 
 

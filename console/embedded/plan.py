@@ -23,6 +23,7 @@ from fedtide.fabric.ids import check_token
 from fedtide.fabric.nats.authority import FILE, OPERATOR, SIGNER, TRUST, Authority
 from fedtide.fabric.nats.credentials import Credentials, write_secret
 from fedtide.fabric.nats.subjects import HUB_REGION, RESERVED
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.trust.installation import RELEASES_KEY, ROOT, ROOTS
 from fedtide.fabric.trust.installation import begin as begin_trust
 
@@ -276,7 +277,7 @@ def _coordinator(
     home.endpoint_file_of(name).unlink(missing_ok=True)
     file = config_dir / f"{name}.json"
     file.write_text(json.dumps(config, indent=2))
-    return Child(name, (sys.executable, "-m", "fedtide.coordinator", str(file)))
+    return Child(name, tuple(module_command("fedtide.coordinator", str(file))))
 
 
 def _release_authority(home: Home, config_dir: Path, hub_url: str) -> Child:
@@ -289,7 +290,7 @@ def _release_authority(home: Home, config_dir: Path, hub_url: str) -> Child:
         "folder": str(folder),
     }
     file.write_text(json.dumps(config, indent=2))
-    return Child("release-authority", (sys.executable, "-m", "fedtide.coordinator.release_authority", str(file)))
+    return Child("release-authority", tuple(module_command("fedtide.coordinator.release_authority", str(file))))
 
 
 def _regional(home: Home, config_dir: Path, region: str, port: int) -> Child:
@@ -304,7 +305,7 @@ def _regional(home: Home, config_dir: Path, region: str, port: int) -> Child:
         "data_dir": str(folder),
     }
     file.write_text(json.dumps(config, indent=2))
-    return Child(f"regional-{region}", (sys.executable, "-m", "fedtide.aggregation.folding.fold_worker", str(file)))
+    return Child(f"regional-{region}", tuple(module_command("fedtide.aggregation.folding.fold_worker", str(file))))
 
 
 def _collector(home: Home, config_dir: Path, ports: Mapping[str, int]) -> Child:
@@ -312,7 +313,7 @@ def _collector(home: Home, config_dir: Path, ports: Mapping[str, int]) -> Child:
     file = config_dir / "collector.json"
     regions = [_in_region(home, region, port, "collector") for region, port in ports.items()]
     file.write_text(json.dumps({"regions": regions}, indent=2))
-    return Child("collector", (sys.executable, "-m", "fedtide.edge_agent.drift.collector", str(file)))
+    return Child("collector", tuple(module_command("fedtide.edge_agent.drift.collector", str(file))))
 
 
 def _in_region(home: Home, region: str, port: int, role: str) -> dict[str, str]:
@@ -344,4 +345,4 @@ def _agent(
     }
     file = config_dir / f"agent-{node}.json"
     file.write_text(json.dumps(config, indent=2))
-    return Child(f"agent-{node}", (sys.executable, "-m", "fedtide.edge_agent", "--config", str(file)))
+    return Child(f"agent-{node}", tuple(module_command("fedtide.edge_agent", "--config", str(file))))

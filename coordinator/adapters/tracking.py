@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +26,7 @@ from fedtide.fabric.errors import ConfigError, FedtideError
 from fedtide.fabric.events.envelope import Event, ReleasePublished
 from fedtide.fabric.plans.tracking import Tracking
 from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.process.retry import Backoff
 
 log = logging.getLogger(__name__)
@@ -266,7 +266,7 @@ class _Reporter:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / "tracking.log").open("wb") as logfile:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "fedtide.coordinator.tracking"),
+                    *module_command("fedtide.coordinator.tracking"),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=logfile,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
+
+from fedtide.fabric.process.python import module_command
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,7 @@ class ForkServer:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "fork-server.log").open("ab") as logfile:
             return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "fedtide.aggregation",
+                *module_command("fedtide.aggregation"),
                 "--fork-server",
                 str(self._folder),  # shows in a process list whose it is
                 stdin=asyncio.subprocess.PIPE,

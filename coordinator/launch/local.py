@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +21,7 @@ from fedtide.coordinator.launch.launcher import GONE, CredentialsOf, Exit, Exite
 from fedtide.fabric.errors import TransientError
 from fedtide.fabric.process import pid_file as process_note
 from fedtide.fabric.process.files import write_atomically
+from fedtide.fabric.process.python import module_command
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,7 @@ class LocalLauncher:
     async def _spawn(self, file: Path, command: LaunchAggregator, folder: Path) -> asyncio.subprocess.Process:
         with (folder / "aggregator.log").open("ab") as logfile:
             return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "fedtide.aggregation",
+                *module_command("fedtide.aggregation"),
                 str(file),
                 stdout=logfile,
                 stderr=logfile,

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from fedtide.fabric.packages.keeping import hold
 from fedtide.fabric.packages.rules import LOCK, Wanted
 from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.tensors.blobs import BlobRef
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class AppPackages:
             root=self._root, rules=self._rules, app_dir=app_dir.resolve(), dependencies=dependencies, wheels=wheels
         )
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fedtide.fabric.packages"),
+            *module_command("fedtide.fabric.packages"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LONGEST_LINE,

@@ -30,6 +30,7 @@ from fedtide.fabric.plans.run_spec import AppRef
 from fedtide.fabric.process.families import end_family
 from fedtide.fabric.process.metering import descendants, resident_bytes
 from fedtide.fabric.process.parent_death import die_with_parent
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.tensors.training_bundle import TRAINING
 
 log = logging.getLogger(__name__)
@@ -177,9 +178,7 @@ class Trainer:
         with (work / "trainer.log").open("wb") as logfile:  # apps write into the logs of their runs
             self._process = await asyncio.create_subprocess_exec(
                 *before,
-                str(serves.python or sys.executable),
-                "-m",
-                serves.module,
+                *module_command(serves.module, python=serves.python or sys.executable),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=logfile,

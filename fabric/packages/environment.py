@@ -34,6 +34,7 @@ from fedtide.fabric.packages.requirements import (
     unmet,
 )
 from fedtide.fabric.packages.rules import LOCK, THE_MACHINES_OWN, PackageRules, Wanted
+from fedtide.fabric.process.python import module_command
 
 INSTALL_WITHIN_S = 1800.0
 INSIDE = "FEDTIDE_APP_ENVIRONMENT"
@@ -227,7 +228,7 @@ def _uv(arguments: list[str], environment: Mapping[str, str], rules: PackageRule
     """uv, which hears of the machine's own set-up only if the rules say so."""
     dropped = ("VIRTUAL_ENV", "PYTHONPATH", *(() if rules.index == THE_MACHINES_OWN else ("UV_", "PIP_")))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    command = [sys.executable, "-m", "uv", *arguments]
+    command = module_command("uv", *arguments)
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=INSTALL_WITHIN_S, env={**kept, **environment}
