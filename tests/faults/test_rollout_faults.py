@@ -234,7 +234,8 @@ async def test_an_agent_that_is_killed_in_any_phase_ends_with_the_old_or_the_new
     name = f"eu-{phase.replace('_', '-')}"
     config = tmp_path / "agent.json"
     config.write_text(json.dumps({**told, "node": name, "data_dir": str(tmp_path / "node")}))
-    await work.publish(filling=1)
+    for filling in (0, 1):
+        await work.publish(filling=filling)
     agent = await _agent("fedtide.edge_agent", "--config", str(config))
     try:
         await there.event(lambda e: e.data.kind == "node.joined" and e.data.node == name)
