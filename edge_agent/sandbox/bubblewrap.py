@@ -13,7 +13,10 @@ from fedtide.edge_agent.sandbox.users import User, closed_to
 from fedtide.edge_agent.sandbox.visible import gpus, interpreter, package
 
 PROGRAM = "bwrap"
-_CHANGES_USER = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
+_CHANGES_USER = (
+    *("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"),
+    *("--cap-add", "CAP_SETPCAP", "--cap-add", "CAP_KILL"),
+)
 """A namespace of users would have one user only. The trainer process lets apps become another, and ends them."""
 _RESOLVER = Path("/run/systemd/resolve")
 TRY_S = 10.0
@@ -44,7 +47,7 @@ def command(
         found += _bind("--dev-bind-try", device)
     if user is not None:
         found += ["--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108  # its own
-        found += _opened(user, [*interpreter(), package(), *data], [*hidden, *read, *write])
+        found += _opened(user, [*interpreter(), *package(), *data], [*hidden, *read, *write])
     for path in hidden:
         if path.is_dir():
             found += ["--tmpfs", str(path)]
@@ -61,14 +64,16 @@ def command(
 
 def _opened(user: User, shown: list[Path], others: list[Path]) -> list[str]:
     """Folders that the user may not pass (root's home, often) stand empty, but for what is to be reached below them."""
-    shown = sorted({*shown, *(path.resolve() for path in shown)})  # what holds another comes before it
+    real = sorted({path.resolve() for path in shown})  # what holds another comes before it
     closed = closed_to(user, [*shown, *others])
     found = [word for folder in sorted(closed) for word in ("--tmpfs", str(folder))]
-    found += _ways([*shown, *others], closed)
-    for path in shown:
+    found += _ways([*real, *others], closed)
+    for path in real:
         if not closed.isdisjoint(path.parents):
             found += _bind("--ro-bind-try", path)
-    return found
+    # A link stays one: mounted, it would show again what is hidden where it leads.
+    links = {path for path in shown if path != path.resolve() and not closed.isdisjoint(path.parents)}
+    return [*found, *(word for path in sorted(links) for word in ("--symlink", str(path.resolve()), str(path)))]
 
 
 def _ways(paths: Iterable[Path], emptied: set[Path]) -> list[str]:

@@ -13,13 +13,17 @@ _NO_ROOT = 0x2F
 _MOST = 64
 
 
-def drop_all(machine: str) -> None:
-    """For this process and all that it starts; what the kernel does not let it drop it does not have."""
+def drop_for_good() -> None:
+    """Nothing that this process or what it starts executes has any from now on: what it holds itself it still has."""
     libc = ctypes.CDLL(None)
     for number in range(_MOST):
         libc.prctl(_BOUNDING_DROP, number, 0, 0, 0)
     libc.prctl(_AMBIENT, _CLEAR_ALL, 0, 0, 0)
     libc.prctl(_SET_SECUREBITS, _NO_ROOT, 0, 0, 0)
+
+
+def drop_held(machine: str) -> None:
+    """Those that this process holds; what the kernel does not let it drop it does not have."""
     if machine in _CAPSET:
         header, none = struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *[0] * 6)
-        libc.syscall(_CAPSET[machine], header, none)
+        ctypes.CDLL(None).syscall(_CAPSET[machine], header, none)

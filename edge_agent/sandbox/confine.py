@@ -40,11 +40,12 @@ def enter(allowed: Confinement) -> int | None:
         landlock.restrict(allowed.read, write, tcp=allowed.network)
     else:
         landlock.no_new_privileges()
+    capabilities.drop_for_good()
     if allowed.user is not None:
         become(allowed.user, (file.stat().st_gid for file in gpus() if allowed.gpu and file.exists()))
     scratch = allowed.home / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ |= {"HOME": str(allowed.home), "TMPDIR": str(scratch)}
     tempfile.tempdir = None  # it is looked for again
-    capabilities.drop_all(platform.machine())
+    capabilities.drop_held(platform.machine())
     return syscalls.forbid(network=allowed.network)

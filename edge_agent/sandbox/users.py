@@ -33,7 +33,7 @@ def user_of(told: str) -> User:
     Raises:
         ConfigError: there is none, or it is root.
     """
-    number = int(told) if told.isdecimal() else None
+    number = int(told) if told.isascii() and told.isdecimal() else None
     try:
         entry = pwd.getpwnam(told) if number is None else pwd.getpwuid(min(number, _MOST))
         found = User(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
@@ -42,8 +42,8 @@ def user_of(told: str) -> User:
             made = f"useradd --system --no-create-home --shell /usr/sbin/nologin {told}"
             raise ConfigError("agent.apps_user", f"this machine has no user {told!r}", made) from exc
         found = User(name=told, uid=number, gid=number)
-    if not 0 < found.uid < _MOST:
-        raise ConfigError("agent.apps_user", f"{told!r} is not a user that apps may run as", "Any but root")
+    if not (0 < found.uid < _MOST and found.gid != 0):
+        raise ConfigError("agent.apps_user", f"{told!r} is not a user that apps may run as", "One that is not root's")
     return found
 
 

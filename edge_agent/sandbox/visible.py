@@ -49,9 +49,10 @@ def interpreter() -> list[Path]:
     return sorted({*found, *(path.resolve() for path in found)})
 
 
-def package() -> Path:
+def package() -> list[Path]:
     """Where fedtide itself is: beside the interpreter's packages, if it was installed from its sources."""
-    return Path(__file__).resolve().parents[2]
+    root = Path(__file__).parents[2]
+    return sorted({root, root.resolve(), *(entry.resolve() for entry in root.iterdir() if entry.is_dir())})
 
 
 _GPUS = ("dri", "kfd", "dxg")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from fedtide.edge_agent.sandbox.users import User, user_of
 from fedtide.edge_agent.tasks.app_logs import app_log_file
 from fedtide.fabric.errors import MalformedMessage
 from fedtide.fabric.plans.run_spec import AppRef
+from fedtide.fabric.process.files import remove_tree
 from fedtide.fabric.strict import ConfigValues
 
+MOST_MESSAGE_BYTES = 256 * 2**20
 _SQLITE = ("", "-wal", "-shm")
 _SECRETS = tuple(map(Path, ("/etc/fedtide", "/run/secrets", "/var/run/secrets")))
 """Where charts and Kubernetes mount what is the agent's."""
@@ -34,19 +37,20 @@ class TaskPlaces:
     user: User | None = None
 
     def open(self) -> None:
-        """Make both, empty."""
+        """Make both, empty. The folder that they are in is the agent's: an app can put nothing in their place."""
         for folder in (self.given, self.out):
             try:
                 folder.mkdir(parents=True)
-            except FileExistsError:  # of an agent that was killed
-                shutil.rmtree(folder)
+            except FileExistsError:  # of an attempt before
+                remove_tree(folder)
                 folder.mkdir()
         if self.user is not None:
             os.chown(self.out, self.user.uid, self.user.gid)
 
     def close(self) -> None:
         for folder in (self.given, self.out):
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(folder)
 
     def give(self, name: str, file: Path) -> Path:
         """A file of the agent, under another name, without a copy."""
@@ -56,19 +60,31 @@ class TaskPlaces:
         return target
 
     def take(self, name: str, folder: Path) -> Path:
-        """Move a file of the answer to the agent.
+        """Move a file of the answer to the agent. It is looked at there: here the app could still change what it is.
 
         Raises:
             MalformedMessage: it is not there, or no file of its own: a link would be read with the agent's rights.
         """
-        source = self.out / name
         try:
-            about = source.lstat()
-        except FileNotFoundError as exc:
+            taken = (self.out / name).rename(folder / name)
+        except OSError as exc:
             raise MalformedMessage(f"the app's process left no {name}") from exc
-        if not source.is_file() or source.is_symlink() or about.st_nlink != 1:
+        about = taken.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:
+            remove_tree(taken) if taken.is_dir() and not taken.is_symlink() else taken.unlink()
             raise MalformedMessage(f"the app left {name} as a link")
-        return source.replace(folder / name)
+        return taken
+
+    def take_message(self, folder: Path) -> bytes:
+        """Its message, which is as large as one may be that is read at once.
+
+        Raises:
+            MalformedMessage: it is not there, no file of its own, or too large.
+        """
+        message = self.take("message.json", folder)
+        if (size := message.stat().st_size) > MOST_MESSAGE_BYTES:
+            raise MalformedMessage(f"the app's answer has {size / 1e6:.0f} MB beside its arrays")
+        return message.read_bytes()
 
 
 class AppPlaces:
@@ -107,8 +123,9 @@ class AppPlaces:
             app: the runs of apps of its name share a home, for what they download.
             node_config: as the app gets it. What it names is for the app to read.
         """
-        own = [self.work / run, *(self.jobs / run / name for name in ("out", "progress"))]
-        for folder in (*own, home := self.homes / _folder_of(app.name), self.jobs / run / "in"):
+        own = [self.work / run, self.jobs / run / "progress"]
+        home, out = self.homes / _folder_of(app.name), self.jobs / run / "out"
+        for folder in (*own, home, out, self.jobs / run / "in"):
             folder.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             for folder in (*own, home):
@@ -121,8 +138,11 @@ class AppPlaces:
             return self._confined[1]  # looking at all folders takes as long as a small task
         data = visible.all_but(self.hidden) if EVERYTHING in rule.data else rule.data
         code = self.apps / app.bundle.digest
-        read = [*visible.system(), *data, *named_in(node_config), self.jobs / run / "in", code, self._environments]
-        found = Confinement(read=read, write=own, home=home, network=rule.network, gpu=rule.gpu, user=self._user)
+        read = [*visible.system(), *visible.package(), *data, *named_in(node_config)]
+        read += [self.jobs / run / "in", code, self._environments]
+        found = Confinement(
+            read=read, write=[*own, out], home=home, network=rule.network, gpu=rule.gpu, user=self._user
+        )
         self._confined = asked, found.model_dump_json()
         return self._confined[1]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from fedtide.edge_agent.tasks.app_logs import app_log_file
+from fedtide.fabric.process.files import remove_tree
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ def _forget(paths: list[Path]) -> None:
     for path in paths:
         try:
             if path.is_dir() and not path.is_symlink():
-                for folder, _, _ in os.walk(path):
-                    Path(folder).chmod(0o700)  # an app may have taken the right away, as some caches do
-                shutil.rmtree(path)
+                with suppress(RecursionError):
+                    for folder, _, _ in os.walk(path):
+                        Path(folder).chmod(0o700)  # an app may have taken the right away, as some caches do
+                remove_tree(path)
             else:
                 path.unlink()
         except OSError as exc:

@@ -218,8 +218,9 @@ class TaskLoop:
                     continue
                 message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
                 break
-            except MalformedMessage as exc:
-                message = _error(task, _APP_CRASHED, f"the node's disk: {exc}")
+            except Exception as exc:  # an app may leave anything: its task fails, and the node goes on
+                log.exception("task.failed", extra={"task": task.task})
+                message = _error(task, _APP_CRASHED, f"{type(exc).__name__}: {exc}")
                 break
         return Reply(
             task=task.task,
@@ -286,7 +287,7 @@ class TaskLoop:
         node_folders.forget_downloads(self._config.data_dir)
         for path in (path for digest, path in files.items() if digest not in kept):
             path.unlink(missing_ok=True)
-        message = from_json(WireMessage, places.take("message.json", out_dir).read_bytes(), "message.json")
+        message = from_json(WireMessage, places.take_message(out_dir), "message.json")
         for name in {ref.digest for ref in message.blobs()} | ({STATE} if (places.out / STATE).exists() else set()):
             places.take(name, out_dir)
         return message

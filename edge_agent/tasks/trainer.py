@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +51,6 @@ class _Served(NamedTuple):
     """
 
     module: str
-    python: Path | None
     network: bool
     named: tuple[Path, ...]
     data: tuple[Path, ...]
@@ -110,7 +108,7 @@ class Trainer:
         network = job.confinement is None or limits.network
         data = tuple(limits.data) if self._level == "user" else ()
         shown = self._places.shown() if self._wrapped else ()
-        serves = _Served(module, python, network, tuple(named_in(job.node_config)), data, shown)
+        serves = _Served(module, network, tuple(named_in(job.node_config)), data, shown)
         if serves != self._serves or (self._process is not None and self._process.returncode is not None):
             await self.stop()
         if self._group is not None:
@@ -118,7 +116,8 @@ class Trainer:
         process = self._process or await self._start(serves)
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(job.model_dump_json().encode() + b"\n")
+            asked = job.model_copy(update={"python": python})
+            process.stdin.write(asked.model_dump_json().encode() + b"\n")
             await process.stdin.drain()
             answer = await self._governed(process.pid, process.stdout)
         except ConnectionError:
@@ -178,7 +177,7 @@ class Trainer:
         with (work / "trainer.log").open("wb") as logfile:  # apps write into the logs of their runs
             self._process = await asyncio.create_subprocess_exec(
                 *before,
-                *module_command(serves.module, python=serves.python or sys.executable),
+                *module_command(serves.module),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=logfile,

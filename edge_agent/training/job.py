@@ -29,5 +29,6 @@ class Job(Strict):
     node_config: ConfigValues = Field(description="Flower's node config")
     checkpoint_s: float
     confinement: str | None = Field(default=None, description="A `Confinement` as JSON; None: whatever the agent may")
+    python: Path | None = Field(default=None, description="The interpreter that has the app's packages; None: this one")
     processes: int = Field(default=USUAL_PROCESSES, description="It may have so many at a time; one more fails")
     threads: int = Field(description="Threads of numeric libraries; 0: one per core")

@@ -1,14 +1,16 @@
 """The trainer process: a parent that has the libraries loaded, and a child for each run, forked from it.
 
-The parent imports nothing of an app, so no run sees what another has done to a module. It hands jobs on to the child of
-their run, and its answers back; what the child prints goes into the run's log. It has one such child at a time, and
-while it has nothing to do one that waits for the next run.
+The parent imports nothing of an app, so no run sees what another has done to a module, and it believes nothing that a
+child says. It hands jobs on to the child of their run, and its answers back; what the child prints goes into the run's
+log. It has one such child at a time, and while it has nothing to do one that waits for the next run. A child whose app
+has packages of its own becomes their interpreter once it has confined itself.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from fedtide.edge_agent.sandbox import forks
 from fedtide.edge_agent.sandbox.confine import Confinement, enter
@@ -29,10 +32,11 @@ from fedtide.fabric import logs
 from fedtide.fabric.encoding import to_json
 from fedtide.fabric.flower.app_log import AppLog, mark_records
 from fedtide.fabric.messages.tasks import INLINE_BYTES, Arrays, WireMessage
-from fedtide.fabric.process.families import is_dead
+from fedtide.fabric.process.families import is_dead, is_still
 from fedtide.fabric.process.files import is_full
 from fedtide.fabric.process.metering import descendants
 from fedtide.fabric.process.parent_death import adopt_orphans, die_with_parent
+from fedtide.fabric.process.python import module_command
 from fedtide.fabric.tensors.blobs import chunked, manifest_of
 from fedtide.fabric.tensors.frame import Buffer, frame_size
 
@@ -42,6 +46,8 @@ Do = Callable[[Job], None]
 LOADED_ONCE = ("torch", "sklearn", "scipy", "pandas", "xgboost", "lightgbm")
 """Libraries that take long to load, and start no thread by it: the parent loads them too once an app has used them."""
 IDLE_S = 0.2
+LONGEST_ANSWER, LONGEST_REASON = 65_536, 500
+CONTINUES = "--continues"
 _READ = 65_536
 
 
@@ -51,6 +57,10 @@ def serve(do: Do) -> int:
     `do` leaves the answer in the job's folder; a full disk is reported, not raised. A child that dies ends this process
     in the same way.
     """
+    if sys.argv[1:2] == [CONTINUES]:
+        job, answers = map(int, sys.argv[2:])
+        with open(job, "rb") as first:
+            _be_child(do, answers, None, first.read())
     logs.to_stderr()
     adopt_orphans()
     return _Parent(do, answers=os.dup(1)).run()
@@ -114,13 +124,20 @@ class _Parent:
         self._wanted: set[str] = set()
         self._loading: threading.Thread | None = None
         os.dup2(2, 1)  # nobody here may write into the answers
+        # A child that stops or goes on says so: the kernel tells its parent, who is woken by it.
+        self._woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def run(self) -> int:
         unread = b""
         while True:
-            watched = [0, *(self._child.watched if self._child is not None else [])]
+            watched = [0, self._woken, *(self._child.watched if self._child is not None else [])]
             is_ready = self._spare is not None and not self._wanted
             ready, _, _ = select.select(watched, [], [], None if is_ready else IDLE_S)
+            if self._woken in ready:
+                os.read(self._woken, _READ)
+                self._end_if_awake()
             if self._child is not None and self._child.output in ready:
                 self._take_output(self._child)
             if self._child is not None:
@@ -138,6 +155,13 @@ class _Parent:
                     self._hand_on(line)
             elif not ready:
                 self._prepare()
+
+    def _end_if_awake(self) -> None:
+        """Between tasks the child stands still; an app that has a timer wake it does what nobody asked for."""
+        if self._child is not None and not is_still(self._child.pid):
+            log.warning("trainer.woke_itself", extra={"run": self._child.run})
+            _end(self._child)
+            self._child = None
 
     def _prepare(self) -> None:
         """For the next run, while there is nothing to do: load a library that apps use, or fork its child.
@@ -168,23 +192,28 @@ class _Parent:
         with suppress(BrokenPipeError):  # it is dead: it has no answer
             os.write(child.jobs, line + b"\n")
         _end(before)
-        answer = self._answer_of(child)
-        if not answer:
+        found = _checked(self._answer_of(child))
+        if found is None:
             self._end_like(child)
         while self._take_output(child, wait=False):
             pass
         # Threads of the app stand still until its next task, and what it has started ends.
         os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._end_strays()
-        found = json.loads(answer)
-        self._wanted |= set(found.pop("loaded")) - sys.modules.keys()
+        loaded = found.pop("loaded") if job.get("python") is None else []
+        self._wanted |= {*LOADED_ONCE}.intersection(loaded) - sys.modules.keys()
         os.write(self._answers, json.dumps(found).encode() + b"\n")
 
     def _answer_of(self, child: _Child) -> bytes:
         answer = b""
-        while not answer.endswith(b"\n"):
-            ready, _, _ = select.select(child.watched, [], [])
+        while not answer.endswith(b"\n") and len(answer) < LONGEST_ANSWER:
+            ready, _, _ = select.select([self._woken, *child.watched], [], [])
             child.answer_forks(ready)
+            if self._woken in ready:
+                os.read(self._woken, _READ)
+                if is_dead(child.pid) and child.answers not in ready:
+                    return b""  # what it has started may still hold its end of the pipe
             if child.output in ready:
                 self._take_output(child)
                 continue
@@ -215,7 +244,9 @@ class _Parent:
         pid = os.fork()
         if pid == 0:
             others = [n for c in (self._child, self._spare) if c is not None for n in (c.jobs, *c.watched)]
-            for number in (job_in, answer_out, text_out, self._answers, *others):
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (job_in, answer_out, text_out, self._answers, self._woken, self._wakes, *others):
                 os.close(number)
             control.close()
             os.dup2(job_out, 0)
@@ -238,10 +269,11 @@ class _Parent:
                 with suppress(ChildProcessError):  # it is the app's to bury
                     os.waitpid(pid, 0)
 
-    def _end_like(self, child: _Child) -> None:
-        """End as the child did: the agent sees one process."""
+    def _end_like(self, child: _Child) -> NoReturn:
+        """End as the child did: the agent sees one process. One that still lives has said what it must not."""
         while self._take_output(child, wait=False):
             pass
+        os.kill(child.pid, signal.SIGKILL)
         _, status = os.waitpid(child.pid, 0)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
@@ -267,22 +299,28 @@ def _load(module: str) -> None:
         importlib.import_module(module)
 
 
-def _be_child(do: Do, answers: int, control: socket.socket) -> None:
-    """Never returns: what is of the parent must not be undone here."""
-    code, confined = 1, False
+def _be_child(do: Do, answers: int, control: socket.socket | None, first: bytes = b"") -> NoReturn:
+    """Never returns: what is of the parent must not be undone here.
+
+    Args:
+        control: None in the interpreter that a confined child has become, whose first job it had read.
+    """
+    code = 1
     try:
         die_with_parent()
         mark_records()
-        for line in sys.stdin.buffer:
+        for line in itertools.chain([first] if first else [], sys.stdin.buffer):
             answer: dict[str, object] = {"done": True}
             job = Job.model_validate_json(line)
-            if job.confinement is not None and not confined:
-                # One child serves one run. It is read once: it names all that the node's owner lets an app see.
-                listener = enter(Confinement.model_validate_json(job.confinement))
-                confined = True
-                if listener is not None:
-                    forks.hand_over(listener, control)
+            if control is not None:  # one child serves one run: that is done once
+                if job.confinement is not None:
+                    listener = enter(Confinement.model_validate_json(job.confinement))
+                    if listener is not None:
+                        forks.hand_over(listener, control)
                 control.close()
+                control = None
+                if job.python is not None:
+                    _become(job.python, line, answers)
             try:
                 do(job)
             except OSError as exc:
@@ -302,6 +340,28 @@ def _be_child(do: Do, answers: int, control: socket.socket) -> None:
         with suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
+
+
+def _become(python: Path, job: bytes, answers: int) -> NoReturn:
+    """Be the same child in another interpreter, whose packages are the app's and nobody else's."""
+    first = os.memfd_create("job", 0)
+    os.write(first, job)
+    os.lseek(first, 0, os.SEEK_SET)
+    os.set_inheritable(answers, True)
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None
+    command = module_command(spec.name, CONTINUES, str(first), str(answers), python=python)
+    os.execv(python, command)
+
+
+def _checked(answer: bytes) -> dict[str, Any] | None:
+    """What a child says, in so far as it may; None: it is dead, or says something else."""
+    try:
+        told = json.loads(answer)
+        done, reason, loaded = told["done"] is True, str(told.get("reason", "")), [*map(str, told["loaded"])]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return {"done": done, "reason": reason[:LONGEST_REASON], "loaded": loaded}
 
 
 def write_message(out_dir: Path, message: WireMessage) -> None:

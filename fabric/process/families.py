@@ -23,10 +23,20 @@ def end_family(pid: int) -> None:
 
 def is_dead(pid: int) -> bool:
     """Whether it has ended, though nobody may have asked for its status yet."""
+    return _state(pid) in "ZX"
+
+
+def is_still(pid: int) -> bool:
+    """Whether it has been stopped, or has ended."""
+    return _state(pid) in "TtZX"
+
+
+def _state(pid: int) -> str:
+    """One letter (proc_pid_stat(5))."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return True
+        return "X"
 
 
 def _send(pid: int, number: signal.Signals) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import shutil
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,6 +49,20 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all in it, also one that is nested deeper than Python's own function gets.
+
+    Raises:
+        OSError: something of it cannot be removed.
+    """
+    try:
+        shutil.rmtree(folder)
+    except RecursionError:
+        done = subprocess.run(["rm", "-rf", "--", str(folder)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise OSError(done.stderr.strip()) from None
 
 
 def map_file(path: Path) -> memoryview:
