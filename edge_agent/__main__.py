@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedtide.edge_agent.agent import Agent
 from fedtide.edge_agent.config import load
+from fedtide.edge_agent.sandbox.levels import level_of
 from fedtide.fabric import logs
 from fedtide.fabric.errors import FedtideError
 from fedtide.fabric.process.files import keep_caches_in
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.to_stderr()
     try:
         config = load(arguments.config)
+        level_of(config.sandbox, config.apps_user)
         if not arguments.check:
             keep_caches_in(config.data_dir)
             asyncio.run(until_signalled(Agent(config).run()))

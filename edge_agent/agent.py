@@ -32,6 +32,7 @@ from fedtide.edge_agent.serving.nats_inference import NatsInference
 from fedtide.edge_agent.serving.node_metrics import NodeMetrics, NodeState
 from fedtide.edge_agent.serving.serving import Serving
 from fedtide.edge_agent.tasks.app_logs import AppLogs
+from fedtide.edge_agent.tasks.app_places import AppPlaces
 from fedtide.edge_agent.tasks.governor import Latency
 from fedtide.edge_agent.tasks.node_meter import NodeMeter
 from fedtide.edge_agent.tasks.task_loop import TaskLoop
@@ -91,8 +92,9 @@ class Agent:
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
         if self._level == "user":
-            os.umask(0o022)  # an app must be able to read what it is given
-            config.data_dir.chmod(0o700)  # and nobody else
+            config.data_dir.chmod(0o700)  # what follows is for apps, and for nobody else of this machine
+            os.umask(0o022)
+            await asyncio.to_thread(AppPlaces(config, self._level).let_read)
         self._store_of_trust = trust_store(config)
         samples = SampleStore(samples_file(config.data_dir), config.capture.max_bytes, config.capture.max_age_s)
         capturer = Capturer(config.capture, samples, self._clock)

@@ -6,8 +6,10 @@ import zipfile
 from pathlib import Path
 
 
-def wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = (), tag: str = "py3-none-any") -> Path:
-    """A wheel whose module `name` has a `VERSION`."""
+def wheel(
+    folder: Path, name: str, version: str, requires: tuple[str, ...] = (), tag: str = "py3-none-any", at_start: str = ""
+) -> Path:
+    """A wheel whose module `name` has a `VERSION`. `at_start`: what an interpreter runs that has it (`.pth`)."""
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {each}\n" for each in requires)
@@ -16,6 +18,8 @@ def wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = (),
         f"{info}/METADATA": metadata,
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
+    if at_start:
+        files[f"{name}-at-start.pth"] = f"import sys; {at_start}\n"
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(made, "w") as archive:

@@ -26,8 +26,10 @@ def _check(layout: Layout, which: str, option: str) -> None:
     done = subprocess.run([*argv, "--check"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no output"]
-        said = lines[-1].removeprefix("fedtide agent: agent config.").removeprefix("fedtide coordinator: ")
-        raise ConfigError(option, said.removeprefix(f"{argv[-1]}."))
+        said = lines[-1]
+        for start in ("fedtide agent: ", "agent config.", "agent.", "fedtide coordinator: ", f"{argv[-1]}."):
+            said = said.removeprefix(start)
+        raise ConfigError(option, said)
 
 
 def main() -> int:

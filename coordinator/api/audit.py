@@ -7,6 +7,7 @@ import json
 import re
 import time
 from datetime import datetime
+from ipaddress import ip_network
 from typing import Any
 
 from aiohttp import web
@@ -70,7 +71,9 @@ def audit_middleware(trail: AuditTrail) -> list[Any]:
                     await tell(request, status, asked="", reason="" if status == 200 else "not let in")
             raise
         if local_path(request).startswith("/v1/") and news.is_told(request, response.status):
-            await tell(request, response.status, asked=await _asked(request), reason=_reason(response))
+            # Of a stranger nothing is read, and nothing kept.
+            asked = await _asked(request) if response.status != _NOT_LET_IN else ""
+            await tell(request, response.status, asked=asked, reason=_reason(response))
         return response
 
     return [record]
@@ -80,20 +83,31 @@ class _News:
     """Which requests are told of: those that change something and logins always, those that were not let in rarely."""
 
     def __init__(self) -> None:
-        self._told: dict[str, float] = {}
+        self._strangers: dict[str, float] = {}
+        self._people: dict[str, float] = {}
 
     def is_told(self, request: web.Request, status: int) -> bool:
         who = principal(request)
         if status == _NOT_LET_IN:
-            return self._is_new(f"from {request.remote}")
+            return _is_new(self._strangers, _network(request.remote or ""))
         if status == _REFUSED and request.method in LOOKING:
-            return who is not None and self._is_new(who.name)
+            return who is not None and _is_new(self._people, who.name)
         return request.method not in LOOKING or _is_login(request)
 
-    def _is_new(self, who: str) -> bool:
-        now = time.monotonic()
-        self._told = {name: at for name, at in self._told.items() if now < at + TOLD_AGAIN_S}
-        return len(self._told) < MOST_TOLD and self._told.setdefault(who, now) == now
+
+def _is_new(told: dict[str, float], who: str) -> bool:
+    now = time.monotonic()
+    for each in [each for each, at in told.items() if now >= at + TOLD_AGAIN_S]:
+        del told[each]
+    return len(told) < MOST_TOLD and told.setdefault(who, now) == now
+
+
+def _network(address: str) -> str:
+    """An address, or the network that one subscriber has of the newer kind (a /64, RFC 6177)."""
+    try:
+        return str(ip_network((address, 64), strict=False)) if ":" in address else address
+    except ValueError:
+        return address
 
 
 def _is_login(request: web.Request) -> bool:

@@ -66,14 +66,15 @@ def _opened(user: User, shown: list[Path], others: list[Path]) -> list[str]:
     """Folders that the user may not pass (root's home, often) stand empty, but for what is to be reached below them."""
     real = sorted({path.resolve() for path in shown})  # what holds another comes before it
     closed = closed_to(user, [*shown, *others])
+    # A link stays one: mounted, it would show again what is hidden where it leads.
+    elsewhere = {path for path in shown if path != path.resolve() and not closed.isdisjoint(path.parents)}
+    links = sorted(path for path in elsewhere if {*real}.isdisjoint(path.parents))
     found = [word for folder in sorted(closed) for word in ("--tmpfs", str(folder))]
-    found += _ways([*real, *others], closed)
+    found += _ways([*real, *links, *others], closed)
     for path in real:
         if not closed.isdisjoint(path.parents):
             found += _bind("--ro-bind-try", path)
-    # A link stays one: mounted, it would show again what is hidden where it leads.
-    links = {path for path in shown if path != path.resolve() and not closed.isdisjoint(path.parents)}
-    return [*found, *(word for path in sorted(links) for word in ("--symlink", str(path.resolve()), str(path)))]
+    return [*found, *(word for path in links for word in ("--symlink", str(path.resolve()), str(path)))]
 
 
 def _ways(paths: Iterable[Path], emptied: set[Path]) -> list[str]:

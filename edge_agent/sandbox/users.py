@@ -6,7 +6,7 @@ import ctypes
 import itertools
 import os
 import pwd
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,12 +65,34 @@ def hand_over(folder: Path, uid: int, gid: int) -> None:
     """Make a folder, with all in it, a user's. Nothing is looked at if it is the user's already."""
     if folder.stat().st_uid == uid:
         return
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
+    for entry in _below(folder):
+        with suppress(OSError):
+            if entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_nlink == 1:
+                os.chown(entry.path, uid, gid, follow_symlinks=False)  # others may be somebody else's, by another name
+    os.chown(folder, uid, gid)
+
+
+def let_read(folders: Iterable[Path]) -> None:
+    """Let everybody who gets to these folders, which are the agent's, read what is in them."""
+    for folder in (folder for folder in folders if folder.exists()):
+        folder.chmod(folder.stat().st_mode | 0o055)
+        for entry in _below(folder):
             with suppress(OSError):
-                if os.lstat(file := os.path.join(place, name)).st_nlink == 1:  # others have names elsewhere
-                    os.chown(file, uid, gid, follow_symlinks=False)
-        os.chown(place, uid, gid)
+                mode = entry.stat(follow_symlinks=False).st_mode
+                more = 0o055 if mode & 0o100 else 0o044
+                if mode & more != more and not entry.is_symlink():
+                    os.chmod(entry.path, mode | more)
+
+
+def _below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """All files and folders in it, however deep as long as the kernel takes their paths."""
+    waiting = [str(folder)]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
 
 
 def closed_to(user: User, paths: Collection[Path]) -> set[Path]:

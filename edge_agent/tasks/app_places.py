@@ -108,6 +108,12 @@ class AppPlaces:
         """The checkpoint of a task that takes long."""
         return self.jobs / run / "progress" / task
 
+    def let_read(self) -> None:
+        """Let apps read what they are given, where they are another user and the agent was careful before that."""
+        users.let_read(
+            [self.apps, self._environments, *(self._root / name for name in ("downloads", "runs", "samples"))]
+        )
+
     @property
     def hidden(self) -> list[Path]:
         """What no app sees: the agent's files, its secrets, and what its configuration names beside them."""

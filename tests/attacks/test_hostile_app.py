@@ -47,7 +47,7 @@ async def test_without_a_policy_it_sees_the_machine_but_for_what_is_the_agents(l
     assert done == {"may-work", "may-home", "may-subprocess", "ipv4", "ipv6", "num-examples"} | machine
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.skipif(MOST != "user", reason="only root may become another user, and only with bubblewrap")
 async def test_it_is_a_user_of_its_own_that_gets_nothing_of_roots(tmp_path: Path) -> None:
     node = Node(tmp_path, "user")
     (tmp_path / "granted" / "roots-own").write_text("for root alone")
@@ -60,7 +60,7 @@ async def test_it_is_a_user_of_its_own_that_gets_nothing_of_roots(tmp_path: Path
     assert {name for name, value in found.items() if value} == {"own-processes", "shared-memory", "num-examples"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.skipif(MOST != "user", reason="only root may become another user, and only with bubblewrap")
 @pytest.mark.parametrize(("before", "after"), [("bubblewrap", "user"), ("user", "bubblewrap")])
 async def test_what_is_an_apps_stays_its_own_when_its_user_changes(before: Level, after: Level, tmp_path: Path) -> None:
     node = Node(tmp_path, before)
@@ -111,6 +111,60 @@ async def test_nothing_of_it_outlives_its_task(level: Level, tmp_path: Path) -> 
         assert (await node.answer(loop, "look", name="t2", run="run-2")).error is None
         assert {name: (work / name).read_text() for name in before} == before
     assert psutil.Process().children(recursive=True) == []
+
+
+async def test_one_that_wakes_itself_between_tasks_is_ended(tmp_path: Path) -> None:
+    node = Node(tmp_path, LEVELS[-1])
+    awake = node.data / "work" / "run-1" / "awake"
+    async with node.working() as loop:
+        await node.answer(loop, "wake")
+        (child,) = [each for each in psutil.Process().children(recursive=True) if each.num_threads() > 1]
+        await asyncio.to_thread(child.wait, 30)
+        before = awake.read_text()
+        assert (await node.answer(loop, "look", name="t2", run="run-1")).error is None
+        assert awake.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        f"say:{'x' * 200_000}",
+        'say:{"loaded": []}',
+        'say:{"done": true, "loaded": 1}',
+        'say:{"done": true, "loaded": []}{"done": true, "loaded": []}',
+        'say:{"done": true, "loaded": ["this"]}',
+        f"say:{'[' * 30_000}",
+        "nest",
+        "sparse",
+    ],
+    ids=lambda attempt: attempt[:30],
+)
+async def test_what_it_says_or_leaves_ends_its_task_and_not_the_nodes_work(attempt: str, tmp_path: Path) -> None:
+    node = Node(tmp_path, LEVELS[-1])
+    async with node.working() as loop:
+        answer = await node.answer(loop, attempt)
+        assert (answer.error is None) == (attempt == "nest")
+        assert (await node.answer(loop, "look", name="t2", run="run-2")).error is None
+    assert "Zen of Python" not in (node.data / "trainer" / "trainer.log").read_text()
+    assert not list((node.data / "jobs" / "run-1" / "out").iterdir())
+
+
+@pytest.mark.skipif(MOST != "user", reason="only root may become another user, and only with bubblewrap")
+async def test_a_link_below_a_folder_that_it_may_not_pass_shows_nothing_that_is_hidden(tmp_path: Path) -> None:
+    real, closed = tmp_path / "real", tmp_path / "closed"
+    (real / "hid").mkdir(parents=True)
+    (real / "hid" / "file").write_text("secret")
+    (real / "file").write_text("x")
+    closed.mkdir(mode=0o700)
+    (closed / "link").symlink_to(real)
+    node = Node(tmp_path, "user", policy=f'[[apps]]\nname = "hostile"\ndata = ["{closed}/link"]\n')
+    seen = {"granted": f"at:{closed}/link/file", "ungranted": f"at:{closed}/link/hid/file"}
+    node.config = node.config.model_copy(
+        update={"hidden": [tmp_path / "hidden", real / "hid"], "node_config": {**node.config.node_config, **seen}}
+    )
+    async with node.working() as loop:
+        found = metrics(await node.answer(loop, "look"))
+    assert (found["may-granted"], found["ungranted"]) == (1, 0)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -26,10 +26,13 @@ def _app(folder: Path, needs: str) -> Path:
     return app
 
 
+AT_START = "sys.stderr.write('starts as ' + next(line for line in open('/proc/self/status') if 'Seccomp:' in line))"
+
+
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for version in ("1.0", "2.0"):
-        wheel(tmp_path / "wheels", "tidetable", version)
+        wheel(tmp_path / "wheels", "tidetable", version, at_start=AT_START)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     return tmp_path / "wheels"
@@ -54,8 +57,12 @@ def test_wheels_travel_with_apps_and_versions_do_not_meet(
         assert f"server has tidetable {version}" in installation.run("run", "logs", view.run).stdout
         there = installation.run("run", "logs", view.run, "--node", "eu-1").stdout
         assert f"client has tidetable {version}" in there
+        assert "starts as Seccomp:\t2" in there, "what comes with a wheel runs where the app does"
     nodes = len(installation.nodes())
     assert results == pytest.approx([np.mean(range(nodes)) + 1, np.mean(range(nodes)) + 2])
+    outside = (*installation.home.glob("nodes/*/trainer/trainer.log"), *installation.home.glob("logs/agent-*.log"))
+    assert len(outside) == 2 * nodes
+    assert not [file for file in outside if "starts as" in file.read_text()]
     plain = installation.train(APPS / "mean", "--rounds", "1")  # the trainer is again the agent's own
     assert plain.state == "completed"
     assert (installation.home / "environments").is_dir()

@@ -139,7 +139,7 @@ def test_who_comes_in_by_the_page_and_who_is_not_let_in_stands_in_the_trail_with
     (opened,) = [e for e in entries if e["action"] == "POST /ui/login" and e["outcome"] == "200"]
     assert (opened["who"].partition(" ")[0], opened["role"], opened["origin"]) == ("looker", "viewer", "127.0.0.1")
     refused = [e for e in entries if e["outcome"] == "401"]
-    assert {(e["who"], e["origin"]) for e in refused} == {("nobody", "127.0.0.1")}
+    assert {(e["who"], e["origin"], e["asked"]) for e in refused} == {("nobody", "127.0.0.1", "")}
     assert sum(datetime.fromisoformat(e["at"]) >= began for e in refused) <= 1, "an address fills no trail"
     whole = json.dumps(entries)
     assert not any(secret in whole for secret in ("wrong-secret", token.split("_")[2]))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from fedtide.edge_agent.sandbox import bubblewrap
 from fedtide.edge_agent.sandbox.levels import level_of, offered
-from fedtide.edge_agent.sandbox.users import User, closed_to, hand_over, may_read, user_of
+from fedtide.edge_agent.sandbox.users import User, closed_to, hand_over, let_read, may_read, user_of
 from fedtide.fabric.errors import ConfigError
+from fedtide.fabric.process.files import remove_tree
 
 APPS = User(name="apps", uid=61234, gid=61234)
 
 
-@pytest.mark.parametrize(("told", "why"), [("nobody-here", "useradd"), ("root", "not a user"), ("0", "not a user")])
+@pytest.mark.parametrize(
+    ("told", "why"), [("nobody-here", "useradd"), ("root", "not a user"), ("0", "not a user"), ("٣", "no user")]
+)
 def test_a_user_that_apps_may_not_be_is_refused_with_what_to_do(told: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         user_of(told)
@@ -46,14 +50,19 @@ def test_only_root_can_let_apps_be_another_user(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_topmost_closed_folder_on_each_way_is_found(tmp_path: Path) -> None:
-    for way in ("open/closed/open", "open/open"):
-        (tmp_path / way).mkdir(parents=True)
-    (tmp_path / "open" / "closed").chmod(0o750)
-    above = closed_to(APPS, [tmp_path / "x"])  # of the machine's own, e.g. root's folder for temporary files
-    asked = [tmp_path / "open" / "closed" / "open" / "file", tmp_path / "open" / "open" / "file"]
-    assert closed_to(APPS, asked) == (above or {tmp_path / "open" / "closed"})
-    of_group = APPS.model_copy(update={"gid": tmp_path.stat().st_gid})
-    assert closed_to(of_group, asked) <= above
+    base = Path(tempfile.mkdtemp(prefix="fedtide-ways-"))  # pytest's own folders are closed
+    try:
+        for way in ("open/closed/closed", "open/open"):
+            (base / way).mkdir(parents=True)
+        for path in (base, base / "open", base / "open" / "open"):
+            path.chmod(0o755)
+        for path in (base / "open" / "closed", base / "open" / "closed" / "closed"):
+            path.chmod(0o750)
+        asked = [base / "open" / "closed" / "closed" / "file", base / "open" / "open" / "file", base / "none" / "file"]
+        assert closed_to(APPS, asked) == {base / "open" / "closed"}
+        assert closed_to(APPS.model_copy(update={"gid": base.stat().st_gid}), asked) == set()
+    finally:
+        remove_tree(base)
 
 
 def test_what_it_must_reach_below_a_closed_folder_is_shown_and_the_way_can_be_passed(tmp_path: Path) -> None:
@@ -77,6 +86,23 @@ def test_whether_it_may_read_is_told_by_the_files_rights(tmp_path: Path) -> None
         assert may_read(tmp_path / "file", APPS) is readable
     tmp_path.chmod(0o754)
     assert not may_read(tmp_path, APPS), "a folder must let it pass, too"
+
+
+def test_what_a_careful_agent_has_kept_can_be_read_and_links_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "apps" / "deep").mkdir(parents=True)
+    for name in ("code", "program", "elsewhere"):
+        (tmp_path / "apps" / "deep" / name).touch()
+    (tmp_path / "apps" / "deep" / "program").chmod(0o700)
+    (tmp_path / "apps" / "deep" / "code").chmod(0o600)
+    (tmp_path / "secret").touch(mode=0o600)
+    (tmp_path / "apps" / "link").symlink_to(tmp_path / "secret")
+    for folder in (tmp_path / "apps" / "deep", tmp_path / "apps"):
+        folder.chmod(0o700)
+    let_read([tmp_path / "apps", tmp_path / "none"])
+    deep = tmp_path / "apps" / "deep"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (deep.parent, deep, deep / "code", deep / "program")}
+    assert modes == {"apps": 0o755, "deep": 0o755, "code": 0o644, "program": 0o755}
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

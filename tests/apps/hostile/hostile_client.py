@@ -103,6 +103,16 @@ def look(data: Path, node: dict[str, str]) -> dict[str, float]:
     }
 
 
+def replaces(folder: Path) -> float:
+    """Its folder of the answer, by a link to what the agent would then change."""
+    try:
+        folder.rename(folder.with_name("mine"))
+        folder.symlink_to("/etc")
+    except OSError:
+        return 0.0
+    return 1.0
+
+
 def who(node: dict[str, str]) -> dict[str, float]:
     """Who it is, and what it is let by being that."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -119,6 +129,8 @@ def who(node: dict[str, str]) -> dict[str, float]:
         "roots-own": reads(Path(node["granted"]).with_name("roots-own")),
         "own-processes": float(Path(f"/proc/{os.getpid()}/environ").read_bytes() != b""),
         "shared-memory": writes(Path("/dev/shm/x")),
+        "bounding": float(int(status["CapBnd"], 16)),
+        "out": replaces(answer_of(Path(node["data"]))),
         "owner-of-output": float(Path("mine.txt").stat().st_uid if writes(Path("mine.txt")) else 0),
     }
 
@@ -161,6 +173,55 @@ def burn(seconds: float) -> None:
         pass
 
 
+def says(line: bytes) -> None:
+    """Something else to the process that hands its answers on."""
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if int(entry) > 2 and os.readlink(f"/proc/self/fd/{entry}").startswith("pipe:"):
+                os.write(int(entry), line)
+    time.sleep(60)
+
+
+def wakes(work: Path) -> None:
+    """Goes on when it has been stopped: a timer of the kernel continues it."""
+    libc = ctypes.CDLL(None)
+    event = (ctypes.c_int * 16)(0, 0, signal.SIGCONT, 0)  # sigevent: SIGEV_SIGNAL
+    timer = ctypes.c_void_p()
+    signal.signal(signal.SIGCONT, lambda *_: None)
+    assert libc.timer_create(1, event, ctypes.byref(timer)) == 0
+    libc.timer_settime(timer, 0, (ctypes.c_long * 4)(0, 50_000_000, 0, 50_000_000), None)
+
+    def count() -> None:
+        while True:
+            (work / "awake").write_text(str(time.time()))
+            time.sleep(0.01)
+
+    threading.Thread(target=count, daemon=True).start()
+    while not (work / "awake").exists():
+        time.sleep(0.01)
+
+
+def answer_of(data: Path) -> Path:
+    """The folder that its answer goes into."""
+    return next((data / "jobs").glob("run-1/out/*"))
+
+
+def sparse(out: Path) -> None:
+    """An answer of terabytes that need no room."""
+    with (out / "message.json").open("wb") as file:
+        file.truncate(2**42)
+    os._exit(0)
+
+
+def nests(out: Path) -> None:
+    """Folders in folders, deeper than who removes them may recurse."""
+    here = os.open(out, os.O_DIRECTORY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_DIRECTORY, dir_fd=here), here
+        os.close(above)
+
+
 def outlive(work: Path) -> None:
     """A process that leaves its family, and a thread."""
     if os.fork() == 0:
@@ -191,27 +252,24 @@ def links(data: Path, job: Path) -> None:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    attempt = str(context.run_config["attempt"])
+    attempt, _, told = str(context.run_config["attempt"]).partition(":")
     # What is a whole path in a node's configuration is granted: these are not.
     node = {name: str(value).removeprefix("at:") for name, value in context.node_config.items()}
-    work = Path.cwd()
-    data = Path(node["data"])
-    found: dict[str, float] = {}
-    if attempt == "look":
-        found = {**look(data, node), **{f"may-{name}": done for name, done in allowed(node).items()}, **network()}
-    elif attempt == "samples":
-        found = {"samples": float(len(CapturedSamples.open(str(context.node_config[SAMPLES]), "m")))}
-    elif attempt == "who":
-        found = who(node)
-    elif attempt == "outlive":
-        outlive(work)
-    elif attempt == "bomb":
-        bomb()
-    elif attempt == "grow":
-        grow()
-    elif attempt == "burn":
-        burn(1.0)
-    elif attempt == "link":
-        links(data, next((data / "jobs").glob("*/out/*")))
+    work, data = Path.cwd(), Path(node["data"])
+    attempts = {
+        "look": lambda: {**look(data, node), **{f"may-{k}": done for k, done in allowed(node).items()}, **network()},
+        "samples": lambda: {"samples": float(len(CapturedSamples.open(str(context.node_config[SAMPLES]), "m")))},
+        "who": lambda: who(node),
+        "say": lambda: says(told.encode() + b"\n"),
+        "wake": lambda: wakes(work),
+        "nest": lambda: nests(answer_of(data)),
+        "sparse": lambda: sparse(answer_of(data)),
+        "outlive": lambda: outlive(work),
+        "bomb": bomb,
+        "grow": grow,
+        "burn": lambda: burn(1.0),
+        "link": lambda: links(data, answer_of(data)),
+    }
+    found = attempts[attempt]() or {}
     content = RecordDict({"arrays": ArrayRecord({}), "metrics": MetricRecord({**found, "num-examples": 1.0})})
     return Message(content, reply_to=message)
