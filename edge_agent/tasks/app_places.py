@@ -110,9 +110,11 @@ class AppPlaces:
 
     def let_read(self) -> None:
         """Let apps read what they are given, where they are another user and the agent was careful before that."""
-        users.let_read(
-            [self.apps, self._environments, *(self._root / name for name in ("downloads", "runs", "samples"))]
-        )
+        for folder in (self.homes, self.work, self.jobs, *self.jobs.glob("*"), *self.jobs.glob("*/*")):
+            if folder.name != "progress" and folder.is_dir():
+                folder.chmod(0o755)  # an app's own are below
+        given = [self._root / name for name in ("downloads", "runs", "samples")]
+        users.let_read([self.apps, self._environments, *given])
 
     @property
     def hidden(self) -> list[Path]:

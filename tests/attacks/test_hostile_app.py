@@ -14,6 +14,7 @@ import pytest
 from fedtide.edge_agent.config import Capture
 from fedtide.edge_agent.samples.store import Sample, SampleStore, samples_file
 from fedtide.edge_agent.sandbox.levels import ORDER, Level, is_enough, offered
+from fedtide.edge_agent.tasks.app_places import AppPlaces
 from fedtide.fabric.messages.tasks import Cancel
 from tests.hostile_node import APPS_USER, Node, metrics, task
 
@@ -64,14 +65,24 @@ async def test_it_is_a_user_of_its_own_that_gets_nothing_of_roots(tmp_path: Path
 @pytest.mark.parametrize(("before", "after"), [("bubblewrap", "user"), ("user", "bubblewrap")])
 async def test_what_is_an_apps_stays_its_own_when_its_user_changes(before: Level, after: Level, tmp_path: Path) -> None:
     node = Node(tmp_path, before)
-    for name, level in (("t1", before), ("t2", after)):
-        node.become(level)
-        async with node.working() as loop:
-            found = metrics(await node.answer(loop, "look", name=name))
-        assert {name for name, value in found.items() if value} == {
-            *(f"may-{name}" for name in ("work", "home", "granted", "subprocess")),
-            "num-examples",
-        }
+    usual = os.umask(0o077 if before == "bubblewrap" else 0o022)  # of a careful agent
+    try:
+        await _looks(node, "t1")
+    finally:
+        os.umask(usual)
+    node.become(after)
+    if after == "user":
+        AppPlaces(node.config, after).let_read()
+    await _looks(node, "t2")
+
+
+async def _looks(node: Node, name: str) -> None:
+    async with node.working() as loop:
+        found = metrics(await node.answer(loop, "look", name=name))
+    assert {name for name, value in found.items() if value} == {
+        *(f"may-{name}" for name in ("work", "home", "granted", "subprocess")),
+        "num-examples",
+    }
 
 
 async def test_its_name_is_no_way_out(tmp_path: Path) -> None:
