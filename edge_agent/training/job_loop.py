@@ -198,8 +198,7 @@ class _Parent:
         while self._take_output(child, wait=False):
             pass
         # Threads of the app stand still until its next task, and what it has started ends.
-        os.kill(child.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        _stop(child.pid)
         self._end_strays()
         loaded = found.pop("loaded") if job.get("python") is None else []
         self._wanted |= {*LOADED_ONCE}.intersection(loaded) - sys.modules.keys()
@@ -275,12 +274,20 @@ class _Parent:
             pass
         os.kill(child.pid, signal.SIGKILL)
         _, status = os.waitpid(child.pid, 0)
+        self._end_strays()
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             if number != signal.SIGKILL:
                 signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         os._exit(os.waitstatus_to_exitcode(status) or 1)
+
+
+def _stop(pid: int) -> None:
+    """Stop a child, and wait until it has stopped; one that has itself continued may be awake again."""
+    os.waitid(os.P_PID, pid, os.WCONTINUED | os.WNOHANG)  # what it was told for its task
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WCONTINUED | os.WEXITED | os.WNOWAIT)
 
 
 def _end(child: _Child | None) -> None:
