@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import struct
 
-_CAPSET = {"x86_64": 126, "aarch64": 91}
 _VERSION_3 = 0x20080522
 _BOUNDING_DROP, _SET_SECUREBITS, _AMBIENT, _CLEAR_ALL = 24, 28, 47, 4
 _NO_ROOT = 0x2F
@@ -22,8 +21,9 @@ def drop_for_good() -> None:
     libc.prctl(_SET_SECUREBITS, _NO_ROOT, 0, 0, 0)
 
 
-def drop_held(machine: str) -> None:
-    """Those that this process holds; what the kernel does not let it drop it does not have."""
-    if machine in _CAPSET:
-        header, none = struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *[0] * 6)
-        ctypes.CDLL(None).syscall(_CAPSET[machine], header, none)
+def drop_held() -> None:
+    """Those that this process holds itself. Raises OSError if it still has them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, none = struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *[0] * 6)
+    if libc.capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "capabilities cannot be given up")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -47,5 +46,5 @@ def enter(allowed: Confinement) -> int | None:
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ |= {"HOME": str(allowed.home), "TMPDIR": str(scratch)}
     tempfile.tempdir = None  # it is looked for again
-    capabilities.drop_held(platform.machine())
+    capabilities.drop_held()
     return syscalls.forbid(network=allowed.network)
