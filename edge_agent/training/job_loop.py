@@ -200,8 +200,8 @@ class _Parent:
         # Threads of the app stand still until its next task, and what it has started ends.
         _stop(child.pid)
         self._end_strays()
-        loaded = found.pop("loaded") if job.get("python") is None else []
-        self._wanted |= {*LOADED_ONCE}.intersection(loaded) - sys.modules.keys()
+        loaded = {*LOADED_ONCE}.intersection(found.pop("loaded"))
+        self._wanted |= loaded - sys.modules.keys() if job.get("python") is None else set()
         os.write(self._answers, json.dumps(found).encode() + b"\n")
 
     def _answer_of(self, child: _Child) -> bytes:
