@@ -118,7 +118,7 @@ class Client:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while deadline is None or time.monotonic() < deadline:
             left = None if deadline is None else max(0.1, deadline - time.monotonic())
-            response = self._ask(call, headers, httpx.Timeout(ANSWER_WITHIN_S, read=left), patient=True)
+            response = self._ask(call, headers, httpx.Timeout(ANSWER_WITHIN_S, read=left, pool=left), patient=True)
             try:
                 for line in response.iter_lines():
                     if not line:
@@ -133,7 +133,7 @@ class Client:
         self, call: Call[Any], headers: Mapping[str, str], limits: httpx.Timeout, *, patient: bool
     ) -> httpx.Response:
         """The leader's answer, its body not yet read; the caller closes it."""
-        for attempt in _until_somebody_leads(limits.read, patient=patient):
+        for attempt in _until_somebody_leads(limits, patient=patient):
             with attempt:
                 route = _Route(self._servers)
                 while (url := route.next()) is not None:
@@ -210,7 +210,7 @@ class AsyncClient:
     async def _ask(
         self, call: Call[Any], headers: Mapping[str, str], limits: httpx.Timeout, *, patient: bool
     ) -> httpx.Response:
-        async for attempt in _until_somebody_leads(limits.read, patient=patient):
+        async for attempt in _until_somebody_leads(limits, patient=patient):
             with attempt:
                 route = _Route(self._servers)
                 while (url := route.next()) is not None:
@@ -260,8 +260,12 @@ class _Route:
         return not (response.status_code == 503 and "Retry-After" in response.headers)
 
 
-def _until_somebody_leads(within_s: float | None, *, patient: bool) -> Any:
-    """Attempts with growing pauses. A single server that does not answer is not retried: its address may be wrong."""
+def _until_somebody_leads(limits: httpx.Timeout, *, patient: bool) -> Any:
+    """Attempts with growing pauses. A single server that does not answer is not retried: its address may be wrong.
+
+    One that is frozen takes as long as an answer of one may; all together have the time that was asked for.
+    """
+    within_s = None if limits.read is None else max(limits.read, limits.pool or 0.0)
     return stamina.retry_context(
         on=NoLeader,
         attempts=None if patient else 1,
