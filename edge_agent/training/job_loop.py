@@ -368,7 +368,7 @@ def _checked(answer: bytes) -> dict[str, Any] | None:
         done, reason, loaded = told["done"] is True, str(told.get("reason", "")), [*map(str, told["loaded"])]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return {"done": done, "reason": reason[:LONGEST_REASON], "loaded": loaded}
+    return {"done": done, "loaded": loaded, **({} if done else {"reason": reason[:LONGEST_REASON]})}
 
 
 def write_message(out_dir: Path, message: WireMessage) -> None:
