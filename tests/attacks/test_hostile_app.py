@@ -80,7 +80,7 @@ async def _looks(node: Node, name: str) -> None:
     async with node.working() as loop:
         found = metrics(await node.answer(loop, "look", name=name))
     assert {name for name, value in found.items() if value} == {
-        *(f"may-{name}" for name in ("work", "home", "granted", "subprocess")),
+        *(f"may-{may}" for may in ("work", "home", "granted", "subprocess")),
         "num-examples",
     }
 

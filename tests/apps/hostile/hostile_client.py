@@ -179,7 +179,7 @@ def says(line: bytes) -> None:
         with contextlib.suppress(OSError):
             if int(entry) > 2 and os.readlink(f"/proc/self/fd/{entry}").startswith("pipe:"):
                 os.write(int(entry), line)
-    time.sleep(60)
+    time.sleep(60)  # its true answer must not come first: it is ended before
 
 
 def wakes(work: Path) -> None:
